@@ -1,0 +1,1 @@
+"""Pure functions on numbers: alphas to sparsities. No torch."""

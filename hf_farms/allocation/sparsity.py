@@ -1,0 +1,130 @@
+"""Block scores -> block sparsities that meet the total exactly.
+
+Symbols: b_l block score, p_l weights in block l, r_l ratio, S target, epsilon spread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+__all__ = ["allocate_sparsity", "apportion", "reliability"]
+
+
+def allocate_sparsity(
+    scores: Sequence[float],
+    *,
+    sizes: Sequence[int],
+    target: float,
+    spread: float,
+    stderr: Sequence[float | None] | None = None,
+    bounds: tuple[float, float] = (0.0, 0.999),
+) -> list[float]:
+    """Spread a total sparsity over blocks: the higher the score, the more is removed.
+
+    r_l = 1 - epsilon + 2 epsilon (b_l - min b) / (max b - min b) and s_l = r_l S sum p / sum p r (AlphaPruning,
+    arXiv 2410.10912; FARMS, arXiv 2506.06280). Two things differ from the released code: with `stderr`, epsilon is
+    scaled by the reliability of the scores, so that noise alone gives the uniform allocation; and what a bound cuts
+    off goes to the other blocks, so that the total is met.
+
+    Args:
+        scores: one per block, for instance its mean alpha.
+        sizes: prunable weights of each block.
+        target: total sparsity S, in [0, 1).
+        spread: epsilon, in [0, 1).
+        stderr: standard error of each score (None: taken as exact).
+        bounds: lowest and highest sparsity of a block, widened to the target where it lies outside.
+
+    Returns:
+        Sparsity of each block; `sum(s * p) == target * sum(p)` up to rounding.
+
+    Raises:
+        ValueError: lengths differ, there are no blocks, or a number is out of range.
+    """
+    _check(scores, sizes, target, spread, bounds)
+    if stderr is not None:
+        spread *= reliability(scores, stderr)
+    low, high = min(scores), max(scores)
+    span = high - low
+    ratios = [1 - spread + 2 * spread * (b - low) / span if span > 0 else 1.0 for b in scores]
+    return _fill(ratios, sizes, target, (min(bounds[0], target), max(bounds[1], target)))
+
+
+def _check(
+    scores: Sequence[float], sizes: Sequence[int], target: float, spread: float, bounds: tuple[float, float]
+) -> None:
+    if not scores or len(scores) != len(sizes):
+        raise ValueError(f"scores must be as many as sizes, at least one, got {len(scores)} and {len(sizes)}.")
+    if not all(math.isfinite(b) for b in scores):
+        raise ValueError(f"scores must be finite, got {list(scores)!r}.")
+    if not all(p > 0 for p in sizes):
+        raise ValueError(f"sizes must be positive, got {list(sizes)!r}.")
+    if not 0 <= target < 1:
+        raise ValueError(f"target must be at least 0 and below 1, got {target!r}.")
+    if not 0 <= spread < 1:
+        raise ValueError(f"spread must be at least 0 and below 1, got {spread!r}.")
+    if not 0 <= bounds[0] <= bounds[1] <= 1:
+        raise ValueError(f"bounds must be ordered within 0 and 1, got {bounds!r}.")
+
+
+def reliability(scores: Sequence[float], stderr: Sequence[float | None]) -> float:
+    """Share of the variance between scores that is not estimation noise: 1 - mean(stderr^2) / var(scores), >= 0.
+
+    Args:
+        scores: one per block.
+        stderr: standard error of each; None counts as 0.
+
+    Returns:
+        Between 0 (nothing but noise, or a single block) and 1.
+
+    Raises:
+        ValueError: lengths differ.
+    """
+    if len(scores) != len(stderr):
+        raise ValueError(f"stderr must be as many as scores, got {len(stderr)} and {len(scores)}.")
+    if len(scores) < 2:
+        return 0.0
+    mean = math.fsum(scores) / len(scores)
+    variance = math.fsum((b - mean) ** 2 for b in scores) / (len(scores) - 1)
+    noise = math.fsum((e or 0.0) ** 2 for e in stderr) / len(stderr)
+    return max(0.0, 1 - noise / variance) if variance > 0 else 0.0
+
+
+def _fill(ratios: list[float], sizes: Sequence[int], target: float, bounds: tuple[float, float]) -> list[float]:
+    """The c for which s_l = clip(c r_l, bounds) meets the total: water-filling over the breakpoints of c."""
+    low, high = bounds
+    total = target * math.fsum(sizes)
+
+    def removed(c: float) -> float:
+        return math.fsum(p * min(max(c * r, low), high) for p, r in zip(sizes, ratios, strict=True))
+
+    # Between two neighbouring breakpoints the removed weight is linear in c, so one division ends the search.
+    breakpoints = sorted({0.0, *(low / r for r in ratios), *(high / r for r in ratios)})
+    below = max((c for c in breakpoints if removed(c) <= total), default=0.0)
+    free = [(p, r) for p, r in zip(sizes, ratios, strict=True) if low <= below * r < high]
+    slope = math.fsum(p * r for p, r in free)
+    c = below + (total - removed(below)) / slope if slope > 0 else below
+    return [min(max(c * r, low), high) for r in ratios]
+
+
+def apportion(total: int, shares: Sequence[float], capacities: Sequence[int]) -> list[int]:
+    """Whole numbers near `shares` that add up to `total`: largest remainders first, ties by index.
+
+    Args:
+        total: what the result adds up to.
+        shares: wished amounts, which add up to about `total`.
+        capacities: upper limit of each.
+
+    Raises:
+        ValueError: the total exceeds all capacities together.
+    """
+    if total > sum(capacities):
+        raise ValueError(f"total must be at most {sum(capacities)}, got {total}.")
+    counts = [min(max(0, math.floor(share)), cap) for share, cap in zip(shares, capacities, strict=True)]
+    order = sorted(range(len(shares)), key=lambda i: (counts[i] - shares[i], i))
+    while (missing := total - sum(counts)) != 0:
+        step = 1 if missing > 0 else -1
+        movable = [i for i in order[::step] if (counts[i] < capacities[i] if step > 0 else counts[i] > 0)]
+        for i in movable[: abs(missing)]:
+            counts[i] += step
+    return counts

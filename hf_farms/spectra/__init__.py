@@ -1,0 +1,1 @@
+"""Weights to spectra. Imports torch only; knows nothing of transformers."""
