@@ -1,0 +1,61 @@
+"""Which layers of a model are under-trained, and what can be done about it.
+
+weights -> spectra -> decisions -> appliers -> artefacts, on unmodified Hugging Face models. Names are imported when
+they are first used, so that `import hf_farms` loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_farms.allocation.plan import plan_sparsity
+    from hf_farms.allocation.sparsity import allocate_sparsity
+    from hf_farms.config import FarmsConfig, PruneConfig
+    from hf_farms.hub import push
+    from hf_farms.metrics.perplexity import Perplexity
+    from hf_farms.pruning.pruner import prune
+    from hf_farms.reports import PruneReport, SpectralReport
+    from hf_farms.spectra.analysis import analyze
+    from hf_farms.spectra.spectrum import layer_spectrum
+
+__all__ = [
+    "FarmsConfig",
+    "Perplexity",
+    "PruneConfig",
+    "PruneReport",
+    "SpectralReport",
+    "allocate_sparsity",
+    "analyze",
+    "layer_spectrum",
+    "plan_sparsity",
+    "prune",
+    "push",
+]
+
+_HOME = {
+    "FarmsConfig": "config",
+    "Perplexity": "metrics.perplexity",
+    "PruneConfig": "config",
+    "PruneReport": "reports",
+    "SpectralReport": "reports",
+    "allocate_sparsity": "allocation.sparsity",
+    "analyze": "spectra.analysis",
+    "layer_spectrum": "spectra.spectrum",
+    "plan_sparsity": "allocation.plan",
+    "prune": "pruning.pruner",
+    "push": "hub",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -121,6 +121,8 @@ class BlockSource(Protocol):
 
     name: str
     model_type: str
+    dtype: str
+    vocabulary: int | None
 
     def __len__(self) -> int:
         """How many blocks."""
@@ -136,6 +138,12 @@ class BlockSource(Protocol):
 
     def capture(self, batch: Mapping[str, Tensor]) -> BlockCalls:
         """How the model calls its blocks on this batch."""
+
+    def evaluation(self) -> AbstractContextManager[None]:
+        """While open, the blocks run as for inference (no dropout)."""
+
+    def count_parameters(self) -> tuple[int, int]:
+        """Parameters of the whole model, tied ones once, and how many of them are zero."""
 
 
 class _AllCaptured(Exception):  # noqa: N818 - a signal that ends the forward pass, not an error
@@ -160,6 +168,8 @@ class ModelBlockSource:
         self.model = model
         self.model_type: str = getattr(config, "model_type", "") or type(model).__name__
         self.name: str = getattr(config, "_name_or_path", "") or type(model).__name__
+        self.dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        self.vocabulary: int | None = getattr(config, "vocab_size", None)
         self.path, self.modules, self.roles = _find_blocks(model, self.model_type)
         self._on_commit = on_commit
         self._returns_tuple: bool | None = None
@@ -191,6 +201,21 @@ class ModelBlockSource:
         if self._on_commit is not None:
             self._on_commit(index, f"{self.path}.{index}", self.modules[index].state_dict())
 
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """While open, the model is in evaluation mode."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
+
+    def count_parameters(self) -> tuple[int, int]:
+        """Parameters of the whole model, tied ones once, and how many of them are zero."""
+        parameters = list(self.model.parameters())
+        return sum(p.numel() for p in parameters), sum(int((p == 0).sum()) for p in parameters)
+
     def capture(self, batch: Mapping[str, Tensor]) -> BlockCalls:
         """Run the model with blocks that only write down how they are called.
 
@@ -217,8 +242,9 @@ class ModelBlockSource:
         try:
             for module, forward in zip(self.modules, originals, strict=True):
                 module.forward = recorder(forward)  # type: ignore[method-assign]
+            device = next(self.model.parameters()).device
             with torch.no_grad():
-                self.model(**batch, **extra)
+                self.model(**{name: value.to(device) for name, value in batch.items()}, **extra)
         except _AllCaptured:
             pass
         finally:

@@ -1,0 +1,29 @@
+"""A small trained Llama and public-domain text, so that everything can be tried without a download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+__all__ = ["demo_model", "demo_text"]
+
+Split = Literal["calibration", "select", "test"]
+
+
+def demo_model() -> Path:
+    """Folder of the demo model, a plain transformers checkpoint."""
+    return Path(__file__).parent / "model"
+
+
+def demo_text(split: Split) -> Path:
+    """File with the speeches of one split, two empty lines between speeches.
+
+    Args:
+        split: "calibration" (speeches that the demo model was trained on), or the held-out "select" and "test".
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    if split not in get_args(Split):
+        raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}.")
+    return Path(__file__).parent / "text" / f"{split}.txt"

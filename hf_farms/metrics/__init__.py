@@ -1,0 +1,1 @@
+"""Metrics. `nll.py` computes, the modules beside it are `evaluate.Metric` classes around it."""

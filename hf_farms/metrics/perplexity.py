@@ -1,0 +1,62 @@
+"""Perplexity as an `evaluate` module: `evaluate.load("hf_farms/metrics/perplexity.py")`, or `Perplexity()`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import evaluate
+
+from hf_farms.metrics.nll import text_nll
+
+__all__ = ["Perplexity"]
+
+DESCRIPTION = """
+Perplexity of a causal language model as the pruning papers report it on WikiText-2: all texts are joined, cut into
+windows of one context length, and the exponential of the mean negative log-likelihood per predicted token is taken.
+(The `perplexity` module on the Hub averages the perplexities of single texts instead.)
+"""
+INPUTS = """
+Args:
+    predictions: texts, joined by an empty line in the order given.
+    model: a causal language model of transformers.
+    tokenizer: its tokenizer.
+    context_length: tokens in a window.
+    max_windows: only so many windows from the start; None: all.
+Returns:
+    perplexity, nll (nats per token), num_tokens (predicted), num_windows, context_length,
+    window_nll (one per window, for paired errors between models).
+"""
+CITATION = "Wanda (arXiv 2306.11695) and SparseGPT (arXiv 2301.00774) report this number."
+
+
+class Perplexity(evaluate.Metric):  # type: ignore[misc]
+    """Perplexity over joined texts; see `DESCRIPTION` and `INPUTS`. The computing is `nll.text_nll`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=DESCRIPTION,
+            citation=CITATION,
+            inputs_description=INPUTS,
+            features=datasets.Features({"predictions": datasets.Value("string")}),
+        )
+
+    def _compute(
+        self,
+        *,
+        predictions: list[str],
+        model: Any,
+        tokenizer: Any,
+        context_length: int = 512,
+        max_windows: int | None = None,
+    ) -> dict[str, Any]:
+        ids = tokenizer("\n\n".join(predictions), verbose=False)["input_ids"]
+        result = text_nll(model, ids, context_length=context_length, max_windows=max_windows)
+        return {
+            "perplexity": result.perplexity,
+            "nll": result.nll,
+            "num_tokens": result.num_tokens,
+            "num_windows": len(result.windows),
+            "context_length": result.context_length,
+            "window_nll": list(result.windows),
+        }

@@ -1,0 +1,1 @@
+"""Which weights go, and how they are removed block by block."""

@@ -1,0 +1,44 @@
+"""Wanda (arXiv 2306.11695): weights count as much as what they are multiplied with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["InputNorm", "wanda_scores"]
+
+
+class InputNorm:
+    """Running ||X_j||_2 of every input channel j of one layer; memory does not grow with the number of tokens.
+
+    Args:
+        width: input channels.
+        device: of the layer.
+    """
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self._sum = torch.zeros(width, dtype=torch.float32, device=device)
+        self.num_tokens = 0
+
+    def add(self, inputs: Tensor) -> None:
+        """Count the tokens of `(..., width)` inputs, in float32 whatever their dtype."""
+        rows = inputs.reshape(-1, inputs.shape[-1]).float()
+        self._sum += rows.square().sum(dim=0).to(self._sum.device)
+        self.num_tokens += len(rows)
+
+    def norm(self) -> Tensor:
+        """`(width,)` float32; scaled by the number of tokens, which changes no comparison and cannot overflow."""
+        return (self._sum / max(1, self.num_tokens)).sqrt()
+
+
+def wanda_scores(weight: Tensor, input_norm: Tensor) -> Tensor:
+    """S_ij = |W_ij| ||X_j||_2 (equation 1).
+
+    Args:
+        weight: `(out, in)`, any float dtype.
+        input_norm: `(in,)` float32.
+
+    Returns:
+        `(out, in)` float32.
+    """
+    return weight.float().abs() * input_norm
