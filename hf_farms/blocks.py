@@ -171,7 +171,7 @@ class ModelBlockSource:
         self.dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
         self.vocabulary: int | None = getattr(config, "vocab_size", None)
         self.path, self.modules, self.roles = _find_blocks(model, self.model_type)
-        self._on_commit = on_commit
+        self.on_commit = on_commit
         self._returns_tuple: bool | None = None
 
     def __len__(self) -> int:
@@ -198,8 +198,8 @@ class ModelBlockSource:
 
     def commit(self, index: int) -> None:
         """Hand the finished block to `on_commit`."""
-        if self._on_commit is not None:
-            self._on_commit(index, f"{self.path}.{index}", self.modules[index].state_dict())
+        if self.on_commit is not None:
+            self.on_commit(index, f"{self.path}.{index}", self.modules[index].state_dict())
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+REPORT_NAME = "hf_farms_report.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from hf_farms.demo import demo_text
 from hf_farms.errors import DataError
 
-__all__ = ["BUILT_IN", "Tokenizer", "read_text", "tokenize"]
+__all__ = ["BUILT_IN", "Tokenizer", "check_source", "read_text", "tokenize"]
 
 # The name under which the text inside the package is asked for.
 BUILT_IN = "speeches"
@@ -39,15 +39,13 @@ def read_text(source: str, *, column: str = "text", subset: str | None = None, s
     Raises:
         DataError: no such file or dataset, no such column, not text, or nothing in it.
     """
+    check_source(source)
     path = Path(source)
     if source == BUILT_IN:
         text = demo_text("calibration" if split == "train" else "test").read_text(encoding="utf-8")
-    elif path.is_dir():
-        raise DataError(f"text must be a file or a dataset id, got the folder {source!r}. Name a file inside it.")
     elif path.suffix in TABLES:
-        _require_file(path)
         text = _read_rows(source, column, TABLES[path.suffix], data_files=source, split="train")
-    elif path.exists() or path.suffix == ".txt":
+    elif path.exists():
         text = _read_plain(path)
     else:
         text = _read_rows(source, column, source, name=subset, split=split, streaming=True)
@@ -56,13 +54,27 @@ def read_text(source: str, *, column: str = "text", subset: str | None = None, s
     return text
 
 
+def check_source(source: str) -> None:
+    """Refuse a source that cannot be there, before any expensive work; Hub datasets are left for later.
+
+    Raises:
+        DataError: a folder, or a file that does not exist.
+    """
+    path = Path(source)
+    if source == BUILT_IN:
+        return
+    if path.is_dir():
+        raise DataError(f"text must be a file or a dataset id, got the folder {source!r}. Name a file inside it.")
+    if path.suffix in (*TABLES, ".txt") or source.startswith((".", "/", "~")):
+        _require_file(path)
+
+
 def _require_file(path: Path) -> None:
     if not path.is_file():
         raise DataError(f"text must be an existing file, got {str(path)!r}. Check the path.")
 
 
 def _read_plain(path: Path) -> str:
-    _require_file(path)
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

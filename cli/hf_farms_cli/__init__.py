@@ -1,0 +1,1 @@
+"""The `hf-farms` command. One file per command; torch is imported inside commands."""

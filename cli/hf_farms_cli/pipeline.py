@@ -1,0 +1,154 @@
+"""From a recipe to a finished folder, stage by stage; then to the Hub."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from hf_farms.blocks import ModelBlockSource
+from hf_farms.checkpoint import CheckpointWriter, Loaded, OutputFolder, load_model, writing
+from hf_farms.errors import OutputError
+from hf_farms.metrics.nll import TextNll, require_causal, text_nll
+from hf_farms.pruning.calibration import calibration_sequences, context_limit
+from hf_farms.pruning.pruner import prune
+from hf_farms.reports import REPORT_NAME, PerplexityRecord, PruneReport
+from hf_farms.spectra.analysis import analyze
+from hf_farms.texts import check_source, read_text, tokenize
+from hf_farms_cards.card import FIGURE, render_card
+from hf_farms_cards.figures import draw_blocks
+from hf_farms_cli.console import Stages, quiet_transformers
+from hf_farms_cli.recipe import RECIPE_NAME, Recipe
+
+if TYPE_CHECKING:
+    from hf_farms.config import EvaluationConfig
+
+__all__ = ["run_prune", "upload"]
+
+
+def run_prune(recipe: Recipe, folder: Path, *, overwrite: bool, device: str | None, repo_id: str | None,
+              progress: Stages) -> PruneReport:  # fmt: skip
+    """Do what the recipe says; `folder` appears when everything in it is complete.
+
+    A finished folder of the same recipe is used as it is.
+    """
+    if not overwrite and (finished := _finished(recipe, folder)):
+        return finished
+    output = OutputFolder(folder, overwrite=overwrite)
+    output.check()
+    for source in (recipe.calibration.source, recipe.evaluation.source):
+        if source not in (None, "self"):
+            check_source(source)
+    quiet_transformers()
+    needs_tokenizer = recipe.evaluation.source is not None or recipe.prune.method == "wanda"
+    loaded = load_model(recipe.model, dtype=recipe.dtype, device=device, revision=recipe.revision,
+                        tokenizer=needs_tokenizer)  # fmt: skip
+    text = _evaluation_text(recipe.evaluation, loaded)
+    batches, notes = _calibrate(recipe, loaded)
+    spectra = analyze(loaded.model, recipe.prune.measurement(), progress=progress.of("Measuring spectra"))
+    dense = text.measure(loaded, progress, "Dense perplexity") if text else None
+    partial = output.create()
+    source = ModelBlockSource(loaded.model)
+    writer = CheckpointWriter(loaded.model, partial, len(source))
+    source.on_commit = writer.write_block
+    report = prune(source, recipe.prune, calibration=batches, spectra=spectra, progress=progress).report
+    writer.finish(loaded.tokenizer)
+    after = analyze(loaded.model, recipe.prune.measurement(), progress=progress.of("Measuring spectra again"))
+    pruned = text.measure(loaded, progress, "Pruned perplexity") if text else None
+    report = replace(
+        report,
+        model=recipe.model,
+        after=after,
+        calibration=replace(report.calibration, config=recipe.calibration) if report.calibration else None,
+        perplexity=_perplexity(recipe.evaluation, report.dtype, dense, pruned),
+        command=" ".join(["hf-farms", *sys.argv[1:]]),
+        notes=(*report.notes, *notes, *(text.notes if text else ()), *spectra.notes),
+    )
+    _describe(partial, recipe, report, repo_id)
+    output.finish()
+    return report
+
+
+def _finished(recipe: Recipe, folder: Path) -> PruneReport | None:
+    """The report of a complete folder, if it came from the same recipe.
+
+    Raises:
+        OutputError: it came from another one.
+    """
+    if not (folder / REPORT_NAME).exists() or not (folder / RECIPE_NAME).exists():
+        return None
+    different = recipe.differences(Recipe.load(folder / RECIPE_NAME))
+    if different:
+        raise OutputError(f"output must be a new folder, got {str(folder)!r} with other settings ({'; '.join(different)}).",
+                          hint="Choose another --output, or replace it with --overwrite.")  # fmt: skip
+    return PruneReport.load(folder / REPORT_NAME)
+
+
+class _Text:
+    """The tokenised evaluation text, read before anything expensive."""
+
+    def __init__(self, config: EvaluationConfig, loaded: Loaded) -> None:
+        assert config.source is not None
+        assert loaded.tokenizer is not None
+        text = read_text(config.source, column=config.column, subset=config.subset, split=config.split)
+        self.ids = torch.tensor(tokenize(loaded.tokenizer, text))
+        limit = context_limit(loaded.model) or config.context_length
+        self.context_length = min(config.context_length, limit)
+        self.max_windows = config.max_windows
+        lowered = self.context_length < config.context_length
+        self.notes = (f"Perplexity uses windows of {limit} tokens, the context length of the model.",) if lowered else ()
+
+    def measure(self, loaded: Loaded, progress: Stages, stage: str) -> TextNll:
+        return text_nll(loaded.model, self.ids, context_length=self.context_length, max_windows=self.max_windows,
+                        progress=progress.of(stage))  # fmt: skip
+
+
+def _evaluation_text(config: EvaluationConfig, loaded: Loaded) -> _Text | None:
+    if config.source is None:
+        return None
+    require_causal(loaded.model)
+    return _Text(config, loaded)
+
+
+def _calibrate(recipe: Recipe, loaded: Loaded) -> tuple[list[torch.Tensor], list[str]]:
+    if recipe.prune.method != "wanda":
+        return [], []
+    return calibration_sequences(recipe.calibration, model=loaded.model, tokenizer=loaded.tokenizer)
+
+
+def _perplexity(
+    config: EvaluationConfig, dtype: str, dense: TextNll | None, pruned: TextNll | None
+) -> PerplexityRecord | None:
+    if dense is None or pruned is None:
+        return None
+    difference, stderr = pruned.difference(dense)
+    return PerplexityRecord(
+        config=config,
+        context_length=dense.context_length,
+        num_tokens=dense.num_tokens,
+        dtype=dtype,
+        dense=dense.perplexity,
+        pruned=pruned.perplexity,
+        nll_difference=difference,
+        nll_difference_stderr=stderr,
+    )
+
+
+def _describe(folder: Path, recipe: Recipe, report: PruneReport, repo_id: str | None) -> None:
+    """Write report, recipe, figure and card."""
+    with writing(folder):
+        report.save(folder / REPORT_NAME)
+        recipe.save(folder / RECIPE_NAME)
+        (folder / FIGURE).parent.mkdir(exist_ok=True)
+        draw_blocks(report, folder / FIGURE)
+        (folder / "README.md").write_text(render_card(report, repo_id=repo_id), encoding="utf-8")
+
+
+def upload(folder: Path, repo_id: str, **options: str | bool | None) -> str:
+    """Push a finished folder; returns its URL."""
+    from hf_farms.hub import push
+
+    return push(folder, repo_id, **options)  # type: ignore[arg-type]

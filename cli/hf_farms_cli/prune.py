@@ -1,0 +1,136 @@
+"""`hf-farms prune MODEL`: the options. What happens is in pipeline.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from hf_farms.config import (
+    ALLOCATIONS,
+    METHODS,
+    CalibrationConfig,
+    EvaluationConfig,
+    PruneConfig,
+    default_output_name,
+)
+from hf_farms_cli.console import check_format, guarded, out, stages
+from hf_farms_cli.recipe import Recipe
+
+if TYPE_CHECKING:
+    from hf_farms.config import Allocation, Method
+
+PRUNE, CALIBRATION, EVALUATION = PruneConfig(), CalibrationConfig(), EvaluationConfig()
+
+
+@guarded
+def prune_command(
+    model: Annotated[
+        str, typer.Argument(help="Hub id, folder, `demo`, or the recipe.yaml of an earlier run.", metavar="MODEL")
+    ],
+    sparsity: Annotated[float, typer.Option("-s", "--sparsity", help="Zeros as a fraction of the pruned layers.")] = (
+        PRUNE.sparsity
+    ),
+    method: Annotated[str, typer.Option(help=f"{' or '.join(METHODS)}.")] = PRUNE.method,
+    allocation: Annotated[str, typer.Option(help=f"How it is spread over blocks: {', '.join(ALLOCATIONS)}.")] = (
+        PRUNE.allocation
+    ),
+    spread: Annotated[float, typer.Option(help="How far block sparsities may differ (epsilon).")] = PRUNE.spread,
+    calibration: Annotated[
+        str,
+        typer.Option(help="`self` (written by the model), `speeches` (inside the package), a text, JSON, JSONL or "
+                          "parquet file, or a dataset id."),
+    ] = CALIBRATION.source,  # fmt: skip
+    calibration_column: Annotated[str, typer.Option(help="Text column of a table or dataset.")] = CALIBRATION.column,
+    calibration_subset: Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")] = None,
+    calibration_split: Annotated[str, typer.Option(help="Split of a Hub dataset.")] = CALIBRATION.split,
+    calibration_samples: Annotated[int, typer.Option(help="Number of sequences.")] = CALIBRATION.num_sequences,
+    calibration_length: Annotated[int, typer.Option(help="Tokens in a sequence.")] = CALIBRATION.sequence_length,
+    seed: Annotated[int, typer.Option(help="Seed of the calibration sequences.")] = CALIBRATION.seed,
+    evaluation: Annotated[
+        str, typer.Option(help="Text to measure perplexity on, as for --calibration; `none` for no perplexity.")
+    ] = str(EVALUATION.source),
+    evaluation_column: Annotated[str, typer.Option(help="Text column of a table or dataset.")] = EVALUATION.column,
+    evaluation_subset: Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")] = None,
+    evaluation_split: Annotated[str, typer.Option(help="Split of a Hub dataset.")] = EVALUATION.split,
+    evaluation_windows: Annotated[int, typer.Option(help="Windows from the start of the text; 0: all.")] = (
+        EVALUATION.max_windows or 0
+    ),
+    context_length: Annotated[int, typer.Option(help="Tokens in a window of the perplexity.")] = (
+        EVALUATION.context_length
+    ),
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder  [default: ./<model>-<allocation>-<method>-<percent>]")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")] = False,
+    dtype: Annotated[str, typer.Option(help="Load and save as this dtype; `auto`: the checkpoint's own.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="Device; a GPU if there is one, else the CPU.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of MODEL on the Hub.")] = None,
+    push: Annotated[bool, typer.Option("--push", help="Upload the result to the Hub.")] = False,
+    repo_id: Annotated[
+        str | None, typer.Option(help="Repository for --push  [default: <user>/<name of the output folder>]")
+    ] = None,
+    private: Annotated[bool | None, typer.Option("--private/--no-private", help="Visibility of a new repository.")] = None,
+    commit_message: Annotated[str | None, typer.Option(help="Message of the upload.")] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="HF_TOKEN", help="Hub token (visible in the process list; prefer `hf auth login`).")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")] = False,
+    format_: Annotated[str, typer.Option("--format", help="human, json or quiet.")] = "human",
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only the folder, or the URL with --push.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and all warnings.")] = False,
+) -> None:
+    """Prune a model: measure its layers, set the least important weights to zero, measure again, describe.
+
+    Examples:  hf-farms prune demo  |  hf-farms prune meta-llama/Llama-2-7b-hf --push
+    """
+    shown = check_format(format_, quiet)
+    if model.endswith((".yaml", ".yml")):
+        recipe = Recipe.load(model)
+    else:
+        recipe = Recipe(
+            model=model,
+            revision=revision,
+            dtype=dtype,
+            prune=PruneConfig(
+                sparsity=sparsity,
+                method=cast("Method", method),
+                allocation=cast("Allocation", allocation),
+                spread=spread,
+            ),
+            calibration=CalibrationConfig(
+                source=calibration,
+                column=calibration_column,
+                subset=calibration_subset,
+                split=calibration_split,
+                num_sequences=calibration_samples,
+                sequence_length=calibration_length,
+                seed=seed,
+            ),
+            evaluation=EvaluationConfig(
+                source=None if evaluation == "none" else evaluation,
+                column=evaluation_column,
+                subset=evaluation_subset,
+                split=evaluation_split,
+                context_length=context_length,
+                max_windows=evaluation_windows or None,
+            ),
+        )
+    folder = output or Path(default_output_name(recipe.model, recipe.prune))
+    if dry_run:
+        for line in recipe.describe(folder, repo_id or f"<user>/{folder.name}" if push else None):
+            out.print(f"[dry-run] {line}", markup=False)
+        return
+    from hf_farms_cli.pipeline import run_prune, upload
+    from hf_farms_cli.tables import print_result
+
+    with stages(shown) as progress:
+        target = None
+        if push:
+            from hf_farms.hub import preflight
+
+            target = preflight(folder.name, repo_id=repo_id, private=private, token=token)
+        report = run_prune(recipe, folder, overwrite=overwrite, device=device, repo_id=target, progress=progress)
+    url = upload(folder, target, private=private, commit_message=commit_message, token=token) if target else None
+    print_result(report, folder, url, shown)

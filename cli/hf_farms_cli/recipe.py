@@ -1,0 +1,81 @@
+"""Everything that decides the bytes of a pruned model, as one YAML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_farms.config import CalibrationConfig, EvaluationConfig, PruneConfig
+from hf_farms.errors import DataError
+
+if TYPE_CHECKING:
+    from cattrs.preconf.pyyaml import PyyamlConverter
+
+__all__ = ["RECIPE_NAME", "Recipe"]
+
+RECIPE_NAME = "recipe.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Model and settings; `hf-farms prune recipe.yaml` does the same again."""
+
+    model: str
+    revision: str | None
+    dtype: str
+    prune: PruneConfig
+    calibration: CalibrationConfig
+    evaluation: EvaluationConfig
+
+    def save(self, path: Path) -> None:
+        """Write the YAML file."""
+        header = "# hf-farms prune recipe.yaml\n"
+        path.write_text(header + _converter().dumps(self, sort_keys=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: no such file, or not a recipe.
+            ValueError: a setting is out of range.
+        """
+        try:
+            return _converter().loads(Path(path).read_text(encoding="utf-8"), cls)
+        except OSError as error:
+            raise DataError(f"recipe must be a readable file, got {str(path)!r} ({error.strerror}).") from error
+        except Exception as error:
+            cause = next((e for e in _leaves(error) if isinstance(e, ValueError)), error)
+            raise DataError(f"recipe must be one that hf-farms wrote, got {str(path)!r} ({cause}).") from error
+
+    def differences(self, other: Recipe) -> list[str]:
+        """`name: this, other` for every setting that differs."""
+        mine, theirs = (_flat(_converter().unstructure(recipe)) for recipe in (self, other))
+        return [f"{key}: {mine[key]!r}, there {theirs[key]!r}" for key in mine if mine[key] != theirs[key]]
+
+    def describe(self, folder: Path, repo_id: str | None) -> list[str]:
+        """The plan in words, a line each."""
+        wanda = self.prune.method == "wanda"
+        lines = [f"{key}: {value}" for key, value in _flat(_converter().unstructure(self)).items()
+                 if wanda or not key.startswith("calibration")]  # fmt: skip
+        return [*lines, f"output: {folder}", f"push: {repo_id or 'no'}"]
+
+
+def _flat(value: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key: item}
+    return flat
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]
+
+
+def _converter() -> PyyamlConverter:
+    from cattrs.preconf.pyyaml import make_converter
+
+    return make_converter(forbid_extra_keys=True)
