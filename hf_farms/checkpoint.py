@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hf_farms.demo import demo_model
@@ -204,11 +204,16 @@ class CheckpointWriter:
         """Write what is outside the blocks, the index, the configs and the tokenizer."""
         rest = {key: value for key, value in self._model.state_dict().items() if key not in self._in_blocks}
         with writing(self._folder):
-            # transformers itself drops tied weights and writes config, generation config and custom code.
-            self._model.save_pretrained(self._folder, state_dict=rest, max_shard_size="1PB")
+            # transformers itself drops tied weights and writes config, generation config and custom code. In a folder
+            # of its own, because it deletes the shards of others.
+            aside = self._folder / "rest"
+            self._model.save_pretrained(aside, state_dict=rest, max_shard_size="1000TB")
             file = self._shard_name(self._shards - 1)
-            (self._folder / "model.safetensors").rename(self._folder / file)
-            self._add(_read_shapes(self._folder / file), file)
+            (aside / "model.safetensors").rename(aside / file)
+            for written in aside.iterdir():
+                written.rename(self._folder / written.name)
+            aside.rmdir()
+            self._add(load_file(self._folder / file), file)
             index = {"metadata": {"total_size": self._total_size}, "weight_map": dict(sorted(self._weight_map.items()))}
             (self._folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
             if tokenizer is not None:
@@ -220,12 +225,6 @@ class CheckpointWriter:
     def _add(self, tensors: dict[str, Tensor], file: str) -> None:
         self._weight_map |= dict.fromkeys(tensors, file)
         self._total_size += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-def _read_shapes(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
 
 
 @contextmanager
