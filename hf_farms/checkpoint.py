@@ -98,7 +98,9 @@ def _architecture(config: Any) -> Any:
         return transformers.AutoModelForCausalLM
     found = getattr(transformers, named or "", None)
     if found is None:
-        raise ModelError(f"model must have an architecture that transformers knows, got {named!r} ({config.model_type}).")
+        raise ModelError(
+            f"model must have an architecture that transformers knows, got {named!r} ({config.model_type})."
+        )
     return found
 
 
@@ -135,7 +137,9 @@ class OutputFolder:
         if self.path.is_file() or self.path.is_symlink():
             raise OutputError(f"output must be a folder, got the file {str(self.path)!r}. Choose another --output.")
         if self.path.is_dir() and any(self.path.iterdir()) and not self._overwrite:
-            whose = "an earlier result" if (self.path / REPORT_NAME).exists() else "a folder that hf-farms did not write"
+            whose = (
+                "an earlier result" if (self.path / REPORT_NAME).exists() else "a folder that hf-farms did not write"
+            )
             raise OutputError(f"output must be a new folder, got {str(self.path)!r}, which is {whose}.",
                               hint="Choose another --output, or replace it with --overwrite.")  # fmt: skip
         if self.partial.exists() and not self._is_ours():

@@ -49,7 +49,9 @@ def preflight(
     try:
         validate_repo_id(target)
     except HFValidationError as error:
-        raise ValueError(f"repo_id must be a valid repository name, got {target!r}. Choose one with --repo-id.") from error
+        raise ValueError(
+            f"repo_id must be a valid repository name, got {target!r}. Choose one with --repo-id."
+        ) from error
     with _explained(target):
         api.create_repo(target, exist_ok=True, private=private)
         api.auth_check(target, write=True)

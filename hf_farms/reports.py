@@ -1,7 +1,7 @@
 """What was measured and done, as frozen dataclasses with a versioned JSON form. Loads no torch.
 
-    SpectralReport            analyze: blocks, each with its layers
-    PruneReport               prune: the recipe, spectra before and after, sparsity and perplexity
+SpectralReport            analyze: blocks, each with its layers
+PruneReport               prune: the recipe, spectra before and after, sparsity and perplexity
 """
 
 from __future__ import annotations

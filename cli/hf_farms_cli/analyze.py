@@ -34,7 +34,9 @@ def analyze_command(
     device: Annotated[str | None, typer.Option(help="Device; a GPU if there is one, else the CPU.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     format_: Annotated[str, typer.Option("--format", help="human, json or quiet.")] = "human",
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but the mean alpha of each block.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="Print nothing but the mean alpha of each block.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and all warnings.")] = False,
 ) -> None:
     """Measure how heavy-tailed the weight spectrum of every layer is. A larger alpha means a less trained layer.

@@ -99,7 +99,9 @@ class _Text:
         self.context_length = min(config.context_length, limit)
         self.max_windows = config.max_windows
         lowered = self.context_length < config.context_length
-        self.notes = (f"Perplexity uses windows of {limit} tokens, the context length of the model.",) if lowered else ()
+        self.notes = (
+            (f"Perplexity uses windows of {limit} tokens, the context length of the model.",) if lowered else ()
+        )
 
     def measure(self, loaded: Loaded, progress: Stages, stage: str) -> TextNll:
         return text_nll(loaded.model, self.ids, context_length=self.context_length, max_windows=self.max_windows,

@@ -39,8 +39,10 @@ def prune_command(
     spread: Annotated[float, typer.Option(help="How far block sparsities may differ (epsilon).")] = PRUNE.spread,
     calibration: Annotated[
         str,
-        typer.Option(help="`self` (written by the model), `speeches` (inside the package), a text, JSON, JSONL or "
-                          "parquet file, or a dataset id."),
+        typer.Option(
+            help="`self` (written by the model), `speeches` (inside the package), a text, JSON, JSONL or "
+            "parquet file, or a dataset id."
+        ),
     ] = CALIBRATION.source,  # fmt: skip
     calibration_column: Annotated[str, typer.Option(help="Text column of a table or dataset.")] = CALIBRATION.column,
     calibration_subset: Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")] = None,
@@ -71,14 +73,19 @@ def prune_command(
     repo_id: Annotated[
         str | None, typer.Option(help="Repository for --push  [default: <user>/<name of the output folder>]")
     ] = None,
-    private: Annotated[bool | None, typer.Option("--private/--no-private", help="Visibility of a new repository.")] = None,
+    private: Annotated[
+        bool | None, typer.Option("--private/--no-private", help="Visibility of a new repository.")
+    ] = None,
     commit_message: Annotated[str | None, typer.Option(help="Message of the upload.")] = None,
     token: Annotated[
-        str | None, typer.Option(envvar="HF_TOKEN", help="Hub token (visible in the process list; prefer `hf auth login`).")
+        str | None,
+        typer.Option(envvar="HF_TOKEN", help="Hub token (visible in the process list; prefer `hf auth login`)."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")] = False,
     format_: Annotated[str, typer.Option("--format", help="human, json or quiet.")] = "human",
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only the folder, or the URL with --push.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="Print only the folder, or the URL with --push.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and all warnings.")] = False,
 ) -> None:
     """Prune a model: measure its layers, set the least important weights to zero, measure again, describe.

@@ -98,12 +98,12 @@ def _fill(ratios: list[float], sizes: Sequence[int], target: float, bounds: tupl
     def removed(c: float) -> float:
         return math.fsum(p * min(max(c * r, low), high) for p, r in zip(sizes, ratios, strict=True))
 
-    # Between two neighbouring breakpoints the removed weight is linear in c, so one division ends the search.
+    # Between two neighbouring breakpoints the removed weight is linear in c, so one interpolation ends the search.
     breakpoints = sorted({0.0, *(low / r for r in ratios), *(high / r for r in ratios)})
-    below = max((c for c in breakpoints if removed(c) <= total), default=0.0)
-    free = [(p, r) for p, r in zip(sizes, ratios, strict=True) if low <= below * r < high]
-    slope = math.fsum(p * r for p, r in free)
-    c = below + (total - removed(below)) / slope if slope > 0 else below
+    above = next((i for i, c in enumerate(breakpoints) if removed(c) >= total), len(breakpoints) - 1)
+    left, right = breakpoints[max(0, above - 1)], breakpoints[above]
+    rise = removed(right) - removed(left)
+    c = left + (right - left) * (total - removed(left)) / rise if rise > 0 else right
     return [min(max(c * r, low), high) for r in ratios]
 
 

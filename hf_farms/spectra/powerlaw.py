@@ -53,11 +53,11 @@ def fit_tail(eigenvalues: Tensor, config: FarmsConfig) -> tuple[Tensor, Tensor]:
 
 def _fit_mid(lam: Tensor, zeros: Tensor, divisor: float) -> tuple[Tensor, Tensor]:
     size = lam.shape[-1]
-    start = (zeros + ((size - zeros) / divisor).long()).clamp_max(size - 1)
+    start = (zeros + ((size - zeros).double() / divisor).long()).clamp_max(size - 1)
     index = torch.arange(size, device=lam.device)
     in_tail = index >= start[:, None]
     ratio = torch.where(in_tail, lam / lam.gather(1, start[:, None]), 1.0)
-    n = size - start
+    n = (size - start).to(lam.dtype)
     alpha = 1 + n / ratio.log().sum(dim=-1)
     alpha = torch.where(torch.isfinite(alpha), alpha, torch.nan)
     empirical = (index - start[:, None]) / n[:, None]

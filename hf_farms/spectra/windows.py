@@ -117,9 +117,7 @@ def plan_windows(m: int, n: int, config: FarmsConfig) -> WindowPlan:
             "Choose a smaller Q or window_rows=None."
         )
     cols = window_cols(rows, config.aspect_ratio)
-    per_row, per_col = (
-        (m // rows, n // cols) if config.windows_per_dim == "auto" else (config.windows_per_dim,) * 2
-    )
+    per_row, per_col = (m // rows, n // cols) if config.windows_per_dim == "auto" else (config.windows_per_dim,) * 2
     return WindowPlan(rows, cols, _starts(m, rows, per_row), _starts(n, cols, per_col), lowered=rows < wanted)
 
 

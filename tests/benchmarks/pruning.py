@@ -73,7 +73,9 @@ def reorder(report, how):
     elif how == "reversed":
         order.reverse()
     source = [report.blocks[i] for i in order]
-    blocks = [replace(b, alpha=s.alpha, alpha_stderr=s.alpha_stderr) for b, s in zip(report.blocks, source, strict=True)]
+    blocks = [
+        replace(b, alpha=s.alpha, alpha_stderr=s.alpha_stderr) for b, s in zip(report.blocks, source, strict=True)
+    ]
     return replace(report, blocks=tuple(blocks))
 
 
@@ -85,7 +87,9 @@ def main():
     windows = windows_of(options.text, tokenizer, options.windows)
     dense = [log_p.half() for _, log_p in predict(model, windows)]
     dense_nll, _ = measure(model, windows, dense)
-    print(f"{options.model}: dense {dense_nll.mean().exp():.2f}, {len(windows)} windows of {CONTEXT} tokens, float32, {options.text}")
+    print(
+        f"{options.model}: dense {dense_nll.mean().exp():.2f}, {len(windows)} windows of {CONTEXT} tokens, float32, {options.text}"
+    )
     print("| arm | perplexity | NLL - dense | NLL - first | KL | block sparsity | s |\n|---|---|---|---|---|---|---|")
     first, batches = {}, {}
     for arm in options.arms:
@@ -96,7 +100,9 @@ def main():
         source = source or options.calibration
         model.load_state_dict(weights)
         if source not in batches:
-            batches[source] = calibration_sequences(CalibrationConfig(source=source), model=model, tokenizer=tokenizer)[0]
+            batches[source] = calibration_sequences(CalibrationConfig(source=source), model=model, tokenizer=tokenizer)[
+                0
+            ]
         start = time.perf_counter()
         spectra = None if allocation == "uniform" else analyze(model, config.measurement())
         spectra = reorder(spectra, placebo) if placebo else spectra

@@ -1,0 +1,44 @@
+import pytest
+
+from hf_farms.allocation.plan import plan_sparsity, spread_note
+from hf_farms.allocation.sparsity import allocate_sparsity
+from hf_farms.config import PruneConfig
+from hf_farms.spectra.analysis import analyze
+
+
+def test_plan_is_the_map_on_block_scores(llama):
+    report = analyze(llama)
+    config = PruneConfig(sparsity=0.6, spread=0.3)
+    expected = allocate_sparsity(
+        [block.alpha for block in report.blocks],
+        sizes=[block.num_weights for block in report.blocks],
+        target=0.6,
+        spread=0.3,
+        stderr=[block.alpha_stderr for block in report.blocks],
+    )
+    assert plan_sparsity(report, config=config) == expected
+    assert plan_sparsity(report, config=PruneConfig(shrink=False)) != [0.5] * 3
+    assert plan_sparsity(report, config=PruneConfig(allocation="uniform")) == [0.5] * 3
+
+
+def test_alpha_and_farms_refuse_each_others_measurement(llama):
+    windows, whole = analyze(llama), analyze(llama, PruneConfig(allocation="alpha").measurement())
+    assert len(plan_sparsity(whole, config=PruneConfig(allocation="alpha"))) == 3
+    with pytest.raises(ValueError, match="report must be measured on whole matrices"):
+        plan_sparsity(windows, config=PruneConfig(allocation="alpha"))
+    with pytest.raises(ValueError, match="report must be measured on windows"):
+        plan_sparsity(whole, config=PruneConfig(allocation="farms"))
+
+
+def test_a_block_without_alpha_gets_the_mean(llama):
+    for parameter in llama.model.layers[0].parameters():
+        parameter.data.zero_()
+    plan = plan_sparsity(analyze(llama), config=PruneConfig(shrink=False))
+    assert min(plan[1:]) < plan[0] < max(plan[1:])
+
+
+def test_the_note_says_what_shrinkage_did(llama):
+    report = analyze(llama)
+    assert "spread 0.1 became" in spread_note(report, PruneConfig())
+    assert spread_note(report, PruneConfig(allocation="uniform")) is None
+    assert spread_note(report, PruneConfig(shrink=False)) is None

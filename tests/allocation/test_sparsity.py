@@ -1,0 +1,127 @@
+import json
+import math
+import random
+
+import pytest
+
+from hf_farms.allocation.sparsity import allocate_sparsity, apportion, reliability
+
+LLAMA_7B_BLOCK = 4 * 4096 * 4096 + 3 * 4096 * 11008
+
+
+def total(sparsities, sizes):
+    return math.fsum(s * p for s, p in zip(sparsities, sizes, strict=True)) / sum(sizes)
+
+
+def test_block_sparsities_of_the_released_code(golden):
+    data = json.loads((golden / "allocation_llama7b.json").read_text())
+    scores = [sum(data["alphas"][7 * i : 7 * i + 7]) / 7 for i in range(data["blocks"])]
+    assert len(data["cases"]) == 8
+    for case in data["cases"]:
+        got = allocate_sparsity(
+            scores, sizes=[LLAMA_7B_BLOCK] * 32, target=case["target"], spread=case["spread"], bounds=(0.0, 1.0)
+        )
+        assert got == pytest.approx(case["block_sparsity"], abs=1e-6)
+
+
+@pytest.mark.parametrize("target", [0.0, 1e-9, 0.3, 0.5, 0.9, 0.99, 0.9989, 0.9995, 0.999999])
+@pytest.mark.parametrize("spread", [0.0, 0.1, 0.9])
+@pytest.mark.parametrize("blocks", [1, 2, 7])
+def test_the_total_is_met_whatever_clips(target, spread, blocks):
+    random.seed(blocks)
+    scores = [random.uniform(1, 5) for _ in range(blocks)]
+    sizes = [random.randint(1, 1000) for _ in range(blocks)]
+    got = allocate_sparsity(scores, sizes=sizes, target=target, spread=spread)
+    assert total(got, sizes) == pytest.approx(target, abs=1e-12)
+    assert all(0 <= s <= max(0.999, target) for s in got)
+
+
+def slow_fill(scores, sizes, target, spread, low, high):
+    """Bisection on the scale of the map, which is monotone."""
+    span = max(scores) - min(scores)
+    ratios = [1 - spread + 2 * spread * (b - min(scores)) / span for b in scores]
+    a, b = 0.0, 1e6
+    for _ in range(200):
+        c = (a + b) / 2
+        a, b = (c, b) if total([min(max(c * r, low), high) for r in ratios], sizes) < target else (a, c)
+    return [min(max(a * r, low), high) for r in ratios]
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 0.999), (0.0, 0.6), (0.45, 0.55), (0.5, 0.5)])
+def test_bounds_equal_the_slow_twin(bounds):
+    scores, sizes = [1.0, 2.0, 2.5, 4.0, 4.1], [10, 20, 5, 40, 3]
+    got = allocate_sparsity(scores, sizes=sizes, target=0.5, spread=0.6, bounds=bounds)
+    assert got == pytest.approx(slow_fill(scores, sizes, 0.5, 0.6, *bounds), abs=1e-9)
+    assert total(got, sizes) == pytest.approx(0.5)
+
+
+def test_a_larger_alpha_loses_more():
+    got = allocate_sparsity([1.0, 3.0, 2.0], sizes=[1, 1, 1], target=0.5, spread=0.2)
+    assert got[0] < got[2] < got[1]
+    assert got[1] / got[0] == pytest.approx(1.2 / 0.8)
+
+
+def test_equal_alphas_give_equal_sparsities():
+    assert allocate_sparsity([2.0] * 3, sizes=[1, 5, 9], target=0.4, spread=0.3) == pytest.approx([0.4] * 3)
+
+
+def test_noise_alone_changes_nothing():
+    assert allocate_sparsity([1.9, 2.0, 2.1], sizes=[1] * 3, target=0.5, spread=0.3, stderr=[0.2] * 3) == pytest.approx(
+        [0.5] * 3
+    )
+
+
+def test_errors_shrink_the_spread():
+    scores, sizes = [1.0, 2.0, 3.0], [1] * 3
+    exact = allocate_sparsity(scores, sizes=sizes, target=0.5, spread=0.2)
+    noisy = allocate_sparsity(scores, sizes=sizes, target=0.5, spread=0.2, stderr=[0.5] * 3)
+    assert noisy == pytest.approx(allocate_sparsity(scores, sizes=sizes, target=0.5, spread=0.2 * 0.75))
+    assert max(noisy) < max(exact)
+
+
+def test_reliability():
+    assert reliability([1.0, 2.0, 3.0], [0.5] * 3) == pytest.approx(0.75)
+    assert reliability([1.0, 2.0, 3.0], [None, None, None]) == 1.0
+    assert reliability([1.0, 2.0, 3.0], [None, 0.5, None]) == pytest.approx(1 - 0.25 / 3)
+    assert reliability([1.0], [0.1]) == 0.0
+    assert reliability([2.0, 2.0], [None, None]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sizes": [1]}, "scores must be as many as sizes, at least one, got 2 and 1"),
+        ({"sizes": [1, 0]}, r"sizes must be positive, got \[1, 0\]"),
+        ({"target": 1.0}, "target must be at least 0 and below 1, got 1.0"),
+        ({"spread": 1.0}, "spread must be at least 0 and below 1, got 1.0"),
+        ({"bounds": (0.6, 0.5)}, "bounds must be ordered"),
+        ({"stderr": [0.1]}, "stderr must be as many as scores, got 1 and 2"),
+    ],
+)
+def test_bad_arguments_are_refused(changes, message):
+    arguments = {"sizes": [1, 1], "target": 0.5, "spread": 0.1, **changes}
+    with pytest.raises(ValueError, match=message):
+        allocate_sparsity([1.0, 2.0], **arguments)
+
+
+def test_a_score_that_is_not_finite_is_refused():
+    with pytest.raises(ValueError, match="scores must be finite"):
+        allocate_sparsity([1.0, float("nan")], sizes=[1, 1], target=0.5, spread=0.1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whole_numbers_add_up(seed):
+    random.seed(seed)
+    caps = [random.randint(1, 50) for _ in range(random.randint(1, 9))]
+    whole = random.randint(0, sum(caps))
+    shares = [whole * cap / sum(caps) for cap in caps]
+    counts = apportion(whole, shares, caps)
+    assert sum(counts) == whole
+    assert all(
+        0 <= count <= cap and abs(count - share) < 1 for count, share, cap in zip(counts, shares, caps, strict=True)
+    )
+
+
+def test_more_than_there_is_cannot_be_shared_out():
+    with pytest.raises(ValueError, match="total must be at most 3, got 4"):
+        apportion(4, [2.0, 2.0], [1, 2])

@@ -1,0 +1,30 @@
+"""Tiny random models of real architectures."""
+
+import torch
+import transformers
+
+SIZES = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48,
+         "max_position_embeddings": 64}  # fmt: skip
+FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+
+
+def tiny(family, *, dtype=torch.float32, seed=0, **changes):
+    torch.manual_seed(seed)
+    name = FAMILIES[family]
+    sizes = {**SIZES, "num_key_value_heads": 2, "head_dim": 8, **changes}
+    config = getattr(transformers, f"{name}Config")(**sizes)
+    return getattr(transformers, f"{name}ForCausalLM")(config).to(dtype).eval()
+
+
+def tiny_opt(seed=0):
+    torch.manual_seed(seed)
+    config = transformers.OPTConfig(
+        vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48, word_embed_proj_dim=32,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    return transformers.OPTForCausalLM(config).eval()
+
+
+def tiny_bert(seed=0):
+    torch.manual_seed(seed)
+    return transformers.BertForMaskedLM(transformers.BertConfig(**SIZES)).eval()

@@ -1,0 +1,39 @@
+import pytest
+import torch
+
+from hf_farms.pruning.patterns import lowest_per_row
+
+
+def slow_lowest(scores, count):
+    """Sort every row by (score, column); then every row's next entry by (score, row)."""
+    rows, columns = len(scores), len(scores[0])
+    per_row, extra = divmod(count, rows)
+    order = [sorted(range(columns), key=lambda j: (row[j], j)) for row in scores]
+    gone = {(i, j) for i in range(rows) for j in order[i][:per_row]}
+    for i in sorted(range(rows), key=lambda i: (scores[i][order[i][per_row]], i) if extra else 0)[:extra]:
+        gone.add((i, order[i][per_row]))
+    return gone
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (8, 8), (13, 5), (5, 31)])
+@pytest.mark.parametrize("levels", [1, 3, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_masks_equal_the_slow_twin_with_ties(shape, levels, dtype):
+    generator = torch.Generator().manual_seed(levels)
+    scores = torch.randint(0, levels, shape, generator=generator).to(dtype)
+    for count in {0, 1, scores.numel() // 3, scores.numel() // 2, scores.numel() - 1, scores.numel()}:
+        mask = lowest_per_row(scores, count)
+        assert mask.sum() == count
+        assert {tuple(index) for index in mask.nonzero().tolist()} == slow_lowest(scores.tolist(), count)
+
+
+def test_rows_differ_by_at_most_one():
+    per_row = lowest_per_row(torch.rand(64, 100), 64 * 37 + 20).sum(dim=1)
+    assert sorted(set(per_row.tolist())) == [37, 38]
+    assert (per_row == 38).sum() == 20
+
+
+@pytest.mark.parametrize("count", [-1, 13])
+def test_impossible_counts_are_refused(count):
+    with pytest.raises(ValueError, match=rf"count must be between 0 and 12, got {count}"):
+        lowest_per_row(torch.rand(3, 4), count)

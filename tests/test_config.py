@@ -1,0 +1,66 @@
+import dataclasses
+
+import pytest
+
+from hf_farms.config import CalibrationConfig, EvaluationConfig, FarmsConfig, PruneConfig, default_output_name
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FarmsConfig(window_rows=0), r"window_rows must be 'auto', None or a positive integer, got 0"),
+        (lambda: FarmsConfig(window_rows=True), r"window_rows must be .* got True"),
+        (lambda: FarmsConfig(windows_per_dim=None), r"windows_per_dim must be .* got None"),
+        (lambda: FarmsConfig(aspect_ratio=0), r"aspect_ratio must be a positive number, got 0"),
+        (lambda: FarmsConfig(aspect_ratio=float("nan")), r"aspect_ratio must be a positive number, got nan"),
+        (lambda: FarmsConfig(fit="best"), r"fit must be one of mid, peak, goodness_of_fit, got 'best'"),
+        (lambda: FarmsConfig(tail_divisor=0.5), r"tail_divisor must be a number of at least 1, got 0.5"),
+        (lambda: PruneConfig(sparsity=1.0), r"sparsity must be at least 0 and below 1, got 1.0"),
+        (lambda: PruneConfig(sparsity=-0.1), r"sparsity must be at least 0 and below 1, got -0.1"),
+        (lambda: PruneConfig(sparsity=float("nan")), r"sparsity must be at least 0 and below 1, got nan"),
+        (lambda: PruneConfig(method="obs"), r"method must be one of magnitude, wanda, got 'obs'"),
+        (lambda: PruneConfig(allocation="owl"), r"allocation must be one of uniform, farms, alpha, got 'owl'"),
+        (lambda: PruneConfig(spread=1), r"spread must be at least 0 and below 1, got 1"),
+        (lambda: PruneConfig(max_sparsity=0), r"max_sparsity must be above 0 and at most 1, got 0"),
+        (lambda: CalibrationConfig(source=""), r"calibration source must be .* got ''"),
+        (lambda: CalibrationConfig(num_sequences=0), r"num_sequences must be a positive integer, got 0"),
+        (lambda: CalibrationConfig(sequence_length=1), r"sequence_length must be an integer of at least 2, got 1"),
+        (lambda: CalibrationConfig(seed=-1), r"seed must be an integer of at least 0, got -1"),
+        (lambda: EvaluationConfig(context_length=1), r"context_length must be an integer of at least 2, got 1"),
+        (lambda: EvaluationConfig(max_windows=0), r"max_windows must be None or a positive integer, got 0"),
+    ],
+)
+def test_bad_values_are_refused_with_what_must_hold(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("config", [FarmsConfig(), PruneConfig(), CalibrationConfig(), EvaluationConfig()])
+def test_configs_are_frozen_and_keyword_only(config):
+    with pytest.raises(dataclasses.FrozenInstanceError, match="cannot assign"):
+        config.seed = 1
+    with pytest.raises(TypeError, match="positional"):
+        type(config)(0.5)
+
+
+def test_the_papers_setting():
+    config = FarmsConfig.paper()
+    assert (config.window_rows, config.aspect_ratio, config.windows_per_dim) == (2000, 1.0, 15)
+    assert (config.fit, config.released_peak_bound) == ("peak", True)
+
+
+def test_alpha_is_measured_on_whole_matrices_and_farms_on_windows():
+    assert PruneConfig(allocation="alpha").measurement() == FarmsConfig(window_rows=None)
+    assert PruneConfig(allocation="farms").measurement() == FarmsConfig()
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "name"),
+    [
+        ("meta-llama/Llama-2-7b", PruneConfig(), "Llama-2-7b-farms-wanda-50"),
+        ("./models/mine/", PruneConfig(sparsity=0.625, method="magnitude"), "mine-farms-magnitude-62.5"),
+        ("demo", PruneConfig(allocation="uniform", sparsity=0.07), "demo-uniform-wanda-7"),
+    ],
+)
+def test_output_name(model, config, name):
+    assert default_output_name(model, config) == name

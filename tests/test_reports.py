@@ -1,0 +1,97 @@
+import json
+
+import pytest
+
+from hf_farms.config import CalibrationConfig, EvaluationConfig, FarmsConfig, PruneConfig
+from hf_farms.errors import DataError
+from hf_farms.reports import (
+    BlockSparsity,
+    BlockSpectrum,
+    CalibrationRecord,
+    LayerRecord,
+    LayerSparsity,
+    PerplexityRecord,
+    PruneReport,
+    SpectralReport,
+)
+
+
+def layer(**changes):
+    numbers = {"alpha": 2.5, "alpha_stderr": 0.01, "ks_distance": 0.1, "alpha_hat": 1.0}
+    return LayerRecord(
+        name="model.layers.0.mlp.up_proj", role="up", shape=(48, 32), window_shape=(16, 16), num_windows=6,
+        num_eigenvalues=96, spectral_norm=2.0, frobenius_norm_sq=9.0, stable_rank=4.5, entropy=0.8, **{**numbers, **changes},
+    )  # fmt: skip
+
+
+def spectral(config=None):
+    block = BlockSpectrum(
+        index=0, name="model.layers.0", alpha=2.5, alpha_stderr=None, layers=(layer(), layer(alpha=None))
+    )
+    return SpectralReport(
+        model="x/y", model_type="llama", config=config or FarmsConfig(), window_rows=16, blocks=(block,), notes=("n",)
+    )
+
+
+def pruned():
+    zeros = LayerSparsity(name="model.layers.0.mlp.up_proj", num_weights=1536, num_zeros=768)
+    return PruneReport(
+        model="x/y",
+        model_type="llama",
+        config=PruneConfig(),
+        dtype="bfloat16",
+        blocks=(BlockSparsity(index=0, name="model.layers.0", target=0.5, sparsity=0.5, layers=(zeros,)),),
+        sparsity=0.5,
+        parameter_sparsity=0.4,
+        num_parameters=2000,
+        before=spectral(),
+        after=spectral(),
+        calibration=CalibrationRecord(config=CalibrationConfig(), num_sequences=2, num_tokens=34),
+        perplexity=PerplexityRecord(
+            config=EvaluationConfig(), context_length=64, num_tokens=630, dtype="bfloat16", dense=10.0, pruned=20.0,
+            nll_difference=0.69, nll_difference_stderr=0.01,
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [FarmsConfig(), FarmsConfig(window_rows=None), FarmsConfig(window_rows=7)])
+def test_spectral_report_survives_json(config):
+    report = spectral(config)
+    assert SpectralReport.from_json(report.to_json()) == report
+
+
+def test_prune_report_survives_a_file(tmp_path):
+    report = pruned()
+    report.save(tmp_path / "report.json")
+    assert PruneReport.load(tmp_path / "report.json") == report
+
+
+def test_json_is_plain_and_names_its_schema():
+    data = json.loads(pruned().to_json())
+    assert data["schema_version"] == 1
+    assert data["before"]["blocks"][0]["layers"][0]["shape"] == [48, 32]
+    assert data["versions"]["python"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("not json", "report must be a JSON object"),
+        ("[1]", "report must be a JSON object"),
+        ('{"schema_version": 99}', "schema_version must be 1, got 99"),
+        ('{"schema_version": 1}', "report must be a SpectralReport"),
+    ],
+)
+def test_other_files_are_refused(text, message):
+    with pytest.raises(DataError, match=message):
+        SpectralReport.from_json(text)
+
+
+def test_a_report_of_another_kind_is_refused():
+    with pytest.raises(DataError, match="report must be a SpectralReport"):
+        SpectralReport.from_json(pruned().to_json())
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match="report must be a readable file, got .*none.json"):
+        PruneReport.load(tmp_path / "none.json")
