@@ -22,12 +22,16 @@ __all__ = ["Block", "BlockCalls", "BlockMetadata", "BlockSource", "LayerMetadata
 # Path of the block list below the base model, and module path -> role inside a block. The dimensions of every family
 # with these names are the same: y = x W^T, W (out, in).
 GATED_DECODER = {
-    "self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v", "self_attn.o_proj": "o",
-    "mlp.gate_proj": "gate", "mlp.up_proj": "up", "mlp.down_proj": "down",
-}  # fmt: skip
-LAYOUTS: dict[str, tuple[str, dict[str, str]]] = {
-    family: ("layers", GATED_DECODER) for family in ("llama", "mistral", "qwen2", "qwen3")
+    "self_attn.q_proj": "q",
+    "self_attn.k_proj": "k",
+    "self_attn.v_proj": "v",
+    "self_attn.o_proj": "o",
+    "mlp.gate_proj": "gate",
+    "mlp.up_proj": "up",
+    "mlp.down_proj": "down",
 }
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+LAYOUTS: dict[str, tuple[str, dict[str, str]]] = dict.fromkeys(FAMILIES, ("layers", GATED_DECODER))
 
 
 @dataclass(frozen=True)
@@ -241,7 +245,7 @@ class ModelBlockSource:
         originals = [module.forward for module in self.modules]
         try:
             for module, forward in zip(self.modules, originals, strict=True):
-                module.forward = recorder(forward)  # type: ignore[method-assign]
+                module.forward = recorder(forward)
             device = next(self.model.parameters()).device
             with torch.no_grad():
                 self.model(**{name: value.to(device) for name, value in batch.items()}, **extra)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hf_farms.demo import demo_model
-from hf_farms.errors import ModelError, OutputError
+from hf_farms.errors import HfFarmsError, ModelError, OutputError
 from hf_farms.reports import REPORT_NAME
 
 if TYPE_CHECKING:
@@ -37,8 +37,9 @@ class Loaded:
     tokenizer: PreTrainedTokenizerBase | None
 
 
-def load_model(name: str, *, dtype: str = "auto", device: str | None = None, revision: str | None = None,
-               tokenizer: bool = True) -> Loaded:  # fmt: skip
+def load_model(
+    name: str, *, dtype: str = "auto", device: str | None = None, revision: str | None = None, tokenizer: bool = True
+) -> Loaded:
     """Load a model and its tokenizer.
 
     Args:
@@ -53,11 +54,11 @@ def load_model(name: str, *, dtype: str = "auto", device: str | None = None, rev
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    path = _resolve(name)
+    path, weights_dtype = _resolve(name), _dtype(dtype)
     with _explained(name):
         config = AutoConfig.from_pretrained(path, revision=revision)
         loaded_tokenizer = AutoTokenizer.from_pretrained(path, revision=revision) if tokenizer else None
-        model = _architecture(config).from_pretrained(path, dtype=_dtype(dtype), revision=revision)
+        model = _architecture(config).from_pretrained(path, dtype=weights_dtype, revision=revision)
     model.config._name_or_path = name
     return Loaded(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), loaded_tokenizer)
 
@@ -68,8 +69,10 @@ def _resolve(name: str) -> str:
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError(f"model folder must have a config.json, got {name!r} without.",
-                             hint="Name a folder that save_pretrained wrote.")  # fmt: skip
+            raise ModelError(
+                f"model folder must have a config.json, got {name!r} without.",
+                hint="Name a folder that save_pretrained wrote.",
+            )
         if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
             raise ModelError(f"model folder must have weights (*.safetensors), got {name!r} without.")
         return name
@@ -82,7 +85,7 @@ def _dtype(name: str) -> Any:
     if name == "auto":
         return name
     dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype must be auto, float32, bfloat16 or float16, got {name!r}.")
     return dtype
 
@@ -109,7 +112,9 @@ def _explained(name: str) -> Iterator[None]:
     """Turn what transformers and the Hub client raise while loading into one sentence."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except HfFarmsError:
+        raise
+    except Exception as error:  # transformers, safetensors, tokenizers and the Hub client each have their own
         from hf_farms.hub import explain
 
         raise explain(error, what=name) from error
@@ -140,11 +145,15 @@ class OutputFolder:
             whose = (
                 "an earlier result" if (self.path / REPORT_NAME).exists() else "a folder that hf-farms did not write"
             )
-            raise OutputError(f"output must be a new folder, got {str(self.path)!r}, which is {whose}.",
-                              hint="Choose another --output, or replace it with --overwrite.")  # fmt: skip
+            raise OutputError(
+                f"output must be a new folder, got {str(self.path)!r}, which is {whose}.",
+                hint="Choose another --output, or replace it with --overwrite.",
+            )
         if self.partial.exists() and not self._is_ours():
-            raise OutputError(f"{str(self.partial)!r} is needed for unfinished work, but hf-farms did not write what is "
-                              "there. Move it away.")  # fmt: skip
+            raise OutputError(
+                f"{str(self.partial)!r} is needed for unfinished work, but hf-farms did not write what is there.",
+                hint="Move it away, or choose another --output.",
+            )
         parent = next(p for p in self.path.absolute().parents if p.exists())
         if not os.access(parent, os.W_OK):
             raise OutputError(f"output must be in a folder that can be written, got {str(parent)!r}.")
@@ -245,5 +254,7 @@ def writing(folder: Path) -> Iterator[None]:
         if not full and not isinstance(error, OSError) and "I/O error" not in str(error):
             raise
         reason = "the disk is full" if full else str(error)
-        raise OutputError(f"{str(folder)!r} could not be written: {reason}.",
-                          hint="Free some space or choose another --output, and run the same command again.") from error  # fmt: skip
+        raise OutputError(
+            f"{str(folder)!r} could not be written: {reason}.",
+            hint="Free some space or choose another --output, and run the same command again.",
+        ) from error

@@ -65,11 +65,19 @@ class FarmsConfig:
         rows, windows = self.window_rows, self.windows_per_dim
         _check(rows in ("auto", None) or _is_count(rows), "window_rows", "'auto', None or a positive integer", rows)
         _check(windows == "auto" or _is_count(windows), "windows_per_dim", "'auto' or a positive integer", windows)
-        _check(_is_number(self.aspect_ratio) and 0 < self.aspect_ratio < float("inf"), "aspect_ratio",
-               "a positive number", self.aspect_ratio)  # fmt: skip
+        _check(
+            _is_number(self.aspect_ratio) and 0 < self.aspect_ratio < float("inf"),
+            "aspect_ratio",
+            "a positive number",
+            self.aspect_ratio,
+        )
         _check_choice("fit", self.fit, FITS)
-        _check(_is_number(self.tail_divisor) and 1 <= self.tail_divisor < float("inf"), "tail_divisor",
-               "a number of at least 1", self.tail_divisor)  # fmt: skip
+        _check(
+            _is_number(self.tail_divisor) and 1 <= self.tail_divisor < float("inf"),
+            "tail_divisor",
+            "a number of at least 1",
+            self.tail_divisor,
+        )
 
     @classmethod
     def paper(cls) -> FarmsConfig:
@@ -105,13 +113,22 @@ class PruneConfig:
     farms: FarmsConfig = field(default_factory=FarmsConfig)
 
     def __post_init__(self) -> None:
-        _check(_is_number(self.sparsity) and 0 <= self.sparsity < 1, "sparsity", "at least 0 and below 1",
-               self.sparsity, "It is a fraction: 0.5 removes half of the weights.")  # fmt: skip
+        _check(
+            _is_number(self.sparsity) and 0 <= self.sparsity < 1,
+            "sparsity",
+            "at least 0 and below 1",
+            self.sparsity,
+            "It is a fraction: 0.5 removes half of the weights.",
+        )
         _check_choice("method", self.method, METHODS)
         _check_choice("allocation", self.allocation, ALLOCATIONS)
         _check(_is_number(self.spread) and 0 <= self.spread < 1, "spread", "at least 0 and below 1", self.spread)
-        _check(_is_number(self.max_sparsity) and 0 < self.max_sparsity <= 1, "max_sparsity",
-               "above 0 and at most 1", self.max_sparsity)  # fmt: skip
+        _check(
+            _is_number(self.max_sparsity) and 0 < self.max_sparsity <= 1,
+            "max_sparsity",
+            "above 0 and at most 1",
+            self.max_sparsity,
+        )
 
     def measurement(self) -> FarmsConfig:
         """The spectral measurement that this allocation is planned on."""
@@ -144,8 +161,12 @@ class CalibrationConfig:
     def __post_init__(self) -> None:
         _check(bool(self.source), "calibration source", "'self', 'speeches', a file or a dataset id", self.source)
         _check(_is_count(self.num_sequences), "num_sequences", "a positive integer", self.num_sequences)
-        _check(isinstance(self.sequence_length, int) and self.sequence_length >= 2, "sequence_length",
-               "an integer of at least 2", self.sequence_length)  # fmt: skip
+        _check(
+            isinstance(self.sequence_length, int) and self.sequence_length >= 2,
+            "sequence_length",
+            "an integer of at least 2",
+            self.sequence_length,
+        )
         _check(isinstance(self.seed, int) and self.seed >= 0, "seed", "an integer of at least 0", self.seed)
 
 
@@ -171,10 +192,18 @@ class EvaluationConfig:
     max_windows: int | None = 40
 
     def __post_init__(self) -> None:
-        _check(isinstance(self.context_length, int) and self.context_length >= 2, "context_length",
-               "an integer of at least 2", self.context_length)  # fmt: skip
-        _check(self.max_windows is None or _is_count(self.max_windows), "max_windows",
-               "None or a positive integer", self.max_windows)  # fmt: skip
+        _check(
+            isinstance(self.context_length, int) and self.context_length >= 2,
+            "context_length",
+            "an integer of at least 2",
+            self.context_length,
+        )
+        _check(
+            self.max_windows is None or _is_count(self.max_windows),
+            "max_windows",
+            "None or a positive integer",
+            self.max_windows,
+        )
 
 
 def default_output_name(model: str, config: PruneConfig) -> str:

@@ -8,7 +8,7 @@
     │   └── HubError                 the Hub refused or could not be reached
     └── ValueError                   an argument outside its range (raised by configs and pure functions)
 
-    Warning
+Warning:
     └── UserWarning
         └── HfFarmsWarning           the result is right, but not what one might assume
             └── NoEffectWarning      what was asked for changes nothing

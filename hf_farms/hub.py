@@ -39,7 +39,7 @@ def preflight(
         ValueError: the name cannot be a repository's.
     """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils._validators import validate_repo_id
 
     api = _api(token)
     with _explained("the Hub"):
@@ -87,8 +87,10 @@ def push(
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise OutputError(f"folder must hold config.json and *.safetensors, got {str(folder)!r}.",
-                          hint="Name the folder that `hf-farms prune` wrote.")  # fmt: skip
+        raise OutputError(
+            f"folder must hold config.json and *.safetensors, got {str(folder)!r}.",
+            hint="Name the folder that `hf-farms prune` wrote.",
+        )
     api = _api(token)
     message = commit_message or f"Upload {folder.name}"
     with _explained(repo_id):
@@ -131,11 +133,15 @@ def explain(error: BaseException, *, what: str) -> HfFarmsError:
         if isinstance(cause, HfFarmsError):
             return cause
         if isinstance(cause, hub.OfflineModeIsEnabled):
-            return ModelError(f"{what!r} is not on this machine and the Hub is switched off (HF_HUB_OFFLINE).",
-                              hint="Unset HF_HUB_OFFLINE, or name a local folder.")  # fmt: skip
+            return ModelError(
+                f"{what!r} is not on this machine and the Hub is switched off (HF_HUB_OFFLINE).",
+                hint="Unset HF_HUB_OFFLINE, or name a local folder.",
+            )
         if isinstance(cause, hub.GatedRepoError):
-            return ModelError(f"{what!r} is gated, and access was not granted to this token.",
-                              hint=f"Accept its conditions at {endpoint}/{what}, then run `hf auth login`.")  # fmt: skip
+            return ModelError(
+                f"{what!r} is gated, and access was not granted to this token.",
+                hint=f"Accept its conditions at {endpoint}/{what}, then run `hf auth login`.",
+            )
         if isinstance(cause, hub.RevisionNotFoundError):
             return ModelError(f"revision must exist, got one that {what!r} does not have.", hint="Check --revision.")
         if isinstance(cause, hub.RepositoryNotFoundError):
@@ -145,13 +151,17 @@ def explain(error: BaseException, *, what: str) -> HfFarmsError:
         if isinstance(cause, hub.HfHubHTTPError):
             return _http_error(cause, what)
         if type(cause).__module__.startswith(("httpx", "httpcore")):
-            return HubError(f"the Hub at {endpoint} could not be reached ({type(cause).__name__}).",
-                            hint="Check the network and HF_ENDPOINT, then run the same command again.")  # fmt: skip
+            return HubError(
+                f"the Hub at {endpoint} could not be reached ({type(cause).__name__}).",
+                hint="Check the network and HF_ENDPOINT, then run the same command again.",
+            )
     first_line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if isinstance(error, OSError) and error.errno is not None:
         return HubError(f"{what!r} could not be read or sent ({first_line}).")
-    return ModelError(f"{what!r} could not be loaded: {first_line.strip()}",
-                      hint="Name a hub id, a folder that save_pretrained wrote, or `demo`.")  # fmt: skip
+    return ModelError(
+        f"{what!r} could not be loaded: {first_line.strip()}",
+        hint="Name a hub id, a folder that save_pretrained wrote, or `demo`.",
+    )
 
 
 def _endpoint() -> str:
@@ -173,8 +183,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _not_found(cause: Exception, what: str) -> HfFarmsError:
     status = getattr(getattr(cause, "response", None), "status_code", None)
     doubt = " or is private" if status == 401 else ""
-    return ModelError(f"{what!r} is neither a folder nor a repository on the Hub{doubt}.",
-                      hint="Check the name; for a private repository run `hf auth login`.")  # fmt: skip
+    return ModelError(
+        f"{what!r} is neither a folder nor a repository on the Hub{doubt}.",
+        hint="Check the name; for a private repository run `hf auth login`.",
+    )
 
 
 def _http_error(cause: Exception, what: str) -> HfFarmsError:
@@ -183,7 +195,10 @@ def _http_error(cause: Exception, what: str) -> HfFarmsError:
     if status == 401:
         return HubError("the Hub did not accept the token.", hint=LOGIN)
     if status == 403:
-        return HubError(f"the token may not write to {what!r} ({said}).",
-                        hint="Use a token with write access, or another --repo-id.")  # fmt: skip
-    return HubError(f"the Hub refused a request for {what!r} with status {status} ({said}).",
-                    hint="Run the same command again.")  # fmt: skip
+        return HubError(
+            f"the token may not write to {what!r} ({said}).",
+            hint="Use a token with write access, or another --repo-id.",
+        )
+    return HubError(
+        f"the Hub refused a request for {what!r} with status {status} ({said}).", hint="Run the same command again."
+    )

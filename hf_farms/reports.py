@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Self
 
 from hf_farms.config import CalibrationConfig, EvaluationConfig, FarmsConfig, PruneConfig
 from hf_farms.errors import DataError
@@ -107,7 +107,7 @@ class _Report:
         if found != SCHEMA_VERSION:
             raise DataError(f"schema_version must be {SCHEMA_VERSION}, got {found!r}. Write the report again.")
         try:
-            return cast(Self, _converter().structure(data, cls))
+            return _converter().structure(data, cls)
         except Exception as error:
             raise DataError(f"report must be a {cls.__name__}, got JSON of another form. ({error})") from error
 

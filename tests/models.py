@@ -3,8 +3,14 @@
 import torch
 import transformers
 
-SIZES = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48,
-         "max_position_embeddings": 64}  # fmt: skip
+SIZES = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}
 FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
 
@@ -19,9 +25,14 @@ def tiny(family, *, dtype=torch.float32, seed=0, **changes):
 def tiny_opt(seed=0):
     torch.manual_seed(seed)
     config = transformers.OPTConfig(
-        vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48, word_embed_proj_dim=32,
+        vocab_size=100,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=48,
+        word_embed_proj_dim=32,
         max_position_embeddings=64,
-    )  # fmt: skip
+    )
     return transformers.OPTForCausalLM(config).eval()
 
 

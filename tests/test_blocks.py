@@ -33,8 +33,13 @@ def test_an_unknown_architecture_says_what_was_found():
     with pytest.warns(HfFarmsWarning, match=r"OPTForCausalLM \(opt\).*module tree: 2 blocks .*self_attn\.k_proj.* fc2"):
         source = ModelBlockSource(tiny_opt())
     assert {layer.role for layer in source.metadata(0).layers} == {
-        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2",
-    }  # fmt: skip
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.out_proj",
+        "fc1",
+        "fc2",
+    }
 
 
 def test_a_known_name_with_other_layers_falls_back():

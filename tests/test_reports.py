@@ -19,9 +19,18 @@ from hf_farms.reports import (
 def layer(**changes):
     numbers = {"alpha": 2.5, "alpha_stderr": 0.01, "ks_distance": 0.1, "alpha_hat": 1.0}
     return LayerRecord(
-        name="model.layers.0.mlp.up_proj", role="up", shape=(48, 32), window_shape=(16, 16), num_windows=6,
-        num_eigenvalues=96, spectral_norm=2.0, frobenius_norm_sq=9.0, stable_rank=4.5, entropy=0.8, **{**numbers, **changes},
-    )  # fmt: skip
+        name="model.layers.0.mlp.up_proj",
+        role="up",
+        shape=(48, 32),
+        window_shape=(16, 16),
+        num_windows=6,
+        num_eigenvalues=96,
+        spectral_norm=2.0,
+        frobenius_norm_sq=9.0,
+        stable_rank=4.5,
+        entropy=0.8,
+        **{**numbers, **changes},
+    )
 
 
 def spectral(config=None):
@@ -48,10 +57,16 @@ def pruned():
         after=spectral(),
         calibration=CalibrationRecord(config=CalibrationConfig(), num_sequences=2, num_tokens=34),
         perplexity=PerplexityRecord(
-            config=EvaluationConfig(), context_length=64, num_tokens=630, dtype="bfloat16", dense=10.0, pruned=20.0,
-            nll_difference=0.69, nll_difference_stderr=0.01,
+            config=EvaluationConfig(),
+            context_length=64,
+            num_tokens=630,
+            dtype="bfloat16",
+            dense=10.0,
+            pruned=20.0,
+            nll_difference=0.69,
+            nll_difference_stderr=0.01,
         ),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("config", [FarmsConfig(), FarmsConfig(window_rows=None), FarmsConfig(window_rows=7)])
@@ -93,5 +108,5 @@ def test_a_report_of_another_kind_is_refused():
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(DataError, match="report must be a readable file, got .*none.json"):
+    with pytest.raises(DataError, match=r"report must be a readable file, got .*none\.json"):
         PruneReport.load(tmp_path / "none.json")

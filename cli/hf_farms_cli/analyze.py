@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -47,7 +47,7 @@ def analyze_command(
     config = FarmsConfig(
         window_rows=None if window_rows == "none" else _count_or_auto("window_rows", window_rows),
         aspect_ratio=aspect_ratio,
-        windows_per_dim=_count_or_auto("windows_per_dim", windows_per_dim),  # type: ignore[arg-type]
+        windows_per_dim=_count_or_auto("windows_per_dim", windows_per_dim),
         fit=cast("Fit", fit),
     )
     from hf_farms.checkpoint import load_model
@@ -68,9 +68,9 @@ def analyze_command(
         _print_table(report, layers)
 
 
-def _count_or_auto(name: str, value: str) -> int | str:
+def _count_or_auto(name: str, value: str) -> int | Literal["auto"]:
     if value == "auto":
-        return value
+        return "auto"
     try:
         return int(value)
     except ValueError:

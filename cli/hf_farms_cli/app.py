@@ -17,7 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Examples:  hf-farms analyze demo  |  hf-farms prune demo  |  hf-farms prune meta-llama/Llama-2-7b-hf --push",
+    epilog="Examples:  hf-farms analyze demo  |  hf-farms prune demo  |  hf-farms prune meta-llama/Llama-2-7b --push",
 )
 app.command("analyze")(analyze_command)
 app.command("prune")(prune_command)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from hf_farms_cards.card import FIGURE, render_card
+from hf_farms_cards.figures import draw_blocks
 
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.checkpoint import CheckpointWriter, Loaded, OutputFolder, load_model, writing
@@ -18,34 +20,44 @@ from hf_farms.pruning.pruner import prune
 from hf_farms.reports import REPORT_NAME, PerplexityRecord, PruneReport
 from hf_farms.spectra.analysis import analyze
 from hf_farms.texts import check_source, read_text, tokenize
-from hf_farms_cards.card import FIGURE, render_card
-from hf_farms_cards.figures import draw_blocks
 from hf_farms_cli.console import Stages, quiet_transformers
 from hf_farms_cli.recipe import RECIPE_NAME, Recipe
 
 if TYPE_CHECKING:
     from hf_farms.config import EvaluationConfig
 
-__all__ = ["run_prune", "upload"]
+__all__ = ["check_before_work", "run_prune"]
 
 
-def run_prune(recipe: Recipe, folder: Path, *, overwrite: bool, device: str | None, repo_id: str | None,
-              progress: Stages) -> PruneReport:  # fmt: skip
-    """Do what the recipe says; `folder` appears when everything in it is complete.
+def check_before_work(recipe: Recipe, folder: Path, *, overwrite: bool) -> PruneReport | None:
+    """Refuse what cannot end well, before anything is loaded or uploaded.
 
-    A finished folder of the same recipe is used as it is.
+    Returns:
+        The report of the folder, if it is complete and came from the same recipe: it is used as it is then.
+
+    Raises:
+        OutputError: the folder must not be replaced.
+        DataError: a text file does not exist.
     """
     if not overwrite and (finished := _finished(recipe, folder)):
         return finished
-    output = OutputFolder(folder, overwrite=overwrite)
-    output.check()
+    OutputFolder(folder, overwrite=overwrite).check()
     for source in (recipe.calibration.source, recipe.evaluation.source):
-        if source not in (None, "self"):
+        if source is not None and source != "self":
             check_source(source)
+    return None
+
+
+def run_prune(
+    recipe: Recipe, folder: Path, *, overwrite: bool, device: str | None, repo_id: str | None, progress: Stages
+) -> PruneReport:
+    """Do what the recipe says; `folder` appears when everything in it is complete."""
+    output = OutputFolder(folder, overwrite=overwrite)
     quiet_transformers()
     needs_tokenizer = recipe.evaluation.source is not None or recipe.prune.method == "wanda"
-    loaded = load_model(recipe.model, dtype=recipe.dtype, device=device, revision=recipe.revision,
-                        tokenizer=needs_tokenizer)  # fmt: skip
+    loaded = load_model(
+        recipe.model, dtype=recipe.dtype, device=device, revision=recipe.revision, tokenizer=needs_tokenizer
+    )
     text = _evaluation_text(recipe.evaluation, loaded)
     batches, notes = _calibrate(recipe, loaded)
     spectra = analyze(loaded.model, recipe.prune.measurement(), progress=progress.of("Measuring spectra"))
@@ -82,8 +94,10 @@ def _finished(recipe: Recipe, folder: Path) -> PruneReport | None:
         return None
     different = recipe.differences(Recipe.load(folder / RECIPE_NAME))
     if different:
-        raise OutputError(f"output must be a new folder, got {str(folder)!r} with other settings ({'; '.join(different)}).",
-                          hint="Choose another --output, or replace it with --overwrite.")  # fmt: skip
+        raise OutputError(
+            f"output must be a new folder, got {str(folder)!r} with other settings ({'; '.join(different)}).",
+            hint="Choose another --output, or replace it with --overwrite.",
+        )
     return PruneReport.load(folder / REPORT_NAME)
 
 
@@ -104,8 +118,13 @@ class _Text:
         )
 
     def measure(self, loaded: Loaded, progress: Stages, stage: str) -> TextNll:
-        return text_nll(loaded.model, self.ids, context_length=self.context_length, max_windows=self.max_windows,
-                        progress=progress.of(stage))  # fmt: skip
+        return text_nll(
+            loaded.model,
+            self.ids,
+            context_length=self.context_length,
+            max_windows=self.max_windows,
+            progress=progress.of(stage),
+        )
 
 
 def _evaluation_text(config: EvaluationConfig, loaded: Loaded) -> _Text | None:
@@ -147,10 +166,3 @@ def _describe(folder: Path, recipe: Recipe, report: PruneReport, repo_id: str | 
         (folder / FIGURE).parent.mkdir(exist_ok=True)
         draw_blocks(report, folder / FIGURE)
         (folder / "README.md").write_text(render_card(report, repo_id=repo_id), encoding="utf-8")
-
-
-def upload(folder: Path, repo_id: str, **options: str | bool | None) -> str:
-    """Push a finished folder; returns its URL."""
-    from hf_farms.hub import push
-
-    return push(folder, repo_id, **options)  # type: ignore[arg-type]

@@ -43,7 +43,7 @@ def prune_command(
             help="`self` (written by the model), `speeches` (inside the package), a text, JSON, JSONL or "
             "parquet file, or a dataset id."
         ),
-    ] = CALIBRATION.source,  # fmt: skip
+    ] = CALIBRATION.source,
     calibration_column: Annotated[str, typer.Option(help="Text column of a table or dataset.")] = CALIBRATION.column,
     calibration_subset: Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")] = None,
     calibration_split: Annotated[str, typer.Option(help="Split of a Hub dataset.")] = CALIBRATION.split,
@@ -90,7 +90,7 @@ def prune_command(
 ) -> None:
     """Prune a model: measure its layers, set the least important weights to zero, measure again, describe.
 
-    Examples:  hf-farms prune demo  |  hf-farms prune meta-llama/Llama-2-7b-hf --push
+    Examples:  hf-farms prune demo  |  hf-farms prune meta-llama/Llama-2-7b --push
     """
     shown = check_format(format_, quiet)
     if model.endswith((".yaml", ".yml")):
@@ -129,15 +129,18 @@ def prune_command(
         for line in recipe.describe(folder, repo_id or f"<user>/{folder.name}" if push else None):
             out.print(f"[dry-run] {line}", markup=False)
         return
-    from hf_farms_cli.pipeline import run_prune, upload
+    from hf_farms_cli.pipeline import check_before_work, run_prune
     from hf_farms_cli.tables import print_result
 
-    with stages(shown) as progress:
-        target = None
-        if push:
-            from hf_farms.hub import preflight
+    report = check_before_work(recipe, folder, overwrite=overwrite)
+    target = url = None
+    if push:
+        from hf_farms import hub
 
-            target = preflight(folder.name, repo_id=repo_id, private=private, token=token)
-        report = run_prune(recipe, folder, overwrite=overwrite, device=device, repo_id=target, progress=progress)
-    url = upload(folder, target, private=private, commit_message=commit_message, token=token) if target else None
+        target = hub.preflight(folder.name, repo_id=repo_id, private=private, token=token)
+    if report is None:
+        with stages(shown) as progress:
+            report = run_prune(recipe, folder, overwrite=overwrite, device=device, repo_id=target, progress=progress)
+    if target is not None:
+        url = hub.push(folder, target, private=private, commit_message=commit_message, token=token)
     print_result(report, folder, url, shown)

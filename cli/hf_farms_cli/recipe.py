@@ -57,8 +57,11 @@ class Recipe:
     def describe(self, folder: Path, repo_id: str | None) -> list[str]:
         """The plan in words, a line each."""
         wanda = self.prune.method == "wanda"
-        lines = [f"{key}: {value}" for key, value in _flat(_converter().unstructure(self)).items()
-                 if wanda or not key.startswith("calibration")]  # fmt: skip
+        lines = [
+            f"{key}: {value}"
+            for key, value in _flat(_converter().unstructure(self)).items()
+            if wanda or not key.startswith("calibration")
+        ]
         return [*lines, f"output: {folder}", f"push: {repo_id or 'no'}"]
 
 

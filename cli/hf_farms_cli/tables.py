@@ -45,8 +45,10 @@ def _print_human(report: PruneReport, folder: Path, url: str | None) -> None:
         f"Sparsity: {report.sparsity:.4%} of the pruned layers, {report.parameter_sparsity:.2%} of all parameters."
     )
     if (p := report.perplexity) is not None and p.dense is not None and p.pruned is not None:
-        out.print(f"Perplexity: {p.dense:.2f} dense, {p.pruned:.2f} pruned ({p.config.source}, {p.num_tokens} tokens, "
-                  f"context {p.context_length}, {p.dtype}).")  # fmt: skip
+        out.print(
+            f"Perplexity: {p.dense:.2f} dense, {p.pruned:.2f} pruned ({p.config.source}, {p.num_tokens} tokens, "
+            f"context {p.context_length}, {p.dtype})."
+        )
     for note in report.notes:
         err.print(f"Note: {note}", soft_wrap=True)
     out.print(f"[green]✓[/green] {folder}", soft_wrap=True)

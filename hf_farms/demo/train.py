@@ -68,8 +68,23 @@ UNION_HEADING = re.compile(
     r"|Annual Message to the Congress|Address on the State of the Union)"
 )
 # Quotation marks and dashes that a wrong encoding has mangled, and their plain forms.
-MANGLED = {"¡¦": "'", "¡X": "--", "¡§": '"', "¡¨": '"', "¡@": " ", "½¢": "1/2 cent", "â€¦": "...", "â€”": "--",
-           "â€œ": '"', "â€”œ": '"', "â€": '"', "¦": "'", "§": '"', "¨": '"', "¡": "'"}  # fmt: skip
+MANGLED = {
+    "¡¦": "'",
+    "¡X": "--",
+    "¡§": '"',
+    "¡¨": '"',
+    "¡@": " ",
+    "½¢": "1/2 cent",
+    "â€¦": "...",
+    "â€”": "--",
+    "â€œ": '"',
+    "â€”œ": '"',
+    "â€": '"',
+    "¦": "'",
+    "§": '"',
+    "¨": '"',
+    "¡": "'",
+}
 
 
 def split_corpus(folder: Path) -> None:
@@ -124,9 +139,11 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[BOUNDARY], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=VOCABULARY,
+        special_tokens=[BOUNDARY],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
-    )  # fmt: skip
+    )
     bpe.train_from_iterator(speeches_of("train"), trainer)
     boundary = (BOUNDARY, bpe.token_to_id(BOUNDARY))
     bpe.post_processor = processors.Sequence(
@@ -135,10 +152,13 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
             processors.TemplateProcessing(single=f"{BOUNDARY} $A", special_tokens=[boundary]),
         ]
     )
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=bpe, bos_token=BOUNDARY, eos_token=BOUNDARY, model_max_length=CONTEXT,
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token=BOUNDARY,
+        eos_token=BOUNDARY,
+        model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    )
 
 
 def tokens_of(split: str, tokenizer: PreTrainedTokenizerFast) -> Tensor:
@@ -166,10 +186,18 @@ class Windows(Dataset[dict[str, Tensor]]):
 def new_model(boundary: int) -> LlamaForCausalLM:
     """A small Llama with grouped-query attention, random."""
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=128, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=352, max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=boundary,
-        eos_token_id=boundary, attention_dropout=0.1,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=352,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=boundary,
+        eos_token_id=boundary,
+        attention_dropout=0.1,
+    )
     return LlamaForCausalLM(config)
 
 
@@ -177,12 +205,25 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, epochs
     """Train in place; the weights that are best on the select split stay."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=folder, num_train_epochs=epochs, per_device_train_batch_size=16, per_device_eval_batch_size=16,
-            learning_rate=3e-3, lr_scheduler_type="cosine", warmup_steps=100, weight_decay=0.1, adam_beta2=0.95,
-            bf16=True, use_cpu=not torch.cuda.is_available(), eval_strategy="epoch", save_strategy="epoch",
-            save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="eval_loss", logging_steps=100,
+            output_dir=folder,
+            num_train_epochs=epochs,
+            per_device_train_batch_size=16,
+            per_device_eval_batch_size=16,
+            learning_rate=3e-3,
+            lr_scheduler_type="cosine",
+            warmup_steps=100,
+            weight_decay=0.1,
+            adam_beta2=0.95,
+            bf16=True,
+            use_cpu=not torch.cuda.is_available(),
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            save_total_limit=1,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_loss",
+            logging_steps=100,
             seed=seed,
-        )  # fmt: skip
+        )
         Trainer(
             model=model,
             args=arguments,
@@ -216,8 +257,17 @@ def write_card(folder: Path, tokenizer: PreTrainedTokenizerFast, command: str) -
     train = tokens_of("train", tokenizer)
     unigram = unigram_perplexity(train, test)
     card = (HERE / "card.md").read_text(encoding="utf-8")
-    card = card.format(test=on_test, select=on_select, unigram=unigram, tokens=count, command=command, context=CONTEXT,
-                       parameters=model.num_parameters(), vocabulary=VOCABULARY, train_tokens=len(train))  # fmt: skip
+    card = card.format(
+        test=on_test,
+        select=on_select,
+        unigram=unigram,
+        tokens=count,
+        command=command,
+        context=CONTEXT,
+        parameters=model.num_parameters(),
+        vocabulary=VOCABULARY,
+        train_tokens=len(train),
+    )
     (folder / "README.md").write_text(card, encoding="utf-8")
     print(f"test {on_test:.2f}, select {on_select:.2f}, unigram {unigram:.2f} over {count} tokens")
 

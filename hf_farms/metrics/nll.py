@@ -38,7 +38,7 @@ class TextNll:
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean NLL; infinite where that overflows."""
+        """Exp of the mean NLL; infinite where that overflows."""
         return math.exp(self.nll) if self.nll < 700 else math.inf
 
     def difference(self, other: TextNll) -> tuple[float, float | None]:
@@ -58,8 +58,10 @@ def require_causal(model: nn.Module) -> None:
         ModelError: it does not generate text.
     """
     if not getattr(model, "can_generate", lambda: False)():
-        raise ModelError(f"perplexity must be measured on a causal language model, got {type(model).__name__}.",
-                         hint="Use --evaluation none.")  # fmt: skip
+        raise ModelError(
+            f"perplexity must be measured on a causal language model, got {type(model).__name__}.",
+            hint="Use --evaluation none.",
+        )
 
 
 def text_nll(
@@ -90,8 +92,10 @@ def text_nll(
     tokens = torch.as_tensor(ids).flatten()
     count = len(tokens) // context_length
     if count == 0:
-        raise DataError(f"evaluation text must have at least {context_length} tokens, got {len(tokens)}. "
-                        "Give a longer text or a smaller context length.")  # fmt: skip
+        raise DataError(
+            f"evaluation text must have at least {context_length} tokens, got {len(tokens)}. "
+            "Give a longer text or a smaller context length."
+        )
     count = min(count, max_windows or count)
     windows = tokens[: count * context_length].view(count, context_length)
     at_once = max(1, LOGIT_BYTES // (4 * context_length * int(getattr(model.config, "vocab_size", 0) or 2**16)))

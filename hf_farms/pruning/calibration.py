@@ -50,8 +50,10 @@ def calibration_sequences(
     else:
         sequences = _passages(config, tokenizer, length)
         if len(sequences) < config.num_sequences:
-            notes.append(f"The calibration text has {len(sequences)} sequences of {length} tokens, "
-                         f"{config.num_sequences} were asked for.")  # fmt: skip
+            notes.append(
+                f"The calibration text has {len(sequences)} sequences of {length} tokens, "
+                f"{config.num_sequences} were asked for."
+            )
     return list(sequences.split(max(1, TOKENS_AT_ONCE // length))), notes
 
 
@@ -90,28 +92,39 @@ def _sample(model: nn.Module, tokenizer: Tokenizer | None, number: int, length: 
     from transformers import GenerationConfig
 
     if not (hasattr(model, "generate") and getattr(model, "can_generate", lambda: False)()):
-        raise DataError(f"self-calibration must have a model that writes text, got {type(model).__name__}. "
-                        "Give a text instead.")  # fmt: skip
+        raise DataError(
+            f"self-calibration must have a model that writes text, got {type(model).__name__}. Give a text instead."
+        )
     first = _first_token(model, tokenizer)
     device = next(model.parameters()).device
     # Without an end token every sequence reaches its full length.
     settings = GenerationConfig(
-        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=length - 1, min_new_tokens=length - 1,
-        bos_token_id=first, eos_token_id=None, pad_token_id=first,
-    )  # fmt: skip
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=length - 1,
+        min_new_tokens=length - 1,
+        bos_token_id=first,
+        eos_token_id=None,
+        pad_token_id=first,
+    )
     at_once = max(1, TOKENS_AT_ONCE * 4 // length)
-    was_training, saved = model.training, model.generation_config
+    writer: Any = model
+    was_training, saved = model.training, writer.generation_config
     model.eval()
     parts = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         try:
             # generate() fills what a config leaves open from the model's own, such as an end token.
-            model.generation_config = settings
+            writer.generation_config = settings
             for start in range(0, number, at_once):
                 prompt = torch.full((min(at_once, number - start), 1), first, device=device)
-                parts.append(model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings))  # type: ignore[operator]
+                parts.append(
+                    writer.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
+                )
         finally:
-            model.generation_config = saved
+            writer.generation_config = saved
             model.train(was_training)
     return torch.cat(parts).cpu()

@@ -81,16 +81,20 @@ def prune(
 
 def _batches(calibration: Iterable[Batch] | None, source: BlockSource) -> list[dict[str, Tensor]]:
     if calibration is None:
-        raise DataError("calibration must be given for method 'wanda', got None.",
-                        hint="Pass token ids, or choose method='magnitude'.")  # fmt: skip
+        raise DataError(
+            "calibration must be given for method 'wanda', got None.",
+            hint="Pass token ids, or choose method='magnitude'.",
+        )
     batches = [{"input_ids": b} if isinstance(b, Tensor) else dict(b) for b in calibration]
     for batch in batches:
         ids = batch.get("input_ids")
         if ids is not None and ids.ndim == 1:
             batch.update({name: value[None] for name, value in batch.items()})
         if ids is not None and ids.numel() and source.vocabulary and int(ids.max()) >= source.vocabulary:
-            raise DataError(f"calibration token ids must be below {source.vocabulary}, got {int(ids.max())}. "
-                            "Use the tokenizer of this model.")  # fmt: skip
+            raise DataError(
+                f"calibration token ids must be below {source.vocabulary}, got {int(ids.max())}. "
+                "Use the tokenizer of this model."
+            )
     if not any(next(iter(batch.values())).numel() for batch in batches):
         raise DataError("calibration must hold at least one token, got none.")
     return batches
@@ -162,8 +166,10 @@ def _input_norms(
         if norm.num_tokens == 0:
             raise ModelError(f"every layer must be used on the calibration data, got no input in {name}.")
         if not torch.isfinite(norm.norm()).all():
-            raise ModelError(f"calibration activations must be finite, got NaN or infinity at the input of {name}.",
-                             hint="Load the model in bfloat16 or float32.")  # fmt: skip
+            raise ModelError(
+                f"calibration activations must be finite, got NaN or infinity at the input of {name}.",
+                hint="Load the model in bfloat16 or float32.",
+            )
     return {name: norm.norm() for name, norm in norms.items()}
 
 
@@ -188,9 +194,11 @@ def _report(
         calibration = CalibrationRecord(
             config=None,
             num_sequences=sum(len(t) for t in tokens),
-            num_tokens=sum(int(b["attention_mask"].sum()) if "attention_mask" in b else t.numel()
-                           for b, t in zip(batches, tokens, strict=True)),
-        )  # fmt: skip
+            num_tokens=sum(
+                int(b["attention_mask"].sum()) if "attention_mask" in b else t.numel()
+                for b, t in zip(batches, tokens, strict=True)
+            ),
+        )
     note = spread_note(spectra, config) if spectra is not None else None
     return PruneReport(
         model=source.name,

@@ -124,6 +124,7 @@ def _notes(blocks: list[BlockSpectrum], lowered: list[str], rows: int | None) ->
             f"{len(single)} of {len(layers)} layers have a single window: no standard error, and no shrinkage for them."
         )
     if unfitted:
-        notes.append(f"{len(unfitted)} layers have no tail to fit (all zero, or one distinct eigenvalue), "
-                     f"first {unfitted[0]}.")  # fmt: skip
+        notes.append(
+            f"{len(unfitted)} layers have no tail to fit (all zero, or one distinct eigenvalue), first {unfitted[0]}."
+        )
     return tuple(notes)

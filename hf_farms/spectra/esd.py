@@ -54,8 +54,8 @@ def _eigenvalues(windows: Tensor, batch: list[list[int]]) -> Tensor:
     """Eigenvalues of some windows, gathered by index because a strided view of overlaps cannot be reshaped."""
     x = torch.stack([windows[tuple(index)] for index in batch]).double()
     gram = x @ x.mT if x.shape[-2] <= x.shape[-1] else x.mT @ x
-    with torch.no_grad():
-        return torch.linalg.eigvalsh(gram).clamp_min_(0.0)
+    eigenvalues: Tensor = torch.linalg.eigvalsh(gram)
+    return eigenvalues.clamp_min_(0.0)
 
 
 @contextmanager

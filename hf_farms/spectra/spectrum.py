@@ -73,7 +73,8 @@ def layer_spectrum(weight: Tensor, config: FarmsConfig | None = None) -> LayerSp
     weight = weight.detach()
     if not torch.isfinite(weight).all():
         raise ValueError("weight must be finite, got NaN or infinity. Check how the checkpoint was saved.")
-    plan = plan_windows(*weight.shape, config)
+    m, n = weight.shape
+    plan = plan_windows(m, n, config)
     spectra = window_eigenvalues(sample_windows(weight, config))
     pooled = spectra.flatten().sort().values
     alpha, distance = (_number(x) for x in fit_tail(pooled[None], config))

@@ -37,7 +37,7 @@ class WindowPlan:
 
 
 def window_cols(rows: int, aspect_ratio: float) -> int:
-    """c = round(Q r), at least 1."""
+    """C = round(Q r), at least 1."""
     return max(1, round(aspect_ratio * rows))
 
 
@@ -144,7 +144,8 @@ def sample_windows(weight: Tensor, config: FarmsConfig) -> Tensor:
     Raises:
         ValueError: no window of that aspect ratio fits.
     """
-    plan = plan_windows(*weight.shape, config)
+    m, n = weight.shape
+    plan = plan_windows(m, n, config)
     row_step = plan.row_starts[1] if len(plan.row_starts) > 1 else 1
     col_step = plan.col_starts[1] if len(plan.col_starts) > 1 else 1
     windows = weight.unfold(0, plan.rows, row_step)[: len(plan.row_starts)]

@@ -33,7 +33,7 @@ def render_card(report: PruneReport, *, repo_id: str | None = None) -> str:
     # StrictUndefined: a card with a hole in it must fail here and not on the Hub.
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )  # noqa: S701
+    )
     environment.filters["number"] = _number
     template = environment.from_string(files(__package__).joinpath("templates/prune.md.j2").read_text(encoding="utf-8"))
     name = repo_id or default_output_name(report.model, report.config)

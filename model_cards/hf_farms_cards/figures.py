@@ -41,5 +41,14 @@ def draw_blocks(report: PruneReport, path: Path) -> None:
 def _draw_alpha(axes: Axes, spectra: SpectralReport, label: str, colour: str) -> None:
     blocks: list[Any] = [block for block in spectra.blocks if block.alpha is not None]
     errors = [block.alpha_stderr or 0.0 for block in blocks]
-    axes.errorbar([b.index for b in blocks], [b.alpha for b in blocks], yerr=errors, label=label, color=colour,
-                  marker="o", markersize=4, linewidth=1.2, capsize=2)  # fmt: skip
+    axes.errorbar(
+        [b.index for b in blocks],
+        [b.alpha for b in blocks],
+        yerr=errors,
+        label=label,
+        color=colour,
+        marker="o",
+        markersize=4,
+        linewidth=1.2,
+        capsize=2,
+    )

@@ -88,7 +88,8 @@ def main():
     dense = [log_p.half() for _, log_p in predict(model, windows)]
     dense_nll, _ = measure(model, windows, dense)
     print(
-        f"{options.model}: dense {dense_nll.mean().exp():.2f}, {len(windows)} windows of {CONTEXT} tokens, float32, {options.text}"
+        f"{options.model}: dense {dense_nll.mean().exp():.2f}, {len(windows)} windows of {CONTEXT} "
+        f"tokens, float32, {options.text}"
     )
     print("| arm | perplexity | NLL - dense | NLL - first | KL | block sparsity | s |\n|---|---|---|---|---|---|---|")
     first, batches = {}, {}
@@ -111,14 +112,24 @@ def main():
         nll, kl = measure(model, windows, dense)
         base = first.setdefault(sparsity, nll)
         row = {
-            "arm": arm, "sparsity": report.sparsity, "perplexity": nll.mean().exp().item(), "to_dense": paired(nll, dense_nll),
-            "to_first": paired(nll, base), "kl": kl.mean().item(), "notes": report.notes, "seconds": seconds,
-            "blocks": [b.sparsity for b in report.blocks], "nll": nll.tolist(),
-        }  # fmt: skip
+            "arm": arm,
+            "sparsity": report.sparsity,
+            "perplexity": nll.mean().exp().item(),
+            "to_dense": paired(nll, dense_nll),
+            "to_first": paired(nll, base),
+            "kl": kl.mean().item(),
+            "notes": report.notes,
+            "seconds": seconds,
+            "blocks": [b.sparsity for b in report.blocks],
+            "nll": nll.tolist(),
+        }
         low, high = min(row["blocks"]), max(row["blocks"])
-        print(f"| {arm} | {row['perplexity']:.2f} | {row['to_dense'][0]:+.3f} ± {row['to_dense'][1]:.3f} | "
-              f"{row['to_first'][0]:+.3f} ± {row['to_first'][1]:.3f} | {row['kl']:.3f} | {low:.3f} to {high:.3f} | {seconds:.0f} |",
-              flush=True)  # fmt: skip
+        print(
+            f"| {arm} | {row['perplexity']:.2f} | {row['to_dense'][0]:+.3f} ± {row['to_dense'][1]:.3f} | "
+            f"{row['to_first'][0]:+.3f} ± {row['to_first'][1]:.3f} | {row['kl']:.3f} | "
+            f"{low:.3f} to {high:.3f} | {seconds:.0f} |",
+            flush=True,
+        )
         if options.json:
             with open(options.json, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

@@ -32,7 +32,7 @@ def slow_wanda(model, batches, sparsity):
         block = {n: m for n, m in linears(model).items() if f"layers.{index}." in n}
         handles = [
             m.register_forward_pre_hook(
-                lambda m, args, n=n: seen.setdefault(n, []).append(args[0].reshape(-1, args[0].shape[-1]))
+                lambda m, args, n=n, seen=seen: seen.setdefault(n, []).append(args[0].reshape(-1, args[0].shape[-1]))
             )
             for n, m in block.items()
         ]

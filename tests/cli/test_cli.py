@@ -1,0 +1,275 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from hf_farms_cli.app import app
+from models import tiny_bert
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from hf_farms.reports import PruneReport, SpectralReport
+
+pytestmark = pytest.mark.filterwarnings("default")  # what users of the command see is decided by the command
+runner = CliRunner()
+RUN = [sys.executable, "-c", "from hf_farms_cli.app import main; main()"]
+
+
+def run(*arguments):
+    return runner.invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def pruned_demo(tmp_path_factory):
+    """The bare command, as a user runs it."""
+    folder = tmp_path_factory.mktemp("work")
+    done = subprocess.run([*RUN, "prune", "demo"], cwd=folder, capture_output=True, text=True)
+    return folder, done
+
+
+def test_the_bare_command(pruned_demo):
+    folder, done = pruned_demo
+    assert done.returncode == 0, done.stderr
+    assert [p.name for p in folder.iterdir()] == ["demo-farms-wanda-50"]
+    assert "model.layers.5" in done.stdout
+    assert "Sparsity: 50.0000% of the pruned layers" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_artefacts(pruned_demo):
+    out = pruned_demo[0] / "demo-farms-wanda-50"
+    files = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+    assert {
+        "README.md",
+        "hf_farms_report.json",
+        "recipe.yaml",
+        "figures/blocks.png",
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "model.safetensors.index.json",
+    } <= files
+    report = PruneReport.load(out / "hf_farms_report.json")
+    assert report.sparsity == 0.5
+    assert report.perplexity.dense < report.perplexity.pruned
+    assert report.command.endswith("prune demo")
+    assert [b.alpha is not None and b.alpha_stderr is not None for b in report.before.blocks] == [True] * 6
+    assert report.after.blocks[0].alpha != report.before.blocks[0].alpha
+    model = AutoModelForCausalLM.from_pretrained(out)
+    zeros = sum(int((p == 0).sum()) for p in model.parameters())
+    assert zeros / model.num_parameters() == report.parameter_sparsity
+    assert "sparsity_config" not in (out / "config.json").read_text()
+
+
+def test_the_recipe_gives_the_same_bytes_and_a_finished_folder_is_kept(pruned_demo, tmp_path):
+    out = pruned_demo[0] / "demo-farms-wanda-50"
+    done = run("prune", out / "recipe.yaml", "-o", tmp_path / "again", "-q")
+    assert done.exit_code == 0, done.output
+    for shard in out.glob("*.safetensors"):
+        assert shard.read_bytes() == (tmp_path / "again" / shard.name).read_bytes()
+    stamp = (out / "README.md").stat().st_mtime_ns
+    done = run("prune", "demo", "-o", out, "-q")
+    assert done.stdout.strip() == str(out)
+    assert (out / "README.md").stat().st_mtime_ns == stamp
+    done = run("prune", "demo", "-o", out, "--sparsity", "0.4")
+    assert done.exit_code == 1
+    assert "with other settings (prune.sparsity: 0.4, there 0.5)" in " ".join(done.stderr.split())
+
+
+def test_json_goes_to_stdout_alone(tmp_path):
+    done = run(
+        "prune", "demo", "--method", "magnitude", "--evaluation", "none", "--format", "json", "-o", tmp_path / "o"
+    )
+    assert done.exit_code == 0, done.output
+    report = PruneReport.from_json(done.stdout)
+    assert report.perplexity is None
+    assert report.calibration is None
+
+
+def test_analyze_table_json_quiet_and_file(tmp_path):
+    table = run("analyze", "demo")
+    assert table.exit_code == 0, table.output
+    assert "model.layers.5" in table.stdout
+    assert "windows of 64 rows, fit mid" in table.stdout
+    layers = run("analyze", "demo", "--layers")
+    assert "self_attn.k_proj" in layers.stdout
+    done = run(
+        "analyze", "demo", "--format", "json", "--fit", "peak", "--window-rows", "none", "-o", tmp_path / "r.json"
+    )
+    report = SpectralReport.from_json(done.stdout)
+    assert (report.config.fit, report.config.window_rows) == ("peak", None)
+    assert SpectralReport.load(tmp_path / "r.json") == report
+    quiet = run("analyze", "demo", "-q")
+    assert len(quiet.stdout.split()) == 6
+
+
+def test_dry_run_shows_the_plan_and_does_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run("prune", "no/such-model", "--push", "--dry-run")
+    assert done.exit_code == 0
+    assert all(line.startswith("[dry-run]") for line in done.stdout.splitlines())
+    assert "[dry-run] push: <user>/such-model-farms-wanda-50" in done.stdout
+    assert "[dry-run] prune.sparsity: 0.5" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def prepare_bert(folder):
+    tiny_bert().save_pretrained(folder)
+    from transformers import AutoTokenizer
+
+    from hf_farms.demo import demo_model
+
+    AutoTokenizer.from_pretrained(demo_model()).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prune", "demo", "--sparsity", "1"], "sparsity must be at least 0 and below 1, got 1.0"),
+        (["prune", "demo", "--method", "obd"], "method must be one of magnitude, wanda, got 'obd'"),
+        (["prune", "demo", "--allocation", "owl"], "allocation must be one of uniform, farms, alpha, got 'owl'"),
+        (["prune", "demo", "--format", "xml"], "format must be one of human, json, quiet, got 'xml'"),
+        (["prune", "demo", "--calibration", "none.txt"], "text must be an existing file, got 'none.txt'"),
+        (["prune", "demo", "--evaluation", "none.txt"], "text must be an existing file, got 'none.txt'"),
+        (["prune", "demo", "--dtype", "int3"], "dtype must be auto, float32, bfloat16 or float16, got 'int3'"),
+        (["prune", "./nowhere"], "model must be a hub id or an existing folder, got './nowhere'"),
+        (["analyze", "EMPTY"], "model folder must have a config.json"),
+        (["analyze", "demo", "--window-rows", "many"], "window_rows must be a number or auto, got 'many'"),
+        (["analyze", "demo", "--fit", "best"], "fit must be one of mid, peak, goodness_of_fit, got 'best'"),
+        (["prune", "none.yaml"], "recipe must be a readable file, got 'none.yaml'"),
+        (["prune", "demo", "-o", "THEIRS"], "which is a folder that hf-farms did not write"),
+        (["analyze", "no/such-model"], "'no/such-model'"),
+        (["prune", "BERT"], "perplexity must be measured on a causal language model, got BertForMaskedLM"),
+        (["prune", "BERT", "--evaluation", "none"], "self-calibration must have a model that writes text"),
+        (["prune", "NOTOKENIZER"], "could not be loaded"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(arguments, message, tmp_path, monkeypatch, llama):
+    (tmp_path / "THEIRS").mkdir()
+    (tmp_path / "THEIRS" / "file").touch()
+    (tmp_path / "EMPTY").mkdir()
+    if "BERT" in arguments:
+        prepare_bert(tmp_path / "BERT")
+    if "NOTOKENIZER" in arguments:
+        llama.save_pretrained(tmp_path / "NOTOKENIZER")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    arguments = [str(tmp_path / a) if a in ("EMPTY", "BERT", "NOTOKENIZER") else a for a in arguments]
+    done = run(*arguments)
+    assert done.exit_code == 1, done.output
+    shown = " ".join(done.stderr.split())
+    assert message in shown
+    assert shown.startswith(("Error: ", "Warning: "))
+    assert "Traceback" not in shown
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_debug_keeps_the_traceback():
+    done = run("prune", "demo", "--sparsity", "2", "--debug")
+    assert isinstance(done.exception, ValueError)
+
+
+def test_usage_errors_have_status_2():
+    assert run("prune").exit_code == 2
+    assert run("prune", "demo", "--no-such-option").exit_code == 2
+
+
+def test_nan_in_a_weight_is_named(llama, tmp_path):
+    llama.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
+    llama.save_pretrained(tmp_path / "m")
+    done = run("analyze", tmp_path / "m")
+    assert done.exit_code == 1
+    assert "model.layers.1.mlp.up_proj.weight" in done.stderr.replace("\n", "")
+
+
+def test_interrupt_leaves_only_the_partial_folder(tmp_path):
+    process = subprocess.Popen(
+        [
+            *RUN,
+            "prune",
+            "demo",
+            "--method",
+            "wanda",
+            "--evaluation",
+            "none",
+            "--calibration",
+            "speeches",
+            "--calibration-samples",
+            "2000",
+            "-o",
+            str(tmp_path / "out"),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("out.partial/*.safetensors")) and time.monotonic() < deadline:
+        assert process.poll() is None, "ended before the first block was written"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Interrupted" in stderr
+    assert "Traceback" not in stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["out.partial"]
+
+
+def test_other_text_formats_reach_the_command(tmp_path):
+    rows = [{"body": "We the people of the United States " * 40} for _ in range(30)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    done = run(
+        "prune",
+        "demo",
+        "--calibration",
+        tmp_path / "rows.jsonl",
+        "--calibration-column",
+        "body",
+        "--calibration-samples",
+        4,
+        "--evaluation",
+        tmp_path / "rows.jsonl",
+        "--evaluation-column",
+        "body",
+        "--evaluation-windows",
+        3,
+        "-o",
+        tmp_path / "out",
+    )
+    assert done.exit_code == 0, done.output
+    report = PruneReport.load(tmp_path / "out" / "hf_farms_report.json")
+    assert report.calibration.num_sequences == 4
+    assert report.perplexity.num_tokens == 3 * 255
+    assert yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["calibration"]["column"] == "body"
+
+
+def test_dtype_is_kept_or_changed_as_asked(tmp_path):
+    run(
+        "prune",
+        "demo",
+        "--method",
+        "magnitude",
+        "--evaluation",
+        "none",
+        "--dtype",
+        "float32",
+        "-o",
+        tmp_path / "o",
+        "-q",
+    )
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "o").dtype == torch.float32
+
+
+def test_help_shows_the_defaults_of_the_configs():
+    shown = " ".join(run("prune", "--help").stdout.split())
+    for words in ("--push", "[default: 0.5]", "[default: wanda]", "[default: farms]", "Examples:"):
+        assert words in shown
+
+
+def test_version():
+    assert run("--version").stdout.strip() == __import__("importlib.metadata").metadata.version("hf-farms")

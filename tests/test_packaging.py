@@ -1,0 +1,96 @@
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="needs the source tree")
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+@SOURCE
+def test_the_wheel_has_three_packages_and_a_small_demo(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(tmp_path), str(ROOT)],
+        check=True,
+        capture_output=True,
+    )
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        files = {info.filename: info.file_size for info in wheel.infolist()}
+    tops = {name.split("/")[0] for name in files if ".dist-info/" not in name}
+    assert tops == {"hf_farms", "hf_farms_cli", "hf_farms_cards"}
+    assert {f"{top}/py.typed" for top in tops} <= files.keys()
+    demo = {name: size for name, size in files.items() if name.startswith("hf_farms/demo/")}
+    assert sum(demo.values()) <= 4_000_000
+    assert {"hf_farms/demo/model/model.safetensors", "hf_farms/demo/text/test.txt"} <= demo.keys()
+    assert not {"hf_farms/demo/train.py", "hf_farms/demo/text/train.txt"} & demo.keys()
+    assert "hf_farms_cards/templates/prune.md.j2" in files
+
+
+@SOURCE
+def test_imports_point_one_way():
+    done = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@SOURCE
+def test_only_callbacks_import_the_trainer():
+    found = [
+        path.relative_to(ROOT).as_posix()
+        for folder in ("hf_farms", "cli", "model_cards")
+        for path in (ROOT / folder).rglob("*.py")
+        if "Trainer" in path.read_text(encoding="utf-8") and "callbacks" not in path.parts
+    ]
+    assert found == ["hf_farms/demo/train.py"]
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        "hf_farms",
+        "hf_farms.config",
+        "hf_farms.reports",
+        "hf_farms_cards",
+        "hf_farms_cards.card, hf_farms_cards.figures",
+        "hf_farms_cli.app",
+    ],
+)
+def test_light_modules_load_nothing_heavy(modules):
+    heavy = ("torch", "transformers", "evaluate", "datasets", "matplotlib", "huggingface_hub")
+    loaded = python(f"import sys, {modules}; print([m for m in {heavy!r} if m in sys.modules])")
+    assert loaded.strip() == "[]"
+
+
+def test_a_card_is_rendered_without_torch():
+    code = (
+        "import sys; sys.path.append('tests'); from test_reports import pruned; from hf_farms_cards import render_card;"
+        "render_card(pruned()); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_public_names():
+    names = python("import hf_farms; print(all(getattr(hf_farms, n) is not None for n in hf_farms.__all__))")
+    assert names.strip() == "True"
+    with pytest.raises(AttributeError, match="module 'hf_farms' has no attribute 'nonsense'"):
+        getattr(__import__("hf_farms"), "nonsense")  # noqa: B009
+
+
+@SOURCE
+def test_torch_is_pinned_in_the_constraints_alone():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "torch>=2.6" in project["dependencies"]
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch==")]
+    assert len(pins) == 1
