@@ -43,7 +43,7 @@ def load_model(
     """Load a model and its tokenizer.
 
     Args:
-        name: hub id, folder, or `demo`. A folder is taken before a hub id of the same name.
+        name: `demo`, a folder, or a hub id, looked for in this order.
         dtype: "auto" is the dtype of the checkpoint.
         device: None is a GPU if there is one, else the CPU.
         revision: of a hub id.
@@ -52,15 +52,27 @@ def load_model(
     Raises:
         ModelError: not found, no weights, no architecture that transformers knows, no tokenizer.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     path, weights_dtype = _resolve(name), _dtype(dtype)
     with _explained(name):
         config = AutoConfig.from_pretrained(path, revision=revision)
-        loaded_tokenizer = AutoTokenizer.from_pretrained(path, revision=revision) if tokenizer else None
         model = _architecture(config).from_pretrained(path, dtype=weights_dtype, revision=revision)
     model.config._name_or_path = name
+    loaded_tokenizer = _load_tokenizer(name, path, revision) if tokenizer else None
     return Loaded(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), loaded_tokenizer)
+
+
+def _load_tokenizer(name: str, path: str, revision: str | None) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision)
+    except Exception as error:  # a missing tokenizer is an OSError, a ValueError or one of the tokenizers library
+        raise ModelError(
+            f"model must have a tokenizer, got {name!r} without one that can be loaded.",
+            hint="Save one beside it, or do without text: --method magnitude --evaluation none.",
+        ) from error
 
 
 def _resolve(name: str) -> str:

@@ -58,17 +58,19 @@ def run_prune(
     loaded = load_model(
         recipe.model, dtype=recipe.dtype, device=device, revision=recipe.revision, tokenizer=needs_tokenizer
     )
-    text = _evaluation_text(recipe.evaluation, loaded)
-    batches, notes = _calibrate(recipe, loaded)
-    spectra = analyze(loaded.model, recipe.prune.measurement(), progress=progress.of("Measuring spectra"))
-    dense = text.measure(loaded, progress, "Dense perplexity") if text else None
-    partial = output.create()
     source = ModelBlockSource(loaded.model)
+    text = _evaluation_text(recipe.evaluation, loaded)
+    # A text that is too short must not cost an analysis, a model with NaN must not be asked to write.
+    calibrated = _calibrate(recipe, loaded) if recipe.calibration.source != "self" else None
+    spectra = analyze(source, recipe.prune.measurement(), progress=progress.of("Measuring spectra"))
+    dense = text.measure(loaded, progress, "Dense perplexity") if text else None
+    batches, notes = calibrated or _calibrate(recipe, loaded)
+    partial = output.create()
     writer = CheckpointWriter(loaded.model, partial, len(source))
     source.on_commit = writer.write_block
     report = prune(source, recipe.prune, calibration=batches, spectra=spectra, progress=progress).report
     writer.finish(loaded.tokenizer)
-    after = analyze(loaded.model, recipe.prune.measurement(), progress=progress.of("Measuring spectra again"))
+    after = analyze(source, recipe.prune.measurement(), progress=progress.of("Measuring spectra again"))
     pruned = text.measure(loaded, progress, "Pruned perplexity") if text else None
     report = replace(
         report,

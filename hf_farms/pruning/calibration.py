@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_farms.config import CalibrationConfig
-from hf_farms.errors import DataError
+from hf_farms.errors import DataError, ModelError
 from hf_farms.texts import Tokenizer, read_text, tokenize
 
 __all__ = ["calibration_sequences", "context_limit"]
@@ -124,6 +124,12 @@ def _sample(model: nn.Module, tokenizer: Tokenizer | None, number: int, length: 
                 parts.append(
                     writer.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
                 )
+        except RuntimeError as error:
+            if "inf" not in str(error):
+                raise
+            raise ModelError(
+                "the model must predict finite probabilities, got NaN or infinity while it wrote."
+            ) from error
         finally:
             writer.generation_config = saved
             model.train(was_training)

@@ -147,7 +147,7 @@ def prepare_bert(folder):
         (["analyze", "no/such-model"], "'no/such-model'"),
         (["prune", "BERT"], "perplexity must be measured on a causal language model, got BertForMaskedLM"),
         (["prune", "BERT", "--evaluation", "none"], "self-calibration must have a model that writes text"),
-        (["prune", "NOTOKENIZER"], "could not be loaded"),
+        (["prune", "NOTOKENIZER"], "model must have a tokenizer"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(arguments, message, tmp_path, monkeypatch, llama):
@@ -178,6 +178,17 @@ def test_debug_keeps_the_traceback():
 def test_usage_errors_have_status_2():
     assert run("prune").exit_code == 2
     assert run("prune", "demo", "--no-such-option").exit_code == 2
+
+
+def test_a_model_without_blocks_is_refused(tmp_path):
+    import transformers
+
+    config = transformers.GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "m")
+    done = run("prune", tmp_path / "m", "--method", "magnitude", "--evaluation", "none", "-o", tmp_path / "out")
+    assert done.exit_code == 1
+    assert "model must have a list of blocks with linear layers" in " ".join(done.stderr.split())
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_nan_in_a_weight_is_named(llama, tmp_path):

@@ -6,7 +6,7 @@ from models import tiny, tiny_bert
 
 from hf_farms.config import CalibrationConfig
 from hf_farms.demo import demo_model
-from hf_farms.errors import DataError
+from hf_farms.errors import DataError, ModelError
 from hf_farms.pruning.calibration import calibration_sequences
 
 
@@ -152,3 +152,10 @@ def test_self_calibration_follows_the_models_distribution(tokenizer):
 def test_self_calibration_needs_a_model_that_writes(tokenizer):
     with pytest.raises(DataError, match="self-calibration must have a model that writes text, got BertForMaskedLM"):
         sequences(tokenizer, model=tiny_bert(), source="self")
+
+
+def test_a_model_that_predicts_nan_is_refused(tokenizer):
+    model = tiny("llama", vocab_size=2048)
+    model.model.norm.weight.data.fill_(float("nan"))
+    with pytest.raises(ModelError, match="the model must predict finite probabilities"):
+        sequences(tokenizer, model=model, source="self", num_sequences=1)
