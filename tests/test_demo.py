@@ -141,3 +141,26 @@ def test_model_is_far_better_than_a_unigram_model_on_test_speeches(
 
     assert math.exp(nll) < math.exp(unigram_nll) / 5
     assert math.exp(nll) < 60
+
+
+def test_spectra_are_heavy_tailed(model: LlamaForCausalLM) -> None:
+    """Every block has a heavier tail than any block of the same model with random weights."""
+    from hf_farms import analyze
+
+    torch.manual_seed(0)
+    random_model = AutoModelForCausalLM.from_config(model.config)
+    trained, random = ([b.alpha for b in analyze(m).blocks] for m in (model, random_model))
+    assert max(trained) < min(random) - 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TRAIN.exists(), reason="train.txt and train.py are not in the wheel")
+def test_training_script_runs(tmp_path: Path) -> None:
+    script = [sys.executable, str(FOLDER / "train.py"), "--output", str(tmp_path / "model"), "--epochs", "1"]
+    done = subprocess.run(script, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    perplexity, unigram = (
+        float(line.split("|")[2]) for line in card.splitlines() if line.startswith(("| this model, test", "| unigram"))
+    )
+    assert perplexity < unigram / 2
