@@ -34,6 +34,8 @@ from transformers import (
     set_seed,
 )
 
+from hf_farms.spectra.analysis import analyze
+
 HERE = Path(__file__).parent
 TEXT = HERE / "text"
 CONTEXT = 256
@@ -248,6 +250,12 @@ def unigram_perplexity(train: Tensor, test: Tensor) -> float:
     return math.exp(-math.fsum(math.log((counts[t] + 1) / total) for t in predicted) / len(predicted))
 
 
+def block_alphas(model: torch.nn.Module) -> tuple[float, float, float]:
+    """Lowest, highest and mean alpha of the blocks."""
+    alphas = [block.alpha for block in analyze(model).blocks if block.alpha is not None]
+    return min(alphas), max(alphas), math.fsum(alphas) / len(alphas)
+
+
 def write_card(folder: Path, tokenizer: PreTrainedTokenizerFast, command: str) -> None:
     """Measure what is shipped (bfloat16, read back from the folder) and describe it."""
     model = AutoModelForCausalLM.from_pretrained(folder)  # from_pretrained leaves it in evaluation mode
@@ -267,6 +275,8 @@ def write_card(folder: Path, tokenizer: PreTrainedTokenizerFast, command: str) -
         parameters=model.num_parameters(),
         vocabulary=VOCABULARY,
         train_tokens=len(train),
+        alpha=block_alphas(model),
+        random=block_alphas(AutoModelForCausalLM.from_config(model.config)),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     print(f"test {on_test:.2f}, select {on_select:.2f}, unigram {unigram:.2f} over {count} tokens")
