@@ -64,6 +64,11 @@ class LayerView:
         """Name of the module in memory."""
         return self.metadata.name
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weight lies."""
+        return self.module.weight.device
+
     def read(self) -> Tensor:
         """The weight, `(out, in)`, in its own dtype and on its own device; do not change it in place.
 

@@ -140,8 +140,8 @@ class CalibrationConfig:
     """The sequences that activations are measured on.
 
     Attributes:
-        source: "self" (sampled from the model itself), "speeches" (public-domain text inside the package), a text,
-            JSON, JSONL or parquet file, or the id of a dataset on the Hub.
+        source: "speeches" (public-domain English text inside the package), "self" (sampled from the model itself), a
+            text, JSON, JSONL or parquet file, or the id of a dataset on the Hub. BENCHMARKS.md has the comparison.
         column: the column that holds the text, for tables and datasets.
         subset: the configuration of a Hub dataset ("en" of allenai/c4).
         split: the split of a Hub dataset.
@@ -150,7 +150,7 @@ class CalibrationConfig:
         seed: of the choice of passages, or of the sampling.
     """
 
-    source: str = "self"
+    source: str = "speeches"
     column: str = "text"
     subset: str | None = None
     split: str = "train"
@@ -159,7 +159,7 @@ class CalibrationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(bool(self.source), "calibration source", "'self', 'speeches', a file or a dataset id", self.source)
+        _check(bool(self.source), "calibration source", "'speeches', 'self', a file or a dataset id", self.source)
         _check(_is_count(self.num_sequences), "num_sequences", "a positive integer", self.num_sequences)
         _check(
             isinstance(self.sequence_length, int) and self.sequence_length >= 2,

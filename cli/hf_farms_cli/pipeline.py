@@ -19,7 +19,7 @@ from hf_farms.pruning.calibration import calibration_sequences, context_limit
 from hf_farms.pruning.pruner import prune
 from hf_farms.reports import REPORT_NAME, PerplexityRecord, PruneReport
 from hf_farms.spectra.analysis import analyze
-from hf_farms.texts import check_source, read_text, tokenize
+from hf_farms.texts import BUILT_IN, check_source, read_text, tokenize
 from hf_farms_cli.console import Stages, quiet_transformers
 from hf_farms_cli.recipe import RECIPE_NAME, Recipe
 
@@ -79,7 +79,7 @@ def run_prune(
         calibration=replace(report.calibration, config=recipe.calibration) if report.calibration else None,
         perplexity=_perplexity(recipe.evaluation, report.dtype, dense, pruned),
         command=" ".join(["hf-farms", *sys.argv[1:]]),
-        notes=(*report.notes, *notes, *(text.notes if text else ()), *spectra.notes),
+        notes=(*report.notes, *notes, *(text.notes if text else ()), *_same_text(recipe), *spectra.notes),
     )
     _describe(partial, recipe, report, repo_id)
     output.finish()
@@ -140,6 +140,19 @@ def _calibrate(recipe: Recipe, loaded: Loaded) -> tuple[list[torch.Tensor], list
     if recipe.prune.method != "wanda":
         return [], []
     return calibration_sequences(recipe.calibration, model=loaded.model, tokenizer=loaded.tokenizer)
+
+
+def _same_text(recipe: Recipe) -> tuple[str, ...]:
+    """A reader must know when the perplexity is measured on the kind of text that the pruning saw."""
+    seen, tested = recipe.calibration, recipe.evaluation
+    if recipe.prune.method != "wanda" or seen.source != tested.source:
+        return ()
+    if seen.source == BUILT_IN or seen.split != tested.split and not Path(seen.source).exists():
+        return (
+            f"Calibration and evaluation text are of one kind ({seen.source}), no passage in both: the perplexity "
+            "says less about other text.",
+        )
+    return (f"Calibration and evaluation use the same text ({seen.source}): the perplexity flatters the pruned model.",)
 
 
 def _perplexity(

@@ -40,7 +40,7 @@ def prune_command(
     calibration: Annotated[
         str,
         typer.Option(
-            help="`self` (written by the model), `speeches` (inside the package), a text, JSON, JSONL or "
+            help="`speeches` (inside the package), `self` (written by the model), a text, JSON, JSONL or "
             "parquet file, or a dataset id."
         ),
     ] = CALIBRATION.source,

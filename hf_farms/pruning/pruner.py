@@ -150,7 +150,7 @@ def _input_norms(
     block: Block, index: int, hidden: list[Tensor], calls: list[BlockCalls], keep: list[Tensor | None]
 ) -> dict[str, Tensor]:
     """Run the calibration data through one block and measure what its layers are multiplied with."""
-    norms = {layer.name: InputNorm(layer.metadata.shape[1], layer.read().device) for layer in block.layers}
+    norms = {layer.name: InputNorm(layer.metadata.shape[1], layer.device) for layer in block.layers}
     for h, call, mask in zip(hidden, calls, keep, strict=True):
 
         def count(norm: InputNorm, inputs: Tensor, mask: Tensor | None = mask) -> None:

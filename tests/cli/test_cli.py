@@ -58,6 +58,7 @@ def test_artefacts(pruned_demo):
     assert report.sparsity == 0.5
     assert report.perplexity.dense < report.perplexity.pruned
     assert report.command.endswith("prune demo")
+    assert any("of one kind (speeches" in note for note in report.notes)
     assert [b.alpha is not None and b.alpha_stderr is not None for b in report.before.blocks] == [True] * 6
     assert report.after.blocks[0].alpha != report.before.blocks[0].alpha
     model = AutoModelForCausalLM.from_pretrained(out)
@@ -255,6 +256,7 @@ def test_other_text_formats_reach_the_command(tmp_path):
     assert done.exit_code == 0, done.output
     report = PruneReport.load(tmp_path / "out" / "hf_farms_report.json")
     assert report.calibration.num_sequences == 4
+    assert any("use the same text" in note for note in report.notes)
     assert report.perplexity.num_tokens == 3 * 255
     assert yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["calibration"]["column"] == "body"
 
