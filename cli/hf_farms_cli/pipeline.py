@@ -147,7 +147,7 @@ def _same_text(recipe: Recipe) -> tuple[str, ...]:
     seen, tested = recipe.calibration, recipe.evaluation
     if recipe.prune.method != "wanda" or seen.source != tested.source:
         return ()
-    if seen.source == BUILT_IN or seen.split != tested.split and not Path(seen.source).exists():
+    if seen.source == BUILT_IN or (seen.split != tested.split and not Path(seen.source).exists()):
         return (
             f"Calibration and evaluation text are of one kind ({seen.source}), no passage in both: the perplexity "
             "says less about other text.",

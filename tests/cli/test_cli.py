@@ -147,7 +147,10 @@ def prepare_bert(folder):
         (["prune", "demo", "-o", "THEIRS"], "which is a folder that hf-farms did not write"),
         (["analyze", "no/such-model"], "'no/such-model'"),
         (["prune", "BERT"], "perplexity must be measured on a causal language model, got BertForMaskedLM"),
-        (["prune", "BERT", "--evaluation", "none"], "self-calibration must have a model that writes text"),
+        (
+            ["prune", "BERT", "--evaluation", "none", "--calibration", "self"],
+            "self-calibration must have a model that writes text",
+        ),
         (["prune", "NOTOKENIZER"], "model must have a tokenizer"),
     ],
 )
