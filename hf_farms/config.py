@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 __all__ = ["CalibrationConfig", "EvaluationConfig", "FarmsConfig", "PruneConfig", "default_output_name"]
 
@@ -219,8 +219,3 @@ def default_output_name(model: str, config: PruneConfig) -> str:
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.4g}"
-
-
-def config_value(config: Any, name: str) -> Any:
-    """The default of one option, for `--help`: `config_value(PruneConfig, "sparsity")` is 0.5."""
-    return getattr(config(), name)

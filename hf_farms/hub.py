@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["explain", "preflight", "push"]
 
+# Unfinished work of `OutputFolder`: files and whole folders.
+UNFINISHED = ("*.partial", "*.partial/*")
 LOGIN = "Run `hf auth login` with a token that may write, or pass --token."
 
 
@@ -42,7 +44,7 @@ def preflight(
     from huggingface_hub.utils._validators import validate_repo_id
 
     api = _api(token)
-    with _explained("the Hub"):
+    with _explained(repo_id or repo_name):
         user = api.whoami()["name"]
     target = repo_id or repo_name
     target = target if "/" in target else f"{user}/{target}"
@@ -73,7 +75,7 @@ def push(
 
     Args:
         folder: what `hf-farms prune` or `save_pretrained` wrote.
-        repo_id: `namespace/name`; created if it is not there.
+        repo_id: `namespace/name`, or a name under the user's own; created if it is not there.
         private: visibility of a new repository; None: the namespace's default.
         commit_message: None: "Upload <name of the folder>".
         token: None: the one that is logged in.
@@ -95,7 +97,9 @@ def push(
     message = commit_message or f"Upload {folder.name}"
     with _explained(repo_id):
         url = api.create_repo(repo_id, exist_ok=True, private=private)
-        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
+        api.upload_folder(
+            repo_id=url.repo_id, folder_path=folder, commit_message=message, ignore_patterns=list(UNFINISHED)
+        )
     return str(url)
 
 
@@ -107,13 +111,21 @@ def _api(token: str | None) -> HfApi:
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Turn what the Hub client raises into one sentence."""
+    """Turn what the Hub client raises during a push into one sentence."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
     try:
         yield
     except HfFarmsError:
         raise
-    except Exception as error:  # the client lets errors of its HTTP library, of files and of its own through
-        raise explain(error, what=what) from error
+    except OfflineModeIsEnabled as error:
+        raise HubError(
+            f"a push must reach the Hub, got HF_HUB_OFFLINE for {what!r}.", hint="Unset HF_HUB_OFFLINE."
+        ) from error
+    except Exception as error:  # the client lets errors of its HTTP library, of xet, of files and of its own through
+        raise _known(error, what) or HubError(
+            f"{what!r} could not be pushed ({_first_line(error)}).", hint="Run the same command again."
+        ) from error
 
 
 def explain(error: BaseException, *, what: str) -> HfFarmsError:
@@ -126,42 +138,75 @@ def explain(error: BaseException, *, what: str) -> HfFarmsError:
     Returns:
         A `ModelError` where the model cannot be had, else a `HubError`; the caller raises it.
     """
-    from huggingface_hub import errors as hub
-
-    endpoint = _endpoint()
-    for cause in _chain(error):
-        if isinstance(cause, HfFarmsError):
-            return cause
-        if isinstance(cause, hub.OfflineModeIsEnabled):
-            return ModelError(
-                f"{what!r} is not on this machine and the Hub is switched off (HF_HUB_OFFLINE).",
-                hint="Unset HF_HUB_OFFLINE, or name a local folder.",
-            )
-        if isinstance(cause, hub.GatedRepoError):
-            return ModelError(
-                f"{what!r} is gated, and access was not granted to this token.",
-                hint=f"Accept its conditions at {endpoint}/{what}, then run `hf auth login`.",
-            )
-        if isinstance(cause, hub.RevisionNotFoundError):
-            return ModelError(f"revision must exist, got one that {what!r} does not have.", hint="Check --revision.")
-        if isinstance(cause, hub.RepositoryNotFoundError):
-            return _not_found(cause, what)
-        if isinstance(cause, hub.LocalTokenNotFoundError):
-            return HubError("a push must have a token, got none.", hint=LOGIN)
-        if isinstance(cause, hub.HfHubHTTPError):
-            return _http_error(cause, what)
-        if type(cause).__module__.startswith(("httpx", "httpcore")):
-            return HubError(
-                f"the Hub at {endpoint} could not be reached ({type(cause).__name__}).",
-                hint="Check the network and HF_ENDPOINT, then run the same command again.",
-            )
-    first_line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    known = _known(error, what)
+    if known is not None:
+        return known
     if isinstance(error, OSError) and error.errno is not None:
-        return HubError(f"{what!r} could not be read or sent ({first_line}).")
+        return HubError(f"{what!r} could not be read or sent ({_first_line(error)}).")
     return ModelError(
-        f"{what!r} could not be loaded: {first_line.strip()}",
+        f"{what!r} could not be loaded: {_first_line(error)}",
         hint="Name a hub id, a folder that save_pretrained wrote, or `demo`.",
     )
+
+
+def _known(error: BaseException, what: str) -> HfFarmsError | None:
+    """The sentence of the outermost error in the chain that has one."""
+    for cause in _chain(error):
+        found = cause if isinstance(cause, HfFarmsError) else _model_error(cause, what) or _hub_error(cause, what)
+        if found is not None:
+            return found
+    return None
+
+
+def _model_error(cause: BaseException, what: str) -> ModelError | None:
+    """Errors that say that this model cannot be had; the most specific class first, as they inherit."""
+    from huggingface_hub import constants
+    from huggingface_hub import errors as hub
+
+    # Downloads raise the second, which says "not in the cache" for a dead network too.
+    offline = isinstance(cause, hub.LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE
+    if isinstance(cause, hub.OfflineModeIsEnabled) or offline:
+        return ModelError(
+            f"{what!r} is not on this machine and the Hub is switched off (HF_HUB_OFFLINE).",
+            hint="Unset HF_HUB_OFFLINE, or name a local folder.",
+        )
+    if isinstance(cause, hub.GatedRepoError):
+        return ModelError(
+            f"{what!r} is gated, and access was not granted to this token.",
+            hint=f"Accept its conditions at {_endpoint()}/{what}, then run `hf auth login`.",
+        )
+    if isinstance(cause, hub.RevisionNotFoundError):
+        return ModelError(f"revision must exist, got one that {what!r} does not have.", hint="Check --revision.")
+    if isinstance(cause, hub.RepositoryNotFoundError):
+        doubt = " or is private" if _status(cause) == 401 else ""
+        return ModelError(
+            f"{what!r} is neither a folder nor a repository on the Hub{doubt}.",
+            hint="Check the name; for a private repository run `hf auth login`.",
+        )
+    if isinstance(cause, hub.RemoteEntryNotFoundError):
+        name = str(cause.response.url).rpartition("/")[2]
+        return ModelError(
+            f"{what!r} must hold {name!r}, which is not in the repository.",
+            hint="Name a repository that save_pretrained wrote, or another --revision.",
+        )
+    return None
+
+
+def _hub_error(cause: BaseException, what: str) -> HubError | None:
+    """Errors of the Hub itself, of the token, or of the way there."""
+    from huggingface_hub import errors as hub
+
+    if isinstance(cause, hub.LocalTokenNotFoundError):
+        return HubError("a push must have a token, got none.", hint=LOGIN)
+    if isinstance(cause, hub.HfHubHTTPError):
+        return _http_error(cause, what)
+    # By module, as the client's HTTP library is httpx in some versions and httpx2 in others.
+    if type(cause).__module__.startswith(("httpx", "httpcore")):
+        return HubError(
+            f"the Hub at {_endpoint()} could not be reached ({type(cause).__name__}).",
+            hint="Check the network and HF_ENDPOINT, then run the same command again.",
+        )
+    return None
 
 
 def _endpoint() -> str:
@@ -180,18 +225,17 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or current.__context__
 
 
-def _not_found(cause: Exception, what: str) -> HfFarmsError:
-    status = getattr(getattr(cause, "response", None), "status_code", None)
-    doubt = " or is private" if status == 401 else ""
-    return ModelError(
-        f"{what!r} is neither a folder nor a repository on the Hub{doubt}.",
-        hint="Check the name; for a private repository run `hf auth login`.",
-    )
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _http_error(cause: Exception, what: str) -> HfFarmsError:
-    status = getattr(getattr(cause, "response", None), "status_code", None)
-    said = getattr(cause, "server_message", None) or str(cause).strip().splitlines()[0]
+def _status(cause: BaseException) -> int | None:
+    return getattr(getattr(cause, "response", None), "status_code", None)
+
+
+def _http_error(cause: BaseException, what: str) -> HubError:
+    status = _status(cause)
+    said = getattr(cause, "server_message", None) or _first_line(cause)
     if status == 401:
         return HubError("the Hub did not accept the token.", hint=LOGIN)
     if status == 403:
