@@ -8,54 +8,81 @@ import hashlib
 import json
 import re
 import threading
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 LFS_SUFFIXES = (".safetensors", ".png", ".bin")
+
+Json = dict[str, Any]
+Headers = dict[str, str]
+Answer = tuple[Json | list[Json] | bytes, Headers]
+
+
+@dataclass
+class Repo:
+    files: dict[str, bytes] = field(default_factory=dict)
+    private: bool = False
+    gated: bool = False
+    commits: int = 1
+
+    @property
+    def sha(self) -> str:
+        return hashlib.sha1(str(self.commits).encode()).hexdigest()
+
+
+@dataclass
+class Failure:
+    pattern: str
+    status: int
+    times: int
 
 
 class LocalHub:
     """`with LocalHub() as hub:` listens on `hub.endpoint`; `tokens` maps a token to a user who may write."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.tokens = {"hf_good": "ada"}
-        self.repos = {}  # id -> {"private": bool, "files": {path: bytes}, "commits": int}
-        self.blobs = {}  # sha256 -> bytes
-        self.uploads = []  # sha256 of every blob that was sent
-        self.failures = []  # [pattern, status, times]
+        self.repos: dict[str, Repo] = {}
+        self.blobs: dict[str, bytes] = {}  # by sha256
+        self.uploads: list[str] = []  # sha256 of every blob that was sent
+        self.failures: list[Failure] = []
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.endpoint = f"http://127.0.0.1:{self.server.server_address[1]}"
 
-    def __enter__(self):
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+    def __enter__(self) -> "LocalHub":
+        # A short poll, because shutdown waits for the next one.
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.server.shutdown()
         self.server.server_close()
 
-    def files(self, repo_id):
-        return self.repos[repo_id]["files"]
+    def files(self, repo_id: str) -> dict[str, bytes]:
+        return self.repos[repo_id].files
 
-    def add(self, repo_id, files, *, private=False):
-        self.repos[repo_id] = {"private": private, "files": dict(files), "commits": 1}
+    def add(self, repo_id: str, files: dict[str, bytes], *, private: bool = False, gated: bool = False) -> None:
+        self.repos[repo_id] = Repo(dict(files), private, gated)
 
-    def fail_next(self, pattern, *, status=503, times=1):
-        self.failures.append([pattern, status, times])
+    def fail_next(self, pattern: str, *, status: int = 503, times: int = 1) -> None:
+        """Answer the next `times` requests whose "METHOD /path" has `pattern` in it with that status."""
+        self.failures.append(Failure(pattern, status, times))
 
-    def failure(self, target):
+    def failure(self, target: str) -> int | None:
         with self.lock:
             for failure in self.failures:
-                if failure[2] > 0 and re.search(failure[0], target):
-                    failure[2] -= 1
-                    return failure[1]
+                if failure.times > 0 and re.search(failure.pattern, target):
+                    failure.times -= 1
+                    return failure.status
         return None
 
 
 class _Refused(Exception):  # noqa: N818
-    def __init__(self, status, code=None, message="", body=None):
+    def __init__(self, status: int, code: str | None = None, message: str = "", body: Json | None = None) -> None:
         self.status, self.code, self.message, self.body = status, code, message, body
 
 
@@ -72,16 +99,17 @@ class _Handler(BaseHTTPRequestHandler):
         ("PUT", r"/upload/(?P<oid>\w+)", "lfs_put"),
         ("POST", r"/verify", "lfs_verify"),
         ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/[^/]+", "commit"),
+        ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/branch/[^/]+", "branch"),
         ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/auth-check(?P<write>/write)?", "auth_check"),
         ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/[^/]+", "tree"),
         ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?", "info"),
         ("HEAD|GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
     )
 
-    def log_message(self, *_):
+    def log_message(self, *_: object) -> None:
         pass
 
-    def _dispatch(self):
+    def _dispatch(self) -> None:
         path = urlsplit(self.path).path
         self.payload = self._read_body()
         try:
@@ -98,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = _dispatch  # noqa: N815
 
-    def _read_body(self):
+    def _read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") == "chunked":
             body = b""
             while size := int(self.rfile.readline(), 16):
@@ -108,35 +136,35 @@ class _Handler(BaseHTTPRequestHandler):
             return body
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
-    def _answer(self, status, body, headers=None):
+    def _answer(self, status: int, body: Json | list[Json] | bytes, headers: Headers) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
-        for name, value in ({"Content-Length": str(len(data))} | (headers or {})).items():
+        for name, value in ({"Content-Length": str(len(data))} | headers).items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    def _user(self, *, required=True):
+    def _user(self, *, required: bool = True) -> str | None:
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ").strip()
         user = self.hub.tokens.get(token)
         if (token or required) and user is None:
             raise _Refused(401, message="Invalid username or password.")
         return user
 
-    def _repo(self, repo, *, write=False):
+    def _repo(self, repo: str, *, write: bool = False) -> Repo:
         user = self._user(required=write)
         found = self.hub.repos.get(repo)
-        if found is None or (found["private"] and user != repo.split("/")[0]):
+        if found is None or (found.private and user != repo.split("/")[0]):
             raise _Refused(404 if user else 401, "RepoNotFound", "Repository not found")
         if write and user != repo.split("/")[0]:
             raise _Refused(403, message=f"You don't have the rights to write to {repo}")
         return found
 
-    def whoami(self):
-        return ({"type": "user", "name": self._user(), "orgs": [], "auth": {}},)
+    def whoami(self) -> Answer:
+        return {"type": "user", "name": self._user(), "orgs": [], "auth": {}}, {}
 
-    def create(self):
+    def create(self) -> Answer:
         wanted = json.loads(self.payload)
         user = self._user()
         owner = wanted.get("organization") or user
@@ -147,25 +175,25 @@ class _Handler(BaseHTTPRequestHandler):
         if repo in self.hub.repos:
             raise _Refused(409, message="You already created this model repo", body=url)
         self.hub.add(repo, {}, private=wanted.get("private") or wanted.get("visibility") == "private")
-        return (url,)
+        return url, {}
 
-    def validate(self):
+    def validate(self) -> Answer:
         content = json.loads(self.payload)["content"]
         ok = content.startswith("---\n")
-        return ({"errors": [] if ok else [{"message": "no YAML header"}], "warnings": []},)
+        return {"errors": [] if ok else [{"message": "no YAML header"}], "warnings": []}, {}
 
-    def preupload(self, repo):
+    def preupload(self, repo: str) -> Answer:
         files = json.loads(self.payload)["files"]
-        held = self._repo(repo, write=True)["files"]
+        held = self._repo(repo, write=True).files
 
-        def plan(path):
+        def plan(path: str) -> Json:
             lfs = path.endswith(LFS_SUFFIXES)
             answer = {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
             return answer | ({"oid": _oid(held[path], lfs)} if path in held else {})
 
-        return ({"files": [plan(file["path"]) for file in files]},)
+        return {"files": [plan(file["path"]) for file in files]}, {}
 
-    def lfs_batch(self, repo):
+    def lfs_batch(self, repo: str) -> Answer:
         self._repo(repo, write=True)
         objects = []
         for wanted in json.loads(self.payload)["objects"]:
@@ -178,22 +206,22 @@ class _Handler(BaseHTTPRequestHandler):
             objects.append(entry)
         return {"transfer": "basic", "objects": objects}, {"Content-Type": "application/vnd.git-lfs+json"}
 
-    def lfs_put(self, oid):
+    def lfs_put(self, oid: str) -> Answer:
         if hashlib.sha256(self.payload).hexdigest() != oid:
             raise _Refused(400, message="hash mismatch")
         self.hub.blobs[oid] = self.payload
         self.hub.uploads.append(oid)
-        return (b"",)
+        return b"", {}
 
-    def lfs_verify(self):
+    def lfs_verify(self) -> Answer:
         wanted = json.loads(self.payload)
         if len(self.hub.blobs.get(wanted["oid"], b"")) != wanted["size"]:
             raise _Refused(404, message="not uploaded")
-        return ({},)
+        return {}, {}
 
-    def commit(self, repo):
+    def commit(self, repo: str) -> Answer:
         found = self._repo(repo, write=True)
-        files = dict(found["files"])
+        files = dict(found.files)
         for line in self.payload.decode().splitlines():
             entry = json.loads(line)
             value = entry["value"]
@@ -201,47 +229,53 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
                 files[value["path"]] = self.hub.blobs[value["oid"]]
-        found["files"], found["commits"] = files, found["commits"] + 1
-        sha = _commit_id(found)
-        return ({"commitOid": sha, "commitUrl": f"{self.hub.endpoint}/{repo}/commit/{sha}", "hookOutput": ""},)
+            elif entry["key"] == "deletedFile":
+                files.pop(value["path"], None)
+        found.files, found.commits = files, found.commits + 1
+        url = f"{self.hub.endpoint}/{repo}/commit/{found.sha}"
+        return {"commitOid": found.sha, "commitUrl": url, "hookOutput": ""}, {}
 
-    def auth_check(self, repo, write):
+    def branch(self, repo: str) -> Answer:
+        self._repo(repo, write=True)  # accepted and not kept: there is only main
+        return {}, {}
+
+    def auth_check(self, repo: str, write: str | None) -> Answer:
         self._repo(repo, write=bool(write))
-        return ({},)
+        return {}, {}
 
-    def info(self, repo, revision):
+    def info(self, repo: str, revision: str | None) -> Answer:
         found = self._repo(repo)
         self._check_revision(found, revision or "main")
-        files = [{"rfilename": path} for path in found["files"]]
-        return ({"id": repo, "sha": _commit_id(found), "private": found["private"], "siblings": files, "tags": []},)
+        files = [{"rfilename": path} for path in found.files]
+        return {"id": repo, "sha": found.sha, "private": found.private, "siblings": files, "tags": []}, {}
 
-    def tree(self, repo):
-        entries = []
-        for path, data in self._repo(repo)["files"].items():
+    def tree(self, repo: str) -> Answer:
+        entries: list[Json] = []
+        for path, data in self._repo(repo).files.items():
             lfs = path.endswith(LFS_SUFFIXES)
             entry = {"type": "file", "path": path, "size": len(data), "oid": _oid(data, lfs)}
             entries.append(
                 entry | ({"lfs": {"oid": _oid(data, True), "size": len(data), "pointerSize": 1}} if lfs else {})
             )
-        return (entries,)
+        return entries, {}
 
-    def _check_revision(self, found, revision):
-        if revision not in ("main", _commit_id(found)):
+    def _check_revision(self, found: Repo, revision: str) -> None:
+        if revision not in ("main", found.sha):
             raise _Refused(404, "RevisionNotFound", "Revision not found")
 
-    def resolve(self, repo, revision, path):
+    def resolve(self, repo: str, revision: str, path: str) -> Answer:
         found = self._repo(repo)
-        commit = {"X-Repo-Commit": _commit_id(found)}
         self._check_revision(found, revision)
-        if path not in found["files"]:
+        if found.gated and self._user(required=False) != repo.split("/")[0]:
+            raise _Refused(403, "GatedRepo", f"Access to model {repo} is restricted")
+        if path not in found.files:
             raise _Refused(404, "EntryNotFound", "Entry not found")
-        data = found["files"][path]
-        return data, commit | {"ETag": f'"{_oid(data, path.endswith(LFS_SUFFIXES))}"'}
+        data = found.files[path]
+        lfs = path.endswith(LFS_SUFFIXES)
+        headers = {"X-Repo-Commit": found.sha, "ETag": f'"{_oid(data, lfs)}"'}
+        linked = {"X-Linked-Etag": f'"{_oid(data, lfs)}"', "X-Linked-Size": str(len(data))}
+        return data, headers | (linked if lfs else {})
 
 
-def _oid(data, lfs):
+def _oid(data: bytes, lfs: bool) -> str:
     return hashlib.sha256(data).hexdigest() if lfs else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-
-
-def _commit_id(repo):
-    return hashlib.sha1(str(repo["commits"]).encode()).hexdigest()
