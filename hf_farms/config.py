@@ -12,10 +12,12 @@ from typing import Literal
 __all__ = ["CalibrationConfig", "EvaluationConfig", "FarmsConfig", "PruneConfig", "default_output_name"]
 
 Fit = Literal["mid", "peak", "goodness_of_fit"]
+BlockScore = Literal["mean", "median", "trimmed", "standardised"]
 Method = Literal["magnitude", "wanda"]
 Allocation = Literal["uniform", "farms", "alpha"]
 
 FITS: tuple[Fit, ...] = ("mid", "peak", "goodness_of_fit")
+BLOCK_SCORES: tuple[BlockScore, ...] = ("mean", "median", "trimmed", "standardised")
 METHODS: tuple[Method, ...] = ("magnitude", "wanda")
 ALLOCATIONS: tuple[Allocation, ...] = ("uniform", "farms", "alpha")
 
@@ -52,6 +54,8 @@ class FarmsConfig:
         tail_divisor: the `mid` tail starts at index int(N / tail_divisor).
         released_peak_bound: reproduce the unit slip of the released `peak` (log10 of the lower bound compared with
             the eigenvalue itself), to compare with published numbers.
+        block_score: how the alphas of a block's roles become one number: "mean" (as published), "median", "trimmed"
+            (mean without the extremes) or "standardised" (mean after each role is brought to one mean and deviation).
     """
 
     window_rows: int | Literal["auto"] | None = "auto"
@@ -60,6 +64,7 @@ class FarmsConfig:
     fit: Fit = "mid"
     tail_divisor: float = 2.0
     released_peak_bound: bool = False
+    block_score: BlockScore = "mean"
 
     def __post_init__(self) -> None:
         rows, windows = self.window_rows, self.windows_per_dim
@@ -72,6 +77,7 @@ class FarmsConfig:
             self.aspect_ratio,
         )
         _check_choice("fit", self.fit, FITS)
+        _check_choice("block_score", self.block_score, BLOCK_SCORES)
         _check(
             _is_number(self.tail_divisor) and 1 <= self.tail_divisor < float("inf"),
             "tail_divisor",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import replace
 
 from torch import nn
 
+from hf_farms.allocation.scores import LayerAlpha, block_scores
 from hf_farms.blocks import Block, BlockSource, LayerView, ModelBlockSource
 from hf_farms.config import FarmsConfig
 from hf_farms.errors import ModelError
@@ -56,7 +57,7 @@ def analyze(
         model_type=source.model_type,
         config=config,
         window_rows=rows,
-        blocks=tuple(blocks),
+        blocks=_with_scores(blocks, config),
         notes=_notes(blocks, lowered, rows),
     )
 
@@ -76,10 +77,9 @@ def _measure(block: Block, config: FarmsConfig) -> tuple[BlockSpectrum, list[str
         records.append(_record(layer, spectrum))
         if spectrum.rows_lowered:
             lowered.append(layer.name)
-    alpha, stderr = _block_score(records)
     meta = block.metadata
     return BlockSpectrum(
-        index=meta.index, name=meta.name, alpha=alpha, alpha_stderr=stderr, layers=tuple(records)
+        index=meta.index, name=meta.name, alpha=None, alpha_stderr=None, layers=tuple(records)
     ), lowered
 
 
@@ -96,17 +96,15 @@ def _record(layer: LayerView, spectrum: LayerSpectrum) -> LayerRecord:
     return LayerRecord(name=layer.name, role=layer.metadata.role, shape=layer.metadata.shape, **numbers)
 
 
-def _block_score(layers: Iterable[LayerRecord]) -> tuple[float | None, float | None]:
-    """Mean alpha over the layers that have one, and its standard error.
-
-    A layer measured with a single window has no error of its own and is taken as exact.
-    """
-    fitted = [layer for layer in layers if layer.alpha is not None]
-    if not fitted:
-        return None, None
-    mean = math.fsum(layer.alpha for layer in fitted if layer.alpha is not None) / len(fitted)
-    errors = [layer.alpha_stderr for layer in fitted if layer.alpha_stderr is not None]
-    return mean, math.sqrt(math.fsum(error**2 for error in errors)) / len(fitted) if errors else None
+def _with_scores(blocks: list[BlockSpectrum], config: FarmsConfig) -> tuple[BlockSpectrum, ...]:
+    fitted = [
+        [LayerAlpha(r.role, r.alpha, r.alpha_stderr) for r in block.layers if r.alpha is not None] for block in blocks
+    ]
+    scores = block_scores(fitted, config.block_score)
+    return tuple(
+        replace(block, alpha=score[0], alpha_stderr=score[1]) if score else block
+        for block, score in zip(blocks, scores, strict=True)
+    )
 
 
 def _notes(blocks: list[BlockSpectrum], lowered: list[str], rows: int | None) -> tuple[str, ...]:

@@ -2,8 +2,10 @@
 
     python tests/benchmarks/pruning.py MODEL --calibration fit.txt --text test.txt --arms ARM [ARM ...]
 
-An arm is SPARSITY:ALLOCATION[:SPREAD[:CALIBRATION]], for example 0.5:farms, 0.5:farms:0.2, 0.5:uniform::self.
-`shuffled` and `reversed` are placebos of `farms`: the same block sparsities' scores in another order. Every row says
+An arm is SPARSITY:ALLOCATION[:OPTION=VALUE...], for example 0.5:farms, 0.5:farms:spread=0.2, 0.5:uniform:text=self.
+Options: spread, shrink, text (of the calibration), and those of the measurement: rows, per_dim, fit, score; `released`
+is fit=peak with the released bound. `shuffled0`, `shuffled1`, ..., `sorted` and `reversed` are placebos of `farms`: the
+same block scores in another order (random, ascending with depth, turned round). Every row says
 dense and pruned perplexity, the NLL difference to the dense model and to the first arm of the same sparsity with its
 paired standard error, and the mean KL divergence from the dense to the pruned prediction. Nothing is chosen here:
 give the selection text to choose, the test text to report.
@@ -19,12 +21,13 @@ from dataclasses import replace
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_farms.config import CalibrationConfig, PruneConfig
+from hf_farms.config import CalibrationConfig, FarmsConfig, PruneConfig
 from hf_farms.pruning.calibration import calibration_sequences
 from hf_farms.pruning.pruner import prune
 from hf_farms.spectra.analysis import analyze
 
 CONTEXT = 512
+PLACEBOS = ("shuffled", "sorted", "reversed")
 
 
 def parse_arguments():
@@ -65,6 +68,29 @@ def paired(a, b):
     return delta.mean().item(), delta.std().item() / math.sqrt(len(delta))
 
 
+def read_arm(arm, calibration):
+    """Sparsity, allocation or placebo, configuration, and calibration text of an arm."""
+    sparsity, allocation, *rest = arm.split(":")
+    values = dict(item.split("=") for item in rest)
+    farms = FarmsConfig.paper() if values.get("fit") == "released" else FarmsConfig()
+    farms = replace(farms, window_rows=FarmsConfig().window_rows, windows_per_dim=FarmsConfig().windows_per_dim)
+    named = {"rows": "window_rows", "per_dim": "windows_per_dim", "score": "block_score"}
+    changes = {named[name]: values[name] for name in named if name in values}
+    for name in ("window_rows", "windows_per_dim"):
+        if name in changes:
+            changes[name] = int(changes[name])
+    if values.get("fit", "released") != "released":
+        changes["fit"] = values["fit"]
+    config = PruneConfig(
+        sparsity=float(sparsity),
+        allocation="farms" if allocation.startswith(PLACEBOS) else allocation,
+        spread=float(values.get("spread", PruneConfig().spread)),
+        shrink=values.get("shrink", "on") == "on",
+        farms=replace(farms, **changes),
+    )
+    return sparsity, allocation, config, values.get("text", calibration)
+
+
 def reorder(report, how):
     """The same alphas on other blocks."""
     order = list(range(len(report.blocks)))
@@ -72,6 +98,8 @@ def reorder(report, how):
         random.Random(int(how.removeprefix("shuffled") or 0)).shuffle(order)
     elif how == "reversed":
         order.reverse()
+    elif how == "sorted":
+        order.sort(key=lambda i: report.blocks[i].alpha)
     source = [report.blocks[i] for i in order]
     blocks = [
         replace(b, alpha=s.alpha, alpha_stderr=s.alpha_stderr) for b, s in zip(report.blocks, source, strict=True)
@@ -94,11 +122,8 @@ def main():
     print("| arm | perplexity | NLL - dense | NLL - first | KL | block sparsity | s |\n|---|---|---|---|---|---|---|")
     first, batches = {}, {}
     for arm in options.arms:
-        sparsity, allocation, spread, source = (arm.split(":") + [""] * 3)[:4]
-        placebo = allocation if allocation.startswith(("shuffled", "reversed")) else ""
-        config = PruneConfig(sparsity=float(sparsity), allocation="farms" if placebo else allocation)
-        config = replace(config, spread=float(spread)) if spread else config
-        source = source or options.calibration
+        sparsity, allocation, config, source = read_arm(arm, options.calibration)
+        placebo = allocation if allocation.startswith(PLACEBOS) else ""
         model.load_state_dict(weights)
         if source not in batches:
             batches[source] = calibration_sequences(CalibrationConfig(source=source), model=model, tokenizer=tokenizer)[
