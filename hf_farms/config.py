@@ -44,11 +44,11 @@ class FarmsConfig:
     """How a weight's spectrum is measured (FARMS, arXiv 2506.06280, section 3).
 
     Attributes:
-        window_rows: rows r of a window. "auto": one size for the whole model, the largest of which at least two
-            disjoint windows fit into every layer that matters; for a single matrix the largest of which two fit
-            into it. None: the whole matrix, no windows.
+        window_rows: rows r of a window. "auto": one size for the whole model, an eighth of the smaller side of the
+            layers that hold most parameters; layers that such a window does not fit into are left out. A number is
+            lowered for layers that are smaller. None: the whole matrix, no windows.
         aspect_ratio: Q = columns / rows of a window.
-        windows_per_dim: windows along each side, evenly spread. "auto": as many as fit side by side.
+        windows_per_dim: windows along each side, evenly spread. "auto": 8.
         fit: where the tail starts. "mid": at the median; "peak": by KS distance, near the fullest bin of the
             histogram of log10 eigenvalues; "goodness_of_fit": by KS distance among all eigenvalues.
         tail_divisor: the `mid` tail starts at index int(N / tail_divisor).

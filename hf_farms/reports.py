@@ -43,7 +43,7 @@ class LayerRecord:
 
     name: str
     role: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     alpha: float | None
     alpha_stderr: float | None
     window_shape: tuple[int, int]
@@ -55,6 +55,7 @@ class LayerRecord:
     stable_rank: float
     alpha_hat: float | None
     entropy: float
+    tail_min: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +65,10 @@ class BlockSpectrum:
     Attributes:
         index: position, 0 is nearest to the input.
         name: module name.
-        alpha: score of the block, the mean alpha of its layers; None where no layer has one.
+        alpha: score of the block, by default the mean over roles of the mean alpha of their layers; routers, which
+            nothing is decided for, do not count. None where no layer has an alpha.
         alpha_stderr: its standard error; None where no layer has one.
-        layers: what it is the mean of.
+        layers: what was measured.
     """
 
     index: int
@@ -139,7 +141,8 @@ class SpectralReport(_Report):
         config: the measurement as asked for.
         window_rows: the window size that "auto" came to; None for whole matrices.
         blocks: in order of depth.
-        notes: what a reader must know (lowered windows, layers without an error bar).
+        outside: embeddings and head, where they were asked for.
+        notes: what a reader must know (layers left out, lowered windows, layers without an error bar).
     """
 
     model: str
@@ -147,6 +150,7 @@ class SpectralReport(_Report):
     config: FarmsConfig
     window_rows: int | None
     blocks: tuple[BlockSpectrum, ...]
+    outside: tuple[LayerRecord, ...] = ()
     notes: tuple[str, ...] = ()
 
 

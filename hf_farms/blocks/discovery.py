@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -48,8 +48,12 @@ def find_blocks(model: nn.Module) -> list[Named]:
             if sizes[name] > 0 and sizes[name] >= (SECOND_STACK_SHARE * largest if both else largest)
         }
         chosen = chosen if both else dict(list(chosen.items())[:1])
-    blocks = [(f"{name}.{i}", block) for name, stack in chosen.items() for i, block in enumerate(stack)]
-    blocks = blocks or [(name, child) for name, child in model.named_children() if _weights(child)]
+    blocks = [
+        (f"{name}.{i}" if name else str(i), block) for name, stack in chosen.items() for i, block in enumerate(stack)
+    ]
+    if not blocks:
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        blocks = [(name, child) for name, child in model.named_children() if _weights(child) and child is not head]
     if not blocks:
         raise ModelError(
             f"model must have blocks with linear layers, got {type(model).__name__} "
@@ -135,12 +139,12 @@ def _walk(module: nn.Module, path: str) -> Iterator[Item]:
     base = getattr(module, "base_layer", None)
     if isinstance(base, nn.Module) and hasattr(module, "get_delta_weight"):
         if isinstance(getattr(base, "weight", None), Tensor):
-            yield path, module, "weight", base.weight
+            yield path, module, "weight", cast(Tensor, base.weight)
         return
     if isinstance(module, MATRICES) or _is_conv1d(module) or _is_router(module):
-        yield path, module, "weight", module.weight
+        yield path, module, "weight", cast(Tensor, module.weight)
     elif isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-        yield path, module, "in_proj_weight", module.in_proj_weight
+        yield path, module, "in_proj_weight", cast(Tensor, module.in_proj_weight)
     else:
         for attribute, parameter in module.named_parameters(recurse=False):
             if (is_experts(module) and parameter.ndim == 3) or (parameter.is_complex() and parameter.ndim >= 2):

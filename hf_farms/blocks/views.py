@@ -53,7 +53,8 @@ class Part:
             return weight
         if self.groups == 1:
             return weight[self.start : self.stop]
-        return weight.unflatten(0, (self.groups, -1))[:, self.start : self.stop].flatten(0, 1)
+        rows: Tensor = weight.unflatten(0, (self.groups, -1))[:, self.start : self.stop]
+        return rows.flatten(0, 1)
 
     def into_(self, parameter: Tensor, weight: Tensor) -> None:
         """Write the layer's weight to where it belongs."""
@@ -124,12 +125,20 @@ class LayerView:
         return self.metadata.name
 
     @property
+    def role(self) -> str:
+        """Standard term of the layer."""
+        return self.metadata.role
+
+    @property
     def device(self) -> torch.device:
         """Where the weight lies."""
         return next(self.module.parameters()).device if self.module is not None else torch.device("cpu")
 
-    def read(self) -> Tensor:
+    def read(self, *, check: bool = True) -> Tensor:
         """The weight in its own dtype and on its own device; do not change it in place.
+
+        Args:
+            check: whether to look for NaN and infinity, one pass over the weight.
 
         Raises:
             ModelError: the weight is not loaded, is quantised, or holds NaN or infinity.
@@ -142,7 +151,7 @@ class LayerView:
                 f"weights must have the shape that the config says, {self.metadata.shape}, got {tuple(weight.shape)} "
                 f"in {self.name}."
             )
-        if not _is_finite(weight):
+        if check and not _is_finite(weight):
             raise ModelError(f"weights must be finite, got NaN or infinity in {self.name}.weight.")
         return weight
 
@@ -182,15 +191,16 @@ class ModuleStore:
         if base is None:
             return layer.part.of(getattr(self.module, self.attribute).detach())
         weight = dequantised(getattr(base, self.attribute).detach(), layer.name)
-        if not self.module.merged:
-            for name in self.module.active_adapters:
-                if name in getattr(self.module, "lora_variant", {}):
+        adapter: Any = self.module
+        if not adapter.merged:
+            for name in adapter.active_adapters:
+                if name in getattr(adapter, "lora_variant", {}):
                     raise ModelError(
                         f"adapters must be plain LoRA, got a variant of it (such as DoRA) in {layer.name}.",
                         hint="Merge it first: model.merge_and_unload().",
                     )
-                if name in self.module.lora_A:
-                    weight = weight + cast(Any, self.module).get_delta_weight(name).to(weight.dtype)
+                if name in adapter.lora_A:
+                    weight = weight + adapter.get_delta_weight(name).to(weight.dtype)
         return layer.part.of(weight.detach())
 
     def write(self, layer: LayerMetadata, weight: Tensor) -> None:
@@ -213,9 +223,9 @@ def dequantised(weight: Tensor, name: str) -> Tensor:
     if kind in ("Params4bit", "Int8Params"):
         from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
-        return cast(Tensor, dequantize_bnb_weight(weight))
+        return cast(Tensor, dequantize_bnb_weight(cast(nn.Parameter, weight)))
     if weight.is_quantized or (type(weight) not in (Tensor, nn.Parameter) and hasattr(weight, "dequantize")):
-        return cast(Tensor, weight.dequantize())  # type: ignore[no-untyped-call]
+        return weight.dequantize()
     if weight.is_complex() or (weight.is_floating_point() and weight.dtype.itemsize >= 2):
         return weight
     raise ModelError(

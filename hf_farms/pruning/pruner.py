@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from hf_farms.allocation.plan import plan_sparsity, spread_note
 from hf_farms.allocation.sparsity import apportion
-from hf_farms.blocks import Block, BlockCalls, BlockSource, ModelBlockSource
+from hf_farms.blocks import Block, BlockCalls, BlockSource, LayerMetadata, LayerView, ModelBlockSource
 from hf_farms.config import PruneConfig
 from hf_farms.errors import DataError, ModelError, NoEffectWarning
 from hf_farms.pruning.magnitude import magnitude_scores
@@ -23,6 +24,7 @@ from hf_farms.spectra.analysis import analyze
 
 __all__ = ["PruneResult", "prune"]
 
+L = TypeVar("L", LayerMetadata, LayerView)
 Batch = Tensor | Mapping[str, Tensor]
 # stage ("analyze", "capture", "prune"), done, total
 Progress = Callable[[str, int, int], None]
@@ -62,10 +64,11 @@ def prune(
 
     Raises:
         DataError: Wanda without calibration, or token ids outside the vocabulary.
-        ModelError: no blocks, NaN in weights or activations (the layer is named).
+        ModelError: no blocks, layers that are not linear, NaN in weights or activations (the layer is named).
     """
     config = config or PruneConfig()
     source = ModelBlockSource(model) if isinstance(model, nn.Module) else model
+    _check_kinds(source)
     batches = _batches(calibration, source) if config.method == "wanda" else []
     if config.sparsity == 0:
         warnings.warn("sparsity is 0: nothing will be removed.", NoEffectWarning, stacklevel=2)
@@ -77,6 +80,19 @@ def prune(
     with source.evaluation(), torch.no_grad():
         blocks = _walk(source, config, batches, targets, counts, tick)
     return PruneResult(_report(source, config, blocks, spectra, batches))
+
+
+def _check_kinds(source: BlockSource) -> None:
+    for index in range(len(source)):
+        for layer in source.metadata(index).layers:
+            if layer.kind != "linear":
+                what = {"expert": "an expert", "conv": "a convolution"}.get(layer.kind, "complex weights")
+                raise ModelError(f"layers to prune must be linear, got {what} in {layer.name}.")
+
+
+def _to_prune(layers: Sequence[L]) -> list[L]:
+    """All but routers: a few weights that decide which expert every token goes to."""
+    return [layer for layer in layers if layer.role != "router"]
 
 
 def _batches(calibration: Iterable[Batch] | None, source: BlockSource) -> list[dict[str, Tensor]]:
@@ -102,7 +118,9 @@ def _batches(calibration: Iterable[Batch] | None, source: BlockSource) -> list[d
 
 def _layer_counts(source: BlockSource, targets: list[float], total: float) -> list[list[int]]:
     """Zeros for every layer of every block: whole numbers that add up to the total exactly."""
-    sizes = [[m * n for m, n in (layer.shape for layer in source.metadata(i).layers)] for i in range(len(source))]
+    sizes = [
+        [layer.shape[0] * layer.shape[1] for layer in _to_prune(source.metadata(i).layers)] for i in range(len(source))
+    ]
     block_sizes = [sum(layer_sizes) for layer_sizes in sizes]
     shares = [target * size for target, size in zip(targets, block_sizes, strict=True)]
     block_counts = apportion(round(total * sum(block_sizes)), shares, block_sizes)
@@ -131,7 +149,7 @@ def _walk(
         block = source.open(index)
         norms = _input_norms(block, index, hidden, calls, keep) if batches else {}
         layers = []
-        for layer, count in zip(block.layers, counts[index], strict=True):
+        for layer, count in zip(_to_prune(block.layers), counts[index], strict=True):
             weight = layer.read()
             scores = wanda_scores(weight, norms[layer.name]) if batches else magnitude_scores(weight)
             pruned = weight.masked_fill(lowest_per_row(scores, count), 0)
@@ -150,7 +168,8 @@ def _input_norms(
     block: Block, index: int, hidden: list[Tensor], calls: list[BlockCalls], keep: list[Tensor | None]
 ) -> dict[str, Tensor]:
     """Run the calibration data through one block and measure what its layers are multiplied with."""
-    norms = {layer.name: InputNorm(layer.metadata.shape[1], layer.device) for layer in block.layers}
+    layers = _to_prune(block.layers)
+    norms = {layer.name: InputNorm(layer.metadata.shape[1], layer.device) for layer in layers}
     for h, call, mask in zip(hidden, calls, keep, strict=True):
 
         def count(norm: InputNorm, inputs: Tensor, mask: Tensor | None = mask) -> None:
@@ -158,7 +177,7 @@ def _input_norms(
             norm.add(inputs[mask.to(inputs.device).bool()] if by_token and mask is not None else inputs)
 
         with ExitStack() as stack:
-            for layer in block.layers:
+            for layer in layers:
                 norm = norms[layer.name]
                 stack.enter_context(layer.inputs(lambda inputs, norm=norm, count=count: count(norm, inputs)))  # type: ignore[misc]
             block(h, call.arguments[index])

@@ -2,103 +2,215 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from hf_farms.allocation.scores import LayerAlpha, block_scores
-from hf_farms.blocks import Block, BlockSource, LayerView, ModelBlockSource
+from hf_farms.blocks import BlockSource, LayerMetadata, LayerView, ModelBlockSource
 from hf_farms.config import FarmsConfig
-from hf_farms.errors import ModelError
+from hf_farms.errors import HfFarmsError, HfFarmsWarning, ModelError
+from hf_farms.parallel import ONE_PROCESS, Ranks, share_out
 from hf_farms.reports import BlockSpectrum, LayerRecord, SpectralReport
-from hf_farms.spectra.spectrum import LayerSpectrum, layer_spectrum
-from hf_farms.spectra.windows import model_window_rows
+from hf_farms.spectra.spectrum import LayerSpectrum, layer_spectra
+from hf_farms.spectra.windows import WindowPlan, model_window_rows, plan_weight
 
 __all__ = ["analyze"]
+
+# Bytes of weights that are read and measured together, so that small matrices (experts) fill the solvers.
+BATCH_BYTES = 128 * 2**20
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A layer to be measured."""
+
+    block: int  # position of its block; len(source) for what lies outside the blocks
+    position: int  # among the layers of the block
+    layer: LayerMetadata
+    plan: WindowPlan
+
+    @property
+    def cost(self) -> float:
+        """In multiply-adds, roughly: products of the windows, and the solver."""
+        short, long = sorted((self.plan.rows, self.plan.cols))
+        return self.plan.num_windows * short * short * (long + 4.0 * short)
 
 
 def analyze(
     model: nn.Module | BlockSource,
     config: FarmsConfig | None = None,
     *,
+    outside: bool = False,
+    device: str | torch.device | None = None,
+    ranks: Ranks = ONE_PROCESS,
     progress: Callable[[int, int], None] | None = None,
 ) -> SpectralReport:
-    """Measure every linear layer inside the blocks of a model.
+    """Measure every layer inside the blocks of a model.
 
-    Embeddings, norms and the head are left out. Layers are read one at a time, so memory grows with the largest
-    layer, time with the number of weights times the window size.
+    Norms and biases have no spectrum; layers that a window of the model's size does not fit into, such as routers, are
+    left out with a warning. Layers are read a few at a time, so memory grows with the largest layer. Time grows with
+    the number of layers times the cube of the window size; with the default windows that is 1/8 of an exact
+    decomposition of the weights.
 
     Args:
-        model: a model, or a `BlockSource`; not modified.
+        model: a model, or a `BlockSource` such as a checkpoint on disk; not modified.
         config: windows and fit. With `window_rows="auto"` one size is chosen for the whole model.
-        progress: called with blocks done and blocks in all.
+        outside: measure embeddings and head too; they count in no block.
+        device: where to measure; None: where the weights lie.
+        ranks: with several processes each measures its share of the layers; all return the same report.
+        progress: called with layers done and layers in all (of this process).
 
     Returns:
         alpha and its standard error for every layer and block, with what a reader must know in `notes`.
 
     Raises:
-        ModelError: no blocks with linear layers, or NaN in a weight (the layer is named).
+        ModelError: no layers that can be measured, or NaN in a weight (the layer is named).
     """
     config = config or FarmsConfig()
     source = ModelBlockSource(model) if isinstance(model, nn.Module) else model
     rows = _window_rows(source, config)
-    measured = FarmsConfig(**{**vars(config), "window_rows": rows})
-    blocks: list[BlockSpectrum] = []
-    lowered: list[str] = []
-    for index in range(len(source)):
-        block, layers_lowered = _measure(source.open(index), measured)
-        blocks.append(block)
-        lowered += layers_lowered
-        if progress is not None:
-            progress(index + 1, len(source))
+    tasks, skipped = _tasks(source, config, rows, outside=outside)
+    left_out = _left_out(skipped, len(tasks), rows)
+    mine = share_out([task.cost for task in tasks], ranks.count)[ranks.index]
+    found = _gathered(lambda: _measure(source, [tasks[i] for i in mine], config, device, progress), ranks)
+    records: dict[int, list[LayerRecord]] = {}
+    for task in tasks:
+        records.setdefault(task.block, []).append(found[task.block, task.position])
+    metadata = [source.metadata(index) for index in range(len(source))]
+    blocks = [
+        BlockSpectrum(index=m.index, name=m.name, alpha=None, alpha_stderr=None, layers=tuple(records.get(i, ())))
+        for i, m in enumerate(metadata)
+    ]
     return SpectralReport(
         model=source.name,
         model_type=source.model_type,
         config=config,
         window_rows=rows,
         blocks=_with_scores(blocks, config),
-        notes=_notes(blocks, lowered, rows),
+        outside=tuple(records.get(len(source), ())),
+        notes=(*left_out, *_notes(tasks, [found[task.block, task.position] for task in tasks], rows)),
     )
 
 
+def _layers(source: BlockSource, *, outside: bool) -> Iterator[tuple[int, int, LayerMetadata]]:
+    for index in range(len(source)):
+        for position, layer in enumerate(source.metadata(index).layers):
+            yield index, position, layer
+    for position, view in enumerate(source.outside if outside else ()):
+        yield len(source), position, view.metadata
+
+
 def _window_rows(source: BlockSource, config: FarmsConfig) -> int | None:
+    """The window size of the model; None where matrices are left whole, or there are only convolutions."""
     if config.window_rows != "auto":
         return config.window_rows
-    shapes = [layer.shape for index in range(len(source)) for layer in source.metadata(index).layers]
-    return model_window_rows(shapes, config.aspect_ratio)
+    shapes = [layer.shape for _, _, layer in _layers(source, outside=False) if len(layer.shape) == 2]
+    return model_window_rows([(m, n) for m, n in shapes], config.aspect_ratio) if shapes else None
 
 
-def _measure(block: Block, config: FarmsConfig) -> tuple[BlockSpectrum, list[str]]:
-    """One block, and the names of its layers that took smaller windows."""
-    records, lowered = [], []
-    for layer in block.layers:
-        spectrum = _spectrum(layer, config)
-        records.append(_record(layer, spectrum))
-        if spectrum.rows_lowered:
-            lowered.append(layer.name)
-    meta = block.metadata
-    return BlockSpectrum(
-        index=meta.index, name=meta.name, alpha=None, alpha_stderr=None, layers=tuple(records)
-    ), lowered
+def _tasks(
+    source: BlockSource, config: FarmsConfig, rows: int | None, *, outside: bool
+) -> tuple[list[_Task], list[LayerMetadata]]:
+    """What to measure, and the layers too small for windows that nobody asked for."""
+    tasks, skipped = [], []
+    for index, position, layer in _layers(source, outside=outside):
+        try:
+            # Under "auto" the pieces of a convolution follow its own shape.
+            plan = plan_weight(layer.shape, replace(config, window_rows=rows) if len(layer.shape) == 2 else config)
+        except ValueError as error:
+            raise ModelError(f"{layer.name}: {error}") from error
+        if config.window_rows == "auto" and plan.lowered:
+            skipped.append(layer)
+        else:
+            tasks.append(_Task(index, position, layer, plan))
+    return tasks, skipped
 
 
-def _spectrum(layer: LayerView, config: FarmsConfig) -> LayerSpectrum:
+Found = dict[tuple[int, int], LayerRecord]
+
+
+def _gathered(measure: Callable[[], Found], ranks: Ranks) -> Found:
+    """The results of all ranks; an error on one is raised on all, because the others wait for it."""
+    found: Found = {}
+    failure: HfFarmsError | None = None
     try:
-        return layer_spectrum(layer.read(), config)
+        found = measure()
+    except HfFarmsError as error:
+        failure = error
+    everything = ranks.gather((found, failure))
+    for _, raised in everything:
+        if raised is not None:
+            raise raised
+    return {key: record for part, _ in everything for key, record in part.items()}
+
+
+def _measure(
+    source: BlockSource,
+    tasks: Sequence[_Task],
+    config: FarmsConfig,
+    device: str | torch.device | None,
+    progress: Callable[[int, int], None] | None,
+) -> Found:
+    found: Found = {}
+    for batch in _batches(tasks):
+        block = batch[0].block
+        views = source.open(block).layers if block < len(source) else source.outside
+        spectra = _spectra([views[task.position] for task in batch], [task.plan for task in batch], config, device)
+        for task, spectrum in zip(batch, spectra, strict=True):
+            found[task.block, task.position] = _record(task.layer, spectrum)
+        if progress is not None:
+            progress(len(found), len(tasks))
+    return found
+
+
+def _batches(tasks: Sequence[_Task]) -> Iterator[list[_Task]]:
+    """Consecutive layers of one block, as many as may be held together."""
+    batch: list[_Task] = []
+    size = 0
+    for task in tasks:
+        # Half precision or not is only known once the weight is read: count as for float32.
+        weight = 4 * torch.Size(task.layer.shape).numel()
+        if batch and (task.block != batch[0].block or size + weight > BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(task)
+        size += weight
+    if batch:
+        yield batch
+
+
+def _spectra(
+    layers: Sequence[LayerView], plans: Sequence[WindowPlan], config: FarmsConfig, device: str | torch.device | None
+) -> list[LayerSpectrum]:
+    weights = [layer.read(check=False) for layer in layers]
+    if device is not None:
+        weights = [weight.to(device) for weight in weights]
+    try:
+        return layer_spectra(weights, config, plans=plans)
     except ValueError as error:
-        raise ModelError(f"{layer.name}: {error}") from error
+        for layer in layers:
+            layer.read()  # names the one that is not finite
+        raise ModelError(f"{layers[0].name}: {error}") from error
 
 
-def _record(layer: LayerView, spectrum: LayerSpectrum) -> LayerRecord:
+def _record(layer: LayerMetadata, spectrum: LayerSpectrum) -> LayerRecord:
     left_out = ("eigenvalues", "rows_lowered")
     numbers = {name: value for name, value in vars(spectrum).items() if name not in left_out}
-    return LayerRecord(name=layer.name, role=layer.metadata.role, shape=layer.metadata.shape, **numbers)
+    return LayerRecord(name=layer.name, role=layer.role, shape=layer.shape, **numbers)
 
 
 def _with_scores(blocks: list[BlockSpectrum], config: FarmsConfig) -> tuple[BlockSpectrum, ...]:
     fitted = [
-        [LayerAlpha(r.role, r.alpha, r.alpha_stderr) for r in block.layers if r.alpha is not None] for block in blocks
+        [
+            LayerAlpha(r.role, r.alpha, r.alpha_stderr)
+            for r in block.layers
+            if r.alpha is not None and r.role != "router"
+        ]
+        for block in blocks
     ]
     scores = block_scores(fitted, config.block_score)
     return tuple(
@@ -107,8 +219,20 @@ def _with_scores(blocks: list[BlockSpectrum], config: FarmsConfig) -> tuple[Bloc
     )
 
 
-def _notes(blocks: list[BlockSpectrum], lowered: list[str], rows: int | None) -> tuple[str, ...]:
-    layers = [layer for block in blocks for layer in block.layers]
+def _left_out(skipped: Sequence[LayerMetadata], measured: int, rows: int | None) -> tuple[str, ...]:
+    """The note on layers that were left out; also a warning."""
+    if not skipped:
+        return ()
+    note = (
+        f"{len(skipped)} of {len(skipped) + measured} layers are smaller than windows of {rows} rows and were left "
+        f"out, first {skipped[0].name}."
+    )
+    warnings.warn(note, HfFarmsWarning, stacklevel=3)
+    return (note,)
+
+
+def _notes(tasks: Sequence[_Task], layers: Sequence[LayerRecord], rows: int | None) -> tuple[str, ...]:
+    lowered = [task.layer.name for task in tasks if task.plan.lowered]
     single = [layer for layer in layers if layer.num_windows == 1]
     unfitted = [layer.name for layer in layers if layer.alpha is None]
     notes = []

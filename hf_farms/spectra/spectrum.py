@@ -1,19 +1,24 @@
-"""One weight -> its `LayerSpectrum`."""
+"""Weights -> their `LayerSpectrum`."""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hf_farms.config import FarmsConfig
-from hf_farms.spectra.esd import window_eigenvalues
+from hf_farms.spectra.esd import windows_eigenvalues
 from hf_farms.spectra.powerlaw import fit_tail
-from hf_farms.spectra.windows import plan_windows, sample_windows
+from hf_farms.spectra.windows import WindowPlan, cut_windows, plan_weight
 
-__all__ = ["LayerSpectrum", "layer_spectrum"]
+__all__ = ["LayerSpectrum", "layer_spectra", "layer_spectrum"]
+
+# Outside this range of the largest entry, squares leave the range of float32: the weight is scaled first.
+UNSCALED = (1e-12, 1e15)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +33,8 @@ class LayerSpectrum:
         rows_lowered: the window rows asked for did not fit and were reduced.
         num_windows: windows pooled.
         ks_distance: Kolmogorov-Smirnov distance between the tail and the fitted law.
+        tail_min: the eigenvalue at which the fitted tail starts; None for a convolution that was cut into several
+            pieces, each with a tail of its own.
         num_eigenvalues: size of the pooled spectrum, N.
         spectral_norm: the largest eigenvalue, lambda_max.
         frobenius_norm_sq: sum of the eigenvalues.
@@ -43,6 +50,7 @@ class LayerSpectrum:
     rows_lowered: bool
     num_windows: int
     ks_distance: float | None
+    tail_min: float | None
     num_eigenvalues: int
     spectral_norm: float
     frobenius_norm_sq: float
@@ -55,37 +63,86 @@ class LayerSpectrum:
 def layer_spectrum(weight: Tensor, config: FarmsConfig | None = None) -> LayerSpectrum:
     """Measure one weight (FARMS, arXiv 2506.06280, section 3).
 
-    Cost grows with the number of windows times the cube of their smaller side; memory with one batch of windows.
+    A convolution is a matrix for every place of its kernel; each is cut along its longer side, the spectra of one
+    piece are pooled over the kernel and fitted, and alpha is the mean over pieces. Cost grows with the number of
+    windows times the cube of their smaller side; memory with one batch of windows.
 
     Args:
-        weight: `(m, n)`, any float dtype and device; not modified.
+        weight: `(m, n)`, or `(out, in, *kernel)`, any float or complex dtype and device; not modified.
         config: windows and fit; the default takes the largest windows of which two fit side by side.
 
     Returns:
         The spectrum, with the standard error over windows where there are several.
 
     Raises:
-        ValueError: the weight is not a matrix, is empty, or holds NaN or infinity.
+        ValueError: the weight is a vector, is empty, or holds NaN or infinity.
+    """
+    return layer_spectra([weight], config)[0]
+
+
+def layer_spectra(
+    weights: Sequence[Tensor], config: FarmsConfig | None = None, *, plans: Sequence[WindowPlan] | None = None
+) -> list[LayerSpectrum]:
+    """Measure several weights; windows of one size are solved together, whichever weight they come from.
+
+    Args:
+        weights: as for `layer_spectrum`, all on one device.
+        config: windows and fit, the same for all.
+        plans: the windows of each weight, where they are known already.
+
+    Raises:
+        ValueError: as `layer_spectrum`.
     """
     config = config or FarmsConfig()
-    if weight.ndim != 2 or weight.numel() == 0:
+    weights = [weight.detach() for weight in weights]
+    scales = [_scale(weight) for weight in weights]
+    plans = plans or [plan_weight(tuple(weight.shape), config) for weight in weights]
+    alike: dict[tuple[int, int, bool], list[int]] = defaultdict(list)
+    for number, (weight, plan) in enumerate(zip(weights, plans, strict=True)):
+        alike[plan.rows, plan.cols, weight.is_complex()].append(number)
+    # `mid` needs only the upper half of a spectrum; the search for the smallest distance sees every eigenvalue.
+    dtype = torch.float32 if config.fit == "mid" else torch.float64
+    spectra: dict[int, LayerSpectrum] = {}
+    for numbers in alike.values():
+        cut = [cut_windows(weights[i] / scales[i] if scales[i] != 1 else weights[i], plans[i]) for i in numbers]
+        solved = windows_eigenvalues(cut, dtype=dtype)
+        for i, eigenvalues in zip(numbers, solved, strict=True):
+            eigenvalues = eigenvalues * scales[i] ** 2 if scales[i] != 1 else eigenvalues
+            spectra[i] = _spectrum(eigenvalues, plans[i], config)
+    return [spectra[i] for i in range(len(weights))]
+
+
+def _scale(weight: Tensor) -> float:
+    """What the weight is divided by before its squares are taken.
+
+    Raises:
+        ValueError: not a matrix or convolution, or not finite.
+    """
+    if weight.ndim < 2 or weight.numel() == 0:
         raise ValueError(f"weight must be a matrix with at least one entry, got shape {tuple(weight.shape)}.")
-    weight = weight.detach()
-    if not torch.isfinite(weight).all():
+    # One pass without a copy; a NaN comes out as both bounds.
+    low, high = (float(x) for x in (torch.view_as_real(weight) if weight.is_complex() else weight).aminmax())
+    largest = max(-low, high)
+    if not math.isfinite(largest):
         raise ValueError("weight must be finite, got NaN or infinity. Check how the checkpoint was saved.")
-    m, n = weight.shape
-    plan = plan_windows(m, n, config)
-    spectra = window_eigenvalues(sample_windows(weight, config))
-    pooled = spectra.flatten().sort().values
-    alpha, distance = (_number(x) for x in fit_tail(pooled[None], config))
+    return 1.0 if largest == 0 or UNSCALED[0] < largest < UNSCALED[1] else largest
+
+
+def _spectrum(eigenvalues: Tensor, plan: WindowPlan, config: FarmsConfig) -> LayerSpectrum:
+    """Fit each piece on its pooled windows; a matrix is one piece. `eigenvalues` is `(w, k)`."""
+    pieces = eigenvalues.view(plan.pieces, -1).sort(dim=-1).values
+    fit = fit_tail(pieces, config)
+    pooled = pieces.flatten().sort().values
+    alpha = _number(fit.alpha.nanmean())
     total, largest = float(pooled.sum()), float(pooled[-1])
     return LayerSpectrum(
         alpha=alpha,
-        alpha_stderr=_standard_error(spectra, config, disjoint=weight.numel() / (plan.rows * plan.cols)),
+        alpha_stderr=_standard_error(eigenvalues, config, disjoint=plan.disjoint_windows),
         window_shape=(plan.rows, plan.cols),
         rows_lowered=plan.lowered,
         num_windows=plan.num_windows,
-        ks_distance=distance,
+        ks_distance=_number(fit.distance.nanmean()),
+        tail_min=_number(fit.tail_min[0]) if plan.pieces == 1 and alpha is not None else None,
         num_eigenvalues=len(pooled),
         spectral_norm=largest,
         frobenius_norm_sq=total,
@@ -103,7 +160,7 @@ def _standard_error(spectra: Tensor, config: FarmsConfig, *, disjoint: float) ->
     """
     if len(spectra) < 2:
         return None
-    alphas = fit_tail(spectra, config)[0]
+    alphas = fit_tail(spectra, config).alpha
     alphas = alphas[torch.isfinite(alphas)]
     if len(alphas) < 2:
         return None

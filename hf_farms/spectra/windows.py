@@ -8,32 +8,60 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 
 from torch import Tensor
 
 from hf_farms.config import FarmsConfig
 
-__all__ = ["WindowPlan", "largest_window_rows", "model_window_rows", "plan_windows", "sample_windows"]
+__all__ = [
+    "WindowPlan",
+    "cut_windows",
+    "model_window_rows",
+    "plan_convolution",
+    "plan_weight",
+    "plan_windows",
+    "sample_windows",
+]
 
-# Layers that together hold less than this share of the parameters (a router, a tiny projection) do not get to decide
-# the window size of the whole model; they are measured with lowered rows instead.
-NEGLIGIBLE_SHARE = 0.01
+# The window size of a model: its typical smaller side over this, at least so many rows, at most half that side.
+# 8 x 8 windows of an eighth are disjoint on a square layer. Chosen in BENCHMARKS.md, "Windows" and "Block scores".
+SIDES_PER_WINDOW = 8
+SMALLEST_AUTO_ROWS = 32
+# Windows along each side of a weight; where fewer fit side by side they overlap, where more fit they are spread out.
+WINDOWS_PER_DIM = 8
 
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """Which windows are cut from one weight: `rows x cols` each, starting at every pair of the two lists."""
+    """Which windows are cut from one weight: `rows x cols` each, starting at every pair of the two lists.
+
+    Attributes:
+        rows: of a window.
+        cols: of a window.
+        row_starts: where the windows start along the rows.
+        col_starts: where they start along the columns.
+        lowered: the rows asked for did not fit.
+        kernel: matrices in the weight: places of the kernel of a convolution; 1 for a matrix.
+        pieces: windows that are fitted apart: those of a convolution; of a matrix all are pooled, so 1.
+        transposed: the windows are cut from the transposed matrices (of a convolution with fewer outputs than inputs).
+        disjoint_windows: how many would fit side by side.
+    """
 
     rows: int
     cols: int
     row_starts: tuple[int, ...]
     col_starts: tuple[int, ...]
     lowered: bool = False
+    kernel: int = 1
+    pieces: int = 1
+    transposed: bool = False
+    disjoint_windows: float = 1.0
 
     @property
     def num_windows(self) -> int:
         """Windows in all."""
-        return len(self.row_starts) * len(self.col_starts)
+        return len(self.row_starts) * len(self.col_starts) * self.kernel
 
 
 def window_cols(rows: int, aspect_ratio: float) -> int:
@@ -50,29 +78,12 @@ def largest_fitting_rows(m: int, n: int, aspect_ratio: float) -> int:
     return rows
 
 
-def largest_window_rows(m: int, n: int, aspect_ratio: float = 1.0) -> int:
-    """The largest window of which two fit side by side, so that there is always a standard error.
-
-    A square m x m weight gives m // 2 rows (four windows), one of m x 2m gives m (two windows).
-
-    Args:
-        m: rows of the weight.
-        n: columns of the weight.
-        aspect_ratio: Q = columns / rows of a window.
-
-    Returns:
-        Rows, at least 1 (where not even two windows of one row fit, the largest window that fits at all).
-    """
-    side_by_side = largest_fitting_rows(m, n // 2, aspect_ratio)
-    stacked = largest_fitting_rows(m // 2, n, aspect_ratio)
-    return max(side_by_side, stacked) or max(1, largest_fitting_rows(m, n, aspect_ratio))
-
-
-def model_window_rows(shapes: Iterable[tuple[int, int]], aspect_ratio: float = 1.0) -> int:
+def model_window_rows(shapes: Iterable[tuple[int, ...]], aspect_ratio: float = 1.0) -> int:
     """One window size for all layers of a model, so that no finite-size bias enters between them.
 
-    The smallest of the layers' own `largest_window_rows`, after leaving out the smallest layers that together hold
-    less than 1% of the parameters. Under grouped-query attention k and v therefore decide, a router does not.
+    An eighth of the smaller side (the most rows a window may have) of the layers that hold most parameters: their
+    median, weighted by parameters, so that neither k and v under grouped-query attention nor a router decide. At
+    least 32 rows, at most half of that side.
 
     Args:
         shapes: `(m, n)` of every layer.
@@ -81,15 +92,14 @@ def model_window_rows(shapes: Iterable[tuple[int, int]], aspect_ratio: float = 1
     Raises:
         ValueError: there are no layers.
     """
-    sized = sorted((largest_window_rows(m, n, aspect_ratio), m * n) for m, n in shapes)
-    if not sized:
+    sides = sorted((largest_fitting_rows(m, n, aspect_ratio), m * n) for m, n in shapes)
+    if not sides:
         raise ValueError("shapes must be at least one layer, got none.")
-    budget = NEGLIGIBLE_SHARE * sum(size for _, size in sized)
-    for rows, size in sized:
-        budget -= size
-        if budget < 0:
-            return rows
-    return sized[-1][0]
+    half = sum(size for _, size in sides) / 2
+    side = next(
+        side for (side, _), total in zip(sides, accumulate(size for _, size in sides), strict=True) if total >= half
+    )
+    return max(1, side // SIDES_PER_WINDOW, min(SMALLEST_AUTO_ROWS, side // 2))
 
 
 def plan_windows(m: int, n: int, config: FarmsConfig) -> WindowPlan:
@@ -98,7 +108,7 @@ def plan_windows(m: int, n: int, config: FarmsConfig) -> WindowPlan:
     Args:
         m: rows of the weight.
         n: columns of the weight.
-        config: `window_rows` "auto" means the largest for this weight; pass the model's own size as an integer.
+        config: `window_rows` "auto" means the size for a model of this weight alone; pass the model's as an integer.
 
     Returns:
         The plan; `lowered` says that the rows asked for did not fit and were reduced.
@@ -109,7 +119,7 @@ def plan_windows(m: int, n: int, config: FarmsConfig) -> WindowPlan:
     if config.window_rows is None:
         return WindowPlan(m, n, (0,), (0,))
     auto = config.window_rows == "auto"
-    wanted = largest_window_rows(m, n, config.aspect_ratio) if auto else int(config.window_rows)
+    wanted = model_window_rows([(m, n)], config.aspect_ratio) if auto else int(config.window_rows)
     rows = min(wanted, largest_fitting_rows(m, n, config.aspect_ratio))
     if rows < 1:
         raise ValueError(
@@ -117,8 +127,55 @@ def plan_windows(m: int, n: int, config: FarmsConfig) -> WindowPlan:
             "Choose a smaller Q or window_rows=None."
         )
     cols = window_cols(rows, config.aspect_ratio)
-    per_row, per_col = (m // rows, n // cols) if config.windows_per_dim == "auto" else (config.windows_per_dim,) * 2
-    return WindowPlan(rows, cols, _starts(m, rows, per_row), _starts(n, cols, per_col), lowered=rows < wanted)
+    count = WINDOWS_PER_DIM if config.windows_per_dim == "auto" else config.windows_per_dim
+    return WindowPlan(
+        rows,
+        cols,
+        _starts(m, rows, count),
+        _starts(n, cols, count),
+        lowered=rows < wanted,
+        disjoint_windows=m * n / (rows * cols),
+    )
+
+
+def plan_convolution(m: int, n: int, kernel: int, config: FarmsConfig) -> WindowPlan:
+    """Where the windows of a convolution lie: the paper's slicing.
+
+    For every place of the kernel there is an `(m, n)` matrix, transposed if need be so that it has more rows than
+    columns, and cut along its rows into pieces as wide as the matrix, Q times as long. `window_rows` as a number makes
+    the pieces smaller where they are larger than that; "auto" leaves them as wide as the layer.
+
+    Args:
+        m: output channels.
+        n: input channels (of a group).
+        kernel: number of places of the kernel.
+        config: window rows and aspect ratio; windows per dimension is not used, the pieces lie side by side.
+    """
+    long, short = max(m, n), min(m, n)
+    if config.window_rows is None:
+        return WindowPlan(long, short, (0,), (0,), kernel=kernel, transposed=m < n, disjoint_windows=kernel)
+    ratio = max(config.aspect_ratio, 1 / config.aspect_ratio)
+    side = short if config.window_rows == "auto" else min(short, config.window_rows)
+    side = max(1, min(side, largest_fitting_rows(short, long, ratio)))
+    rows = min(long, window_cols(side, ratio))
+    row_starts, col_starts = _starts(long, rows, long // rows), _starts(short, side, short // side)
+    pieces = len(row_starts) * len(col_starts)
+    return WindowPlan(
+        rows,
+        side,
+        row_starts,
+        col_starts,
+        kernel=kernel,
+        pieces=pieces,
+        transposed=m < n,
+        disjoint_windows=pieces * kernel,
+    )
+
+
+def plan_weight(shape: tuple[int, ...], config: FarmsConfig) -> WindowPlan:
+    """The windows of a matrix `(m, n)` or a convolution `(m, n, *kernel)`."""
+    m, n, *kernel = shape
+    return plan_convolution(m, n, math.prod(kernel), config) if kernel else plan_windows(m, n, config)
 
 
 def _starts(size: int, window: int, count: int) -> tuple[int, ...]:
@@ -145,8 +202,26 @@ def sample_windows(weight: Tensor, config: FarmsConfig) -> Tensor:
         ValueError: no window of that aspect ratio fits.
     """
     m, n = weight.shape
-    plan = plan_windows(m, n, config)
+    return cut_windows(weight, plan_windows(m, n, config))
+
+
+def cut_windows(weight: Tensor, plan: WindowPlan) -> Tensor:
+    """The windows of a plan as a strided view.
+
+    Args:
+        weight: `(m, n)` or `(m, n, *kernel)`.
+        plan: of this shape.
+
+    Returns:
+        `(a, b, r, c)`; of a convolution `(a, b, kernel, r, c)`, so that the windows of one piece follow each other.
+    """
+    if weight.ndim > 2:
+        weight = weight.flatten(2).permute(2, 0, 1)
+    if plan.transposed:
+        weight = weight.mT
     row_step = plan.row_starts[1] if len(plan.row_starts) > 1 else 1
     col_step = plan.col_starts[1] if len(plan.col_starts) > 1 else 1
-    windows = weight.unfold(0, plan.rows, row_step)[: len(plan.row_starts)]
-    return windows.unfold(1, plan.cols, col_step)[:, : len(plan.col_starts)]
+    windows = weight.unfold(-2, plan.rows, row_step)[..., : len(plan.row_starts), :, :]
+    # (..., a, n, r) -> (..., a, b, r, c)
+    windows = windows.unfold(-2, plan.cols, col_step)[..., : len(plan.col_starts), :, :]
+    return windows if weight.ndim == 2 else windows.movedim(0, 2)

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from families import family_model
 from models import FAMILIES, tiny, tiny_bert, tiny_opt
 from torch import nn
 
@@ -146,17 +147,16 @@ def test_training_mode_and_random_state_survive(ids):
 
 def test_an_unknown_architecture_is_pruned_by_its_module_tree(ids):
     model = tiny_opt()
+    model.config.model_type = "unheard_of"
     with pytest.warns(
-        HfFarmsWarning, match=r"No layout is known for OPTForCausalLM \(opt\); .* 2 blocks at 'model.decoder.layers'"
+        HfFarmsWarning, match=r"No layout is known for OPTForCausalLM \(unheard_of\); .* 2 blocks at 'model.decoder.lay"
     ):
         report = prune(model, PruneConfig(sparsity=0.3), calibration=ids).report
     assert report.sparsity == pytest.approx(0.3, abs=1e-4)
 
 
 def test_an_encoder_is_pruned_too():
-    model = tiny_bert()
-    with pytest.warns(HfFarmsWarning, match=r"BertForMaskedLM \(bert\)"):
-        report = prune(model, PruneConfig(method="magnitude")).report
+    report = prune(tiny_bert(), PruneConfig(method="magnitude")).report
     assert report.sparsity == 0.5
     assert len(report.blocks) == 3
 
@@ -215,5 +215,37 @@ def test_nan_in_activations_names_the_layer(llama, ids):
 
 
 def test_a_model_without_blocks_is_refused():
-    with pytest.raises(ModelError, match=r"model must have a list of blocks with linear layers, got Linear"):
+    with pytest.raises(ModelError, match=r"model must have blocks with linear layers, got Linear"):
         prune(nn.Linear(4, 4), PruneConfig(method="magnitude"))
+
+
+@pytest.mark.filterwarnings("ignore:.* layers are smaller than windows")
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "phi3", "falcon"])
+def test_fused_weights_are_pruned_layer_by_layer(name, ids):
+    model = family_model(name)
+    report = prune(model, PruneConfig(sparsity=0.4), calibration=ids).report
+    layers = {layer.name.rsplit(".", 1)[-1]: layer for layer in report.blocks[0].layers}
+    assert report.sparsity == pytest.approx(0.4, abs=1e-4)
+    for role in "qkv":
+        assert layers[role].num_zeros / layers[role].num_weights == pytest.approx(report.blocks[0].target, abs=0.01)
+
+
+def test_routers_are_left_alone(ids):
+    model = family_model("llama")
+    for layer in model.model.layers:
+        layer.mlp.router = nn.Linear(32, 4)
+    prune(model, UNIFORM, calibration=ids)
+    assert all((layer.mlp.router.weight != 0).all() for layer in model.model.layers)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mixtral", r"must be linear, got an expert in model\.layers\.0\."),
+        ("resnet", "must be linear, got a convolution"),
+    ],
+)
+def test_what_is_not_linear_is_refused_before_work(name, message):
+    model = family_model(name)
+    with pytest.raises(ModelError, match=message):
+        prune(model, PruneConfig(method="magnitude"))

@@ -1,25 +1,32 @@
 import math
+import warnings
 
 import pytest
 import torch
 from models import tiny
+from torch import nn
 
 from hf_farms.config import FarmsConfig
-from hf_farms.errors import ModelError
+from hf_farms.errors import HfFarmsWarning, ModelError
+from hf_farms.parallel import share_out
 from hf_farms.spectra.analysis import analyze
 from hf_farms.spectra.spectrum import layer_spectrum
+
+
+def layers_of(report):
+    return [layer for block in report.blocks for layer in block.layers]
 
 
 def test_every_layer_gets_one_window_size_and_its_own_spectrum(llama):
     report = analyze(llama)
     assert [block.name for block in report.blocks] == [f"model.layers.{i}" for i in range(3)]
     assert report.window_rows == 16
-    layers = [layer for block in report.blocks for layer in block.layers]
+    layers = layers_of(report)
     assert {layer.window_shape for layer in layers} == {(16, 16)}
     assert {layer.role for layer in layers} == {"q", "k", "v", "o", "gate", "up", "down"}
-    weight = llama.get_submodule(layers[3].name).weight
-    alone = layer_spectrum(weight, FarmsConfig(window_rows=16))
-    assert (layers[3].alpha, layers[3].alpha_stderr) == (alone.alpha, alone.alpha_stderr)
+    for layer in layers:
+        alone = layer_spectrum(llama.get_submodule(layer.name).weight, FarmsConfig(window_rows=16))
+        assert (layer.alpha, layer.alpha_stderr) == pytest.approx((alone.alpha, alone.alpha_stderr), rel=1e-6)
 
 
 def test_block_score_is_the_mean_over_layers(llama):
@@ -40,6 +47,43 @@ def test_lowered_windows_are_reported(llama):
     assert "model.layers.0.self_attn.k_proj" in report.notes[0]
 
 
+class Uneven(nn.Module):
+    """Two blocks, each with one matrix much smaller than the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"up": nn.Linear(128, 256), "down": nn.Linear(256, 128), "gate": nn.Linear(128, 4)})
+            for _ in range(2)
+        )
+
+
+@pytest.mark.filterwarnings("ignore:No layout is known")
+def test_layers_smaller_than_an_automatic_window_are_left_out_with_a_warning():
+    message = r"2 of 6 layers are smaller than windows of 32 rows and were left out, first layers\.0\.gate"
+    with pytest.warns(HfFarmsWarning, match=message):
+        report = analyze(Uneven())
+    assert [layer.role for layer in report.blocks[0].layers] == ["up", "down"]
+    assert len(report.notes) == 1
+
+
+@pytest.mark.filterwarnings("ignore:No layout is known")
+def test_an_aspect_ratio_that_fits_nowhere_names_the_layer():
+    with pytest.raises(ModelError, match=r"0: aspect_ratio must be at most 5 for a weight of 4 x 5, got 20"):
+        analyze(nn.Sequential(nn.Linear(5, 4)), FarmsConfig(aspect_ratio=20))
+
+
+def test_embeddings_and_head_are_measured_only_when_asked_for(llama):
+    assert analyze(llama).outside == ()
+    report = analyze(llama, outside=True)
+    assert [(layer.name, layer.role) for layer in report.outside] == [
+        ("model.embed_tokens", "embedding"),
+        ("lm_head", "head"),
+    ]
+    assert [b.alpha for b in report.blocks] == [b.alpha for b in analyze(llama).blocks]
+    assert report.from_json(report.to_json()) == report
+
+
 def test_a_block_of_zeros_has_no_score_and_the_report_says_so(llama):
     for parameter in llama.model.layers[1].parameters():
         parameter.data.zero_()
@@ -47,6 +91,14 @@ def test_a_block_of_zeros_has_no_score_and_the_report_says_so(llama):
     assert report.blocks[1].alpha is None
     assert any("7 layers have no tail to fit" in note for note in report.notes)
     assert report.from_json(report.to_json()) == report
+
+
+def test_zero_rows_and_columns_of_pruned_models_work(llama):
+    weight = llama.model.layers[0].mlp.up_proj.weight.data
+    weight[:20], weight[:, :9] = 0, 0
+    layer = next(layer for layer in analyze(llama).blocks[0].layers if layer.role == "up")
+    assert layer.alpha > 1
+    assert math.isfinite(layer.alpha_stderr)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -63,7 +115,31 @@ def test_nan_in_a_weight_names_the_tensor(llama, value):
         analyze(llama)
 
 
-def test_progress_counts_blocks(llama):
+def test_meta_tensors_are_refused_by_name():
+    with torch.device("meta"):
+        model = tiny("llama")
+    with pytest.raises(ModelError, match=r"weights must be loaded, got a meta tensor in model\.layers\.0\.self_attn"):
+        analyze(model)
+
+
+def test_progress_counts_layers(llama):
     seen = []
     analyze(llama, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert seen == [(7, 21), (14, 21), (21, 21)]
+
+
+def test_model_is_left_as_it_was(llama):
+    before = {name: value.clone() for name, value in llama.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        analyze(llama, outside=True)
+    assert all(torch.equal(value, before[name]) for name, value in llama.state_dict().items())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_work_is_shared_out_whole_and_evenly(count):
+    costs = [1.0, 9.0, 4.0, 4.0, 2.0, 7.0, 3.0, 1.0]
+    shares = share_out(costs, count)
+    assert sorted(i for share in shares for i in share) == list(range(len(costs)))
+    loads = [sum(costs[i] for i in share) for share in shares]
+    assert max(loads) - min(loads) <= max(costs)

@@ -1,10 +1,11 @@
 import itertools
+import math
 
 import pytest
 import torch
 
 from hf_farms.config import FarmsConfig
-from hf_farms.spectra.windows import largest_window_rows, model_window_rows, plan_windows, sample_windows
+from hf_farms.spectra.windows import cut_windows, model_window_rows, plan_weight, plan_windows, sample_windows
 
 SHAPES = [(64, 64), (33, 70), (70, 33), (16, 128), (5, 5), (2, 3), (1, 9)]
 
@@ -44,30 +45,74 @@ def test_windows_are_a_view():
     assert sample_windows(weight, FarmsConfig(window_rows=16)).data_ptr() == weight.data_ptr()
 
 
-@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != (1, 9)])
-@pytest.mark.parametrize("aspect_ratio", [1.0, 0.5, 2.0])
-def test_auto_takes_several_disjoint_windows(shape, aspect_ratio):
-    if shape == (2, 3) and aspect_ratio == 2.0:
-        pytest.skip("two windows of one row and two columns need two rows: covered by the others")
-    plan = plan_windows(*shape, FarmsConfig(aspect_ratio=aspect_ratio))
-    assert plan.num_windows >= 2
-    for starts, window in ((plan.row_starts, plan.rows), (plan.col_starts, plan.cols)):
-        assert all(b - a >= window for a, b in itertools.pairwise(starts))
-
-
 @pytest.mark.parametrize(
-    ("m", "n", "rows"), [(4096, 4096, 2048), (4096, 11008, 4096), (1024, 4096, 1024), (192, 576, 192), (10, 12, 6)]
+    ("shapes", "rows"),
+    [
+        ([(4096, 4096)] * 4 + [(11008, 4096)] * 2 + [(4096, 11008)], 512),
+        ([(576, 576)] * 2 + [(192, 576)] * 2 + [(1536, 576)] * 2 + [(576, 1536)], 72),
+        ([(32, 32), (16, 32)], 16),
+        ([(128, 128)], 32),
+        ([(1, 1)], 1),
+    ],
+    ids=["llama-7b", "smollm2", "tiny", "small", "scalar"],
 )
-def test_largest_window_of_which_two_fit(m, n, rows):
-    assert largest_window_rows(m, n) == rows
+def test_one_window_size_for_a_model(shapes, rows):
+    assert model_window_rows(shapes) == rows
 
 
-def test_one_size_for_a_model_is_decided_by_grouped_query_attention_but_not_by_a_router():
+def test_neither_grouped_query_attention_nor_a_router_decides_the_window_size():
     attention = [(4096, 4096)] * 2 + [(1024, 4096)] * 2
     mlp = [(14336, 4096)] * 2 + [(4096, 14336)]
-    assert model_window_rows(attention + mlp) == 1024
-    assert model_window_rows([*attention, *mlp, (8, 4096)]) == 1024
-    assert model_window_rows([(8, 16)]) == 8
+    assert model_window_rows(attention + mlp) == 512
+    assert model_window_rows([*attention, *mlp, (8, 4096)]) == 512
+    experts = [(1408, 2048), (1408, 2048), (2048, 1408)] * 60
+    assert model_window_rows([(2048, 2048)] * 4 + experts) == 1408 // 8
+
+
+@pytest.mark.parametrize(("aspect_ratio", "rows"), [(0.5, 32), (1.0, 32), (2.0, 16)])
+def test_a_window_of_another_aspect_ratio_is_an_eighth_of_what_fits(aspect_ratio, rows):
+    assert model_window_rows([(256, 256)], aspect_ratio) == max(32, rows)
+    assert model_window_rows([(2560, 2560)], aspect_ratio) == 10 * rows
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_auto_windows_of_one_matrix_are_at_most_half_its_smaller_side(shape):
+    plan = plan_windows(*shape, FarmsConfig())
+    assert plan.rows == plan.cols == max(1, min(shape) // 2)
+    assert plan.num_windows <= 64
+    assert not plan.lowered
+
+
+def test_eight_windows_along_each_side_are_disjoint_where_there_is_room_and_overlap_elsewhere():
+    plan = plan_windows(512, 1024, FarmsConfig(window_rows=64))
+    assert plan.row_starts == tuple(range(0, 512, 64))
+    assert plan.col_starts == tuple(i * 137 for i in range(8))
+    plan = plan_windows(128, 1024, FarmsConfig(window_rows=64))
+    assert plan.row_starts == tuple(range(0, 65, 9))
+
+
+@pytest.mark.parametrize(("out", "ins"), [(10, 4), (4, 10), (6, 6), (9, 2)])
+@pytest.mark.parametrize("kernel", [(3,), (3, 3), (2, 3, 1)])
+@pytest.mark.parametrize("aspect_ratio", [1.0, 2.0])
+def test_windows_of_convolutions_equal_the_slow_twin(out, ins, kernel, aspect_ratio):
+    """For every place of the kernel a matrix, cut along its longer side into pieces Q times as long as wide."""
+    weight = torch.arange(out * ins * math.prod(kernel)).reshape(out, ins, *kernel)
+    plan = plan_weight(tuple(weight.shape), FarmsConfig(aspect_ratio=aspect_ratio))
+    windows = cut_windows(weight, plan)
+    matrices = [weight[(slice(None), slice(None), *place)] for place in itertools.product(*map(range, kernel))]
+    matrices = [matrix if out >= ins else matrix.T for matrix in matrices]
+    side, long = min(out, ins), max(out, ins)
+    length = round(aspect_ratio * side)
+    if length > long:
+        side = max(s for s in range(1, side + 1) if round(aspect_ratio * s) <= long)
+        length = round(aspect_ratio * side)
+    assert (plan.rows, plan.cols, plan.kernel) == (length, side, len(matrices))
+    starts = [i * max(1, (long - length) // max(1, long // length - 1)) for i in range(long // length)]
+    pieces = windows.flatten(0, 1)
+    assert pieces.shape[0] == plan.pieces
+    for piece, start in zip(pieces[:: len(plan.col_starts)], starts, strict=True):
+        expected = torch.stack([matrix[start : start + length, :side] for matrix in matrices])
+        assert torch.equal(piece, expected)
 
 
 def test_no_layers_no_windows():

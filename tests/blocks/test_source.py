@@ -1,7 +1,6 @@
 import pytest
 import torch
-import transformers
-from models import FAMILIES, SIZES, tiny, tiny_opt
+from models import FAMILIES, tiny
 from torch import nn
 
 from hf_farms.blocks import ModelBlockSource
@@ -30,23 +29,16 @@ def test_a_model_without_its_head_has_the_same_blocks():
 
 
 def test_an_unknown_architecture_says_what_was_found():
-    with pytest.warns(HfFarmsWarning, match=r"OPTForCausalLM \(opt\).*module tree: 2 blocks .*self_attn\.k_proj.* fc2"):
-        source = ModelBlockSource(tiny_opt())
-    assert {layer.role for layer in source.metadata(0).layers} == {
-        "self_attn.q_proj",
-        "self_attn.k_proj",
-        "self_attn.v_proj",
-        "self_attn.out_proj",
-        "fc1",
-        "fc2",
-    }
+    model = tiny("llama")
+    model.config.model_type = "camelid"
+    with pytest.warns(HfFarmsWarning, match=r"LlamaForCausalLM \(camelid\).*module tree: 3 blocks .*q, k, v, o, gate"):
+        ModelBlockSource(model)
 
 
-def test_a_known_name_with_other_layers_falls_back():
+def test_a_block_without_one_of_its_layers_has_the_others():
     model = tiny("llama")
     model.model.layers[1].mlp.up_proj = nn.Identity()
-    with pytest.warns(HfFarmsWarning, match="No layout is known for LlamaForCausalLM"):
-        source = ModelBlockSource(model)
+    source = ModelBlockSource(model)
     assert [len(source.metadata(i).layers) for i in range(3)] == [7, 6, 7]
 
 
@@ -139,9 +131,12 @@ def test_weights_that_cannot_be_read(change, message):
         ModelBlockSource(model).open(0).layers[5].read()
 
 
-def test_a_model_without_linear_layers_is_refused():
-    model = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(vocab_size=SIZES["vocab_size"], n_embd=32, n_layer=2, n_head=4)
-    )
-    with pytest.raises(ModelError, match=r"list of blocks with linear layers, got GPT2LMHeadModel \(gpt2\)"):
-        ModelBlockSource(model)
+def test_a_model_without_layers_is_refused():
+    with pytest.raises(ModelError, match=r"must have blocks with linear layers, got Sequential \(no config\) without"):
+        ModelBlockSource(nn.Sequential(nn.LayerNorm(8)))
+
+
+@pytest.mark.filterwarnings("ignore:No layout is known")
+def test_a_model_that_is_itself_a_stack_has_its_children_as_blocks():
+    source = ModelBlockSource(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)))
+    assert [layer.name for i in range(len(source)) for layer in source.metadata(i).layers] == ["0", "2"]

@@ -1,0 +1,247 @@
+"""Two spectral reports -> what differs between them. Loads no torch."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+from hf_farms.config import FarmsConfig
+from hf_farms.reports import BlockSpectrum, LayerRecord, SpectralReport, _Report
+
+__all__ = [
+    "AlphaDifference",
+    "BlockComparison",
+    "LayerComparison",
+    "SpectralComparison",
+    "check_alike",
+    "compare_spectra",
+    "measurement_of",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaDifference:
+    """Alpha of the same block or layer in two models.
+
+    Attributes:
+        first: alpha in the first model; None where there is none.
+        first_stderr: its standard error.
+        second: alpha in the second model.
+        second_stderr: its standard error.
+        difference: second minus first; above 0 the second model is the less trained there.
+        stderr: standard error of the difference, the root of the sum of both squares; None where either is missing.
+    """
+
+    first: float | None
+    first_stderr: float | None
+    second: float | None
+    second_stderr: float | None
+    difference: float | None
+    stderr: float | None
+
+    @property
+    def beyond_two_errors(self) -> bool | None:
+        """Whether the difference is larger than twice its error; None where one of them is missing."""
+        if self.difference is None or self.stderr is None:
+            return None
+        return abs(self.difference) > 2 * self.stderr
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerComparison:
+    """One layer of both models: its name in the first, its name in the second, its role."""
+
+    name: str
+    second_name: str
+    role: str
+    alpha: AlphaDifference
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockComparison:
+    """One block of both models.
+
+    Attributes:
+        index: position in the first model.
+        name: in the first model.
+        second_name: in the second model.
+        alpha: of the block.
+        layers: those that both have.
+    """
+
+    index: int
+    name: str
+    second_name: str
+    alpha: AlphaDifference
+    layers: tuple[LayerComparison, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectralComparison(_Report):
+    """Alpha of two models that were measured alike, block by block and layer by layer.
+
+    Attributes:
+        first: hub id, folder name or class name of the first model.
+        second: the same of the second.
+        config: the measurement, with the window size that it came to.
+        blocks: those that both have, in order of depth.
+        notes: what a reader must know.
+    """
+
+    first: str
+    second: str
+    config: FarmsConfig
+    blocks: tuple[BlockComparison, ...]
+    notes: tuple[str, ...] = ()
+
+
+def compare_spectra(first: SpectralReport, second: SpectralReport) -> SpectralComparison:
+    """Compare the alphas of two models, such as two checkpoints, or a model before and after fine-tuning.
+
+    The error of a difference takes both models as independent. For two checkpoints of one model the errors are
+    positively correlated (both share most of their weights, and the windows lie at the same places), so that it is
+    conservative there: the true error is smaller.
+
+    Args:
+        first: the base of the comparison; differences are second minus first.
+        second: measured with the same window size and fit. Blocks are matched by name; if no name is in both, by
+            index. Layers are matched by name, those left over by block, role and order.
+
+    Returns:
+        What both have, with the difference of each block and layer and its standard error.
+
+    Raises:
+        ValueError: not measured alike, or the blocks cannot be matched.
+    """
+    config = measurement_of(first)
+    check_alike(config, measurement_of(second))
+    pairs = _match_blocks(first.blocks, second.blocks)
+    blocks = tuple(
+        BlockComparison(
+            index=a.index, name=a.name, second_name=b.name, alpha=_difference(a, b), layers=_compare_layers(a, b)
+        )
+        for a, b in pairs
+    )
+    return SpectralComparison(
+        first=first.model,
+        second=second.model,
+        config=config,
+        blocks=blocks,
+        notes=(*_notes_on_differences(blocks), *_notes_on_matching(first, second, pairs)),
+    )
+
+
+def measurement_of(report: SpectralReport) -> FarmsConfig:
+    """How a report was measured: its config, with the window size that "auto" came to.
+
+    For a model of convolutions alone it came to none: their windows follow their own shapes.
+    """
+    return report.config if report.window_rows is None else replace(report.config, window_rows=report.window_rows)
+
+
+def check_alike(first: FarmsConfig, second: FarmsConfig) -> None:
+    """Refuse two measurements whose alphas cannot be compared.
+
+    Raises:
+        ValueError: they differ; each option that does is named.
+    """
+    options = [field.name for field in fields(first)]
+    different = [name for name in options if getattr(first, name) != getattr(second, name)]
+    if different:
+        found = ", ".join(f"{name} {getattr(first, name)!r} and {getattr(second, name)!r}" for name in different)
+        raise ValueError(
+            f"spectra must be measured alike, got {found}. Measure the second model with the options of the first."
+        )
+
+
+def _match_blocks(
+    first: Sequence[BlockSpectrum], second: Sequence[BlockSpectrum]
+) -> list[tuple[BlockSpectrum, BlockSpectrum]]:
+    named = {block.name: block for block in second}
+    pairs = [(block, named[block.name]) for block in first if block.name in named]
+    if pairs:
+        return pairs
+    if len(first) != len(second):
+        raise ValueError(
+            f"models must have blocks of the same names or the same number of blocks, got {len(first)} and "
+            f"{len(second)} blocks without a name in common."
+        )
+    return list(zip(first, second, strict=True))
+
+
+def _compare_layers(first: BlockSpectrum, second: BlockSpectrum) -> tuple[LayerComparison, ...]:
+    return tuple(
+        LayerComparison(name=a.name, second_name=b.name, role=a.role, alpha=_difference(a, b))
+        for a, b in _match_layers(first, second)
+    )
+
+
+def _match_layers(first: BlockSpectrum, second: BlockSpectrum) -> Iterator[tuple[LayerRecord, LayerRecord]]:
+    """Pairs in the order of the first block."""
+    named = {layer.name: layer for layer in second.layers}
+    common = named.keys() & {layer.name for layer in first.layers}
+    by_role: tuple[dict[str, list[LayerRecord]], ...] = (defaultdict(list), defaultdict(list))
+    for grouped, block in zip(by_role, (first, second), strict=True):
+        for layer in block.layers:
+            if layer.name not in common:
+                grouped[layer.role].append(layer)
+    partners = {
+        id(a): b
+        for role, layers in by_role[0].items()
+        # Of four experts and eight none is the same as another.
+        if len(layers) == len(by_role[1][role])
+        for a, b in zip(layers, by_role[1][role], strict=True)
+    }
+    for layer in first.layers:
+        partner = named[layer.name] if layer.name in common else partners.get(id(layer))
+        if partner is not None:
+            yield layer, partner
+
+
+def _difference(first: BlockSpectrum | LayerRecord, second: BlockSpectrum | LayerRecord) -> AlphaDifference:
+    a, b = first.alpha, second.alpha
+    errors = first.alpha_stderr, second.alpha_stderr
+    return AlphaDifference(
+        first=a,
+        first_stderr=errors[0],
+        second=b,
+        second_stderr=errors[1],
+        difference=None if a is None or b is None else b - a,
+        stderr=None if errors[0] is None or errors[1] is None else math.hypot(errors[0], errors[1]),
+    )
+
+
+def _notes_on_differences(blocks: Sequence[BlockComparison]) -> Iterator[str]:
+    layers = [layer for block in blocks for layer in block.layers]
+    for what, items in (("blocks", blocks), ("layers", layers)):
+        known = [clear for item in items if (clear := item.alpha.beyond_two_errors) is not None]
+        if known:
+            yield (
+                f"{sum(known)} of {len(known)} {what} differ by more than two standard errors; by chance alone about "
+                f"{0.05 * len(known):.2g} would."
+            )
+        if len(known) < len(items):
+            yield f"{len(items) - len(known)} of {len(items)} {what} have no standard error of the difference."
+
+
+def _notes_on_matching(
+    first: SpectralReport, second: SpectralReport, pairs: Sequence[tuple[BlockSpectrum, BlockSpectrum]]
+) -> Iterator[str]:
+    if pairs and pairs[0][0].name != pairs[0][1].name:
+        names = f"{pairs[0][0].name} and {pairs[0][1].name}"
+        yield f"No block has the same name in both, such as {names}: matched by index."
+    layers = [pair for blocks in pairs for pair in _match_layers(*blocks)]
+    for what, found, sizes in (
+        ("blocks", len(pairs), [len(report.blocks) for report in (first, second)]),
+        ("layers", len(layers), [sum(len(pair[i].layers) for pair in pairs) for i in (0, 1)]),
+    ):
+        if [found, found] != sizes:
+            yield f"{found} {what} are in both; the first has {sizes[0]}, the second {sizes[1]}."
+    other = [a.name for a, b in layers if a.window_shape != b.window_shape]
+    if other:
+        yield (
+            f"{len(other)} of {len(layers)} layers were measured on windows of another shape in the two models, whose "
+            f"alphas differ for that reason too, first {other[0]}."
+        )

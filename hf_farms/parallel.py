@@ -1,0 +1,75 @@
+"""Several processes, one report: how work is shared out over ranks and how results come together.
+
+`accelerate launch` starts the processes; what they need from each other goes through accelerate.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar, cast
+
+__all__ = ["ONE_PROCESS", "LaunchedRanks", "Ranks", "launched_ranks", "share_out"]
+
+T = TypeVar("T")
+
+
+class Ranks(Protocol):
+    """One process among `count`."""
+
+    index: int
+    count: int
+
+    def gather(self, item: T) -> list[T]:
+        """The items of all ranks, in their order, on every rank."""
+
+
+class _OneProcess:
+    index, count = 0, 1
+
+    def gather(self, item: T) -> list[T]:
+        return [item]
+
+
+ONE_PROCESS: Ranks = _OneProcess()
+
+
+class LaunchedRanks:
+    """The processes that `accelerate launch` (or torchrun) started; needs accelerate.
+
+    Attributes:
+        device: the device of this process, such as `cuda:1`.
+    """
+
+    def __init__(self) -> None:
+        import torch
+        from accelerate import PartialState
+
+        state = PartialState(cpu=not torch.cuda.is_available())
+        self.index, self.count = state.process_index, state.num_processes
+        self.device = str(state.device)
+
+    def gather(self, item: T) -> list[T]:
+        """The items of all ranks, in their order, on every rank; items are pickled."""
+        from accelerate.utils import gather_object
+
+        return cast(list[T], cast(Any, gather_object)([item]))
+
+
+def launched_ranks() -> Ranks:
+    """The ranks of this process; one process where it was not launched as one of several."""
+    return LaunchedRanks() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ONE_PROCESS
+
+
+def share_out(costs: Sequence[float], count: int) -> list[list[int]]:
+    """Indices of the items for each of `count` ranks: the costliest first, each to the rank with least to do.
+
+    Deterministic, so that all ranks come to the same result; within a rank the indices are ascending.
+    """
+    loads = [0.0] * count
+    shares: list[list[int]] = [[] for _ in range(count)]
+    for item in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        rank = loads.index(min(loads))
+        loads[rank] += costs[item]
+        shares[rank].append(item)
+    return [sorted(share) for share in shares]
