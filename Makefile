@@ -9,7 +9,7 @@ TORCH ?= $(shell grep '^torch==' constraints.txt)
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint types clean
+.PHONY: demo test test-slow schemas lint types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-farms prune demo --output out/demo-farms-wanda-50 --overwrite
@@ -20,6 +20,9 @@ test: $(VENV)/.installed-test
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow --timeout=3600
+
+schemas: $(VENV)/.installed-test
+	$(BIN)/python .github/schemas.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Checkpoints: load a model from the Hub, a folder or the package; write a pruned one, block by block."""
+"""Checkpoints: write a model block by block, into a folder that appears when it is complete."""
 
 from __future__ import annotations
 
@@ -8,128 +8,21 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hf_farms.demo import demo_model
-from hf_farms.errors import HfFarmsError, ModelError, OutputError
+from hf_farms.errors import OutputError
 from hf_farms.reports import REPORT_NAME
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["CheckpointWriter", "Loaded", "OutputFolder", "load_model"]
+__all__ = ["CheckpointWriter", "OutputFolder", "writing"]
 
-DEMO = "demo"
 INDEX = "model.safetensors.index.json"
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model with its tokenizer, if it has one."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase | None
-
-
-def load_model(
-    name: str, *, dtype: str = "auto", device: str | None = None, revision: str | None = None, tokenizer: bool = True
-) -> Loaded:
-    """Load a model and its tokenizer.
-
-    Args:
-        name: `demo`, a folder, or a hub id, looked for in this order.
-        dtype: "auto" is the dtype of the checkpoint.
-        device: None is a GPU if there is one, else the CPU.
-        revision: of a hub id.
-        tokenizer: whether a tokenizer must be there; one that is missing is an error then.
-
-    Raises:
-        ModelError: not found, no weights, no architecture that transformers knows, no tokenizer.
-    """
-    from transformers import AutoConfig
-
-    path, weights_dtype = _resolve(name), _dtype(dtype)
-    with _explained(name):
-        config = AutoConfig.from_pretrained(path, revision=revision)
-        model = _architecture(config).from_pretrained(path, dtype=weights_dtype, revision=revision)
-    model.config._name_or_path = name
-    loaded_tokenizer = _load_tokenizer(name, path, revision) if tokenizer else None
-    return Loaded(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), loaded_tokenizer)
-
-
-def _load_tokenizer(name: str, path: str, revision: str | None) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path, revision=revision)
-    except Exception as error:  # a missing tokenizer is an OSError, a ValueError or one of the tokenizers library
-        raise ModelError(
-            f"model must have a tokenizer, got {name!r} without one that can be loaded.",
-            hint="Save one beside it, or do without text: --method magnitude --evaluation none.",
-        ) from error
-
-
-def _resolve(name: str) -> str:
-    if name == DEMO:
-        return str(demo_model())
-    folder = Path(name)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"model folder must have a config.json, got {name!r} without.",
-                hint="Name a folder that save_pretrained wrote.",
-            )
-        if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-            raise ModelError(f"model folder must have weights (*.safetensors), got {name!r} without.")
-        return name
-    if name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise ModelError(f"model must be a hub id or an existing folder, got {name!r}. Check the path.")
-    return name
-
-
-def _dtype(name: str) -> Any:
-    if name == "auto":
-        return name
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype must be auto, float32, bfloat16 or float16, got {name!r}.")
-    return dtype
-
-
-def _architecture(config: Any) -> Any:
-    """The causal language model of this config; where the checkpoint names another head, that."""
-    import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    named = (getattr(config, "architectures", None) or [None])[0]
-    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-    if causal is not None and named in (None, causal):
-        return transformers.AutoModelForCausalLM
-    found = getattr(transformers, named or "", None)
-    if found is None:
-        raise ModelError(
-            f"model must have an architecture that transformers knows, got {named!r} ({config.model_type})."
-        )
-    return found
-
-
-@contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Turn what transformers and the Hub client raise while loading into one sentence."""
-    try:
-        yield
-    except HfFarmsError:
-        raise
-    except Exception as error:  # transformers, safetensors, tokenizers and the Hub client each have their own
-        from hf_farms.hub import explain
-
-        raise explain(error, what=name) from error
 
 
 class OutputFolder:

@@ -1,6 +1,6 @@
 """Several processes, one report: how work is shared out over ranks and how results come together.
 
-`accelerate launch` starts the processes; what they need from each other goes through accelerate.
+`accelerate launch` or torchrun starts the processes; what they need from each other goes through accelerate.
 """
 
 from __future__ import annotations
@@ -9,9 +9,13 @@ import os
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar, cast
 
-__all__ = ["ONE_PROCESS", "LaunchedRanks", "Ranks", "launched_ranks", "share_out"]
+__all__ = ["ONE_PROCESS", "LaunchedRanks", "Ranks", "is_main_process", "launched_ranks", "share_out"]
 
 T = TypeVar("T")
+
+# What torchrun and accelerate set, Intel MPI, Open MPI.
+SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
 
 
 class Ranks(Protocol):
@@ -58,7 +62,16 @@ class LaunchedRanks:
 
 def launched_ranks() -> Ranks:
     """The ranks of this process; one process where it was not launched as one of several."""
-    return LaunchedRanks() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ONE_PROCESS
+    return LaunchedRanks() if _from_environment(SIZES, 1) > 1 else ONE_PROCESS
+
+
+def is_main_process() -> bool:
+    """Whether this is the first of the launched processes, or the only one."""
+    return _from_environment(RANKS, 0) == 0
+
+
+def _from_environment(names: Sequence[str], default: int) -> int:
+    return next((int(os.environ[name]) for name in names if name in os.environ), default)
 
 
 def share_out(costs: Sequence[float], count: int) -> list[list[int]]:

@@ -11,8 +11,9 @@ from models import FAMILIES, tiny, tiny_opt
 from safetensors import safe_open
 
 from hf_farms.blocks import ModelBlockSource
-from hf_farms.checkpoint import CheckpointWriter, OutputFolder, load_model
+from hf_farms.checkpoint import CheckpointWriter, OutputFolder
 from hf_farms.errors import ModelError, OutputError
+from hf_farms.loading import load_model
 
 
 def write(model, folder):

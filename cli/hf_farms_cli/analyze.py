@@ -1,4 +1,4 @@
-"""`hf-farms analyze MODEL`."""
+"""`hf-farms analyze MODEL [--compare OTHER]`: the options, and what is measured, drawn and written."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from hf_farms.config import FarmsConfig
-from hf_farms_cli.console import check_format, err, guarded, out, quiet_transformers, stages
+from hf_farms.config import BLOCK_SCORES, FITS, FarmsConfig
+from hf_farms_cli.console import check_format, guarded, quiet_transformers, stages
 
 if TYPE_CHECKING:
-    from hf_farms.config import Fit
-    from hf_farms.reports import SpectralReport
+    from hf_farms.config import BlockScore, Fit
 
 DEFAULT = FarmsConfig()
 
 
 @guarded
 def analyze_command(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, or `demo`.", metavar="MODEL")],
+    model: Annotated[
+        str, typer.Argument(help="Hub id, folder, `demo`, or a report that --output wrote.", metavar="MODEL")
+    ],
+    compare: Annotated[
+        str | None, typer.Option(metavar="OTHER", help="Compare with this model, measured in the same way.")
+    ] = None,
     window_rows: Annotated[
         str, typer.Option(help="Rows of a window: a number, `auto`, or `none` for whole matrices.")
     ] = str(DEFAULT.window_rows),
@@ -27,21 +31,38 @@ def analyze_command(
     windows_per_dim: Annotated[str, typer.Option(help="Windows along each side: a number or `auto`.")] = str(
         DEFAULT.windows_per_dim
     ),
-    fit: Annotated[str, typer.Option(help="Where the tail starts: mid, peak or goodness_of_fit.")] = DEFAULT.fit,
+    fit: Annotated[str, typer.Option(help=f"Where the tail starts: {', '.join(FITS)}.")] = DEFAULT.fit,
+    block_score: Annotated[
+        str, typer.Option(help=f"How a block's layers become one number: {', '.join(BLOCK_SCORES)}.")
+    ] = DEFAULT.block_score,
+    outside: Annotated[bool, typer.Option("--outside", help="Measure embeddings and head too.")] = False,
     layers: Annotated[bool, typer.Option("--layers", help="One row per layer instead of per block.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the report to this JSON file.")] = None,
-    dtype: Annotated[str, typer.Option(help="Load weights as this dtype; `auto`: the checkpoint's own.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="Device; a GPU if there is one, else the CPU.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    figures: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw figures into this folder.")] = None,
+    esd: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER", help="With --figures: draw this layer's spectrum; `*` fits any, repeatable."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where to measure, such as cuda:1; a GPU if there is one, else the CPU.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of MODEL on the Hub.")] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read pickled weights where there are no safetensors.")
+    ] = False,
     format_: Annotated[str, typer.Option("--format", help="human, json or quiet.")] = "human",
     quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Print nothing but the mean alpha of each block.")
+        bool, typer.Option("-q", "--quiet", help="Print nothing but each block's alpha, or its difference.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and all warnings.")] = False,
 ) -> None:
     """Measure how heavy-tailed the weight spectrum of every layer is. A larger alpha means a less trained layer.
 
-    Examples:  hf-farms analyze demo  |  hf-farms analyze Qwen/Qwen3-0.6B --format json
+    Weights are read one by one: memory does not grow with the model. `accelerate launch --multi_gpu -m hf_farms_cli
+    analyze MODEL` shares the layers out over several GPUs.
+
+    Examples:  hf-farms analyze demo  |  hf-farms analyze Qwen/Qwen3-0.6B --figures out  |
+    hf-farms analyze base-model --compare ./fine-tuned
     """
     shown = check_format(format_, quiet)
     config = FarmsConfig(
@@ -49,23 +70,27 @@ def analyze_command(
         aspect_ratio=aspect_ratio,
         windows_per_dim=_count_or_auto("windows_per_dim", windows_per_dim),
         fit=cast("Fit", fit),
+        block_score=cast("BlockScore", block_score),
     )
-    from hf_farms.checkpoint import load_model
-    from hf_farms.spectra.analysis import analyze
+    if esd and figures is None:
+        raise ValueError("esd must come with a folder for the figure, got none. Add --figures DIR.")
+    from hf_farms_cli.spectra import Measurement, draw, draw_two, write
+    from hf_farms_cli.tables import print_comparison, print_spectra
 
     quiet_transformers()
-    loaded = load_model(model, dtype=dtype, device=device, revision=revision, tokenizer=False)
     with stages(shown) as progress:
-        report = analyze(loaded.model, config, progress=progress.of("Measuring spectra"))
-    if output is not None:
-        report.save(output)
-    if shown == "json":
-        typer.echo(report.to_json(), nl=False)
-    elif shown == "quiet":
-        for block in report.blocks:
-            typer.echo(f"{block.alpha:.4f}" if block.alpha is not None else "")
+        measurement = Measurement(config, outside=outside, device=device, allow_pickle=allow_pickle, progress=progress)
+        first = measurement.of(model, revision=revision)
+        if compare is not None:
+            comparison = measurement.comparison(first, compare)
+    if compare is None:
+        write(first.report, output)
+        draw(first, figures, esd or [])
+        print_spectra(first.report, shown, by_layer=layers)
     else:
-        _print_table(report, layers)
+        write(comparison, output)
+        draw_two(comparison, figures)
+        print_comparison(comparison, shown, by_layer=layers)
 
 
 def _count_or_auto(name: str, value: str) -> int | Literal["auto"]:
@@ -75,33 +100,3 @@ def _count_or_auto(name: str, value: str) -> int | Literal["auto"]:
         return int(value)
     except ValueError:
         raise ValueError(f"{name} must be a number or auto, got {value!r}.") from None
-
-
-def _print_table(report: SpectralReport, by_layer: bool) -> None:
-    from rich.table import Table
-
-    table = Table(title=f"{report.model}: alpha by {'layer' if by_layer else 'block'}", title_justify="left")
-    for heading in ("layer" if by_layer else "block", "alpha", "± stderr", "windows"):
-        table.add_column(heading, justify="left" if heading in ("layer", "block") else "right")
-    for block in report.blocks:
-        if by_layer:
-            for layer in block.layers:
-                shape = f"{layer.num_windows} of {layer.window_shape[0]}×{layer.window_shape[1]}"
-                table.add_row(layer.name, number(layer.alpha), number(layer.alpha_stderr, 4), shape)
-        else:
-            table.add_row(
-                block.name,
-                number(block.alpha),
-                number(block.alpha_stderr, 4),
-                str(sum(layer.num_windows for layer in block.layers)),
-            )
-    out.print(table)
-    size = "whole matrices" if report.window_rows is None else f"windows of {report.window_rows} rows"
-    out.print(f"{size}, fit {report.config.fit}. A larger alpha means a lighter tail, a less trained layer.")
-    for note in report.notes:
-        err.print(f"Note: {note}", soft_wrap=True)
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A number for a table; a dash for None."""
-    return "–" if value is None else f"{value:.{digits}f}"

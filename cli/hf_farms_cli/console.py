@@ -6,8 +6,10 @@ Data goes to stdout; progress, warnings, hints and errors go to stderr.
 from __future__ import annotations
 
 import functools
+import os
+import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, ParamSpec, get_args
 
@@ -17,14 +19,44 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from hf_farms.errors import HfFarmsError, HfFarmsWarning
+from hf_farms.parallel import is_main_process
 
-__all__ = ["Format", "Stages", "check_format", "err", "guarded", "out", "stages"]
+__all__ = [
+    "IS_MAIN",
+    "Format",
+    "Stages",
+    "check_format",
+    "err",
+    "guarded",
+    "out",
+    "print_notes",
+    "quiet_transformers",
+    "say",
+    "stages",
+]
 
 Format = Literal["human", "json", "quiet"]
 P = ParamSpec("P")
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# Of several launched processes one speaks.
+IS_MAIN = is_main_process()
+out = Console(highlight=False, quiet=not IS_MAIN)
+err = Console(stderr=True, highlight=False, quiet=not IS_MAIN)
+# What a warning has said is not said again by a note.
+_warned: set[str] = set()
+
+
+def say(text: str, *, newline: bool = True) -> None:
+    """Print data to stdout as it is."""
+    if IS_MAIN:
+        typer.echo(text, nl=newline)
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """What a reader must know of a result, on stderr."""
+    for note in notes:
+        if note not in _warned:
+            err.print(f"Note: {escape(note)}", soft_wrap=True)
 
 
 def check_format(name: str, quiet: bool) -> Format:
@@ -49,6 +81,10 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             err.print("Interrupted. Unfinished work, if any, is in the folder that ends in .partial.")
             raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # The reader of our output (such as `head`) has seen enough; nothing may be flushed to it at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(141) from None
         except (HfFarmsError, ValueError, OSError) as error:
             if debug:
                 raise
@@ -66,10 +102,12 @@ def _quiet_libraries(debug: bool) -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
         if issubclass(category, HfFarmsWarning):
+            _warned.add(str(message))
             err.print(f"[yellow]Warning:[/yellow] {escape(str(message))}", soft_wrap=True)
         elif debug:
             err.print(f"{category.__name__}: {escape(str(message))}", soft_wrap=True)
 
+    _warned.clear()
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield

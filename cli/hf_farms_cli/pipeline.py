@@ -12,8 +12,9 @@ from hf_farms_cards.card import FIGURE, render_card
 from hf_farms_cards.figures import draw_blocks
 
 from hf_farms.blocks import ModelBlockSource
-from hf_farms.checkpoint import CheckpointWriter, Loaded, OutputFolder, load_model, writing
+from hf_farms.checkpoint import CheckpointWriter, OutputFolder, writing
 from hf_farms.errors import OutputError
+from hf_farms.loading import Loaded, load_model
 from hf_farms.metrics.nll import TextNll, require_causal, text_nll
 from hf_farms.pruning.calibration import calibration_sequences, context_limit
 from hf_farms.pruning.pruner import prune

@@ -52,7 +52,7 @@ def find_blocks(model: nn.Module) -> list[Named]:
         (f"{name}.{i}" if name else str(i), block) for name, stack in chosen.items() for i, block in enumerate(stack)
     ]
     if not blocks:
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        head = cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         blocks = [(name, child) for name, child in model.named_children() if _weights(child) and child is not head]
     if not blocks:
         raise ModelError(

@@ -1,6 +1,6 @@
 """The blocks of a model, handed out one after another.
 
-Everything that walks a model takes a `BlockSource`, so that it also works where the model never fits into memory.
+What only reads weights takes a `BlockReader`, what changes a model a `BlockSource`; neither needs the whole model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hf_farms.blocks.discovery import config_of, find_blocks, find_layers, find_
 from hf_farms.blocks.views import BlockMetadata, LayerMetadata, LayerView, ModuleStore
 from hf_farms.errors import ModelError
 
-__all__ = ["Block", "BlockCalls", "BlockSource", "ModelBlockSource"]
+__all__ = ["Block", "BlockCalls", "BlockReader", "BlockSource", "ModelBlockSource"]
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,11 @@ class Block:
         return cast(Tensor, out[0] if isinstance(out, tuple) else out)
 
 
-class BlockSource(Protocol):
-    """The blocks of a model, in order of depth; may be walked any number of times."""
+class BlockReader(Protocol):
+    """The blocks of a model, in order of depth, to be read; may be walked any number of times."""
 
     name: str
     model_type: str
-    dtype: str
-    vocabulary: int | None
     # Embeddings and heads: measured when asked for, never changed.
     outside: tuple[LayerView, ...]
 
@@ -60,7 +58,14 @@ class BlockSource(Protocol):
         """Names, roles and shapes, without loading weights."""
 
     def open(self, index: int) -> Block:
-        """The block with its weights."""
+        """The block with its layers."""
+
+
+class BlockSource(BlockReader, Protocol):
+    """The blocks of a model, to be run and changed too."""
+
+    dtype: str
+    vocabulary: int | None
 
     def commit(self, index: int) -> None:
         """The block is finished: write it to where the source keeps its results."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from hf_farms.allocation.scores import LayerAlpha, block_scores
-from hf_farms.blocks import BlockSource, LayerMetadata, LayerView, ModelBlockSource
+from hf_farms.blocks import BlockReader, LayerMetadata, LayerView, ModelBlockSource
 from hf_farms.config import FarmsConfig
 from hf_farms.errors import HfFarmsError, HfFarmsWarning, ModelError
 from hf_farms.parallel import ONE_PROCESS, Ranks, share_out
@@ -18,7 +19,7 @@ from hf_farms.reports import BlockSpectrum, LayerRecord, SpectralReport
 from hf_farms.spectra.spectrum import LayerSpectrum, layer_spectra
 from hf_farms.spectra.windows import WindowPlan, model_window_rows, plan_weight
 
-__all__ = ["analyze"]
+__all__ = ["analyze", "model_rows"]
 
 # Bytes of weights that are read and measured together, so that small matrices (experts) fill the solvers.
 BATCH_BYTES = 128 * 2**20
@@ -41,7 +42,7 @@ class _Task:
 
 
 def analyze(
-    model: nn.Module | BlockSource,
+    model: nn.Module | BlockReader | str | Path,
     config: FarmsConfig | None = None,
     *,
     outside: bool = False,
@@ -57,7 +58,8 @@ def analyze(
     decomposition of the weights.
 
     Args:
-        model: a model, or a `BlockSource` such as a checkpoint on disk; not modified.
+        model: a model; or a hub id, a folder or `demo`, whose weights are then read one by one from safetensors; or a
+            `BlockReader`. Not modified.
         config: windows and fit. With `window_rows="auto"` one size is chosen for the whole model.
         outside: measure embeddings and head too; they count in no block.
         device: where to measure; None: where the weights lie.
@@ -68,11 +70,12 @@ def analyze(
         alpha and its standard error for every layer and block, with what a reader must know in `notes`.
 
     Raises:
-        ModelError: no layers that can be measured, or NaN in a weight (the layer is named).
+        ModelError: no layers that can be measured, NaN in a weight (the layer is named), or a checkpoint that is not
+            found or not complete.
     """
     config = config or FarmsConfig()
-    source = ModelBlockSource(model) if isinstance(model, nn.Module) else model
-    rows = _window_rows(source, config)
+    source = _reader(model)
+    rows = model_rows(source, config)
     tasks, skipped = _tasks(source, config, rows, outside=outside)
     left_out = _left_out(skipped, len(tasks), rows)
     mine = share_out([task.cost for task in tasks], ranks.count)[ranks.index]
@@ -96,7 +99,18 @@ def analyze(
     )
 
 
-def _layers(source: BlockSource, *, outside: bool) -> Iterator[tuple[int, int, LayerMetadata]]:
+def _reader(model: nn.Module | BlockReader | str | Path) -> BlockReader:
+    if isinstance(model, nn.Module):
+        return ModelBlockSource(model)
+    if isinstance(model, str | Path):
+        # Not at the top: a model in memory needs none of it.
+        from hf_farms.loading import open_model
+
+        return open_model(model)
+    return model
+
+
+def _layers(source: BlockReader, *, outside: bool) -> Iterator[tuple[int, int, LayerMetadata]]:
     for index in range(len(source)):
         for position, layer in enumerate(source.metadata(index).layers):
             yield index, position, layer
@@ -104,7 +118,7 @@ def _layers(source: BlockSource, *, outside: bool) -> Iterator[tuple[int, int, L
         yield len(source), position, view.metadata
 
 
-def _window_rows(source: BlockSource, config: FarmsConfig) -> int | None:
+def model_rows(source: BlockReader, config: FarmsConfig) -> int | None:
     """The window size of the model; None where matrices are left whole, or there are only convolutions."""
     if config.window_rows != "auto":
         return config.window_rows
@@ -113,7 +127,7 @@ def _window_rows(source: BlockSource, config: FarmsConfig) -> int | None:
 
 
 def _tasks(
-    source: BlockSource, config: FarmsConfig, rows: int | None, *, outside: bool
+    source: BlockReader, config: FarmsConfig, rows: int | None, *, outside: bool
 ) -> tuple[list[_Task], list[LayerMetadata]]:
     """What to measure, and the layers too small for windows that nobody asked for."""
     tasks, skipped = [], []
@@ -149,7 +163,7 @@ def _gathered(measure: Callable[[], Found], ranks: Ranks) -> Found:
 
 
 def _measure(
-    source: BlockSource,
+    source: BlockReader,
     tasks: Sequence[_Task],
     config: FarmsConfig,
     device: str | torch.device | None,

@@ -1,0 +1,38 @@
+"""Write the JSON schemas of the reports from their dataclasses into hf_farms/schemas: `make schemas`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from hf_farms.comparison import SpectralComparison
+from hf_farms.reports import SCHEMA_VERSION, PruneReport, SpectralReport
+
+FOLDER = Path(__file__).parents[1] / "hf_farms" / "schemas"
+REPORTS = {"spectral_report": SpectralReport, "prune_report": PruneReport, "spectral_comparison": SpectralComparison}
+
+
+def schema_of(report: type) -> dict[str, Any]:
+    """The schema of what `to_json` writes: no field missing, none beside them."""
+    schema = TypeAdapter(report).json_schema(mode="serialization")
+    for part in (schema, *schema.get("$defs", {}).values()):
+        if "properties" in part:
+            part["additionalProperties"] = False
+            # The rest of a docstring is for readers of Python.
+            part["description"] = part["description"].splitlines()[0]
+    schema["properties"]["schema_version"] = {"const": SCHEMA_VERSION}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def text_of(report: type) -> str:
+    """The file."""
+    return json.dumps(schema_of(report), indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name, report in REPORTS.items():
+        (FOLDER / f"{name}.schema.json").write_text(text_of(report), encoding="utf-8")

@@ -1,0 +1,154 @@
+"""What `analyze` measures, draws and writes."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from hf_farms_cards.spectra import EsdCurve, draw_alpha_by_depth, draw_comparison, draw_esd, draw_heat_map
+
+from hf_farms.blocks import BlockReader, LayerView
+from hf_farms.checkpoint import writing
+from hf_farms.comparison import SpectralComparison, compare_spectra, measurement_of
+from hf_farms.config import FarmsConfig
+from hf_farms.loading import open_model
+from hf_farms.parallel import LaunchedRanks, Ranks, launched_ranks
+from hf_farms.reports import LayerRecord, SpectralReport
+from hf_farms.spectra.analysis import analyze, model_rows
+from hf_farms.spectra.spectrum import layer_spectrum
+from hf_farms_cli.console import IS_MAIN, Stages
+
+__all__ = ["Measured", "Measurement", "draw", "draw_two", "write"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A report, and the model that it is of; None where it was read from a file."""
+
+    report: SpectralReport
+    reader: BlockReader | None
+
+
+class Measurement:
+    """How every model of one command is measured; over all processes, where several were launched."""
+
+    def __init__(
+        self, config: FarmsConfig, *, outside: bool, device: str | None, allow_pickle: bool, progress: Stages
+    ) -> None:
+        self._config, self._outside, self._allow_pickle, self._progress = config, outside, allow_pickle, progress
+        self._ranks: Ranks = launched_ranks()
+        own = self._ranks.device if isinstance(self._ranks, LaunchedRanks) else None
+        self._device = device or own or ("cuda" if torch.cuda.is_available() else None)
+
+    def of(self, name: str, *, revision: str | None = None) -> Measured:
+        """Measure a model, or read its report.
+
+        Raises:
+            ValueError: the report was measured with other options.
+        """
+        if (report := _saved(name)) is not None:
+            if self._config not in (FarmsConfig(), report.config):
+                raise ValueError(f"options must be those of the report, got others than in {name!r}. Leave them out.")
+            return Measured(report, None)
+        reader = self._open(name, revision)
+        return Measured(self._analyze(reader, self._config, name), reader)
+
+    def comparison(self, first: Measured, other: str) -> SpectralComparison:
+        """Measure another model as the first was, and compare."""
+        report = _saved(other)
+        if report is None:
+            config, reader = first.report.config, self._open(other, None)
+            if model_rows(reader, config) != first.report.window_rows:
+                config = measurement_of(first.report)
+            report = self._analyze(reader, config, other)
+        return compare_spectra(first.report, report)
+
+    def _open(self, name: str, revision: str | None) -> BlockReader:
+        return open_model(name, device=self._device, revision=revision, allow_pickle=self._allow_pickle)
+
+    def _analyze(self, reader: BlockReader, config: FarmsConfig, name: str) -> SpectralReport:
+        stage = f"Measuring spectra of {Path(name).name}"
+        return analyze(
+            reader,
+            config,
+            outside=self._outside,
+            device=self._device,
+            ranks=self._ranks,
+            progress=self._progress.of(stage),
+        )
+
+
+def _saved(name: str) -> SpectralReport | None:
+    return SpectralReport.load(name) if name.endswith(".json") and Path(name).is_file() else None
+
+
+def write(report: SpectralReport | SpectralComparison, path: Path | None) -> None:
+    """Write a report, if there is a file to write it to."""
+    if path is not None and IS_MAIN:
+        with writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f"{path.name}.partial")
+            report.save(partial)
+            partial.rename(path)
+
+
+def draw(measured: Measured, folder: Path | None, esd: list[str]) -> None:
+    """Figures of one model: alpha by depth, heat map, and the spectra of some layers."""
+    if folder is None or not IS_MAIN:
+        return
+    curves = _curves(measured, esd)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        draw_alpha_by_depth(measured.report, folder / "alpha_by_depth.png")
+        draw_heat_map(measured.report, folder / "alpha_by_role.png")
+        if curves:
+            draw_esd(curves, folder / "esd.png")
+
+
+def draw_two(comparison: SpectralComparison, folder: Path | None) -> None:
+    """The figure of two models."""
+    if folder is not None and IS_MAIN:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            draw_comparison(comparison, folder / "comparison.png")
+
+
+def _curves(measured: Measured, wanted: list[str]) -> list[EsdCurve]:
+    """Spectra of the layers asked for; without a wish of those with the lowest, the middle and the highest alpha."""
+    if measured.reader is None:
+        if wanted:
+            raise ValueError("esd must be of a model, got a report, which holds no eigenvalues. Name the model.")
+        return []
+    report, reader = measured.report, measured.reader
+    records = [*(layer for block in report.blocks for layer in block.layers), *report.outside]
+    chosen = _matching(records, wanted) if wanted else _typical(records)
+    views = {view.name: view for index in range(len(reader)) for view in reader.open(index).layers}
+    views |= {view.name: view for view in reader.outside}
+    return [_curve(views[record.name], record, report) for record in chosen]
+
+
+def _matching(records: list[LayerRecord], wanted: list[str]) -> list[LayerRecord]:
+    found: dict[str, LayerRecord] = {}
+    for pattern in wanted:
+        matches = [record for record in records if fnmatchcase(record.name, pattern)]
+        if not matches:
+            close = difflib.get_close_matches(pattern, [record.name for record in records], n=1, cutoff=0.0)
+            raise ValueError(f"esd must be the name of a measured layer, got {pattern!r}. Did you mean {close[0]!r}?")
+        found |= {record.name: record for record in matches}
+    return list(found.values())
+
+
+def _typical(records: list[LayerRecord]) -> list[LayerRecord]:
+    ordered = sorted((r for r in records if r.alpha is not None), key=lambda r: r.alpha or 0.0)
+    places = sorted({0, len(ordered) // 2, len(ordered) - 1})
+    return [ordered[place] for place in places] if ordered else []
+
+
+def _curve(view: LayerView, record: LayerRecord, report: SpectralReport) -> EsdCurve:
+    matrix = len(record.shape) == 2
+    config = replace(report.config, window_rows=report.window_rows) if matrix else report.config
+    eigenvalues = layer_spectrum(view.read(), config).eigenvalues
+    return EsdCurve(record.name, eigenvalues.tolist(), record.alpha, record.tail_min)

@@ -1,0 +1,92 @@
+"""The blocks of a checkpoint on disk. The model is never built: its weights are read one at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from torch import Tensor, nn
+
+from hf_farms.blocks.discovery import config_of, find_blocks, find_layers, find_outside
+from hf_farms.blocks.source import Block
+from hf_farms.blocks.tensors import StoredTensors, TensorFiles
+from hf_farms.blocks.views import BlockMetadata, LayerMetadata, LayerView
+from hf_farms.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["StoredBlockReader"]
+
+
+class StoredBlockReader:
+    """The blocks of a checkpoint on disk, to be read.
+
+    Memory: one layer at a time. Files are memory-mapped, so what is read counts as page cache and not as memory of the
+    process; a layer that lies apart in a file is not even copied.
+
+    Args:
+        name: hub id or folder, for reports.
+        model: the architecture on the meta device, without weights.
+        files: the tensors on disk.
+
+    Raises:
+        ModelError: the architecture has no layers, or the files lack some of their weights.
+    """
+
+    def __init__(self, name: str, model: PreTrainedModel, files: TensorFiles) -> None:
+        self.name, self.model_type = name, str(model.config.model_type)
+        self._model = model
+        self._store = _Store(StoredTensors(files, model))
+        blocks = find_blocks(cast(nn.Module, model))
+        config = config_of(cast(nn.Module, model), blocks)
+        self._modules = [module for _, module in blocks]
+        self._metadata = [
+            BlockMetadata(index, block, find_layers(block, module, config))
+            for index, (block, module) in enumerate(blocks)
+        ]
+        self.outside = tuple(self._view(layer) for layer in find_outside(cast(nn.Module, model)))
+        self._check()
+
+    def __len__(self) -> int:
+        """How many blocks."""
+        return len(self._metadata)
+
+    def metadata(self, index: int) -> BlockMetadata:
+        """Names, roles and shapes of one block."""
+        return self._metadata[index]
+
+    def open(self, index: int) -> Block:
+        """The block, whose layers can be read; its module has no weights."""
+        metadata = self._metadata[index]
+        return Block(metadata, self._modules[index], tuple(self._view(layer) for layer in metadata.layers))
+
+    def _view(self, layer: LayerMetadata) -> LayerView:
+        return LayerView(layer, self._store)
+
+    def _check(self) -> None:
+        layers = [layer for block in self._metadata for layer in block.layers]
+        layers += [view.metadata for view in self.outside]
+        missing = [layer.parameter for layer in layers if not self._store.tensors.has(layer.parameter)]
+        if missing:
+            raise ModelError(
+                f"checkpoint must hold every weight, got {len(set(missing))} missing, first {missing[0]}.",
+                hint="Check that all shards are there and that config.json is of this model.",
+            )
+
+
+@dataclass(frozen=True)
+class _Store:
+    """The weight of a layer in the files."""
+
+    tensors: StoredTensors
+
+    def read(self, layer: LayerMetadata) -> Tensor:
+        """The layer's part of the parameter."""
+        if layer.part.expert is not None:
+            return layer.part.rows_of(self.tensors.read_expert(layer.parameter, layer.part.expert))
+        return layer.part.of(self.tensors.read(layer.parameter))
+
+    def write(self, layer: LayerMetadata, weight: Tensor) -> None:
+        """Refused: the files are not changed."""
+        raise ModelError(f"a checkpoint on disk is only read, got a weight to write for {layer.name}.")

@@ -1,0 +1,132 @@
+"""What the Hub client, and transformers around it, raise -> one sentence and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hf_farms.errors import HfFarmsError, HubError, ModelError
+
+__all__ = ["explain", "first_line", "known_error"]
+
+LOGIN = "Run `hf auth login` with a token that may write, or pass --token."
+
+
+def explain(error: BaseException, *, what: str) -> HfFarmsError:
+    """One sentence and the way out for an error of the Hub client, or of transformers around it.
+
+    Args:
+        error: as caught; its causes are searched.
+        what: the model or repository that was asked for.
+
+    Returns:
+        A `ModelError` where the model cannot be had, else a `HubError`; the caller raises it.
+    """
+    known = known_error(error, what)
+    if known is not None:
+        return known
+    if isinstance(error, OSError) and error.errno is not None:
+        return HubError(f"{what!r} could not be read or sent ({first_line(error)}).")
+    return ModelError(
+        f"{what!r} could not be loaded: {first_line(error)}",
+        hint="Name a hub id, a folder that save_pretrained wrote, or `demo`.",
+    )
+
+
+def known_error(error: BaseException, what: str) -> HfFarmsError | None:
+    """The sentence of the outermost error in the chain that has one."""
+    for cause in _chain(error):
+        found = cause if isinstance(cause, HfFarmsError) else _model_error(cause, what) or _hub_error(cause, what)
+        if found is not None:
+            return found
+    return None
+
+
+def _model_error(cause: BaseException, what: str) -> ModelError | None:
+    """Errors that say that this model cannot be had; the most specific class first, as they inherit."""
+    from huggingface_hub import constants
+    from huggingface_hub import errors as hub
+
+    # Downloads raise the second, which says "not in the cache" for a dead network too.
+    offline = isinstance(cause, hub.LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE
+    if isinstance(cause, hub.OfflineModeIsEnabled) or offline:
+        return ModelError(
+            f"{what!r} is not on this machine and the Hub is switched off (HF_HUB_OFFLINE).",
+            hint="Unset HF_HUB_OFFLINE, or name a local folder.",
+        )
+    if isinstance(cause, hub.GatedRepoError):
+        return ModelError(
+            f"{what!r} is gated, and access was not granted to this token.",
+            hint=f"Accept its conditions at {_endpoint()}/{what}, then run `hf auth login`.",
+        )
+    if isinstance(cause, hub.RevisionNotFoundError):
+        return ModelError(f"revision must exist, got one that {what!r} does not have.", hint="Check --revision.")
+    if isinstance(cause, hub.RepositoryNotFoundError):
+        doubt = " or is private" if _status(cause) == 401 else ""
+        return ModelError(
+            f"{what!r} is neither a folder nor a repository on the Hub{doubt}.",
+            hint="Check the name; for a private repository run `hf auth login`.",
+        )
+    if isinstance(cause, hub.RemoteEntryNotFoundError):
+        name = str(cause.response.url).rpartition("/")[2]
+        return ModelError(
+            f"{what!r} must hold {name!r}, which is not in the repository.",
+            hint="Name a repository that save_pretrained wrote, or another --revision.",
+        )
+    return None
+
+
+def _hub_error(cause: BaseException, what: str) -> HubError | None:
+    """Errors of the Hub itself, of the token, or of the way there."""
+    from huggingface_hub import errors as hub
+
+    if isinstance(cause, hub.LocalTokenNotFoundError):
+        return HubError("a push must have a token, got none.", hint=LOGIN)
+    if isinstance(cause, hub.HfHubHTTPError):
+        return _http_error(cause, what)
+    # By module, as the client's HTTP library is httpx in some versions and httpx2 in others.
+    if type(cause).__module__.startswith(("httpx", "httpcore")):
+        return HubError(
+            f"the Hub at {_endpoint()} could not be reached ({type(cause).__name__}).",
+            hint="Check the network and HF_ENDPOINT, then run the same command again.",
+        )
+    return None
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised from, outermost first."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message that may have many."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _status(cause: BaseException) -> int | None:
+    return getattr(getattr(cause, "response", None), "status_code", None)
+
+
+def _http_error(cause: BaseException, what: str) -> HubError:
+    status = _status(cause)
+    said = getattr(cause, "server_message", None) or first_line(cause)
+    if status == 401:
+        return HubError("the Hub did not accept the token.", hint=LOGIN)
+    if status == 403:
+        return HubError(
+            f"the token may not write to {what!r} ({said}).",
+            hint="Use a token with write access, or another --repo-id.",
+        )
+    return HubError(
+        f"the Hub refused a request for {what!r} with status {status} ({said}).", hint="Run the same command again."
+    )
