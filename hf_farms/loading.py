@@ -18,7 +18,7 @@ from hf_farms.errors import HfFarmsError, ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Loaded", "load_model", "open_model"]
+__all__ = ["Loaded", "find_device", "load_model", "open_model"]
 
 DEMO = "demo"
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
@@ -57,13 +57,13 @@ def load_model(
     """
     from transformers import AutoConfig
 
-    path, weights_dtype = _resolve(name), _dtype(dtype)
+    path, weights_dtype, where = _resolve(name), _dtype(dtype), find_device(device)
     with _explained(name):
         config = AutoConfig.from_pretrained(path, revision=revision)
         model = _architecture(config).from_pretrained(path, dtype=weights_dtype, revision=revision)
     model.config._name_or_path = name
     loaded_tokenizer = _load_tokenizer(name, path, revision) if tokenizer else None
-    return Loaded(model.to(device or _default_device()), loaded_tokenizer)
+    return Loaded(model.to(where), loaded_tokenizer)
 
 
 def open_model(
@@ -151,12 +151,25 @@ def _load_dequantised(
     model.config._name_or_path = name
     # bitsandbytes and torchao weights stay on the device that they were made on.
     if options:
-        model.to(device or _default_device())  # type: ignore[arg-type]
+        model.to(find_device(device))  # type: ignore[arg-type]
     return model
 
 
-def _default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def find_device(wanted: str | None) -> str:
+    """The device asked for; without a wish a GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if wanted is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=wanted).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device must be one that is there, such as cpu or cuda:0, got {wanted!r}. Leave --device out."
+        ) from error
+    return wanted
 
 
 def _load_tokenizer(name: str, path: str, revision: str | None) -> PreTrainedTokenizerBase:

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import torch
 from hf_farms_cards.spectra import EsdCurve, draw_alpha_by_depth, draw_comparison, draw_esd, draw_heat_map
 
 from hf_farms.blocks import BlockReader, LayerView
 from hf_farms.checkpoint import writing
 from hf_farms.comparison import SpectralComparison, compare_spectra, measurement_of
 from hf_farms.config import FarmsConfig
-from hf_farms.loading import open_model
+from hf_farms.loading import find_device, open_model
 from hf_farms.parallel import LaunchedRanks, Ranks, launched_ranks
 from hf_farms.reports import LayerRecord, SpectralReport
 from hf_farms.spectra.analysis import analyze, model_rows
@@ -41,7 +40,7 @@ class Measurement:
         self._config, self._outside, self._allow_pickle, self._progress = config, outside, allow_pickle, progress
         self._ranks: Ranks = launched_ranks()
         own = self._ranks.device if isinstance(self._ranks, LaunchedRanks) else None
-        self._device = device or own or ("cuda" if torch.cuda.is_available() else None)
+        self._device = find_device(device or own)
 
     def of(self, name: str, *, revision: str | None = None) -> Measured:
         """Measure a model, or read its report.

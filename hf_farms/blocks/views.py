@@ -192,7 +192,7 @@ class ModuleStore:
             return layer.part.of(getattr(self.module, self.attribute).detach())
         weight = dequantised(getattr(base, self.attribute).detach(), layer.name)
         adapter: Any = self.module
-        if not adapter.merged:
+        if not adapter.merged and not adapter.disable_adapters:
             for name in adapter.active_adapters:
                 if name in getattr(adapter, "lora_variant", {}):
                     raise ModelError(

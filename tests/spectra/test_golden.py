@@ -46,3 +46,18 @@ def test_the_exact_bound_differs_from_the_released_one(golden):
     released = layer_spectrum(weight, FarmsConfig(window_rows=None, fit="peak", released_peak_bound=True))
     exact = layer_spectrum(weight, FarmsConfig(window_rows=None, fit="peak"))
     assert exact.alpha > released.alpha + 1
+
+
+def test_convolutions_of_the_released_code(golden):
+    """Spectra of all places of a kernel pooled, alphas averaged over the pieces of the longer side; fit `mid`."""
+    convs = np.load(golden / "convs.npz")
+    cases = json.loads((golden / "farms_conv.json").read_text())
+    assert len(cases) == 4
+    for case in cases:
+        weight = torch.from_numpy(convs[case["conv"]])
+        spectrum = layer_spectrum(weight, FarmsConfig(aspect_ratio=case["aspect_ratio"]))
+        assert spectrum.alpha == pytest.approx(case["alpha_farms"], rel=1e-5)
+        assert spectrum.num_eigenvalues == case["num_eigs"]
+        assert spectrum.alpha_stderr > 0
+        whole = layer_spectrum(weight, FarmsConfig(window_rows=None))
+        assert whole.alpha == pytest.approx(case["alpha_whole"], rel=1e-5)

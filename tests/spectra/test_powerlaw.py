@@ -76,3 +76,54 @@ def test_spectra_of_a_batch_do_not_mix():
     together = fit_tail(spectra, FarmsConfig())[0]
     alone = torch.cat([fit_tail(row[None], FarmsConfig())[0] for row in spectra])
     assert torch.equal(together, alone)
+
+
+def exhaustive(lam):
+    """KS distance of every tail, in one table."""
+    log, size = lam.log(), len(lam)
+    i, j = torch.arange(size)[:, None], torch.arange(size)[None]
+    in_tail, n = j >= i, (size - i).double()
+    ratio = torch.where(in_tail, log[j] - log[i], 0.0)
+    alpha = 1 + n / ratio.sum(dim=1, keepdim=True)
+    distance = torch.where(in_tail, (1 - torch.exp((1 - alpha) * ratio) - (j - i) / n).abs(), 0.0).amax(dim=1)
+    return alpha[:, 0], torch.where(torch.isfinite(alpha[:, 0]), distance, torch.inf)
+
+
+def draw(kind, size):
+    source = torch.Generator().manual_seed(size)
+    uniform = torch.rand(size, generator=source, dtype=torch.float64)
+    return (
+        {
+            "pareto": lambda: uniform ** (-1 / 1.7),  # every tail is a power law: the hardest to tell apart
+            "gaussian": lambda: torch.linalg.eigvalsh(
+                (lambda x: x @ x.T)(torch.randn((size, size), generator=source, dtype=torch.float64))
+            ),
+            "uniform": lambda: uniform,
+            "lognormal": lambda: torch.randn(size, generator=source, dtype=torch.float64).mul(2).exp(),
+            "two bumps": lambda: torch.cat([uniform[::2], 100 + uniform[1::2] ** (-1 / 3)]),
+            "ties": lambda: (uniform * 20).ceil(),
+            "mostly one value": lambda: torch.where(uniform < 0.9, 1.0, 1 / uniform),
+        }[kind]()
+        .sort()
+        .values
+    )
+
+
+@pytest.mark.parametrize("size", [300, 1801])
+@pytest.mark.parametrize(
+    "kind", ["pareto", "gaussian", "uniform", "lognormal", "two bumps", "ties", "mostly one value"]
+)
+def test_the_search_finds_the_smallest_distance_of_all(kind, size):
+    lam = draw(kind, size)
+    alphas, distances = exhaustive(lam)
+    fit = fit_tail(lam[None], FarmsConfig(fit="goodness_of_fit"))
+    best = distances[:-1].argmin()
+    assert fit.distance.item() == pytest.approx(distances[best].item(), rel=1e-9)
+    assert fit.tail_min.item() == lam[best].item()
+    assert fit.alpha.item() == pytest.approx(alphas[best].item(), rel=1e-9)
+
+
+def test_the_tail_starts_where_the_fit_says():
+    lam = torch.arange(1, 11, dtype=torch.float64)[None]
+    assert fit_tail(lam, FarmsConfig()).tail_min.item() == 6.0
+    assert fit_tail(lam, FarmsConfig(tail_divisor=1.5)).tail_min.item() == 7.0

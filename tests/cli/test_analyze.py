@@ -1,0 +1,146 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hf_farms_cli.app import app
+from models import tiny
+from typer.testing import CliRunner
+
+from hf_farms.comparison import SpectralComparison
+from hf_farms.reports import SpectralReport
+
+pytestmark = pytest.mark.filterwarnings("default")
+runner = CliRunner()
+
+
+def run(*arguments):
+    return runner.invoke(app, [str(a) for a in arguments])
+
+
+def said(done):
+    return " ".join(done.stderr.split())
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two checkpoints of one architecture."""
+    root = tmp_path_factory.mktemp("models")
+    for seed in (0, 1):
+        tiny("llama", seed=seed).save_pretrained(root / str(seed))
+    return root / "0", root / "1"
+
+
+def test_a_comparison_is_a_table_json_a_file_and_a_figure(folders, tmp_path):
+    table = run("analyze", folders[0], "--compare", folders[1], "--figures", tmp_path / "f")
+    assert table.exit_code == 0, table.output
+    assert "difference" in table.stdout
+    assert "blocks differ by more than two standard errors" in said(table)
+    assert [path.name for path in (tmp_path / "f").iterdir()] == ["comparison.png"]
+    done = run("analyze", folders[0], "--compare", folders[1], "--format", "json", "-o", tmp_path / "c.json")
+    comparison = SpectralComparison.from_json(done.stdout)
+    assert SpectralComparison.load(tmp_path / "c.json") == comparison
+    assert (comparison.first, comparison.second) == tuple(map(str, folders))
+    quiet = run("analyze", folders[0], "--compare", folders[1], "-q")
+    assert [float(line) for line in quiet.stdout.split()] == pytest.approx(
+        [block.alpha.difference for block in comparison.blocks], abs=1e-4
+    )
+
+
+def test_saved_reports_are_compared_without_measuring(folders, tmp_path):
+    for number, folder in enumerate(folders):
+        assert run("analyze", folder, "-o", tmp_path / f"{number}.json", "-q").exit_code == 0
+    files = [tmp_path / "0.json", tmp_path / "1.json"]
+    saved = run("analyze", files[0], "--compare", files[1], "--format", "json")
+    fresh = run("analyze", folders[0], "--compare", folders[1], "--format", "json")
+    assert json.loads(saved.stdout) == json.loads(fresh.stdout)
+    assert run("analyze", files[0], "--layers").exit_code == 0
+    refused = run("analyze", files[0], "--fit", "peak")
+    assert refused.exit_code == 1
+    assert "options must be those of the report" in said(refused)
+
+
+def test_a_model_of_another_size_is_measured_with_the_windows_of_the_first(folders):
+    done = run("analyze", folders[0], "--compare", "demo", "--format", "json")
+    assert SpectralComparison.from_json(done.stdout).config.window_rows == 16
+
+
+def test_figures_of_one_model(folders, tmp_path):
+    done = run("analyze", folders[0], "--figures", tmp_path / "f", "--esd", "*layers.1.mlp.*", "--outside", "-q")
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in (tmp_path / "f").iterdir()} == {"alpha_by_depth.png", "alpha_by_role.png", "esd.png"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--esd", "x"], "esd must come with a folder for the figure, got none"),
+        (["--figures", "f", "--esd", "layers.0.up"], "got 'layers.0.up'. Did you mean 'model.layers."),
+        (["--block-score", "max"], "block_score must be one of mean, median, trimmed, standardised, got 'max'"),
+        (["--compare", "no/such/model"], "model must be a hub id or an existing folder, got 'no/such/model'"),
+        (["--window-rows", "many"], "window_rows must be a number or auto, got 'many'"),
+        (["--device", "nowhere"], "device must be one that is there, such as cpu or cuda:0, got 'nowhere'"),
+        (["--device", "meta"], "device must be one that is there"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(arguments, message, folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run("analyze", folders[0], *arguments)
+    assert done.exit_code == 1
+    assert message in said(done)
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_embeddings_are_shown_when_asked_for(folders):
+    assert "embed_tokens" not in run("analyze", folders[0]).stdout
+    assert "embed_tokens" in run("analyze", folders[0], "--outside").stdout
+    assert "lm_head" in run("analyze", folders[0], "--outside", "--layers").stdout
+
+
+def test_pickled_weights_must_be_allowed(tmp_path):
+    model = tiny("llama")
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    refused = run("analyze", tmp_path)
+    assert refused.exit_code == 1
+    assert "--allow-pickle" in said(refused)
+    assert run("analyze", tmp_path, "--allow-pickle", "-q").exit_code == 0
+
+
+def test_a_warning_is_not_repeated_as_a_note(tmp_path):
+    from families import family_model
+
+    family_model("qwen3_next").save_pretrained(tmp_path)
+    done = run("analyze", tmp_path)
+    assert said(done).count("were left out, first") == 1
+
+
+def launch(*arguments, processes=2):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return subprocess.run(
+        [*command, "-m", "hf_farms_cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_two_processes_give_the_report_of_one(tmp_path):
+    done = launch("analyze", "demo", "--outside", "--format", "json", "-o", tmp_path / "r.json")
+    assert done.returncode == 0, done.stderr
+    report = SpectralReport.from_json(done.stdout)
+    assert SpectralReport.load(tmp_path / "r.json") == report
+    assert report == SpectralReport.from_json(run("analyze", "demo", "--outside", "--format", "json").stdout)
+
+
+def test_an_error_on_one_process_ends_all_with_one_sentence(tmp_path):
+    model = tiny("llama")
+    model.model.layers[2].mlp.up_proj.weight.data[0, 0] = float("nan")
+    model.save_pretrained(tmp_path)
+    done = launch("analyze", tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.count("NaN or infinity in model.layers.2.mlp.up_proj.weight") == 1
