@@ -1,5 +1,6 @@
 """Against a Hub on this machine, with the unmodified client in processes of its own (endpoints are read at import)."""
 
+import json
 import os
 import subprocess
 import sys
@@ -142,3 +143,27 @@ def test_a_folder_that_is_no_checkpoint_is_not_pushed(client, tmp_path):
     (tmp_path / "m").mkdir()
     done = client(PUSH, tmp_path / "m", "ada/m")
     assert "folder must hold config.json and *.safetensors" in done.stderr
+
+
+def test_a_model_of_the_hub_is_analysed_from_its_safetensors_alone(hub, client, llama, tmp_path):
+    llama.save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    other = {"pytorch_model.bin": b"not to be fetched", "original/consolidated.safetensors": b"nor this"}
+    hub.add("meta/tiny", {**contents(tmp_path / "model"), **other})
+    done = client(RUN, "analyze", "meta/tiny", "--format", "json", token=None)
+    assert done.returncode == 0, done.stderr
+    local = client(RUN, "analyze", tmp_path / "model", "--format", "json", token=None)
+    assert json.loads(done.stdout)["blocks"] == json.loads(local.stdout)["blocks"]
+    fetched = {path.name for path in (tmp_path / "home" / "hub").rglob("*") if path.suffix in (".safetensors", ".bin")}
+    assert fetched == {path.name for path in (tmp_path / "model").glob("*.safetensors")}
+
+
+def test_a_shard_that_the_hub_does_not_have_is_named(hub, client, llama, tmp_path):
+    llama.save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    files = contents(tmp_path / "model")
+    shard = sorted(name for name in files if name.endswith(".safetensors"))[1]
+    del files[shard]
+    hub.add("meta/tiny", files)
+    done = client(RUN, "analyze", "meta/tiny", token=None)
+    assert done.returncode == 1
+    assert shard in done.stderr
+    assert "Traceback" not in done.stderr

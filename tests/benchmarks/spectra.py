@@ -7,6 +7,7 @@
     python tests/benchmarks/spectra.py coverage           how often the standard error holds what it says
     python tests/benchmarks/spectra.py weightwatcher MODEL
     python tests/benchmarks/spectra.py size               seconds against the width of a layer
+    python tests/benchmarks/spectra.py stream             memory on checkpoints of several sizes
     python tests/benchmarks/spectra.py gpu                a LLaMA-2-7B in random weights; needs CUDA and torch only
 
 MODEL is a folder that transformers loads. Both sides of a ratio are timed in turn in one run, after one run to warm up;
@@ -40,6 +41,9 @@ def parse_arguments():
     default.add_argument("--skip-overlap", action="store_true", help="leave out alpha of 15 x 15 windows (minutes)")
     size = command("size", "cost", index=4.0, repeats=3)
     size.add_argument("--widths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192])
+    stream = command("stream", "stream")
+    stream.add_argument("--gigabytes", type=float, nargs="+", default=[2.8, 8.5])
+    stream.add_argument("--folder", help="where the checkpoints are written for the while")
     gpu = command("gpu", "gpu", model_shapes="llama2-7b", blocks=32, sample=28, index=4.0, repeats=3, device="cuda")
     gpu.add_argument("--skip-svd", action="store_true", help="leave out the svdvals loop over the paper's windows")
     deviation = command("deviation", "quality", scale=0.25, blocks=32)

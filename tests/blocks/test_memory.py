@@ -1,0 +1,20 @@
+"""Memory of reading a checkpoint; the larger one is written, 8.5 GB, by `make test-slow`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SPECTRA = Path(__file__).parents[1] / "benchmarks" / "spectra.py"
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads RssAnon, which Linux has")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_8_gigabytes_needs_little_memory(tmp_path):
+    command = [sys.executable, SPECTRA, "stream", "--gigabytes", "8.5", "--folder", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, done.stderr
+    cells = next(line for line in done.stdout.splitlines() if line.startswith("| 8.")).split("|")
+    assert float(cells[4].replace(",", "")) < 1536
