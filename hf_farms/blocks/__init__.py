@@ -1,7 +1,12 @@
 """Model or checkpoint -> blocks, and the layers in each: the only package that knows architectures.
 
-layouts.py names layers and splits fused weights, discovery.py finds the blocks, views.py reads and writes a layer,
-source.py walks a model in memory, stored.py a checkpoint on disk with the tensors that tensors.py finds in its files.
+layouts.py     what architectures call their layers, and how they fuse them
+discovery.py   where the blocks are, and the layers in them
+views.py       what a layer is, whatever parameter holds it
+stores.py      a layer's weight in memory: plain, quantised, or with adapters
+source.py      the blocks of a model in memory
+tensors.py     the parameters of a checkpoint on disk
+stored.py      the blocks of a checkpoint on disk
 """
 
 from hf_farms.blocks.source import Block, BlockCalls, BlockReader, BlockSource, ModelBlockSource

@@ -140,6 +140,11 @@ def _walk(module: nn.Module, path: str) -> Iterator[Item]:
     if isinstance(base, nn.Module) and hasattr(module, "get_delta_weight"):
         if isinstance(getattr(base, "weight", None), Tensor):
             yield path, module, "weight", cast(Tensor, base.weight)
+        else:
+            raise ModelError(
+                f"adapters must be on linear layers, got one on the parameters of {path}.",
+                hint="Merge it first: model.merge_and_unload().",
+            )
         return
     if isinstance(module, MATRICES) or _is_conv1d(module) or _is_router(module):
         yield path, module, "weight", cast(Tensor, module.weight)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_farms.blocks.discovery import config_of, find_blocks, find_layers, find_outside
-from hf_farms.blocks.views import BlockMetadata, LayerMetadata, LayerView, ModuleStore
+from hf_farms.blocks.stores import ModuleStore
+from hf_farms.blocks.views import BlockMetadata, LayerMetadata, LayerView
 from hf_farms.errors import ModelError
 
 __all__ = ["Block", "BlockCalls", "BlockReader", "BlockSource", "ModelBlockSource"]

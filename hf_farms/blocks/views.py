@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, cast
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hf_farms.errors import ModelError
 
-__all__ = ["BlockMetadata", "Kind", "LayerMetadata", "LayerStore", "LayerView", "ModuleStore", "Part"]
+__all__ = ["BlockMetadata", "Kind", "LayerMetadata", "LayerStore", "LayerView", "Part"]
 
 # linear: y = x W^T; expert: the same inside a 3-D parameter; conv: real, three or more dimensions; complex: a matrix or
 # convolution of complex numbers (Fourier layers).
@@ -143,9 +143,14 @@ class LayerView:
         Raises:
             ModelError: the weight is not loaded, is quantised, or holds NaN or infinity.
         """
-        weight = dequantised(self.store.read(self.metadata).detach(), self.name)
+        weight = self.store.read(self.metadata).detach()
         if weight.is_meta:
             raise ModelError(f"weights must be loaded, got a meta tensor in {self.name}.")
+        if not weight.is_complex() and (not weight.is_floating_point() or weight.dtype.itemsize < 2):
+            raise ModelError(
+                f"weights must be float32, bfloat16 or float16, got {weight.dtype} in {self.name}.",
+                hint="Load the model without quantisation, or with its library's dequantize option.",
+            )
         if tuple(weight.shape) != self.metadata.shape:
             raise ModelError(
                 f"weights must have the shape that the config says, {self.metadata.shape}, got {tuple(weight.shape)} "
@@ -176,62 +181,6 @@ class LayerView:
             yield
         finally:
             handle.remove()
-
-
-@dataclass(frozen=True)
-class ModuleStore:
-    """The weight of a module in memory; with adapters (LoRA) their sum W + BA, which is computed and not stored."""
-
-    module: nn.Module
-    attribute: str
-
-    def read(self, layer: LayerMetadata) -> Tensor:
-        """The layer's part of the parameter."""
-        base = getattr(self.module, "base_layer", None)
-        if base is None:
-            return layer.part.of(getattr(self.module, self.attribute).detach())
-        weight = dequantised(getattr(base, self.attribute).detach(), layer.name)
-        adapter: Any = self.module
-        if not adapter.merged and not adapter.disable_adapters:
-            for name in adapter.active_adapters:
-                if name in getattr(adapter, "lora_variant", {}):
-                    raise ModelError(
-                        f"adapters must be plain LoRA, got a variant of it (such as DoRA) in {layer.name}.",
-                        hint="Merge it first: model.merge_and_unload().",
-                    )
-                if name in adapter.lora_A:
-                    weight = weight + adapter.get_delta_weight(name).to(weight.dtype)
-        return layer.part.of(weight.detach())
-
-    def write(self, layer: LayerMetadata, weight: Tensor) -> None:
-        """Overwrite the layer's part."""
-        if hasattr(self.module, "base_layer"):
-            raise ModelError(
-                f"weights must be plain to be overwritten, got an adapter in {layer.name}.",
-                hint="Merge it first: model.merge_and_unload().",
-            )
-        layer.part.into_(getattr(self.module, self.attribute), weight)
-
-
-def dequantised(weight: Tensor, name: str) -> Tensor:
-    """The weight in a float dtype, by the means of the library that quantised it.
-
-    Raises:
-        ModelError: no library offers that here.
-    """
-    kind = type(weight).__name__
-    if kind in ("Params4bit", "Int8Params"):
-        from transformers.integrations.bitsandbytes import dequantize_bnb_weight
-
-        return cast(Tensor, dequantize_bnb_weight(cast(nn.Parameter, weight)))
-    if weight.is_quantized or (type(weight) not in (Tensor, nn.Parameter) and hasattr(weight, "dequantize")):
-        return weight.dequantize()
-    if weight.is_complex() or (weight.is_floating_point() and weight.dtype.itemsize >= 2):
-        return weight
-    raise ModelError(
-        f"weights must be float32, bfloat16 or float16, got {weight.dtype} in {name}.",
-        hint="Load the model without quantisation, or with its library's dequantize option.",
-    )
 
 
 def _is_finite(weight: Tensor) -> bool:

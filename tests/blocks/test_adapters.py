@@ -74,6 +74,11 @@ def test_other_kinds_of_adapters_are_refused():
     assert e.value.hint == "Merge it first: model.merge_and_unload()."
 
 
+def test_adapters_on_the_parameters_of_experts_are_refused_and_not_overlooked():
+    with pytest.raises(ModelError, match=r"must be on linear layers, got one on the parameters of mlp\.experts"):
+        analyze(adapted("mixtral", target_modules=[], target_parameters=["mlp.experts.down_proj"]))
+
+
 def test_adapted_layers_are_not_overwritten():
     layer = layers_of(adapted())[0, "q"]
     with pytest.raises(ModelError, match="weights must be plain to be overwritten, got an adapter"):

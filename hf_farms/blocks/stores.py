@@ -1,0 +1,70 @@
+"""Where the weight of a layer lies in memory: a plain parameter, a quantised one, or one with adapters on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from hf_farms.blocks.views import LayerMetadata
+from hf_farms.errors import ModelError
+
+__all__ = ["ModuleStore"]
+
+MERGE_FIRST = "Merge it first: model.merge_and_unload()."
+
+
+@dataclass(frozen=True)
+class ModuleStore:
+    """The weight of a module in memory; with adapters (LoRA) their sum W + BA, which is computed and not stored."""
+
+    module: nn.Module
+    attribute: str
+
+    def read(self, layer: LayerMetadata) -> Tensor:
+        """The layer's part of the parameter.
+
+        Raises:
+            ModelError: an adapter that is no plain LoRA.
+        """
+        base = getattr(self.module, "base_layer", None)
+        if base is None:
+            return layer.part.of(_dequantised(self.module, self.attribute))
+        weight = _dequantised(base, self.attribute)
+        adapter: Any = self.module
+        if not adapter.merged and not adapter.disable_adapters:
+            for name in adapter.active_adapters:
+                if name in getattr(adapter, "lora_variant", {}):
+                    raise ModelError(
+                        f"adapters must be plain LoRA, got a variant of it (such as DoRA) in {layer.name}.",
+                        hint=MERGE_FIRST,
+                    )
+                if name in adapter.lora_A:
+                    weight = weight + adapter.get_delta_weight(name).to(weight.dtype)
+        return layer.part.of(weight)
+
+    def write(self, layer: LayerMetadata, weight: Tensor) -> None:
+        """Overwrite the layer's part.
+
+        Raises:
+            ModelError: an adapter, whose sum cannot be overwritten.
+        """
+        if hasattr(self.module, "base_layer"):
+            raise ModelError(
+                f"weights must be plain to be overwritten, got an adapter in {layer.name}.", hint=MERGE_FIRST
+            )
+        layer.part.into_(getattr(self.module, self.attribute), weight)
+
+
+def _dequantised(module: nn.Module, attribute: str) -> Tensor:
+    """A parameter in a float dtype, by the means of the library that quantised it; others as they are."""
+    weight: Tensor = getattr(module, attribute)
+    if type(weight).__name__ in ("Params4bit", "Int8Params"):
+        from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+        state = getattr(module, "state", None)
+        return cast(Tensor, dequantize_bnb_weight(cast(nn.Parameter, weight), state)).detach()
+    if weight.is_quantized or (type(weight) not in (Tensor, nn.Parameter) and hasattr(weight, "dequantize")):
+        return weight.dequantize().detach()
+    return weight.detach()

@@ -1,0 +1,54 @@
+"""Weights that a library has quantised are measured as that library dequantises them."""
+
+import pytest
+import torch
+import transformers
+from families import family_model
+
+from hf_farms.blocks import ModelBlockSource
+from hf_farms.loading import open_model
+from hf_farms.spectra.analysis import analyze
+
+# What the libraries say of each other while they are imported and while they load.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def quantised(tmp_path, config):
+    dense = family_model("llama")
+    dense.save_pretrained(tmp_path / "dense")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "dense", quantization_config=config)
+    return dense, model
+
+
+def check(dense, model, tmp_path, error):
+    weight = dense.model.layers[1].mlp.up_proj.weight
+    found = ModelBlockSource(model).open(1).layers[5].read()
+    assert found.dtype.is_floating_point
+    assert 0 < (found.float() - weight).norm() / weight.norm() < error
+    in_memory = analyze(model)
+    model.save_pretrained(tmp_path / "quantised")
+    assert analyze(open_model(tmp_path / "quantised")).blocks == in_memory.blocks
+
+
+@pytest.mark.parametrize(("bits", "error"), [(8, 0.02), (4, 0.25)])
+def test_bitsandbytes(bits, error, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    config = transformers.BitsAndBytesConfig(**{f"load_in_{bits}bit": True})
+    check(*quantised(tmp_path, config), tmp_path, error)
+
+
+def test_torchao(tmp_path):
+    quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    config = transformers.TorchAoConfig(quantization.Int8WeightOnlyConfig())
+    check(*quantised(tmp_path, config), tmp_path, 0.02)
+
+
+def test_dynamically_quantised_tensors_of_torch():
+    model = family_model("llama")
+    layer = model.model.layers[0].mlp.up_proj
+    dense = layer.weight.detach().clone()
+    layer.weight = torch.nn.Parameter(
+        torch.quantize_per_tensor(dense, scale=0.01, zero_point=0, dtype=torch.qint8), requires_grad=False
+    )
+    found = ModelBlockSource(model).open(0).layers[5].read()
+    assert torch.allclose(found, dense, atol=0.006)
