@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import torch
 
+from hf_farms.allocation.lr import lr_factors
 from hf_farms.allocation.plan import plan_sparsity
 from hf_farms.config import FarmsConfig, PruneConfig
 from hf_farms.spectra.analysis import analyze
@@ -91,7 +92,9 @@ class Gaussian(torch.nn.Module):
 
 @pytest.mark.filterwarnings("ignore:No layout is known")
 @pytest.mark.parametrize("seed", range(4))
-def test_blocks_that_differ_by_chance_get_equal_sparsities(seed):
+def test_blocks_that_differ_by_chance_get_equal_sparsities_and_learning_rates(seed):
     report = analyze(Gaussian(12, seed))
+    alphas, errors = [block.alpha for block in report.blocks], [block.alpha_stderr for block in report.blocks]
+    assert lr_factors(alphas, stderr=errors) == [1.0] * 12
     assert plan_sparsity(report, config=PruneConfig(sparsity=0.5)) == pytest.approx([0.5] * 12)
     assert len({block.alpha for block in report.blocks}) == 12
