@@ -70,7 +70,7 @@ def _check(
 def reliability(scores: Sequence[float], stderr: Sequence[float | None]) -> float:
     """Share of the variance between scores that is not estimation noise: 1 - mean(stderr^2) / var(scores).
 
-    0 where noise alone would give that much variance once in a hundred times (chi-squared test): blocks that do not
+    0 where noise alone would give that much variance once in forty times (chi-squared test): blocks that do not
     differ must not be treated as if they did.
 
     Args:
@@ -90,13 +90,13 @@ def reliability(scores: Sequence[float], stderr: Sequence[float | None]) -> floa
     mean = math.fsum(scores) / len(scores)
     variance = math.fsum((b - mean) ** 2 for b in scores) / (len(scores) - 1)
     noise = math.fsum((e or 0.0) ** 2 for e in stderr) / len(stderr)
-    return 1 - noise / variance if variance > noise * _chi_squared_99(len(scores) - 1) else 0.0
+    return 1 - noise / variance if variance > noise * _chance(len(scores) - 1) else 0.0
 
 
-def _chi_squared_99(freedom: int) -> float:
-    """The 99% quantile of chi-squared over its degrees of freedom (Wilson and Hilferty 1931)."""
+def _chance(freedom: int) -> float:
+    """The 97.5% quantile of chi-squared over its degrees of freedom (Wilson and Hilferty 1931)."""
     width = 2 / (9 * freedom)
-    return max(0.0, 1 - width + 2.3263 * math.sqrt(width)) ** 3
+    return max(0.0, 1 - width + 1.96 * math.sqrt(width)) ** 3
 
 
 def _fill(ratios: list[float], sizes: Sequence[int], target: float, bounds: tuple[float, float]) -> list[float]:

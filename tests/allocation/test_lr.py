@@ -52,8 +52,8 @@ def test_no_signal_no_effect(name):
 
 def test_factors_shrink_by_reliability():
     exact = lr_factors([2.0, 3.0, 4.0])
-    noisy = lr_factors([2.0, 3.0, 4.0], stderr=[0.4] * 3)
-    assert noisy == pytest.approx([1 + 0.84 * (factor - 1) for factor in exact])
+    noisy = lr_factors([2.0, 3.0, 4.0], stderr=[0.5] * 3)
+    assert noisy == pytest.approx([1 + 0.75 * (factor - 1) for factor in exact])
 
 
 @pytest.mark.parametrize(

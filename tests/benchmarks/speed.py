@@ -80,7 +80,7 @@ def main():
     ours, theirs, ratio = compare(lambda: analyze(model), lambda: svd_loop(model, spectra.window_rows), options.repeat)
     layers = sum(len(block.layers) for block in spectra.blocks)
     print(
-        f"analysis of {layers} layers, float64, fit mid: {ours:.2f} s; svdvals loop, float32: {theirs:.2f} s; ", end=""
+        f"analysis of {layers} layers, default windows and fit: {ours:.2f} s; svdvals loop, float32: {theirs:.2f} s; ", end=""
     )
     print(f"ratio {ratio:.2f}")
     generator = torch.Generator().manual_seed(0)
