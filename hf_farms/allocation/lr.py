@@ -7,18 +7,79 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from hf_farms.allocation.sparsity import reliability
+from hf_farms.config import LR_MAPS, FarmsLRConfig, LRMap
+from hf_farms.reports import LayerRecord, SpectralReport
 
-__all__ = ["LR_MAPS", "LRMap", "lr_factors"]
-
-LRMap = Literal["linear", "sqrt", "log2", "step", "sigmoid"]
-LR_MAPS: tuple[LRMap, ...] = get_args(LRMap)
+__all__ = ["allocate_lr", "lr_factors"]
 
 # t of the sigmoid map (Model Balancing).
 SIGMOID_TEMPERATURE = 10.0
+
+
+class _Unit(NamedTuple):
+    """What gets one factor; alpha is None where it stays at 1."""
+
+    layers: tuple[str, ...]
+    num_weights: int
+    alpha: float | None
+    stderr: float | None
+
+
+def allocate_lr(report: SpectralReport, *, config: FarmsLRConfig | None = None) -> dict[str, float]:
+    """Factor on the learning rate of every layer in a report, by layer name.
+
+    Args:
+        report: of the model as it is now.
+        config: map, scales, unit and what takes part.
+
+    Returns:
+        For unit "block" the layers of a block share one factor. 1 for what takes no part.
+    """
+    config = config or FarmsLRConfig()
+    units = list(_units(report, config))
+    taking_part = [unit for unit in units if unit.alpha is not None]
+    factors = lr_factors(
+        [unit.alpha for unit in taking_part if unit.alpha is not None],
+        map=config.map,
+        min_scale=config.min_scale,
+        max_scale=config.max_scale,
+        stderr=[unit.stderr for unit in taking_part] if config.shrink else None,
+        released_step=config.released_step,
+    )
+    if config.normalise and factors:
+        weights = [unit.num_weights for unit in taking_part]
+        mean = math.fsum(w * f for w, f in zip(weights, factors, strict=True)) / sum(weights)
+        factors = [factor / mean for factor in factors]
+    found = {name: 1.0 for unit in units for name in unit.layers}
+    return found | {name: factor for unit, factor in zip(taking_part, factors, strict=True) for name in unit.layers}
+
+
+def _units(report: SpectralReport, config: FarmsLRConfig) -> Iterator[_Unit]:
+    def enough(layer: LayerRecord) -> bool:
+        return layer.num_eigenvalues >= config.min_eigenvalues and layer.role != "router"
+
+    units = []
+    for block in report.blocks:
+        if config.unit == "layer":
+            units += [_of_layer(layer, enough(layer)) for layer in block.layers]
+        else:
+            names = tuple(layer.name for layer in block.layers)
+            alpha = block.alpha if any(enough(layer) for layer in block.layers) else None
+            units.append(_Unit(names, block.num_weights, alpha, block.alpha_stderr))
+    if config.skip_ends:
+        ends = (0, len(units) - 1)
+        units = [unit._replace(alpha=None) if i in ends else unit for i, unit in enumerate(units)]
+    yield from units
+    if config.outside:
+        yield from (_of_layer(layer, enough(layer)) for layer in report.outside)
+
+
+def _of_layer(layer: LayerRecord, takes_part: bool) -> _Unit:
+    return _Unit((layer.name,), math.prod(layer.shape), layer.alpha if takes_part else None, layer.alpha_stderr)
 
 
 def lr_factors(

@@ -3,6 +3,7 @@
 The same object feeds the function, the callback, the command line, the report and the card.
 """
 
+from hf_farms.config.lr import LR_MAPS, LR_QUANTITIES, LR_UNITS, FarmsLRConfig, LRMap, LRQuantity, LRUnit
 from hf_farms.config.prune import (
     ALLOCATIONS,
     METHODS,
@@ -19,13 +20,20 @@ __all__ = [
     "ALLOCATIONS",
     "BLOCK_SCORES",
     "FITS",
+    "LR_MAPS",
+    "LR_QUANTITIES",
+    "LR_UNITS",
     "METHODS",
     "Allocation",
     "BlockScore",
     "CalibrationConfig",
     "EvaluationConfig",
     "FarmsConfig",
+    "FarmsLRConfig",
     "Fit",
+    "LRMap",
+    "LRQuantity",
+    "LRUnit",
     "Method",
     "PruneConfig",
     "default_output_name",

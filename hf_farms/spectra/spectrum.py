@@ -137,7 +137,7 @@ def _spectrum(eigenvalues: Tensor, plan: WindowPlan, config: FarmsConfig) -> Lay
     total, largest = float(pooled.sum()), float(pooled[-1])
     return LayerSpectrum(
         alpha=alpha,
-        alpha_stderr=_standard_error(eigenvalues, config, disjoint=plan.disjoint_windows),
+        alpha_stderr=_standard_error(eigenvalues, config, plan),
         window_shape=(plan.rows, plan.cols),
         rows_lowered=plan.lowered,
         num_windows=plan.num_windows,
@@ -153,18 +153,32 @@ def _spectrum(eigenvalues: Tensor, plan: WindowPlan, config: FarmsConfig) -> Lay
     )
 
 
-def _standard_error(spectra: Tensor, config: FarmsConfig, *, disjoint: float) -> float | None:
+def _standard_error(spectra: Tensor, config: FarmsConfig, plan: WindowPlan) -> float | None:
     """Standard error of alpha from the scatter of the windows' own fits.
 
-    Overlapping windows repeat each other, so no more are counted than would fit side by side.
+    Windows of the same rows, or of the same columns, have something in common, so rows and columns count as random
+    effects (analysis of variance in two ways). Overlapping windows repeat each other, so no more are counted than
+    would fit side by side.
     """
     if len(spectra) < 2:
         return None
     alphas = fit_tail(spectra, config).alpha
-    alphas = alphas[torch.isfinite(alphas)]
-    if len(alphas) < 2:
+    finite = torch.isfinite(alphas)
+    count = int(finite.sum())
+    if count < 2:
         return None
-    return float(alphas.std()) / math.sqrt(min(len(alphas), disjoint))
+    variance = alphas[finite].var()
+    if finite.all() and plan.kernel == 1 and min(len(plan.row_starts), len(plan.col_starts)) > 1:
+        variance = _variance_in_two_ways(alphas.view(len(plan.row_starts), len(plan.col_starts)))
+    return math.sqrt(float(variance) / min(count, plan.disjoint_windows))
+
+
+def _variance_in_two_ways(alphas: Tensor) -> Tensor:
+    """Variance of the mean times the number of windows: of `(a, b)` alphas with row and column effects."""
+    a, b = alphas.shape
+    rows, cols = alphas.mean(dim=1, keepdim=True), alphas.mean(dim=0, keepdim=True)
+    rest = (alphas - rows - cols + alphas.mean()).square().sum() / ((a - 1) * (b - 1))
+    return torch.maximum(rest, b * rows.var() + a * cols.var() - rest)
 
 
 def _entropy(pooled: Tensor, total: float) -> float:

@@ -3,7 +3,8 @@ import math
 
 import pytest
 
-from hf_farms.allocation.lr import LR_MAPS, lr_factors
+from hf_farms.allocation.lr import lr_factors
+from hf_farms.config import LR_MAPS
 
 ALPHAS = [2.5, 1.5, 3.0, 2.0, 4.0]
 

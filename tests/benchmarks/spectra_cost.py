@@ -25,7 +25,9 @@ def _solver_cases(options):
         middle = [(name, weight) for block, name, weight in layers if block == layers[-1][0] // 2]
         # The first layer of every shape.
         shapes = {tuple(weight.shape): (name, weight) for name, weight in reversed(middle)}
-        cases += [(name, weight, config) for name, weight in reversed(shapes.values())]
+        for name, weight in reversed(shapes.values()):
+            largest = FarmsConfig(window_rows=min(weight.shape), windows_per_dim=options.windows_per_dim)
+            cases += [(name, weight, config), (name, weight, largest)]
     fixed = FarmsConfig(window_rows=options.rows, windows_per_dim=options.windows_per_dim)
     *_, square, _, _, wide = (shape for _, *shape in common.llama_shapes(options.width))
     return cases + [(f"synthetic, t({options.index:g})", shape, fixed) for shape in (square, wide)]

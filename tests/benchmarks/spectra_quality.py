@@ -114,7 +114,7 @@ def coverage(options):
             configs = {
                 (int(size), kind): FarmsConfig(window_rows=int(size), windows_per_dim=per_dim)
                 for size in options.rows.split(",")
-                for kind, per_dim in (("disjoint", "auto"), ("overlapping", MANY_PER_DIM))
+                for kind, per_dim in (("8 x 8", "auto"), ("15 x 15", MANY_PER_DIM))
             }
             found = {key: [] for key in configs}
             for draw in range(options.draws):
