@@ -10,9 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hf_farms.allocation.lr import allocate_lr
     from hf_farms.allocation.plan import plan_sparsity
     from hf_farms.allocation.sparsity import allocate_sparsity
-    from hf_farms.config import FarmsConfig, PruneConfig
+    from hf_farms.callbacks.farms_lr import FarmsLRCallback
+    from hf_farms.config import FarmsConfig, FarmsLRConfig, PruneConfig
     from hf_farms.hub import push
     from hf_farms.metrics.perplexity import Perplexity
     from hf_farms.pruning.pruner import prune
@@ -22,10 +24,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FarmsConfig",
+    "FarmsLRCallback",
+    "FarmsLRConfig",
     "Perplexity",
     "PruneConfig",
     "PruneReport",
     "SpectralReport",
+    "allocate_lr",
     "allocate_sparsity",
     "analyze",
     "layer_spectrum",
@@ -36,10 +41,13 @@ __all__ = [
 
 _HOME = {
     "FarmsConfig": "config",
+    "FarmsLRCallback": "callbacks.farms_lr",
+    "FarmsLRConfig": "config",
     "Perplexity": "metrics.perplexity",
     "PruneConfig": "config",
     "PruneReport": "reports",
     "SpectralReport": "reports",
+    "allocate_lr": "allocation.lr",
     "allocate_sparsity": "allocation.sparsity",
     "analyze": "spectra.analysis",
     "layer_spectrum": "spectra.spectrum",

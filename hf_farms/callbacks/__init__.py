@@ -1,0 +1,1 @@
+"""TrainerCallbacks: the only package that imports the Trainer's side of transformers."""

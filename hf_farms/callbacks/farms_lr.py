@@ -1,0 +1,251 @@
+"""Layer-wise learning rates in an unmodified Trainer."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from hf_farms.allocation.lr import allocate_lr
+from hf_farms.blocks import ModelBlockSource
+from hf_farms.callbacks.following import followed_layers
+from hf_farms.callbacks.groups import Key, LayerwiseGroups, innermost
+from hf_farms.callbacks.history import History
+from hf_farms.callbacks.refusals import check_supported
+from hf_farms.config import FarmsConfig, FarmsLRConfig
+from hf_farms.errors import HfFarmsWarning, ModelError, NoEffectWarning
+from hf_farms.parallel import launched_ranks
+from hf_farms.reports import BlockSpectrum, LayerRecord, SpectralReport
+from hf_farms.spectra.analysis import analyze
+
+__all__ = ["FarmsLRCallback"]
+
+NAME = "FarmsLRCallback"
+MARK = "_hf_farms_lr"
+
+
+class FarmsLRCallback(TrainerCallback, ExportableState):
+    """Badly trained layers (large alpha) learn faster, well trained ones slower (TempBalance, NeurIPS 2023).
+
+    `Trainer(..., callbacks=[FarmsLRCallback()])` or `trainer.add_callback(FarmsLRCallback())` is all it takes. Alphas
+    are measured every `interval` steps, on windows of one aspect ratio (FARMS, arXiv 2506.06280), and become factors on
+    the learning rate that the scheduler gives. Checkpoints are those of a Trainer without it; beside them
+    `trainer_state.json` keeps the alphas, so that a resumed run goes on exactly.
+
+    Time: one analysis for each measurement, nothing in the steps between.
+
+    Args:
+        config: options, also as a mapping of them.
+
+    Raises:
+        ValueError: at the start of the training: with an optimizer whose step cannot be given groups (DeepSpeed,
+            GaLore layer-wise, LOMO, FSDP 1), or with a second instance.
+    """
+
+    def __init__(self, config: FarmsLRConfig | Mapping[str, Any] | None = None) -> None:
+        self.config = _config(config)
+        self._source: ModelBlockSource | None = None
+        self._groups: LayerwiseGroups | None = None
+        self._history: History | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        # What a resumed run needs: the step of the last measurement, alpha and error of each layer and block, factors.
+        self.memory: dict[str, Any] = {"step": None, "layers": {}, "blocks": {}, "factors": {}}
+        self._due_at_epoch = True
+        self._seconds = 0.0
+        self._warned = False
+
+    def state(self) -> dict[str, Any]:
+        """What is written into `trainer_state.json`: numbers and names only."""
+        return {"args": {"config": asdict(self.config)}, "attributes": {"memory": self.memory}}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Find layers and parameters, take up the state of a checkpoint, attach to the optimizer."""
+        model, optimizer = kwargs["model"], innermost(kwargs["optimizer"])
+        check_supported(args, model, optimizer)
+        self._detach()
+        other = getattr(optimizer, MARK, None)
+        if other is not None and other is not self:
+            raise ValueError("callbacks must hold one FarmsLRCallback, got two. Remove one of them.")
+        self._begin = time.perf_counter()
+        self._take_up(state)
+        self._history = History(args, state, self.memory)
+        try:
+            self._source = ModelBlockSource(model)
+        except ModelError as error:
+            warnings.warn(f"FarmsLRCallback has no effect: {error}", NoEffectWarning, stacklevel=2)
+            self._source = None
+            return
+        keys = self._keys(model, self._source)
+        self._start, self._interval = _schedule(self.config, args, state)
+        if self._start >= state.max_steps:
+            warnings.warn(
+                f"FarmsLRCallback has no effect: it starts at step {self._start} of {state.max_steps}.",
+                NoEffectWarning,
+                stacklevel=2,
+            )
+        self._groups = LayerwiseGroups(optimizer, keys, self.config.quantity)
+        setattr(optimizer, MARK, self)
+        if not self._groups.keys:
+            warnings.warn(
+                "FarmsLRCallback has no effect: the optimizer holds no parameter of a layer that can be measured.",
+                NoEffectWarning,
+                stacklevel=2,
+            )
+        self._apply()
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A measurement is due, with interval "epoch"."""
+        self._due_at_epoch = True
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure, if it is time."""
+        if self._groups is None or self._source is None or not self._is_due(state.global_step):
+            return
+        self._due_at_epoch = False
+        begin = time.perf_counter()
+        report = self._measure(state.global_step)
+        if report is not None:
+            self._remember(report, state.global_step)
+            self._apply()
+        seconds = time.perf_counter() - begin
+        self._seconds += seconds
+        if report is not None and self._history is not None:
+            self._history.add(report, self.memory["factors"], seconds, model=kwargs["model"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the optimizer as it was; write what happened."""
+        self._detach()
+        if self._history is not None:
+            self._history.finish(self.config, self._seconds, time.perf_counter() - self._begin)
+
+    def _take_up(self, state: TrainerState) -> None:
+        """The memory of the checkpoint that is resumed; a fresh one for a fresh run."""
+        states: Any = state.stateful_callbacks
+        saved = states.get(NAME) if state.global_step > 0 and isinstance(states, dict) else None
+        self._reset()
+        if isinstance(saved, list):
+            raise ValueError("callbacks must hold one FarmsLRCallback, got two in the checkpoint. Remove one of them.")
+        if saved:
+            self.memory = saved["attributes"]["memory"]
+        # The next checkpoint looks it up, also when the last one was written without this callback.
+        if isinstance(states, dict):
+            states.setdefault(NAME, self.state())
+
+    def _keys(self, model: nn.Module, source: ModelBlockSource) -> dict[nn.Parameter, Key]:
+        followed = followed_layers(model, source, outside=self.config.outside)
+        if self.config.unit == "layer":
+            return followed
+        # One group of the optimizer for a block, whatever each of its parameters follows.
+        whole: dict[str, Key] = {}
+        for index in range(len(source)):
+            names = tuple(layer.name for layer in source.metadata(index).layers)
+            whole |= dict.fromkeys(names, names)
+        return {parameter: whole.get(names[0], names) for parameter, names in followed.items()}
+
+    def _is_due(self, step: int) -> bool:
+        last = self.memory["step"]
+        if step < self._start or last == step or (self.config.frozen and last is not None):
+            return False
+        if self._interval is None:
+            return self._due_at_epoch
+        return (step - self._start) % self._interval == 0
+
+    def _measure(self, step: int) -> SpectralReport | None:
+        assert self._source is not None
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                if self.memory["step"] is not None:
+                    # What was left out is left out every time.
+                    warnings.simplefilter("ignore", HfFarmsWarning)
+                report = analyze(self._source, self.config.farms, outside=self.config.outside, ranks=launched_ranks())
+        except ModelError as error:
+            if not self._warned:
+                warnings.warn(f"Learning rates stay as they are at step {step}: {error}", HfFarmsWarning, stacklevel=2)
+                self._warned = True
+            return None
+        return self._smoothed(report)
+
+    def _smoothed(self, report: SpectralReport) -> SpectralReport:
+        """Alphas with their share of the earlier ones."""
+        keep = self.config.smoothing
+        if keep == 0 or self.memory["step"] is None:
+            return report
+
+        def mix(kind: str, item: Any) -> Any:
+            before = self.memory[kind].get(item.name)
+            if before is None or item.alpha is None:
+                return item
+            return replace(item, alpha=keep * before + (1 - keep) * item.alpha)
+
+        def layers(found: tuple[LayerRecord, ...]) -> tuple[LayerRecord, ...]:
+            return tuple(mix("layers", layer) for layer in found)
+
+        def block(found: BlockSpectrum) -> BlockSpectrum:
+            mixed: BlockSpectrum = mix("blocks", found)
+            return replace(mixed, layers=layers(found.layers))
+
+        return replace(report, blocks=tuple(block(b) for b in report.blocks), outside=layers(report.outside))
+
+    def _remember(self, report: SpectralReport, step: int) -> None:
+        layers = [*(layer for block in report.blocks for layer in block.layers), *report.outside]
+        self.memory = {
+            "step": step,
+            "layers": {layer.name: layer.alpha for layer in layers if layer.alpha is not None},
+            "blocks": {block.name: block.alpha for block in report.blocks if block.alpha is not None},
+            "factors": allocate_lr(report, config=self.config),
+        }
+
+    def _apply(self) -> None:
+        """Hand the factors of the memory to the optimizer; a parameter that follows several layers takes their mean."""
+        assert self._groups is not None
+        factors = self.memory["factors"]
+        self._groups.set_factors({key: _mean([factors[n] for n in key if n in factors]) for key in self._groups.keys})
+
+    def _detach(self) -> None:
+        if self._groups is not None:
+            self._groups.remove()
+            self._groups.optimizer.__dict__.pop(MARK, None)
+            self._groups = None
+
+
+def _mean(values: list[float]) -> float:
+    """Exactly the value where all are the same."""
+    return values[0] if values and len(set(values)) == 1 else math.fsum(values) / len(values) if values else 1.0
+
+
+def _config(given: FarmsLRConfig | Mapping[str, Any] | None) -> FarmsLRConfig:
+    if given is None or isinstance(given, FarmsLRConfig):
+        return given or FarmsLRConfig()
+    options = dict(given)
+    farms = options.pop("farms", FarmsConfig())
+    return FarmsLRConfig(**options, farms=farms if isinstance(farms, FarmsConfig) else FarmsConfig(**farms))
+
+
+def _schedule(config: FarmsLRConfig, args: TrainingArguments, state: TrainerState) -> tuple[int, int | None]:
+    """First step that measures, and steps between two; None for every epoch."""
+    total = state.max_steps
+    if config.start == "warmup":
+        start = int(args.get_warmup_steps(total))
+    else:
+        start = config.start if isinstance(config.start, int) else round(config.start * total)
+    if config.interval == "epoch":
+        return start, None
+    return start, config.interval if isinstance(config.interval, int) else max(1, round(config.interval * total))

@@ -1,0 +1,126 @@
+"""Factors on the learning rate of single parameters, without touching the groups that everyone else sees.
+
+An optimizer's groups belong to the scheduler, to checkpoints and to the Trainer's logs: all of them expect as many
+groups as there were at the start. So finer groups take their place only while the optimizer steps, by its step hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from hf_farms.config import LRQuantity
+
+__all__ = ["Key", "LayerwiseGroups", "innermost"]
+
+# Of a group; the rest is copied over before each step, and back after it where the step changed it.
+OWN = frozenset({"params", "lr", "weight_decay"})
+
+Group = dict[str, Any]
+# Names of the layers that a parameter follows.
+Key = tuple[str, ...]
+
+
+def innermost(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer that does the work, inside the wrappers of accelerate and others."""
+    while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = optimizer.optimizer
+    return optimizer  # type: ignore[no-any-return]
+
+
+class LayerwiseGroups:
+    """Groups by parameter key that stand in for an optimizer's own groups during each step.
+
+    The layout is fixed when they are attached, so that the optimizer works on the same tensors together in every step.
+
+    Args:
+        optimizer: the innermost one.
+        keys: for each parameter what it shares a factor with; parameters without a key stay at factor 1.
+        quantity: what the factors are applied to.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, keys: Mapping[torch.nn.Parameter, Key], quantity: LRQuantity
+    ) -> None:
+        self.optimizer, self._quantity = optimizer, quantity
+        self._factors: dict[Key, float] = {}
+        self._base: list[Group] | None = None
+        self._layout = [_by_key(group["params"], keys) for group in optimizer.param_groups]
+        self._groups: list[list[Group]] = [
+            [{"params": params} for params in by_key.values()] for by_key in self._layout
+        ]
+        self._hooks = [
+            optimizer.register_step_pre_hook(lambda *_: self._enter()),
+            optimizer.register_step_post_hook(lambda *_: self._leave()),
+        ]
+
+    @property
+    def keys(self) -> set[Key]:
+        """The keys that parameters of this optimizer have."""
+        return {key for by_key in self._layout for key in by_key if key is not None}
+
+    def set_factors(self, factors: Mapping[Key, float]) -> None:
+        """Factors by key, from the next step on; keys that are missing have factor 1."""
+        self._factors = dict(factors)
+
+    def remove(self) -> None:
+        """Leave the optimizer as it was, also after a step that failed halfway."""
+        self._restore()
+        for hook in self._hooks:
+            hook.remove()
+
+    def _enter(self) -> None:
+        self._restore()
+        if all(self._factors.get(key, 1.0) == 1.0 for key in self.keys):
+            return
+        base = self.optimizer.param_groups
+        stand_in: list[Group] = []
+        for group, by_key, fine in zip(base, self._layout, self._groups, strict=True):
+            for key, target in zip(by_key, fine, strict=True):
+                _copy_over(group, target)
+                self._scale(group, target, 1.0 if key is None else self._factors.get(key, 1.0))
+                stand_in.append(target)
+        self._base = base
+        self.optimizer.param_groups = stand_in
+        assert self.optimizer.param_groups is stand_in, "the optimizer must take other param_groups"
+
+    def _leave(self) -> None:
+        if self._base is None:
+            return
+        for group, fine in zip(self._base, self._groups, strict=True):
+            for target in fine:
+                for name in target.keys() - OWN:
+                    # Some optimizers keep numbers of their own in the group, such as a step or an estimate.
+                    if name not in group or target[name] is not group[name]:
+                        group[name] = target[name]
+        self._restore()
+
+    def _restore(self) -> None:
+        if self._base is not None:
+            self.optimizer.param_groups, self._base = self._base, None
+
+    def _scale(self, group: Group, target: Group, factor: float) -> None:
+        lr = 1.0 if self._quantity == "weight_decay" else factor
+        decay = {"weight_decay": factor, "both": factor, "constant_decay": 1 / factor}.get(self._quantity, 1.0)
+        # A new tensor where the rate is one: the group's own is shared with the scheduler.
+        target["lr"] = group["lr"] if lr == 1.0 else group["lr"] * lr
+        if group.get("weight_decay") is not None:
+            target["weight_decay"] = group["weight_decay"] if decay == 1.0 else group["weight_decay"] * decay
+
+
+def _by_key(
+    params: list[torch.nn.Parameter], keys: Mapping[torch.nn.Parameter, Key]
+) -> dict[Key | None, list[torch.nn.Parameter]]:
+    found: dict[Key | None, list[torch.nn.Parameter]] = {}
+    for parameter in params:
+        found.setdefault(keys.get(parameter), []).append(parameter)
+    return found
+
+
+def _copy_over(group: Group, target: Group) -> None:
+    for name in target.keys() - group.keys():
+        del target[name]
+    for name in group.keys() - OWN:
+        target[name] = group[name]

@@ -1,0 +1,363 @@
+"""FarmsLRCallback in a real, unmodified Trainer."""
+
+import json
+import math
+import warnings
+
+import pytest
+import torch
+import transformers
+from models import tiny
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments
+
+from hf_farms import FarmsConfig, FarmsLRCallback, FarmsLRConfig
+from hf_farms.allocation.lr import allocate_lr
+from hf_farms.callbacks.groups import innermost
+from hf_farms.errors import HfFarmsWarning, NoEffectWarning
+from hf_farms.spectra.analysis import analyze
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*", "ignore:.*lr_scheduler.step.*before.*:UserWarning")
+
+
+class Tokens(Dataset):
+    def __init__(self, count=64):
+        self.ids = torch.randint(0, 100, (count, 12), generator=torch.Generator().manual_seed(0))
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, index):
+        return {"input_ids": self.ids[index], "labels": self.ids[index]}
+
+
+def signal(model):
+    """Blocks that differ by more than chance: the tails get lighter with depth."""
+    with torch.no_grad():
+        for index, block in enumerate(model.model.layers):
+            for parameter in block.parameters():
+                if parameter.ndim == 2:
+                    parameter *= torch.logspace(0, index - 2.0, len(parameter))[:, None]
+    return model
+
+
+def arguments(folder, **options):
+    return TrainingArguments(
+        **{
+            "output_dir": str(folder),
+            "max_steps": 8,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "save_strategy": "no",
+            "logging_steps": 4,
+            "seed": 0,
+            **options,
+        }
+    )
+
+
+def trainer(folder, callback=None, *, model=None, **options):
+    callbacks = [] if callback is None else [callback]
+    return Trainer(
+        model=model or signal(tiny("llama")),
+        args=arguments(folder, **options),
+        train_dataset=Tokens(),
+        callbacks=callbacks,
+    )
+
+
+def weights(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+FAST = FarmsLRConfig(start=0, interval=2)
+
+
+@pytest.mark.parametrize("how", ["argument", "add_callback"])
+def test_it_is_all_it_takes(how, tmp_path):
+    run = trainer(tmp_path, FarmsLRCallback(FAST) if how == "argument" else None)
+    if how == "add_callback":
+        run.add_callback(FarmsLRCallback(FAST))
+    run.train()
+    entries = [entry for entry in run.state.log_history if "farms_lr/model.layers.0/alpha" in entry]
+    assert [entry["step"] for entry in entries] == [0, 2, 4, 6]
+    plain = trainer(tmp_path / "plain")
+    plain.train()
+    assert not same(weights(run.model), weights(plain.model))
+
+
+def hand_built(model, factors, lr):
+    """An optimizer with real groups, one for each block and one for the rest."""
+    blocks = [list(block.parameters()) for block in model.model.layers]
+    inside = {id(p) for block in blocks for p in block}
+    rest = [p for p in model.parameters() if id(p) not in inside]
+    groups = [{"params": block, "lr": lr * factor} for block, factor in zip(blocks, factors, strict=True)]
+    return torch.optim.AdamW([*groups, {"params": rest, "lr": lr}], weight_decay=0.0, fused=True)
+
+
+def test_equal_to_an_optimizer_with_real_groups_bit_by_bit(tmp_path):
+    config = FarmsLRConfig(start=0, frozen=True)
+    options = {"lr_scheduler_type": "linear", "max_grad_norm": 1.0, "gradient_accumulation_steps": 2}
+    run = trainer(tmp_path / "a", FarmsLRCallback(config), **options)
+    factors = allocate_lr(analyze(run.model), config=config)
+    by_block = [factors[f"model.layers.{i}.self_attn.q_proj"] for i in range(3)]
+    assert max(by_block) - min(by_block) > 0.3
+    run.train()
+    model = signal(tiny("llama"))
+    optimizer = hand_built(model, by_block, 1e-2)
+    schedule = transformers.get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=8)
+    other = Trainer(
+        model=model, args=arguments(tmp_path / "b", **options), train_dataset=Tokens(), optimizers=(optimizer, schedule)
+    )
+    other.train()
+    assert same(weights(run.model), weights(other.model))
+
+
+def test_factors_of_one_are_no_callback_bit_by_bit(tmp_path):
+    run = trainer(tmp_path / "a", FarmsLRCallback(FarmsLRConfig(start=0, interval=2, min_scale=1, max_scale=1)))
+    plain = trainer(tmp_path / "b")
+    run.train(), plain.train()
+    assert same(weights(run.model), weights(plain.model))
+
+
+@pytest.mark.parametrize(
+    "optim",
+    ["adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "adagrad", "rmsprop", "stable_adamw"],
+)
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup"])
+def test_optimizers_and_schedules_keep_their_groups(optim, schedule, tmp_path):
+    if optim == "stable_adamw":
+        pytest.importorskip("torch_optimi", reason="torch-optimi is not installed")
+    run = trainer(tmp_path, FarmsLRCallback(FAST), optim=optim, lr_scheduler_type=schedule, learning_rate=1e-3)
+    run.train()
+    groups = run.optimizer.param_groups
+    assert len(groups) == 2
+    assert sum(len(group["params"]) for group in groups) == len(list(run.model.parameters()))
+    assert groups[0]["lr"] == run.lr_scheduler.get_last_lr()[0]
+    assert all(math.isfinite(parameter.sum().item()) for parameter in run.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("quantity", "lr", "decay"),
+    [("lr", 1, 0), ("weight_decay", 0, 1), ("both", 1, 1), ("constant_decay", 1, -1)],
+)
+def test_what_the_factor_is_applied_to(quantity, lr, decay, tmp_path):
+    seen = []
+    callback = FarmsLRCallback(FarmsLRConfig(start=0, frozen=True, quantity=quantity))
+    run = trainer(tmp_path, callback, weight_decay=0.1, lr_scheduler_type="constant", max_steps=1)
+    weight = run.model.model.layers[0].self_attn.q_proj.weight
+
+    def look(optimizer, *_):
+        group = next(g for g in optimizer.param_groups if any(p is weight for p in g["params"]))
+        seen.append((group["lr"], group["weight_decay"]))
+
+    run.add_callback(InTheStep(look))
+    run.train()
+    factor = callback.memory["factors"]["model.layers.0.self_attn.q_proj"]
+    assert abs(factor - 1) > 0.2
+    assert seen == [(pytest.approx(1e-2 * factor**lr), pytest.approx(0.1 * factor**decay))]
+
+
+class InTheStep(transformers.TrainerCallback):
+    """Does something inside the optimizer's step, after the hooks that were there."""
+
+    def __init__(self, hook):
+        self.hook = hook
+
+    def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
+        innermost(optimizer).register_step_pre_hook(self.hook)
+
+
+def test_resume_is_exact_with_the_same_alphas(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 3, "lr_scheduler_type": "cosine"}
+    config = FarmsLRConfig(start=0, interval=2, smoothing=0.5)
+    straight = FarmsLRCallback(config)
+    whole = trainer(tmp_path / "a", straight, **options)
+    whole.train()
+    first = trainer(tmp_path / "b", FarmsLRCallback(config), **options)
+    first.train()
+    again = FarmsLRCallback(config)
+    second = trainer(tmp_path / "b", again, **options)
+    second.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-3"))
+    assert same(weights(whole.model), weights(second.model))
+    assert again.memory == straight.memory
+    lines = [json.loads(line) for line in (tmp_path / "b" / "farms_lr.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 2, 4, 6]
+
+
+def test_checkpoints_are_those_of_a_plain_trainer(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 4, "max_steps": 4}
+    trainer(tmp_path / "a", FarmsLRCallback(FAST), **options).train()
+    trainer(tmp_path / "b", **options).train()
+    states = [torch.load(tmp_path / x / "checkpoint-4" / "optimizer.pt", weights_only=True) for x in "ab"]
+    layouts = [[{**group, "params": len(group["params"])} for group in state["param_groups"]] for state in states]
+    assert layouts[0] == layouts[1]
+    resumed = trainer(tmp_path / "a", max_steps=6)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-4"))
+    assert resumed.state.global_step == 6
+
+
+def test_a_checkpoint_without_the_callback_is_resumed_with_it(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2}
+    trainer(tmp_path, max_steps=4, **options).train()
+    run = trainer(tmp_path, FarmsLRCallback(FAST), **options)
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    state = json.loads((tmp_path / "checkpoint-8" / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["FarmsLRCallback"]["attributes"]["memory"]["step"] == 6
+
+
+def test_restored_callback_objects_go_on_too(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 3, "restore_callback_states_from_checkpoint": True}
+    whole = trainer(tmp_path / "a", FarmsLRCallback(FAST), **options)
+    whole.train()
+    second = trainer(tmp_path / "a", FarmsLRCallback(FAST), **options)
+    second.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
+    assert same(weights(whole.model), weights(second.model))
+
+
+def test_a_second_training_starts_afresh(tmp_path):
+    run = trainer(tmp_path, FarmsLRCallback(FAST))
+    run.train()
+    run.train()
+    assert [e["step"] for e in run.state.log_history if "farms_lr/seconds" in e] == [0, 2, 4, 6]
+
+
+def test_a_step_that_failed_halfway_leaves_nothing_behind(tmp_path):
+    run = trainer(tmp_path, FarmsLRCallback(FAST))
+    failures = [RuntimeError("out of memory")]
+
+    def fail(optimizer, *_):
+        if failures:
+            assert len(optimizer.param_groups) > 2
+            raise failures.pop()
+
+    watch = InTheStep(fail)
+    run.add_callback(watch)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run.train()
+    run.remove_callback(watch)
+    run.train()
+    assert len(run.optimizer.param_groups) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "steps"),
+    [
+        (FarmsLRConfig(), {"warmup_steps": 3}, [3, 4, 5, 6, 7]),
+        (FarmsLRConfig(start=0.5, interval=0.25), {}, [4, 6]),
+        (FarmsLRConfig(start=1, interval=3), {}, [1, 4, 7]),
+        (FarmsLRConfig(start=2, frozen=True, interval=1), {}, [2]),
+        (FarmsLRConfig(start=0, interval="epoch"), {"per_device_train_batch_size": 16}, [0, 4]),
+        (FarmsLRConfig(start=2, interval="epoch"), {"per_device_train_batch_size": 16}, [2, 4]),
+    ],
+)
+def test_when_it_measures(config, options, steps, tmp_path):
+    run = trainer(tmp_path, FarmsLRCallback(config), **options)
+    run.train()
+    assert [e["step"] for e in run.state.log_history if "farms_lr/seconds" in e] == steps
+
+
+def test_smoothing_mixes_earlier_alphas(tmp_path):
+    found = {}
+    for keep in (0.0, 0.75):
+        # Without effect on the weights, so that both runs measure the same.
+        callback = FarmsLRCallback(
+            FarmsLRConfig(start=0, interval=1, smoothing=keep, min_scale=1, max_scale=1, normalise=True)
+        )
+        trainer(tmp_path / str(keep), callback, max_steps=3).train()
+        lines = (tmp_path / str(keep) / "farms_lr.jsonl").read_text().splitlines()
+        found[keep] = [json.loads(line)["blocks"][1]["alpha"] for line in lines]
+    first, second, third = found[0.0]
+    expected = [first, 0.75 * first + 0.25 * second]
+    expected.append(0.75 * expected[1] + 0.25 * third)
+    assert found[0.75] == pytest.approx(expected)
+    assert len(set(found[0.0])) == 3
+
+
+def test_the_log_of_the_trainer_is_not_disturbed(tmp_path):
+    run, plain = trainer(tmp_path / "a", FarmsLRCallback(FAST)), trainer(tmp_path / "b")
+    run.train(), plain.train()
+    own = [e for e in run.state.log_history if not any(key.startswith("farms_lr") for key in e)]
+    assert [e.keys() for e in own] == [e.keys() for e in plain.state.log_history]
+    for entry in run.state.log_history:
+        assert all(type(value) in (int, float) for value in entry.values())
+
+
+def test_trackers_get_the_numbers(tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = trainer(tmp_path, FarmsLRCallback(FAST), report_to=["tensorboard"])
+        run.train()
+        (folder,) = {path.parent for path in tmp_path.rglob("events.out.tfevents*")}
+        events = EventAccumulator(str(folder)).Reload()
+    tag = next(tag for tag in events.Tags()["scalars"] if "farms_lr/model.layers.0/factor" in tag)
+    assert [event.step for event in events.Scalars(tag)] == [0, 2, 4, 6]
+
+
+def test_history_figure_and_section_are_written(tmp_path):
+    trainer(tmp_path, FarmsLRCallback(FAST)).train()
+    lines = [json.loads(line) for line in (tmp_path / "farms_lr.jsonl").read_text().splitlines()]
+    assert len(lines) == 4
+    assert {"name", "alpha", "alpha_stderr", "factor"} == lines[0]["blocks"][0].keys()
+    assert (tmp_path / "figures" / "farms_lr.png").read_bytes().startswith(b"\x89PNG")
+    section = (tmp_path / "farms_lr.md").read_text()
+    assert f"| model.layers.0 | {lines[-1]['blocks'][0]['alpha']:.3f} |" in section
+
+
+def test_nan_keeps_the_last_factors_and_warns_once(tmp_path):
+    class Break(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 2:
+                model.model.layers[1].mlp.up_proj.weight.data[0, 0] = math.nan
+
+    callback = FarmsLRCallback(FarmsLRConfig(start=0, interval=1))
+    run = trainer(tmp_path, callback, max_steps=5, max_grad_norm=0)
+    run.add_callback(Break())
+    with pytest.warns(HfFarmsWarning) as caught:
+        run.train()
+    ours = [str(w.message) for w in caught if issubclass(w.category, HfFarmsWarning)]
+    assert len(ours) == 1
+    assert "stay as they are at step 2" in ours[0]
+    assert "model.layers.1.mlp.up_proj" in ours[0]
+    assert callback.memory["step"] == 1
+
+
+def test_a_model_without_layers_is_a_warning(tmp_path):
+    class Scale(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, input_ids, labels=None):
+            return {"loss": (self.scale * input_ids.float()).mean()}
+
+    run = trainer(tmp_path, FarmsLRCallback(FAST), model=Scale())
+    with pytest.warns(NoEffectWarning, match="FarmsLRCallback has no effect: model must have blocks"):
+        run.train()
+
+
+def test_a_start_beyond_the_end_is_a_warning(tmp_path):
+    with pytest.warns(NoEffectWarning, match="starts at step 100 of 8"):
+        trainer(tmp_path, FarmsLRCallback(FarmsLRConfig(start=100))).train()
+
+
+def test_two_instances_are_refused(tmp_path):
+    run = trainer(tmp_path, FarmsLRCallback(FAST))
+    run.add_callback(FarmsLRCallback(FAST))
+    with pytest.raises(ValueError, match="must hold one FarmsLRCallback, got two"):
+        run.train()
+
+
+def test_the_config_travels_as_a_mapping():
+    callback = FarmsLRCallback(FarmsLRConfig(map="step", farms=FarmsConfig(window_rows=8)))
+    again = FarmsLRCallback(**json.loads(json.dumps(callback.state()["args"])))
+    assert again.config == callback.config
