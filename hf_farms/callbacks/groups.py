@@ -1,7 +1,8 @@
 """Factors on the learning rate of single parameters, without touching the groups that everyone else sees.
 
 An optimizer's groups belong to the scheduler, to checkpoints and to the Trainer's logs: all of them expect as many
-groups as there were at the start. So finer groups take their place only while the optimizer steps, by its step hooks.
+groups as there were at the start. So a step is made by a stand-in, a view of the optimizer with the same state and
+finer groups, which a step hook puts in its place. The optimizer itself never changes, also not when a step fails.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def innermost(optimizer: Any) -> torch.optim.Optimizer:
 
 
 class LayerwiseGroups:
-    """Groups by parameter key that stand in for an optimizer's own groups during each step.
+    """Groups by parameter key that a view of the optimizer has during each step.
 
     The layout is fixed when they are attached, so that the optimizer works on the same tensors together in every step.
 
@@ -46,14 +47,15 @@ class LayerwiseGroups:
     ) -> None:
         self.optimizer, self._quantity = optimizer, quantity
         self._factors: dict[Key, float] = {}
-        self._base: list[Group] | None = None
         self._layout = [_by_key(group["params"], keys) for group in optimizer.param_groups]
         self._groups: list[list[Group]] = [
             [{"params": params} for params in by_key.values()] for by_key in self._layout
         ]
+        self._view: Any = object.__new__(type(optimizer))
+        self._given: dict[str, Any] | None = None
         self._hooks = [
-            optimizer.register_step_pre_hook(lambda *_: self._enter()),
-            optimizer.register_step_post_hook(lambda *_: self._leave()),
+            optimizer.register_step_pre_hook(self._enter),
+            optimizer.register_step_post_hook(self._leave),
         ]
 
     @property
@@ -66,40 +68,40 @@ class LayerwiseGroups:
         self._factors = dict(factors)
 
     def remove(self) -> None:
-        """Leave the optimizer as it was, also after a step that failed halfway."""
-        self._restore()
+        """Let the optimizer step by itself again."""
         for hook in self._hooks:
             hook.remove()
 
-    def _enter(self) -> None:
-        self._restore()
+    def _enter(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """Hand the step to the view, with factors on its groups."""
+        self._given = None
         if all(self._factors.get(key, 1.0) == 1.0 for key in self.keys):
-            return
-        base = self.optimizer.param_groups
+            return None
         stand_in: list[Group] = []
-        for group, by_key, fine in zip(base, self._layout, self._groups, strict=True):
+        for group, by_key, fine in zip(optimizer.param_groups, self._layout, self._groups, strict=True):
             for key, target in zip(by_key, fine, strict=True):
                 _copy_over(group, target)
                 self._scale(group, target, 1.0 if key is None else self._factors.get(key, 1.0))
                 stand_in.append(target)
-        self._base = base
-        self.optimizer.param_groups = stand_in
-        assert self.optimizer.param_groups is stand_in, "the optimizer must take other param_groups"
+        self._given = dict(vars(optimizer))
+        vars(self._view).clear()
+        vars(self._view).update({**self._given, "param_groups": stand_in})
+        assert self._view.param_groups is stand_in, "the optimizer must hold its param_groups as an attribute"
+        return (self._view, *args[1:]), kwargs
 
-    def _leave(self) -> None:
-        if self._base is None:
+    def _leave(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Take over what the step wrote into its object and its groups, such as counters and estimates."""
+        if self._given is None:
             return
-        for group, fine in zip(self._base, self._groups, strict=True):
+        for name, value in vars(self._view).items():
+            if name != "param_groups" and value is not self._given.get(name, self):
+                setattr(optimizer, name, value)
+        for group, fine in zip(optimizer.param_groups, self._groups, strict=True):
             for target in fine:
                 for name in target.keys() - OWN:
-                    # Some optimizers keep numbers of their own in the group, such as a step or an estimate.
                     if name not in group or target[name] is not group[name]:
                         group[name] = target[name]
-        self._restore()
-
-    def _restore(self) -> None:
-        if self._base is not None:
-            self.optimizer.param_groups, self._base = self._base, None
+        self._given = None
 
     def _scale(self, group: Group, target: Group, factor: float) -> None:
         lr = 1.0 if self._quantity == "weight_decay" else factor
