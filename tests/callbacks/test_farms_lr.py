@@ -64,6 +64,7 @@ def trainer(folder, callback=None, *, model=None, **options):
         model=model or signal(tiny("llama")),
         args=arguments(folder, **options),
         train_dataset=Tokens(),
+        eval_dataset=Tokens(8),
         callbacks=callbacks,
     )
 
