@@ -58,13 +58,16 @@ class ModuleStore:
 
 
 def _dequantised(module: nn.Module, attribute: str) -> Tensor:
-    """A parameter in a float dtype, by the means of the library that quantised it; others as they are."""
-    weight: Tensor = getattr(module, attribute)
+    """A whole parameter in a float dtype, by the means of the library that quantised it; others as they are."""
+    weight: Any = getattr(module, attribute)
+    if hasattr(weight, "full_tensor"):
+        # Sharded (FSDP2, tensor parallelism): all processes of the mesh read it together.
+        return cast(Tensor, weight.detach().full_tensor())
     if type(weight).__name__ in ("Params4bit", "Int8Params"):
         from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
         state = getattr(module, "state", None)
         return cast(Tensor, dequantize_bnb_weight(cast(nn.Parameter, weight), state)).detach()
     if weight.is_quantized or (type(weight) not in (Tensor, nn.Parameter) and hasattr(weight, "dequantize")):
-        return weight.dequantize().detach()
-    return weight.detach()
+        return cast(Tensor, weight.dequantize().detach())
+    return cast(Tensor, weight.detach())

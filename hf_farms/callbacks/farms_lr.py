@@ -22,7 +22,7 @@ from hf_farms.callbacks.history import History
 from hf_farms.callbacks.refusals import check_supported
 from hf_farms.config import FarmsConfig, FarmsLRConfig
 from hf_farms.errors import HfFarmsWarning, ModelError, NoEffectWarning
-from hf_farms.parallel import launched_ranks
+from hf_farms.parallel import ONE_PROCESS, launched_ranks
 from hf_farms.reports import BlockSpectrum, LayerRecord, SpectralReport
 from hf_farms.spectra.analysis import analyze
 
@@ -88,6 +88,9 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
             self._source = None
             return
         keys = self._keys(model, self._source)
+        # Sharded weights are read by all processes together, so each measures all of them.
+        sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+        self._ranks = ONE_PROCESS if sharded else launched_ranks()
         self._start, self._interval = _schedule(self.config, args, state)
         if self._start >= state.max_steps:
             warnings.warn(
@@ -175,7 +178,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
                 if self.memory["step"] is not None:
                     # What was left out is left out every time.
                     warnings.simplefilter("ignore", HfFarmsWarning)
-                report = analyze(self._source, self.config.farms, outside=self.config.outside, ranks=launched_ranks())
+                report = analyze(self._source, self.config.farms, outside=self.config.outside, ranks=self._ranks)
         except ModelError as error:
             if not self._warned:
                 warnings.warn(f"Learning rates stay as they are at step {step}: {error}", HfFarmsWarning, stacklevel=2)

@@ -129,12 +129,10 @@ def test_factors_of_one_are_no_callback_bit_by_bit(tmp_path):
 
 @pytest.mark.parametrize(
     "optim",
-    ["adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "adagrad", "rmsprop", "stable_adamw"],
+    ["adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "adagrad", "rmsprop"],
 )
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup"])
 def test_optimizers_and_schedules_keep_their_groups(optim, schedule, tmp_path):
-    if optim == "stable_adamw":
-        pytest.importorskip("torch_optimi", reason="torch-optimi is not installed")
     run = trainer(tmp_path, FarmsLRCallback(FAST), optim=optim, lr_scheduler_type=schedule, learning_rate=1e-3)
     run.train()
     groups = run.optimizer.param_groups

@@ -136,6 +136,62 @@ def test_two_processes_stay_identical(tmp_path):
     assert same(first, second)
 
 
+SHARDED = """
+import sys
+sys.path[:0] = {paths!r}
+import torch
+from torch.distributed.fsdp import fully_shard
+from test_farms_lr import signal, tiny
+from hf_farms.callbacks.farms_lr import FarmsLRCallback, FarmsLRConfig
+from hf_farms.callbacks.groups import innermost
+from hf_farms.spectra.analysis import analyze
+from transformers import TrainerState, TrainerControl, TrainingArguments
+torch.distributed.init_process_group("gloo")
+model = signal(tiny("llama"))
+expected = [block.alpha for block in analyze(model).blocks]
+mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+for block in model.model.layers:
+    fully_shard(block, mesh=mesh)
+fully_shard(model, mesh=mesh)
+assert [block.alpha for block in analyze(model).blocks] == expected
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+args = TrainingArguments(output_dir=sys.argv[1], max_steps=4, use_cpu=True)
+state, control = TrainerState(max_steps=4), TrainerControl()
+callback = FarmsLRCallback(FarmsLRConfig(start=0, interval=1))
+given = dict(model=model, optimizer=optimizer)
+callback.on_train_begin(args, state, control, **given)
+for step in range(4):
+    state.global_step = step
+    callback.on_step_begin(args, state, control, **given)
+    ids = torch.arange(12)[None] + torch.distributed.get_rank()
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+assert len(optimizer.param_groups) == 1
+factors = [None, None]
+torch.distributed.all_gather_object(factors, callback.memory["factors"])
+assert factors[0] == factors[1] and max(factors[0].values()) > 1.1
+print("done")
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_weights_sharded_by_fsdp2(tmp_path):
+    here = Path(__file__).parent
+    script = tmp_path / "train.py"
+    script.write_text(SHARDED.format(paths=[str(here), str(here.parent)]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("done") == 2
+
+
 @pytest.mark.parametrize("optim", ["galore_adamw_layerwise", "lomo", "adalomo"])
 def test_optimizers_without_a_step_are_refused(optim, tmp_path):
     model = signal(family_model("llama"))
