@@ -11,10 +11,10 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from hf_farms.blocks.layouts import BLOCK_PATHS, KNOWN, expert_parts, fused_parts, is_experts, role_of
-from hf_farms.blocks.views import WHOLE, Kind, LayerMetadata, Part
+from hf_farms.blocks.views import WHOLE, BlockMetadata, Kind, LayerMetadata, Part
 from hf_farms.errors import HfFarmsWarning, ModelError
 
-__all__ = ["find_blocks", "find_layers", "find_outside"]
+__all__ = ["describe_blocks", "find_outside"]
 
 MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # A module list with less than this share of the weights of the largest one is no list of blocks of its own.
@@ -66,7 +66,7 @@ def find_blocks(model: nn.Module) -> list[Named]:
             f"No layout is known for {type(model).__name__} ({model_type or 'no config'}); using its module tree: "
             f"{len(blocks)} blocks at {where} with the layers {', '.join(layers)}.",
             HfFarmsWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     return blocks
 
@@ -99,9 +99,18 @@ def _config_above(model: nn.Module, name: str) -> Any:
     return None
 
 
-def config_of(model: nn.Module, blocks: list[Named]) -> Any:
-    """The config that describes these blocks."""
-    return _config_above(model, blocks[0][0])
+def describe_blocks(model: nn.Module) -> tuple[list[nn.Module], list[BlockMetadata]]:
+    """The blocks of a model, and what each of them holds.
+
+    Raises:
+        ModelError: no layers at all.
+    """
+    blocks = find_blocks(model)
+    config = _config_above(model, blocks[0][0])
+    metadata = [
+        BlockMetadata(index, name, find_layers(name, module, config)) for index, (name, module) in enumerate(blocks)
+    ]
+    return [module for _, module in blocks], metadata
 
 
 def find_layers(name: str, block: nn.Module, config: Any) -> tuple[LayerMetadata, ...]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from hf_farms.blocks.discovery import config_of, find_blocks, find_layers, find_outside
+from hf_farms.blocks.discovery import describe_blocks, find_outside
 from hf_farms.blocks.stores import ModuleStore
 from hf_farms.blocks.views import BlockMetadata, LayerMetadata, LayerView
 from hf_farms.errors import ModelError
@@ -105,13 +105,7 @@ class ModelBlockSource:
         self.name: str = getattr(config, "_name_or_path", "") or type(model).__name__
         self.dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
         self.vocabulary: int | None = getattr(config, "vocab_size", None)
-        blocks = find_blocks(model)
-        config = config_of(model, blocks)
-        self.modules = [module for _, module in blocks]
-        self._metadata = [
-            BlockMetadata(index, block, find_layers(block, module, config))
-            for index, (block, module) in enumerate(blocks)
-        ]
+        self.modules, self._metadata = describe_blocks(model)
         self.outside = tuple(self._view(layer) for layer in find_outside(model))
         self.on_commit = on_commit
         self._returns_tuple: bool | None = None

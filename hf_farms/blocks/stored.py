@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
-from hf_farms.blocks.discovery import config_of, find_blocks, find_layers, find_outside
+from hf_farms.blocks.discovery import describe_blocks, find_outside
 from hf_farms.blocks.source import Block
 from hf_farms.blocks.tensors import StoredTensors, TensorFiles
 from hf_farms.blocks.views import BlockMetadata, LayerMetadata, LayerView
@@ -38,13 +38,7 @@ class StoredBlockReader:
         self.name, self.model_type = name, str(model.config.model_type)
         self._model = model
         self._store = _Store(StoredTensors(files, model))
-        blocks = find_blocks(cast(nn.Module, model))
-        config = config_of(cast(nn.Module, model), blocks)
-        self._modules = [module for _, module in blocks]
-        self._metadata = [
-            BlockMetadata(index, block, find_layers(block, module, config))
-            for index, (block, module) in enumerate(blocks)
-        ]
+        self._modules, self._metadata = describe_blocks(cast(nn.Module, model))
         self.outside = tuple(self._view(layer) for layer in find_outside(cast(nn.Module, model)))
         self._check()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from transformers.trainer_callback import ExportableState
 from hf_farms.allocation.lr import allocate_lr
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.callbacks.following import followed_layers
-from hf_farms.callbacks.groups import Key, LayerwiseGroups, innermost
+from hf_farms.callbacks.groups import Key, LayerwiseGroups, innermost, mean_factor
 from hf_farms.callbacks.history import History
 from hf_farms.callbacks.refusals import check_supported
 from hf_farms.config import FarmsConfig, FarmsLRConfig
@@ -58,9 +57,9 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
         self._reset()
 
     def _reset(self) -> None:
-        # What a resumed run needs: the step of the last measurement, alpha and error of each layer and block, factors.
-        self.memory: dict[str, Any] = {"step": None, "layers": {}, "blocks": {}, "factors": {}}
-        self._due_at_epoch = True
+        # What a resumed run needs: step and epoch of the last measurement, alphas of layers and blocks, factors.
+        self.memory: dict[str, Any] = {"step": None, "epoch": None, "layers": {}, "blocks": {}, "factors": {}}
+        self._failed_in: int | None = None
         self._seconds = 0.0
         self._warned = False
 
@@ -108,23 +107,18 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
             )
         self._apply()
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """A measurement is due, with interval "epoch"."""
-        self._due_at_epoch = True
-
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Measure, if it is time."""
-        if self._groups is None or self._source is None or not self._is_due(state.global_step):
+        if self._groups is None or self._source is None or not self._is_due(state):
             return
-        self._due_at_epoch = False
         begin = time.perf_counter()
         report = self._measure(state.global_step)
-        if report is not None:
-            self._remember(report, state.global_step)
+        if report is None:
+            self._failed_in = _epoch(state)
+        else:
+            self._remember(report, state)
             self._apply()
         seconds = time.perf_counter() - begin
         self._seconds += seconds
@@ -163,12 +157,12 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
             whole |= dict.fromkeys(names, names)
         return {parameter: whole.get(names[0], names) for parameter, names in followed.items()}
 
-    def _is_due(self, step: int) -> bool:
-        last = self.memory["step"]
+    def _is_due(self, state: TrainerState) -> bool:
+        step, last = state.global_step, self.memory["step"]
         if step < self._start or last == step or (self.config.frozen and last is not None):
             return False
         if self._interval is None:
-            return self._due_at_epoch
+            return _epoch(state) not in (self.memory["epoch"], self._failed_in)
         return (step - self._start) % self._interval == 0
 
     def _measure(self, step: int) -> SpectralReport | None:
@@ -207,10 +201,11 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
 
         return replace(report, blocks=tuple(block(b) for b in report.blocks), outside=layers(report.outside))
 
-    def _remember(self, report: SpectralReport, step: int) -> None:
+    def _remember(self, report: SpectralReport, state: TrainerState) -> None:
         layers = [*(layer for block in report.blocks for layer in block.layers), *report.outside]
         self.memory = {
-            "step": step,
+            "step": state.global_step,
+            "epoch": _epoch(state),
             "layers": {layer.name: layer.alpha for layer in layers if layer.alpha is not None},
             "blocks": {block.name: block.alpha for block in report.blocks if block.alpha is not None},
             "factors": allocate_lr(report, config=self.config),
@@ -220,7 +215,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
         """Hand the factors of the memory to the optimizer; a parameter that follows several layers takes their mean."""
         assert self._groups is not None
         factors = self.memory["factors"]
-        self._groups.set_factors({key: _mean([factors[n] for n in key if n in factors]) for key in self._groups.keys})
+        self._groups.set_factors({key: mean_factor(factors, key) for key in self._groups.keys})
 
     def _detach(self) -> None:
         if self._groups is not None:
@@ -229,9 +224,9 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
             self._groups = None
 
 
-def _mean(values: list[float]) -> float:
-    """Exactly the value where all are the same."""
-    return values[0] if values and len(set(values)) == 1 else math.fsum(values) / len(values) if values else 1.0
+def _epoch(state: TrainerState) -> int:
+    """Whole epochs done; the state has them as a fraction, up to rounding."""
+    return int((state.epoch or 0.0) + 1e-6)
 
 
 def _config(given: FarmsLRConfig | Mapping[str, Any] | None) -> FarmsLRConfig:

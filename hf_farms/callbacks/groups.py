@@ -7,14 +7,15 @@ finer groups, which a step hook puts in its place. The optimizer itself never ch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
 from hf_farms.config import LRQuantity
 
-__all__ = ["Key", "LayerwiseGroups", "innermost"]
+__all__ = ["Key", "LayerwiseGroups", "innermost", "mean_factor"]
 
 # Of a group; the rest is copied over before each step, and back after it where the step changed it.
 OWN = frozenset({"params", "lr", "weight_decay"})
@@ -110,6 +111,14 @@ class LayerwiseGroups:
         target["lr"] = group["lr"] if lr == 1.0 else group["lr"] * lr
         if group.get("weight_decay") is not None:
             target["weight_decay"] = group["weight_decay"] if decay == 1.0 else group["weight_decay"] * decay
+
+
+def mean_factor(factors: Mapping[str, float], names: Iterable[str]) -> float:
+    """Mean factor of some layers: exactly theirs where they share it, 1 where none has one."""
+    values = [factors[name] for name in names if name in factors]
+    if len(set(values)) <= 1:
+        return values[0] if values else 1.0
+    return math.fsum(values) / len(values)
 
 
 def _by_key(

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from hf_farms.callbacks.groups import mean_factor
 from hf_farms.config import FarmsLRConfig
 from hf_farms.reports import SpectralReport
 
@@ -46,7 +47,7 @@ class History:
                 "name": block.name,
                 "alpha": block.alpha,
                 "alpha_stderr": block.alpha_stderr,
-                "factor": _mean([factors.get(layer.name, 1.0) for layer in block.layers]),
+                "factor": mean_factor(factors, (layer.name for layer in block.layers)),
             }
             for block in report.blocks
         ]
@@ -90,10 +91,6 @@ def read_history(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return found
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else 1.0
 
 
 def _track(args: TrainingArguments, state: TrainerState, logs: dict[str, float], model: Any) -> None:

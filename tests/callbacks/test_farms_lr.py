@@ -173,9 +173,12 @@ class InTheStep(transformers.TrainerCallback):
         innermost(optimizer).register_step_pre_hook(self.hook)
 
 
-def test_resume_is_exact_with_the_same_alphas(tmp_path):
+@pytest.mark.parametrize(("interval", "steps"), [(2, [0, 2, 4, 6]), ("epoch", [0, 4])])
+def test_resume_is_exact_with_the_same_alphas(interval, steps, tmp_path):
+    """Also from the middle of an epoch, where nothing is to be measured."""
     options = {"save_strategy": "steps", "save_steps": 3, "lr_scheduler_type": "cosine"}
-    config = FarmsLRConfig(start=0, interval=2, smoothing=0.5)
+    options |= {"per_device_train_batch_size": 16 if interval == "epoch" else 4}
+    config = FarmsLRConfig(start=0, interval=interval, smoothing=0.5)
     straight = FarmsLRCallback(config)
     whole = trainer(tmp_path / "a", straight, **options)
     whole.train()
@@ -187,7 +190,7 @@ def test_resume_is_exact_with_the_same_alphas(tmp_path):
     assert same(weights(whole.model), weights(second.model))
     assert again.memory == straight.memory
     lines = [json.loads(line) for line in (tmp_path / "b" / "farms_lr.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [0, 2, 4, 6]
+    assert [line["step"] for line in lines] == steps
 
 
 def test_checkpoints_are_those_of_a_plain_trainer(tmp_path):

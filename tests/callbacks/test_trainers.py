@@ -1,7 +1,5 @@
 """FarmsLRCallback with what users of a Trainer do beside it."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +7,7 @@ import pytest
 import torch
 import transformers
 from families import family_model
+from launch import launch
 
 sys.path.append(str(Path(__file__).parent))
 from test_farms_lr import FAST, Tokens, arguments, innermost, same, signal, trainer
@@ -121,14 +120,7 @@ def test_two_processes_stay_identical(tmp_path):
     here = Path(__file__).parent
     script = tmp_path / "train.py"
     script.write_text(SCRIPT.format(paths=[str(here), str(here.parent)]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, str(script), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=250,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = launch(script, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     (first, memory), (second, other) = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
     assert memory == other
@@ -180,14 +172,7 @@ def test_weights_sharded_by_fsdp2(tmp_path):
     here = Path(__file__).parent
     script = tmp_path / "train.py"
     script.write_text(SHARDED.format(paths=[str(here), str(here.parent)]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, str(script), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=250,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = launch(script, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("done") == 2
 

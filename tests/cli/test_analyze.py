@@ -1,11 +1,9 @@
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from hf_farms_cli.app import app
+from launch import launch
 from models import tiny
 from typer.testing import CliRunner
 
@@ -118,19 +116,8 @@ def test_a_warning_is_not_repeated_as_a_note(tmp_path):
     assert said(done).count("were left out, first") == 1
 
 
-def launch(*arguments, processes=2):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return subprocess.run(
-        [*command, "-m", "hf_farms_cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
 def test_two_processes_give_the_report_of_one(tmp_path):
-    done = launch("analyze", "demo", "--outside", "--format", "json", "-o", tmp_path / "r.json")
+    done = launch("-m", "hf_farms_cli", "analyze", "demo", "--outside", "--format", "json", "-o", tmp_path / "r.json")
     assert done.returncode == 0, done.stderr
     report = SpectralReport.from_json(done.stdout)
     assert SpectralReport.load(tmp_path / "r.json") == report
@@ -141,6 +128,6 @@ def test_an_error_on_one_process_ends_all_with_one_sentence(tmp_path):
     model = tiny("llama")
     model.model.layers[2].mlp.up_proj.weight.data[0, 0] = float("nan")
     model.save_pretrained(tmp_path)
-    done = launch("analyze", tmp_path)
+    done = launch("-m", "hf_farms_cli", "analyze", tmp_path)
     assert done.returncode != 0
     assert done.stderr.count("NaN or infinity in model.layers.2.mlp.up_proj.weight") == 1
