@@ -32,6 +32,12 @@ def analyze_command(
         DEFAULT.windows_per_dim
     ),
     fit: Annotated[str, typer.Option(help=f"Where the tail starts: {', '.join(FITS)}.")] = DEFAULT.fit,
+    tail_divisor: Annotated[
+        float, typer.Option(help="The `mid` tail starts at eigenvalue N / this.")
+    ] = DEFAULT.tail_divisor,
+    released_peak_bound: Annotated[
+        bool, typer.Option("--released-peak-bound", help="With --fit peak: the released code, its unit slip included.")
+    ] = DEFAULT.released_peak_bound,
     block_score: Annotated[
         str, typer.Option(help=f"How a block's layers become one number: {', '.join(BLOCK_SCORES)}.")
     ] = DEFAULT.block_score,
@@ -70,17 +76,22 @@ def analyze_command(
         aspect_ratio=aspect_ratio,
         windows_per_dim=_count_or_auto("windows_per_dim", windows_per_dim),
         fit=cast("Fit", fit),
+        tail_divisor=tail_divisor,
+        released_peak_bound=released_peak_bound,
         block_score=cast("BlockScore", block_score),
     )
     if esd and figures is None:
         raise ValueError("esd must come with a folder for the figure, got none. Add --figures DIR.")
-    from hf_farms_cli.spectra import Measurement, draw, draw_two, write
+    if esd and compare is not None:
+        raise ValueError("esd must be of one model, got --compare too. Draw the spectra of each model by itself.")
+    from hf_farms_cli.spectra import Measurement, check_places, draw, draw_two, write
     from hf_farms_cli.tables import print_comparison, print_spectra
 
+    check_places(output, figures)
     quiet_transformers()
     with stages(shown) as progress:
         measurement = Measurement(config, outside=outside, device=device, allow_pickle=allow_pickle, progress=progress)
-        first = measurement.of(model, revision=revision)
+        first = measurement.of(model, revision=revision, esd=esd or ())
         if compare is not None:
             comparison = measurement.comparison(first, compare)
     if compare is None:

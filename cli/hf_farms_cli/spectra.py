@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,7 +22,7 @@ from hf_farms.spectra.analysis import analyze, model_rows
 from hf_farms.spectra.spectrum import layer_spectrum
 from hf_farms_cli.console import IS_MAIN, Stages
 
-__all__ = ["Measured", "Measurement", "draw", "draw_two", "write"]
+__all__ = ["Measured", "Measurement", "check_places", "draw", "draw_two", "write"]
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,26 @@ class Measurement:
         own = self._ranks.device if isinstance(self._ranks, LaunchedRanks) else None
         self._device = find_device(device or own)
 
-    def of(self, name: str, *, revision: str | None = None) -> Measured:
+    def of(self, name: str, *, revision: str | None = None, esd: Sequence[str] = ()) -> Measured:
         """Measure a model, or read its report.
 
+        Args:
+            name: hub id, folder, `demo`, or the file of a report.
+            revision: of a hub id.
+            esd: layers whose spectra will be drawn, checked before anything is measured.
+
         Raises:
-            ValueError: the report was measured with other options.
+            ValueError: the report was measured with other options, or there is no such layer.
         """
         if (report := _saved(name)) is not None:
+            if esd:
+                raise ValueError("esd must be of a model, got a report, which holds no eigenvalues. Name the model.")
             if self._config not in (FarmsConfig(), report.config):
                 raise ValueError(f"options must be those of the report, got others than in {name!r}. Leave them out.")
             return Measured(report, None)
         reader = self._open(name, revision)
+        layers = [layer.name for index in range(len(reader)) for layer in reader.metadata(index).layers]
+        _matching([*layers, *(view.name for view in reader.outside if self._outside)], esd)
         return Measured(self._analyze(reader, self._config, name), reader)
 
     def comparison(self, first: Measured, other: str) -> SpectralComparison:
@@ -82,6 +93,22 @@ class Measurement:
 
 def _saved(name: str) -> SpectralReport | None:
     return SpectralReport.load(name) if name.endswith(".json") and Path(name).is_file() else None
+
+
+def check_places(output: Path | None, figures: Path | None) -> None:
+    """Refuse places that cannot be written to, before anything is measured.
+
+    Raises:
+        ValueError: a folder where a file must be, or the other way round, or no right to write.
+    """
+    if output is not None and output.is_dir():
+        raise ValueError(f"output must be a file, got the folder {str(output)!r}. Name a file in it.")
+    for option, folder in (("output", output and output.parent), ("figures", figures)):
+        if folder is None:
+            continue
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise ValueError(f"{option} must be where files can be written, got {str(there)!r}. Choose another place.")
 
 
 def write(report: SpectralReport | SpectralComparison, path: Path | None) -> None:
@@ -118,26 +145,25 @@ def draw_two(comparison: SpectralComparison, folder: Path | None) -> None:
 def _curves(measured: Measured, wanted: list[str]) -> list[EsdCurve]:
     """Spectra of the layers asked for; without a wish of those with the lowest, the middle and the highest alpha."""
     if measured.reader is None:
-        if wanted:
-            raise ValueError("esd must be of a model, got a report, which holds no eigenvalues. Name the model.")
         return []
     report, reader = measured.report, measured.reader
     records = [*(layer for block in report.blocks for layer in block.layers), *report.outside]
-    chosen = _matching(records, wanted) if wanted else _typical(records)
+    named = {record.name: record for record in records}
+    chosen = [named[name] for name in _matching(list(named), wanted)] if wanted else _typical(records)
     views = {view.name: view for index in range(len(reader)) for view in reader.open(index).layers}
     views |= {view.name: view for view in reader.outside}
     return [_curve(views[record.name], record, report) for record in chosen]
 
 
-def _matching(records: list[LayerRecord], wanted: list[str]) -> list[LayerRecord]:
-    found: dict[str, LayerRecord] = {}
+def _matching(layers: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    found: list[str] = []
     for pattern in wanted:
-        matches = [record for record in records if fnmatchcase(record.name, pattern)]
+        matches = [name for name in layers if fnmatchcase(name, pattern)]
         if not matches:
-            close = difflib.get_close_matches(pattern, [record.name for record in records], n=1, cutoff=0.0)
+            close = difflib.get_close_matches(pattern, layers, n=1, cutoff=0.0)
             raise ValueError(f"esd must be the name of a measured layer, got {pattern!r}. Did you mean {close[0]!r}?")
-        found |= {record.name: record for record in matches}
-    return list(found.values())
+        found += matches
+    return list(dict.fromkeys(found))
 
 
 def _typical(records: list[LayerRecord]) -> list[LayerRecord]:

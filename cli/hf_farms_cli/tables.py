@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from rich.table import Table
 
-from hf_farms.comparison import AlphaDifference, SpectralComparison
+from hf_farms.comparison import AlphaDifference, SpectralComparison, measurement_of
 from hf_farms.reports import PruneReport, SpectralReport
 from hf_farms_cli.console import Format, out, print_notes, say
 
@@ -22,14 +23,17 @@ def print_spectra(report: SpectralReport, shown: Format, *, by_layer: bool) -> N
             say(_number(block.alpha, 4, none=""))
     else:
         out.print(_layers(report) if by_layer else _blocks(report))
-        out.print(f"{_size(report.window_rows)}, fit {report.config.fit}. {MEANING}", soft_wrap=True)
+        size = _size(measurement_of(report).window_rows)
+        out.print(f"{size}, fit {report.config.fit}. {MEANING}", soft_wrap=True)
         print_notes(report.notes)
 
 
 MEANING = "A larger alpha means a lighter tail, a less trained layer."
 
 
-def _size(window_rows: int | None) -> str:
+def _size(window_rows: int | Literal["auto"] | None) -> str:
+    if window_rows == "auto":
+        return "convolutions cut by their own shape"
     return "whole matrices" if window_rows is None else f"windows of {window_rows} rows"
 
 
@@ -66,7 +70,7 @@ def print_comparison(comparison: SpectralComparison, shown: Format, *, by_layer:
             for item in block.layers if by_layer else (block,):
                 table.add_row(item.name, *_difference(item.alpha))
         out.print(table)
-        size = _size(comparison.config.window_rows if isinstance(comparison.config.window_rows, int) else None)
+        size = _size(comparison.config.window_rows)
         out.print(f"{size}, fit {comparison.config.fit}. * beyond two standard errors. {MEANING}", soft_wrap=True)
         print_notes(comparison.notes)
 

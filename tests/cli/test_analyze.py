@@ -1,4 +1,9 @@
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +13,9 @@ from models import tiny
 from typer.testing import CliRunner
 
 from hf_farms.comparison import SpectralComparison
+from hf_farms.config import FarmsConfig
 from hf_farms.reports import SpectralReport
+from hf_farms.spectra.analysis import analyze
 
 pytestmark = pytest.mark.filterwarnings("default")
 runner = CliRunner()
@@ -81,6 +88,8 @@ def test_figures_of_one_model(folders, tmp_path):
         (["--window-rows", "many"], "window_rows must be a number or auto, got 'many'"),
         (["--device", "nowhere"], "device must be one that is there, such as cpu or cuda:0, got 'nowhere'"),
         (["--device", "meta"], "device must be one that is there"),
+        (["--tail-divisor", "0.5"], "tail_divisor must be a number of at least 1, got 0.5"),
+        (["--figures", "f", "--esd", "*", "--compare", "demo"], "esd must be of one model, got --compare too"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(arguments, message, folders, tmp_path, monkeypatch):
@@ -90,6 +99,53 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(arguments, message, fo
     assert message in said(done)
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "."], "output must be a file, got the folder '.'"),
+        (["--output", "taken/r.json"], "output must be where files can be written, got 'taken'"),
+        (["--figures", "taken"], "figures must be where files can be written, got 'taken'"),
+        (["--figures", "f", "--esd", "lm_head"], "esd must be the name of a measured layer, got 'lm_head'"),
+    ],
+)
+def test_what_cannot_be_written_or_drawn_is_refused_before_anything_is_measured(
+    arguments, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    model = tiny("llama")
+    # Measuring it would end in another error.
+    model.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("nan")
+    model.save_pretrained("broken")
+    Path("taken").touch()
+    done = run("analyze", "broken", *arguments)
+    assert done.exit_code == 1
+    assert message in said(done)
+    assert {path.name for path in tmp_path.iterdir()} == {"broken", "taken"}
+
+
+def test_spectra_of_a_report_cannot_be_drawn(folders, tmp_path):
+    run("analyze", folders[0], "-o", tmp_path / "r.json", "-q")
+    done = run("analyze", tmp_path / "r.json", "--figures", tmp_path / "f", "--esd", "*")
+    assert "esd must be of a model, got a report, which holds no eigenvalues" in said(done)
+
+
+def test_every_option_of_the_measurement_can_be_said(folders):
+    options = ["--window-rows", "16", "--windows-per-dim", "15", "--fit", "peak", "--released-peak-bound"]
+    done = run("analyze", folders[0], *options, "--tail-divisor", "1.5", "--format", "json")
+    found = SpectralReport.from_json(done.stdout)
+    assert found.config == replace(FarmsConfig.paper(), window_rows=16, tail_divisor=1.5)
+    assert found.blocks == analyze(str(folders[0]), found.config).blocks
+
+
+def test_what_was_measured_is_said(folders, tmp_path):
+    from families import family_model
+
+    family_model("resnet").save_pretrained(tmp_path)
+    assert "convolutions cut by their own shape, fit mid" in run("analyze", tmp_path).stdout
+    assert "whole matrices, fit mid" in run("analyze", folders[0], "--window-rows", "none").stdout
+    assert "windows of 16 rows, fit mid" in run("analyze", folders[0]).stdout
 
 
 def test_embeddings_are_shown_when_asked_for(folders):
@@ -116,8 +172,17 @@ def test_a_warning_is_not_repeated_as_a_note(tmp_path):
     assert said(done).count("were left out, first") == 1
 
 
-def test_two_processes_give_the_report_of_one(tmp_path):
-    done = launch("-m", "hf_farms_cli", "analyze", "demo", "--outside", "--format", "json", "-o", tmp_path / "r.json")
+def test_two_processes_of_accelerate_give_the_report_of_one(tmp_path):
+    options = ["demo", "--outside", "--format", "json", "-o", str(tmp_path / "r.json")]
+    # --multi_gpu starts processes beside each other; without a GPU they work on the CPU.
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    done = subprocess.run(
+        [*command, "-m", "hf_farms_cli", "analyze", *options],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     report = SpectralReport.from_json(done.stdout)
     assert SpectralReport.load(tmp_path / "r.json") == report
