@@ -27,6 +27,7 @@ SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 DEQUANTISED: dict[str, str | None] = {
     "mxfp4": "Mxfp4Config",
     "fp8": "FineGrainedFP8Config",
+    "compressed-tensors": "CompressedTensorsConfig",
     "bitsandbytes": None,
     "torchao": None,
 }
@@ -120,10 +121,19 @@ def _weight_files(name: str, path: str, revision: str | None, *, allow_pickle: b
         if whole:
             return [whole]
         assert index is not None
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         # A shard that is missing in a folder is named when it is opened.
-        return [found(shard) or index.parent / shard for shard in shards]
+        return [found(shard) or index.parent / shard for shard in _shards(index)]
     raise ModelError(f"model must have weights ({SAFE}, or shards with an index), got {name!r} without.")
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"index of the shards must be JSON with a weight_map, got a damaged {index.name}.",
+            hint="Download the model again.",
+        ) from error
 
 
 def _quantisation(config: Any) -> str | None:

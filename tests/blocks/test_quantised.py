@@ -1,9 +1,12 @@
 """Weights that a library has quantised are measured as that library dequantises them."""
 
+import json
+
 import pytest
 import torch
 import transformers
 from families import family_model
+from safetensors.torch import load_file, save_file
 
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.loading import open_model
@@ -41,6 +44,28 @@ def test_torchao(tmp_path):
     quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
     config = transformers.TorchAoConfig(quantization.Int8WeightOnlyConfig())
     check(*quantised(tmp_path, config), tmp_path, 0.02)
+
+
+def test_compressed_tensors(tmp_path):
+    """int8 with a scale for each row, as that library writes it."""
+    pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+    dense = family_model("llama")
+    dense.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for name in [name for name, weight in tensors.items() if ".layers." in name and weight.ndim == 2]:
+        scale = tensors[name].abs().amax(dim=1, keepdim=True) / 127
+        tensors[f"{name}_scale"] = scale
+        tensors[name] = (tensors[name] / scale).round().to(torch.int8)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {
+        **{"quant_method": "compressed-tensors", "format": "int-quantized", "quantization_status": "compressed"},
+        **{"config_groups": {"all": {"targets": ["Linear"], "weights": weights}}, "ignore": ["lm_head"]},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found, weight = open_model(tmp_path).open(1).layers[5].read(), dense.model.layers[1].mlp.up_proj.weight
+    assert 0 < (found - weight).norm() / weight.norm() < 0.02
 
 
 def test_dynamically_quantised_tensors_of_torch():

@@ -132,6 +132,13 @@ def test_a_missing_shard_is_named(sharded):
         open_model(sharded)
 
 
+@pytest.mark.parametrize("text", ["", '{"weight_map": {"a', "{}", "[]", '{"weight_map": 3}'])
+def test_a_damaged_index_is_named(sharded, text):
+    (sharded / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ModelError, match=r"JSON with a weight_map, got a damaged model\.safetensors\.index\.json"):
+        open_model(sharded)
+
+
 @pytest.mark.parametrize("keep", [0, 6, 200, -1], ids=["empty", "in the length", "in the header", "in the data"])
 def test_a_truncated_shard_is_named_before_any_work(sharded, keep):
     shard = sorted(sharded.glob("*.safetensors"))[1]
