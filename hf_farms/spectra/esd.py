@@ -49,7 +49,8 @@ def windows_eigenvalues(groups: Sequence[Tensor], *, dtype: torch.dtype = torch.
     """Squared singular values of every window of several weights, in one go.
 
     `eigvalsh` of the smaller Gram matrix. On a CPU the windows are shared out over the cores, one thread for each
-    where there are enough; elsewhere the solver is batched, as many windows as fit into a quarter of the free memory.
+    where there are enough; elsewhere torch's solver gets batches, as many windows as fit into a quarter of the free
+    memory.
     Cost grows as w r c k for the products and w k^3 for the solver; memory does not grow with w.
 
     Args:

@@ -69,7 +69,8 @@ def layer_spectrum(weight: Tensor, config: FarmsConfig | None = None) -> LayerSp
 
     Args:
         weight: `(m, n)`, or `(out, in, *kernel)`, any float or complex dtype and device; not modified.
-        config: windows and fit; the default takes the largest windows of which two fit side by side.
+        config: windows and fit; the default takes windows of an eighth of the smaller side, at least 32 rows where
+            two of those fit, and of a convolution the paper's pieces.
 
     Returns:
         The spectrum, with the standard error over windows where there are several.

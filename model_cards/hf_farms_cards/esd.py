@@ -86,7 +86,9 @@ def _draw_spectrum(axes: Axes, curve: EsdCurve) -> list[float]:
         axes.axvline(curve.tail_min, color="black", linewidth=0.8, linestyle="--", label=f"tail: {share:.0%} above")
     elif curve.alpha is not None:
         axes.plot([], [], " ", label=f"alpha {curve.alpha:.2f}, a mean of several fits")
-    axes.legend(frameon=False, fontsize="small", title=left_out, title_fontsize="small", loc="upper right")
+    # On white, because the start of the tail may run through it.
+    box = {"framealpha": 1.0, "edgecolor": "none"}
+    axes.legend(fontsize="small", title=left_out, title_fontsize="small", loc="upper right", **box)
     return density
 
 
