@@ -67,6 +67,52 @@ def test_layers_smaller_than_an_automatic_window_are_left_out_with_a_warning():
     assert len(report.notes) == 1
 
 
+class SpectralConvolution(nn.Module):
+    """A Fourier layer: a complex weight `(in, out, *modes)`."""
+
+    def __init__(self, width, *modes):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width, width, *modes, dtype=torch.complex64))
+
+
+def neural_operator(width=16, modes=(4, 3)):
+    """Blocks of a Fourier neural operator (Li et al., arXiv 2010.08895): spectral beside pointwise convolution."""
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.lifting, model.projection = nn.Conv2d(1, width, 1), nn.Conv2d(width, 1, 1)
+    model.blocks = nn.ModuleList(
+        nn.ModuleDict({"spectral": SpectralConvolution(width, *modes), "skip": nn.Conv2d(width, width, 1)})
+        for _ in range(3)
+    )
+    return model
+
+
+def test_fourier_layers_of_a_neural_operator_are_measured():
+    model = neural_operator()
+    with pytest.warns(HfFarmsWarning, match=r"3 blocks at 'blocks' with the layers spectral, skip"):
+        report = analyze(model)
+    for block, module in zip(report.blocks, model.blocks, strict=True):
+        spectral, skip = block.layers
+        weight = module["spectral"].weight.detach()
+        assert spectral.shape == (16, 16, 4, 3)
+        assert (spectral.num_windows, spectral.window_shape) == (12, (16, 16))
+        modes = torch.linalg.svdvals(weight.movedim((0, 1), (2, 3)).to(torch.complex128)).square().flatten()
+        assert spectral.frobenius_norm_sq == pytest.approx(modes.sum().item(), rel=1e-6)
+        assert spectral.spectral_norm == pytest.approx(modes.max().item(), rel=1e-6)
+        assert block.alpha == pytest.approx((spectral.alpha + skip.alpha) / 2)
+    assert report.from_json(report.to_json()) == report
+
+
+def test_nan_in_a_complex_weight_names_the_tensor():
+    model = neural_operator()
+    model.blocks[1]["spectral"].weight.data[0, 0, 0, 0] = complex(0, math.nan)
+    with (
+        pytest.warns(HfFarmsWarning, match="No layout is known"),
+        pytest.raises(ModelError, match=r"NaN or infinity in blocks\.1\.spectral"),
+    ):
+        analyze(model)
+
+
 @pytest.mark.filterwarnings("ignore:No layout is known")
 def test_an_aspect_ratio_that_fits_nowhere_names_the_layer():
     with pytest.raises(ModelError, match=r"0: aspect_ratio must be at most 5 for a weight of 4 x 5, got 20"):

@@ -18,6 +18,10 @@ SHAPES = [(256, 256 * ratio) for ratio in (1, 2, 4, 8, 16)] + [(256 * ratio, 256
 MODEL_SHAPES = [(144, 144), (48, 144), (48, 144), (144, 144), (384, 144), (384, 144), (144, 384)]
 
 
+def gaussian(source):
+    return torch.randn((4096, 4096), generator=source)
+
+
 def heavy_entries(source):
     """Independent Student-t(3) entries."""
     normal = torch.randn((4096, 4096), generator=source)
@@ -42,7 +46,7 @@ def alphas_by_shape(make, draws=3):
     return [{shape: statistics.fmean(alphas) for shape, alphas in by_shape.items()} for by_shape in found.values()]
 
 
-@pytest.mark.parametrize("make", [heavy_entries, power_law_signal])
+@pytest.mark.parametrize("make", [gaussian, heavy_entries, power_law_signal])
 def test_windows_move_at_least_ten_times_less_than_the_whole_matrix(make):
     whole, windows = (max(alphas.values()) - min(alphas.values()) for alphas in alphas_by_shape(make))
     assert whole > 0.1
@@ -70,6 +74,15 @@ def test_gaussian_weights_follow_the_marchenko_pastur_law(shape):
     windows = statistics.fmean(layer_spectrum(weight, WINDOWS).alpha for weight in weights)
     assert whole == pytest.approx(marchenko_pastur_alpha(*shape), rel=0.02)
     assert windows == pytest.approx(marchenko_pastur_alpha(1, 1), rel=0.02)
+
+
+@pytest.mark.parametrize("aspect_ratio", [0.25, 0.5, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("shape", [(512, 512), (512, 2048), (2048, 512)])
+def test_gaussian_windows_follow_the_law_of_their_own_aspect_ratio(shape, aspect_ratio):
+    config = FarmsConfig(window_rows=round(128 / math.sqrt(aspect_ratio)), aspect_ratio=aspect_ratio)
+    weights = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    alpha = statistics.fmean(layer_spectrum(weight, config).alpha for weight in weights)
+    assert alpha == pytest.approx(marchenko_pastur_alpha(1, aspect_ratio), rel=0.02)
 
 
 def test_the_law_moves_with_the_shape():
