@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from hf_farms.allocation.plan import plan_sparsity
     from hf_farms.allocation.sparsity import allocate_sparsity
     from hf_farms.callbacks.farms_lr import FarmsLRCallback
-    from hf_farms.config import FarmsConfig, FarmsLRConfig, PruneConfig
+    from hf_farms.callbacks.s2ft import S2FTCallback
+    from hf_farms.config import FarmsConfig, FarmsLRConfig, PruneConfig, S2FTConfig
     from hf_farms.hub import push
     from hf_farms.metrics.perplexity import Perplexity
     from hf_farms.pruning.pruner import prune
     from hf_farms.reports import PruneReport, SpectralReport
+    from hf_farms.s2ft.selection import select_channels
+    from hf_farms.s2ft.surgery import apply_s2ft, restore
     from hf_farms.spectra.analysis import analyze
     from hf_farms.spectra.spectrum import layer_spectrum
 
@@ -29,14 +32,19 @@ __all__ = [
     "Perplexity",
     "PruneConfig",
     "PruneReport",
+    "S2FTCallback",
+    "S2FTConfig",
     "SpectralReport",
     "allocate_lr",
     "allocate_sparsity",
     "analyze",
+    "apply_s2ft",
     "layer_spectrum",
     "plan_sparsity",
     "prune",
     "push",
+    "restore",
+    "select_channels",
 ]
 
 _HOME = {
@@ -46,14 +54,19 @@ _HOME = {
     "Perplexity": "metrics.perplexity",
     "PruneConfig": "config",
     "PruneReport": "reports",
+    "S2FTCallback": "callbacks.s2ft",
+    "S2FTConfig": "config",
     "SpectralReport": "reports",
     "allocate_lr": "allocation.lr",
     "allocate_sparsity": "allocation.sparsity",
     "analyze": "spectra.analysis",
+    "apply_s2ft": "s2ft.surgery",
     "layer_spectrum": "spectra.spectrum",
     "plan_sparsity": "allocation.plan",
     "prune": "pruning.pruner",
     "push": "hub",
+    "restore": "s2ft.surgery",
+    "select_channels": "s2ft.selection",
 }
 
 

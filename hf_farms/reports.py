@@ -30,6 +30,7 @@ __all__ = [
     "PerplexityRecord",
     "PruneReport",
     "SpectralReport",
+    "json_converter",
     "versions",
 ]
 
@@ -92,7 +93,7 @@ class _Report:
 
     def to_json(self) -> str:
         """The report as indented JSON; never NaN or infinity."""
-        return json.dumps(_converter().unstructure(self), indent=2, allow_nan=False) + "\n"
+        return json.dumps(json_converter().unstructure(self), indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -109,7 +110,7 @@ class _Report:
         if found != SCHEMA_VERSION:
             raise DataError(f"schema_version must be {SCHEMA_VERSION}, got {found!r}. Write the report again.")
         try:
-            return _converter().structure(data, cls)
+            return json_converter().structure(data, cls)
         except Exception as error:
             raise DataError(f"report must be a {cls.__name__}, got JSON of another form. ({error})") from error
 
@@ -257,7 +258,8 @@ def versions() -> dict[str, str]:
 
 
 @cache
-def _converter() -> JsonConverter:
+def json_converter() -> JsonConverter:
+    """Between dataclasses and what JSON can hold; unknown keys are errors."""
     from cattrs.preconf.json import make_converter
 
     return make_converter(forbid_extra_keys=True)

@@ -8,7 +8,7 @@ from hf_farms.allocation.sparsity import allocate_sparsity, reliability
 from hf_farms.config import PruneConfig
 from hf_farms.reports import SpectralReport
 
-__all__ = ["plan_sparsity", "spread_note"]
+__all__ = ["block_alphas", "plan_sparsity", "spread_note"]
 
 
 def plan_sparsity(report: SpectralReport, *, config: PruneConfig | None = None) -> list[float]:
@@ -34,25 +34,28 @@ def plan_sparsity(report: SpectralReport, *, config: PruneConfig | None = None) 
             f"report must be measured on {needed} for allocation {config.allocation!r}, got window_rows="
             f"{report.config.window_rows!r}. Use analyze(model, config.measurement())."
         )
+    scores, errors = block_alphas(report)
     return allocate_sparsity(
-        _scores(report),
+        scores,
         sizes=sizes,
         target=config.sparsity,
         spread=config.spread,
-        stderr=[block.alpha_stderr for block in report.blocks] if config.shrink else None,
+        stderr=errors if config.shrink else None,
         bounds=(0.0, config.max_sparsity),
     )
 
 
-def _scores(report: SpectralReport) -> list[float]:
+def block_alphas(report: SpectralReport) -> tuple[list[float], list[float | None]]:
+    """Alpha of each block and its standard error; the mean of the others where a block has none."""
     known = [block.alpha for block in report.blocks if block.alpha is not None]
     mean = math.fsum(known) / len(known) if known else 0.0
-    return [mean if block.alpha is None else block.alpha for block in report.blocks]
+    alphas = [mean if block.alpha is None else block.alpha for block in report.blocks]
+    return alphas, [block.alpha_stderr for block in report.blocks]
 
 
 def spread_note(report: SpectralReport, config: PruneConfig) -> str | None:
     """What shrinkage did to the spread, in a sentence; None where it does not apply."""
     if config.allocation == "uniform" or not config.shrink:
         return None
-    trust = reliability(_scores(report), [block.alpha_stderr for block in report.blocks])
+    trust = reliability(*block_alphas(report))
     return f"Reliability of the block scores {trust:.3f}: spread {config.spread:g} became {config.spread * trust:.4g}."

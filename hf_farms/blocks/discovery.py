@@ -14,7 +14,7 @@ from hf_farms.blocks.layouts import BLOCK_PATHS, KNOWN, expert_parts, fused_part
 from hf_farms.blocks.views import WHOLE, BlockMetadata, Kind, LayerMetadata, Part
 from hf_farms.errors import HfFarmsWarning, ModelError
 
-__all__ = ["describe_blocks", "find_outside"]
+__all__ = ["config_above", "describe_blocks", "find_outside"]
 
 MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # A module list with less than this share of the weights of the largest one is no list of blocks of its own.
@@ -34,7 +34,7 @@ def find_blocks(model: nn.Module) -> list[Named]:
     """
     stacks = _stacks(model)
     sizes = {name: sum(_weights(block) for block in stack) for name, stack in stacks.items()}
-    config = _config_above(model, max(sizes, key=lambda name: sizes[name], default=""))
+    config = config_above(model, max(sizes, key=lambda name: sizes[name], default=""))
     model_type = str(getattr(config, "model_type", ""))
     if patterns := BLOCK_PATHS.get(model_type):
         everything = _stacks(model, nested=True)
@@ -89,7 +89,7 @@ def _weights(block: nn.Module) -> int:
     return sum(weight.numel() for _, _, _, weight in _walk(block, ""))
 
 
-def _config_above(model: nn.Module, name: str) -> Any:
+def config_above(model: nn.Module, name: str) -> Any:
     """The config of the nearest module above `name` that has one: inside a multimodal model that of its text model."""
     parts = name.split(".") if name else []
     for depth in range(len(parts), -1, -1):
@@ -106,7 +106,7 @@ def describe_blocks(model: nn.Module) -> tuple[list[nn.Module], list[BlockMetada
         ModelError: no layers at all.
     """
     blocks = find_blocks(model)
-    config = _config_above(model, blocks[0][0])
+    config = config_above(model, blocks[0][0])
     metadata = [
         BlockMetadata(index, name, find_layers(name, module, config)) for index, (name, module) in enumerate(blocks)
     ]
@@ -169,7 +169,7 @@ def _walk(module: nn.Module, path: str) -> Iterator[Item]:
 
 def _is_conv1d(module: nn.Module) -> bool:
     """The Conv1D of transformers, a linear layer whose weight is `(in, out)`."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+    return hasattr(module, "nf") and any(base.__name__ == "Conv1D" for base in type(module).__mro__)
 
 
 def _is_router(module: nn.Module) -> bool:

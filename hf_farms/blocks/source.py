@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from hf_farms.blocks.discovery import describe_blocks, find_outside
+from hf_farms.blocks.discovery import config_above, describe_blocks, find_outside
 from hf_farms.blocks.stores import ModuleStore
 from hf_farms.blocks.views import BlockMetadata, LayerMetadata, LayerView
 from hf_farms.errors import ModelError
@@ -106,6 +106,8 @@ class ModelBlockSource:
         self.dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
         self.vocabulary: int | None = getattr(config, "vocab_size", None)
         self.modules, self._metadata = describe_blocks(model)
+        # Of the language model inside, where there is one.
+        self.config: Any = config_above(model, self._metadata[0].name)
         self.outside = tuple(self._view(layer) for layer in find_outside(model))
         self.on_commit = on_commit
         self._returns_tuple: bool | None = None

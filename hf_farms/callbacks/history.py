@@ -15,7 +15,7 @@ from hf_farms.callbacks.groups import mean_factor
 from hf_farms.config import FarmsLRConfig
 from hf_farms.reports import SpectralReport
 
-__all__ = ["History", "read_history"]
+__all__ = ["History", "read_history", "track"]
 
 FILE = "farms_lr.jsonl"
 # Who draws it: the library does not know the package of cards, it asks what is installed.
@@ -64,7 +64,7 @@ class History:
         }
         logs |= {"farms_lr/seconds": seconds}
         self._state.log_history.append({**logs, "epoch": epoch, "step": step})
-        _track(self._args, self._state, logs, model)
+        track(self._args, self._state, logs, model)
         if self._writes:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             line = {"step": step, "epoch": epoch, "seconds": seconds, "blocks": blocks, "layers": layers}
@@ -93,7 +93,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _track(args: TrainingArguments, state: TrainerState, logs: dict[str, float], model: Any) -> None:
+def track(args: TrainingArguments, state: TrainerState, logs: dict[str, float], model: Any) -> None:
     """Hand the numbers to the trackers of this run (TensorBoard, trackio, wandb), and to nobody who prints.
 
     A callback is not given the others. The handler that calls it is found on the stack: logging through the Trainer

@@ -1,4 +1,4 @@
-"""Settings of a Trainer that layer-wise learning rates cannot work with, refused before the first step."""
+"""Settings of a Trainer that the callbacks cannot work with, refused before the first step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-__all__ = ["check_supported"]
+__all__ = ["check_steps", "check_supported"]
 
 
 def check_supported(args: TrainingArguments, model: nn.Module, optimizer: Any) -> None:
@@ -17,17 +17,7 @@ def check_supported(args: TrainingArguments, model: nn.Module, optimizer: Any) -
     Raises:
         ValueError: DeepSpeed, FSDP 1, a layer-wise optimizer of GaLore or APOLLO, LOMO.
     """
-    name = str(getattr(args.optim, "value", args.optim))
-    if getattr(args, "deepspeed", None) or getattr(args, "deepspeed_plugin", None):
-        raise ValueError(
-            "training must step through a torch optimizer for FarmsLRCallback, got DeepSpeed, which steps inside its "
-            "backward. Use DDP or FSDP2."
-        )
-    if name.endswith("_layerwise") or name in ("lomo", "adalomo"):
-        raise ValueError(
-            f"optim must be an optimizer with a step of its own for FarmsLRCallback, got {name!r}, which updates "
-            "weights during the backward. Use --optim adamw_torch."
-        )
+    check_steps(args, "FarmsLRCallback")
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise ValueError(
             "weights must be whole or sharded by FSDP2 for FarmsLRCallback, got FSDP1. Set fsdp_version: 2."
@@ -36,4 +26,23 @@ def check_supported(args: TrainingArguments, model: nn.Module, optimizer: Any) -
         raise ValueError(
             f"optimizer must be a torch optimizer for FarmsLRCallback, got {type(optimizer).__name__}. "
             "Use one of the Trainer's own."
+        )
+
+
+def check_steps(args: TrainingArguments, who: str) -> None:
+    """Refuse trainings whose weights change elsewhere than in the step of a torch optimizer.
+
+    Raises:
+        ValueError: DeepSpeed, a layer-wise optimizer of GaLore or APOLLO, LOMO.
+    """
+    name = str(getattr(args.optim, "value", args.optim))
+    if getattr(args, "deepspeed", None) or getattr(args, "deepspeed_plugin", None):
+        raise ValueError(
+            f"training must step through a torch optimizer for {who}, got DeepSpeed, which steps inside its backward. "
+            "Use DDP or FSDP2."
+        )
+    if name.endswith("_layerwise") or name in ("lomo", "adalomo"):
+        raise ValueError(
+            f"optim must be an optimizer with a step of its own for {who}, got {name!r}, which updates weights during "
+            "the backward. Use --optim adamw_torch."
         )

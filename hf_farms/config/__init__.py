@@ -14,6 +14,17 @@ from hf_farms.config.prune import (
     PruneConfig,
     default_output_name,
 )
+from hf_farms.config.s2ft import (
+    S2FT_KEEPS,
+    S2FT_LAYOUTS,
+    S2FT_ROLES,
+    S2FT_STRATEGIES,
+    S2FTConfig,
+    S2FTKeep,
+    S2FTLayout,
+    S2FTRole,
+    S2FTStrategy,
+)
 from hf_farms.config.spectra import BLOCK_SCORES, FITS, BlockScore, FarmsConfig, Fit
 
 __all__ = [
@@ -24,6 +35,10 @@ __all__ = [
     "LR_QUANTITIES",
     "LR_UNITS",
     "METHODS",
+    "S2FT_KEEPS",
+    "S2FT_LAYOUTS",
+    "S2FT_ROLES",
+    "S2FT_STRATEGIES",
     "Allocation",
     "BlockScore",
     "CalibrationConfig",
@@ -36,5 +51,10 @@ __all__ = [
     "LRUnit",
     "Method",
     "PruneConfig",
+    "S2FTConfig",
+    "S2FTKeep",
+    "S2FTLayout",
+    "S2FTRole",
+    "S2FTStrategy",
     "default_output_name",
 ]

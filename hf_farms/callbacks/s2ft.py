@@ -1,0 +1,184 @@
+"""Selective fine-tuning in an unmodified Trainer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+from hf_farms.blocks import ModelBlockSource
+from hf_farms.callbacks.groups import innermost
+from hf_farms.callbacks.history import track
+from hf_farms.callbacks.refusals import check_steps
+from hf_farms.callbacks.slices import check_optimizer, hand_over, keep_slices, take_up
+from hf_farms.config import S2FTConfig
+from hf_farms.errors import ModelError, NoEffectWarning
+from hf_farms.parallel import launched_ranks
+from hf_farms.s2ft.files import save_selection
+from hf_farms.s2ft.selection import Batches, Selection, select_channels
+from hf_farms.s2ft.surgery import apply_s2ft, check_plain, selection_of, summary
+
+__all__ = ["S2FTCallback"]
+
+NAME = "S2FTCallback"
+MARK = "_hf_farms_s2ft"
+DISTRIBUTED = (
+    "S2FT must be applied before the model is wrapped for distributed training. Pass it as Trainer(callbacks=[cb]), or "
+    "call apply_s2ft(trainer.model, ...) before trainer.train()."
+)
+
+logger = logging.get_logger(__name__)
+
+
+class S2FTCallback(TrainerCallback):
+    """Train a few heads and channels of a model, in place, and nothing else (S2FT, arXiv 2412.06289).
+
+    `Trainer(..., callbacks=[S2FTCallback(S2FTConfig(budget=0.01))])`, or `trainer.add_callback(...)` in one process.
+    Checkpoints are those of the plain model; beside them lie `s2ft_config.json` and the selected channels. The model
+    stays selective after the training, so that another one can follow; `hf_farms.restore(model)` makes it plain.
+
+    Args:
+        config: options, also as a mapping of them.
+        calibration: batches (a DataLoader, say, over about 1% of the data) for the strategies that need some.
+        exclude: selections that this one must share no channel with.
+        selection: train these channels; on resuming with another base model, those of the checkpoint
+            (`hf_farms.s2ft.files.load_selection`).
+
+    Raises:
+        ValueError: before the first step, for what S2FT does not work with; each says the way out.
+        ModelError: adapters, quantised or sharded weights, experts.
+    """
+
+    def __init__(
+        self,
+        config: S2FTConfig | Mapping[str, Any] | None = None,
+        *,
+        calibration: Batches | None = None,
+        exclude: Selection | Sequence[Selection] = (),
+        selection: Selection | None = None,
+    ) -> None:
+        if config is not None and not isinstance(config, S2FTConfig):
+            config = S2FTConfig(**config)
+        self.config = selection.config if selection is not None and config is None else config or S2FTConfig()
+        self._calibration, self._exclude, self._selection = calibration, exclude, selection
+        self._early = self._applied = False
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Change the model before there is an optimizer."""
+        _check_supported(args)
+        self._early = True
+        self._apply(kwargs["model"])
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Change the model if that is still to be done; see that exactly the slices are trained."""
+        _check_supported(args)
+        model, optimizer = kwargs["model"], innermost(kwargs["optimizer"])
+        other = getattr(optimizer, MARK, None)
+        if other is not None and other is not self:
+            raise ValueError("callbacks must hold one S2FTCallback, got two. Remove one of them.")
+        setattr(optimizer, MARK, self)
+        late = selection_of(model) is None
+        if late and self._early and self._applied:
+            raise ValueError(
+                "model must stay the one that S2FTCallback has changed, got another one, as model_init makes. Pass "
+                "Trainer(model=...) without model_init, or use trainer.add_callback(S2FTCallback(...))."
+            )
+        if late and args.world_size > 1:
+            raise ValueError(DISTRIBUTED)
+        lengths = [len(group["params"]) for group in optimizer.param_groups]
+        if (late and self._early) or not self._apply(model):
+            return
+        if late:
+            hand_over(optimizer, model)
+        check_optimizer(optimizer, model)
+        keep_slices(optimizer, model, lengths if late else None)
+        take_up(optimizer, model)
+        checkpointing: Any = args.activation_checkpointing_kwargs or {}
+        if args.activation_checkpointing and checkpointing.get("use_reentrant"):
+            # Else nothing that goes into a checkpointed block requires a gradient, and none comes out of it.
+            model.enable_input_require_grads()
+        _log(args, state, model)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write beside the checkpoint what was trained."""
+        selection = selection_of(kwargs["model"])
+        folder = Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if selection is not None and state.is_world_process_zero and folder.is_dir():
+            save_selection(selection, folder, model=kwargs["model"])
+
+    def _apply(self, model: nn.Module) -> bool:
+        """Change the model, unless it is changed already as it should be; whether it has an effect."""
+        there = selection_of(model)
+        if there is None:
+            self._applied = self._choose_and_apply(model)
+        elif there.config != self.config or self._selection not in (None, there):
+            raise ValueError(
+                "model must be plain or have the S2FT of this callback's config on it, got another one. Call "
+                "restore(model) first, or pass the same config."
+            )
+        else:
+            self._applied = True
+        return self._applied
+
+    def _choose_and_apply(self, model: nn.Module) -> bool:
+        check_plain(model)
+        try:
+            ModelBlockSource(model)
+        except ModelError as error:
+            return _no_effect(str(error))
+        selection = self._selection
+        if selection is None:
+            selection = select_channels(model, self.config, calibration=self._calibration, exclude=self._exclude)
+            # Where the processes saw different numbers, all take those of the first.
+            selection = launched_ranks().gather(selection)[0]
+        if not len(selection):
+            return _no_effect(f"{type(model).__name__} has no layers of roles {', '.join(self.config.roles)}.")
+        apply_s2ft(model, selection=selection)
+        return True
+
+
+def _no_effect(why: str) -> bool:
+    warnings.warn(f"S2FTCallback has no effect, the whole model is trained: {why}", NoEffectWarning, stacklevel=2)
+    return False
+
+
+def _check_supported(args: TrainingArguments) -> None:
+    """Refuse what moves weights where the slices do not see it, or reads parameters by position or foreign names."""
+    check_steps(args, NAME)
+    if str(getattr(args.optim, "value", args.optim)).startswith("schedule_free"):
+        raise ValueError(
+            f"optim must change weights in its step only for {NAME}, got {args.optim!r}, which changes them for every "
+            "evaluation. Use --optim adamw_torch."
+        )
+    if getattr(args, "fsdp", None):
+        raise ValueError(f"weights must be whole on every process for {NAME}, got FSDP. Use DDP, or one process.")
+    if getattr(args, "use_vllm", False):
+        raise ValueError(
+            f"generation must be that of the model itself for {NAME}, got use_vllm=True, which sends every named "
+            "parameter to vLLM, the slices too. Set use_vllm=False."
+        )
+    if getattr(args, "sync_ref_model", False):
+        raise ValueError(
+            f"the reference model must stay as it is for {NAME}, got sync_ref_model=True, which mixes parameters by "
+            "position. Set sync_ref_model=False."
+        )
+
+
+def _log(args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
+    numbers = summary(model)
+    logs = {f"s2ft/{name}": number for name, number in numbers.items()}
+    state.log_history.append({**logs, "epoch": state.epoch or 0.0, "step": state.global_step})
+    track(args, state, logs, model)
+    channels = [f"{count} channels of {name.rpartition('/')[2]}" for name, count in numbers.items() if "/" in name]
+    logger.info(
+        f"S2FT trains {numbers['trainable_parameters']:,} parameters, {numbers['trainable_share']:.3%} of the model: "
+        f"{', '.join(channels)}."
+    )

@@ -1,0 +1,120 @@
+"""The trained slices in the optimizer of a Trainer, and in its checkpoints.
+
+A checkpoint's weights are in the dtype of the model; the float32 slices travel inside optimizer.pt, as an entry of the
+first group, which optimizers carry along and do not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_farms.s2ft.surgery import selection_of, selective_layers
+
+__all__ = ["check_optimizer", "hand_over", "keep_slices", "take_up"]
+
+KEY = "s2ft"
+KEEPS = "_hf_farms_s2ft_keeps"
+
+State = dict[str, Any]
+
+
+def hand_over(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Put the slices in the place of their weights, in the same groups, and everything else out."""
+    slices = {layer.weight: layer.selected for _, layer in selective_layers(model)}
+    for group in optimizer.param_groups:
+        group["params"] = [slices[parameter] for parameter in group["params"] if parameter in slices]
+    optimizer.state.clear()
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Refuse an optimizer that would train nothing, or something else.
+
+    Raises:
+        ValueError: it holds other parameters than those that train.
+    """
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    if held != trained:
+        raise ValueError(
+            f"optimizer must hold exactly the {len(trained)} trained slices, got {len(held & trained)} of them and "
+            f"{len(held - trained)} other parameters. Build it after apply_s2ft(model), or leave it to the Trainer."
+        )
+
+
+def keep_slices(optimizer: torch.optim.Optimizer, model: nn.Module, lengths: Sequence[int] | None) -> None:
+    """From now on the optimizer's state dict holds the slices too.
+
+    Args:
+        optimizer: the innermost one.
+        model: with the slices.
+        lengths: parameters in each group before the slices were handed over: that is what the optimizer of a resumed
+            run has when it loads the state, so its layout is kept. None: the slices were there from the start.
+    """
+    if hasattr(optimizer, KEEPS):
+        return
+    layers = dict(selective_layers(model))
+    selection = selection_of(model)
+    assert selection is not None
+    channels = {name: list(found) for name, found in selection.channels.items()}
+
+    def add(optimizer: torch.optim.Optimizer, state: State) -> None:
+        kept: State = {
+            "channels": channels,
+            "slices": {name: layer.selected.detach() for name, layer in layers.items()},
+        }
+        kept["bases"] = {name: layer.s2ft_base for name, layer in layers.items() if layer.s2ft_base is not None}
+        if lengths is not None:
+            kept["state"] = _by_name(optimizer, state, {layer.selected: name for name, layer in layers.items()})
+            _stretch(state, lengths)
+        state["param_groups"][0][KEY] = kept
+
+    setattr(optimizer, KEEPS, optimizer.register_state_dict_post_hook(add))
+
+
+def take_up(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Go on with the slices, and the optimizer's state, of the checkpoint that has just been loaded.
+
+    Raises:
+        ValueError: the checkpoint trained other channels.
+    """
+    found = [group.pop(KEY) for group in optimizer.param_groups if KEY in group]
+    if not found:
+        return
+    kept = found[0]
+    selection = selection_of(model)
+    assert selection is not None
+    if {name: tuple(channels) for name, channels in kept["channels"].items()} != dict(selection.channels):
+        raise ValueError(
+            "selection must be that of the checkpoint, got another one: base model, calibration data or config differ. "
+            "Pass S2FTCallback(selection=load_selection(CHECKPOINT)), from hf_farms.s2ft.files."
+        )
+    for name, layer in selective_layers(model):
+        layer.resume(kept["slices"][name], kept["bases"].get(name))
+        if "state" in kept:
+            optimizer.state[layer.selected] = _moved(kept["state"][name], layer.selected.device)
+
+
+def _by_name(optimizer: torch.optim.Optimizer, state: State, names: dict[Tensor, str]) -> State:
+    """The state of each slice, by the name of its layer."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {names[parameter]: state["state"].get(number, {}) for number, parameter in enumerate(parameters)}
+
+
+def _stretch(state: State, lengths: Sequence[int]) -> None:
+    """As many parameters in each group as there were, without a state."""
+    state["state"] = {}
+    start = 0
+    for group, length in zip(state["param_groups"], lengths, strict=True):
+        group["params"] = list(range(start, start + length))
+        start += length
+
+
+def _moved(state: State, device: torch.device) -> State:
+    """Counters stay on the CPU, where optimizers keep them unless they are fused."""
+    return {
+        name: value.to(device) if isinstance(value, Tensor) and value.ndim else value for name, value in state.items()
+    }

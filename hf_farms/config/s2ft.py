@@ -1,0 +1,93 @@
+"""What a selective fine-tuning trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hf_farms.config.checks import check, check_choice, is_number
+from hf_farms.config.spectra import FarmsConfig
+
+__all__ = [
+    "S2FT_KEEPS",
+    "S2FT_LAYOUTS",
+    "S2FT_ROLES",
+    "S2FT_STRATEGIES",
+    "S2FTConfig",
+    "S2FTKeep",
+    "S2FTLayout",
+    "S2FTRole",
+    "S2FTStrategy",
+]
+
+S2FTRole = Literal["q", "k", "v", "o", "gate", "up", "down"]
+S2FTStrategy = Literal["random", "weight", "activation", "product", "gradient"]
+S2FTKeep = Literal["largest", "smallest"]
+S2FTLayout = Literal["indexed", "permuted"]
+S2FTBudgets = Literal["uniform", "farms"]
+
+S2FT_ROLES: tuple[S2FTRole, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+S2FT_STRATEGIES: tuple[S2FTStrategy, ...] = ("random", "weight", "activation", "product", "gradient")
+S2FT_KEEPS: tuple[S2FTKeep, ...] = ("largest", "smallest")
+S2FT_LAYOUTS: tuple[S2FTLayout, ...] = ("indexed", "permuted")
+S2FT_BUDGETS: tuple[S2FTBudgets, ...] = ("uniform", "farms")
+
+
+@dataclass(frozen=True, kw_only=True)
+class S2FTConfig:
+    """Which heads and channels are trained, and how (S2FT, arXiv 2412.06289).
+
+    Attributes:
+        budget: trained share of the model's parameters, in (0, 1). Shared out over blocks and, in a block, equally
+            between attention and feed-forward network; what whole heads leave over goes to the latter.
+        roles: layers that are trained: of the selected heads "o", "v", "q", "k", of the selected feed-forward channels
+            "down", "up", "gate".
+        strategy: what is selected by: "random", or the norm of a unit's "weight", of its "activation", their "product",
+            or of its "gradient". The last three need calibration data.
+        keep: the units of the "smallest" or of the "largest" norm. Not used by "random".
+        seed: of the random strategy.
+        budget_allocation: "uniform" over blocks, or "farms": badly trained blocks (larger alpha) get more.
+        spread: epsilon of the map from alphas to budgets; they lie within (1 - spread) / (1 + spread) of each other.
+        farms: how spectra are measured for the allocation "farms".
+        layout: "indexed": selected channels stay where they are; "permuted": heads and channels are moved, on both
+            sides of the coupled layers, until the selected ones lie together. Checkpoints have the original order.
+        write_back: write the trained slice into the weight after every step, so that one product serves all. False
+            adds a second product instead, for weights that must not change while training because something else
+            reads them too; more time and memory.
+    """
+
+    budget: float = 0.01
+    roles: tuple[S2FTRole, ...] = ("o", "down")
+    strategy: S2FTStrategy = "random"
+    keep: S2FTKeep = "smallest"
+    seed: int = 0
+    budget_allocation: S2FTBudgets = "uniform"
+    spread: float = 0.1
+    farms: FarmsConfig = field(default_factory=FarmsConfig)
+    layout: S2FTLayout = "indexed"
+    write_back: bool = True
+
+    def __post_init__(self) -> None:
+        check(
+            is_number(self.budget) and 0 < self.budget < 1,
+            "budget",
+            "above 0 and below 1",
+            self.budget,
+            "It is a fraction: 0.01 trains 1% of the parameters.",
+        )
+        object.__setattr__(self, "roles", tuple(self.roles))
+        check(bool(self.roles), "roles", f"some of {', '.join(S2FT_ROLES)}", self.roles)
+        for role in self.roles:
+            check_choice("roles", role, S2FT_ROLES)
+        check(len(set(self.roles)) == len(self.roles), "roles", "different from each other", self.roles)
+        check_choice("strategy", self.strategy, S2FT_STRATEGIES)
+        check_choice("keep", self.keep, S2FT_KEEPS)
+        check(isinstance(self.seed, int) and self.seed >= 0, "seed", "an integer of at least 0", self.seed)
+        check_choice("budget_allocation", self.budget_allocation, S2FT_BUDGETS)
+        check(is_number(self.spread) and 0 <= self.spread < 1, "spread", "at least 0 and below 1", self.spread)
+        check_choice("layout", self.layout, S2FT_LAYOUTS)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the strategy reads calibration batches."""
+        return self.strategy in ("activation", "product", "gradient")

@@ -1,0 +1,76 @@
+"""A selection on disk: `s2ft_config.json` says what and of which model, `s2ft_adapter.safetensors` holds the channels.
+
+The safetensors file has for each layer `{layer name}.index`, int64 `(s,)`, ascending.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from hf_farms.config import S2FTConfig
+from hf_farms.errors import DataError
+from hf_farms.reports import json_converter, versions
+from hf_farms.s2ft.selection import Selection
+
+__all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "load_selection", "save_selection"]
+
+CONFIG_NAME, WEIGHTS_NAME = "s2ft_config.json", "s2ft_adapter.safetensors"
+SCHEMA_VERSION = 1
+END = ".index"
+
+
+def save_selection(selection: Selection, folder: str | Path, *, model: Any = None) -> None:
+    """Write a selection into a folder; each file appears when it is complete.
+
+    Args:
+        selection: what is trained.
+        folder: is made where it is not there.
+        model: the model that it belongs to; its hub id and revision are written down.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    config = getattr(model, "config", None)
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "base_model": getattr(config, "_name_or_path", None) or None,
+        "base_revision": getattr(config, "_commit_hash", None),
+        "selection": json_converter().unstructure(selection.config),
+        "versions": versions(),
+    }
+    tensors = {f"{name}{END}": torch.tensor(channels) for name, channels in selection.channels.items()}
+    partial = path / f".{WEIGHTS_NAME}.partial"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    os.replace(partial, path / WEIGHTS_NAME)
+    partial = path / f".{CONFIG_NAME}.partial"
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path / CONFIG_NAME)
+
+
+def load_selection(folder: str | Path) -> Selection:
+    """Read what `save_selection` wrote, for instance from a checkpoint of the Trainer.
+
+    Raises:
+        DataError: files that are missing, or not of this format.
+    """
+    path = Path(folder)
+    try:
+        content = json.loads((path / CONFIG_NAME).read_text(encoding="utf-8"))
+        if content["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema version {content['schema_version']!r}")
+        config = json_converter().structure(content["selection"], S2FTConfig)
+        with safe_open(path / WEIGHTS_NAME, framework="pt") as file:
+            names = [name for name in file.keys() if name.endswith(END)]  # noqa: SIM118 - not a mapping
+            channels = {name.removesuffix(END): tuple(file.get_tensor(name).tolist()) for name in sorted(names)}
+    except Exception as error:  # whatever a foreign file makes these stumble over
+        raise DataError(
+            f"{str(folder)!r} must hold a selection ({CONFIG_NAME}, {WEIGHTS_NAME}), got {error}.",
+            hint="Name a checkpoint that S2FTCallback wrote.",
+        ) from error
+    return Selection(config, channels)

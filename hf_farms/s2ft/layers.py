@@ -1,0 +1,256 @@
+"""Linear layers of which a few channels are trained, in place.
+
+The forward pass is one product with the live weight. For the backward pass only what the trained channels need is kept:
+of a layer that trains inputs (o, down) a copy of the selected inputs, so that |x[:, selected]| stays and not |x|; of
+one that trains outputs (q, k, v, up, gate) its input. The trained slice is a Parameter of its own, in float32 under
+half precision weights, which is written into the weight after every step of the optimizer that holds it.
+
+Symbols: t tokens, m outputs, n inputs, s selected channels; weight (m, n), Conv1D of transformers (n, m).
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from transformers.pytorch_utils import Conv1D
+
+from hf_farms.coupling import Orders, undo_orders
+
+__all__ = [
+    "SLICE",
+    "InOriginalOrder",
+    "SelectiveConv1D",
+    "SelectiveLayer",
+    "SelectiveLinear",
+    "ordered_class",
+    "selective_class",
+]
+
+# No "bias" or "norm" in it: the Trainer gives those no weight decay.
+SLICE = "selected"
+
+
+class InOriginalOrder(nn.Module):
+    """Mixed into modules whose parameters are permuted: state dicts have, and take, the original order."""
+
+    s2ft_orders: Orders
+    s2ft_plain_class: type[nn.Module]
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, by_dim in self.s2ft_orders.items():
+            destination[prefix + name] = undo_orders(destination[prefix + name], by_dim)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        given = {}
+        for name, by_dim in self.s2ft_orders.items():
+            if (key := prefix + name) in state_dict:
+                given[key] = state_dict[key]
+                for dim, order in by_dim.items():
+                    state_dict[key] = state_dict[key].index_select(dim, order.to(state_dict[key].device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        state_dict.update(given)
+
+
+class SelectiveLayer(InOriginalOrder):
+    """Mixed into a linear layer: some of its channels are trained. Its state dict is that of the plain layer.
+
+    Made from a plain layer by `select`, and turned back by `release`; the module stays the same object.
+    """
+
+    weight: Any
+    bias: Any
+    selected: nn.Parameter
+    s2ft_index: Tensor
+    s2ft_base: Tensor | None
+    s2ft_start: int | None
+    s2ft_inputs: bool
+
+    def select(self, index: Tensor, *, inputs: bool, write_back: bool) -> None:
+        """Begin to train these channels.
+
+        Args:
+            index: `(s,)` int64, of this module's inputs or outputs.
+            inputs: which of them.
+            write_back: whether the weight follows the slice; else a second product does.
+        """
+        start = int(index[0])
+        together = bool((index == torch.arange(start, start + len(index))).all())
+        self.s2ft_inputs, self.s2ft_start = inputs, start if together else None
+        self.register_buffer("s2ft_index", index.to(self.weight.device), persistent=False)
+        dtype = torch.float32 if self.weight.dtype in (torch.bfloat16, torch.float16) else self.weight.dtype
+        self.selected = nn.Parameter(self.slice_of_weight().to(dtype))
+        self.register_buffer("s2ft_base", None if write_back else self.slice_of_weight(), persistent=False)
+        _LAYERS.add(self)
+
+    def release(self) -> None:
+        """End it; the weight is the trained one."""
+        self.write_into(self.matrix)
+        for name in (SLICE, "s2ft_index", "s2ft_base", "s2ft_start", "s2ft_inputs"):
+            delattr(self, name)
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weight as `(m, n)`."""
+        weight: Tensor = self.weight.detach()
+        return weight.mT if isinstance(self, Conv1D) else weight
+
+    def slice_of_weight(self) -> Tensor:
+        """A copy of the selected part of the weight, `(m, s)` or `(s, n)`."""
+        return self.matrix.index_select(int(self.s2ft_inputs), self.s2ft_index)
+
+    @torch.no_grad()
+    def write_into(self, matrix: Tensor) -> None:
+        """Put the trained slice into a matrix `(m, n)`."""
+        matrix.index_copy_(int(self.s2ft_inputs), self.s2ft_index, self.selected.detach().to(matrix.dtype))
+
+    def after_step(self) -> None:
+        """The optimizer has changed the slice."""
+        if self.s2ft_base is None:
+            self.write_into(self.matrix)
+
+    @torch.no_grad()
+    def resume(self, selected: Tensor, base: Tensor | None) -> None:
+        """Go on with a slice, `(m, s)` or `(s, n)`, and the weights below it where the weight does not follow."""
+        self.selected.copy_(selected)
+        if self.s2ft_base is not None and base is not None:
+            self.s2ft_base.copy_(base)
+            self.matrix.index_copy_(int(self.s2ft_inputs), self.s2ft_index, self.s2ft_base)
+        self.after_step()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(..., n)` -> `(..., m)`."""
+        if self.s2ft_base is not None:
+            return self._two_products(x, self.s2ft_base)
+        if not torch.is_grad_enabled():
+            return cast(Tensor, super().forward(x))
+        function: Any = _TrainedInputs if self.s2ft_inputs else _TrainedOutputs
+        return cast(Tensor, function.apply(x, self.selected, self.matrix, self.bias, self.s2ft_index, self.s2ft_start))
+
+    def _two_products(self, x: Tensor, base: Tensor) -> Tensor:
+        y = super().forward(x)
+        change = (self.selected - base).to(self.weight.dtype)
+        if self.s2ft_inputs:
+            return cast(Tensor, y + linear(_pick(x, self.s2ft_index, self.s2ft_start), change))
+        return cast(Tensor, y.index_add(-1, self.s2ft_index, linear(x, change).to(y.dtype)))
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        del destination[prefix + SLICE]
+        if self.s2ft_base is not None:
+            whole = self.weight.detach().clone()
+            self.write_into(whole.mT if isinstance(self, Conv1D) else whole)
+            destination[prefix + "weight"] = undo_orders(whole, self.s2ft_orders.get("weight", {}))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        _, _, missing, *_ = args
+        if prefix + SLICE in missing:
+            missing.remove(prefix + SLICE)
+        if prefix + "weight" in state_dict:
+            with torch.no_grad():
+                self.selected.copy_(self.slice_of_weight())
+                if self.s2ft_base is not None:
+                    self.s2ft_base.copy_(self.slice_of_weight())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        cast(Any, super()).__setstate__(state)
+        _LAYERS.add(self)
+
+
+class SelectiveLinear(SelectiveLayer, nn.Linear):
+    """`nn.Linear` with trained channels."""
+
+
+class SelectiveConv1D(SelectiveLayer, Conv1D):
+    """`Conv1D` of transformers (GPT-2) with trained channels."""
+
+
+# Exact types: subclasses, such as quantised layers, compute something else.
+SELECTIVE: dict[type[nn.Module], type[SelectiveLayer]] = {nn.Linear: SelectiveLinear, Conv1D: SelectiveConv1D}
+
+
+def selective_class(plain: type[nn.Module]) -> type[SelectiveLayer] | None:
+    """What a plain layer becomes when channels of it are trained; None where that is not possible."""
+    return SELECTIVE.get(plain)
+
+
+def ordered_class(plain: type[nn.Module]) -> type[InOriginalOrder]:
+    """What a module becomes whose parameters are only permuted."""
+    return type(plain.__name__, (InOriginalOrder, plain), {"__doc__": plain.__doc__})
+
+
+class _TrainedInputs(torch.autograd.Function):
+    """y = x W^T + b, trained at W[:, selected]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, selected: Tensor, matrix: Tensor, bias: Tensor | None, index: Tensor, start: int | None
+    ) -> Tensor:
+        y = linear(x, matrix, bias)
+        # Under autocast the product is in half precision, and so is its backward pass.
+        ctx.save_for_backward(_pick(x, index, start).to(y.dtype), matrix)
+        ctx.dtypes = x.dtype, selected.dtype
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_y,) = gradients
+        picked, matrix = ctx.saved_tensors
+        by_input, by_slice = ctx.dtypes
+        grad_x = (grad_y @ matrix.to(grad_y.dtype)).to(by_input) if ctx.needs_input_grad[0] else None
+        grad_selected = _rows(grad_y).mT @ _rows(picked)
+        return grad_x, grad_selected.to(by_slice), None, None, None, None
+
+
+class _TrainedOutputs(torch.autograd.Function):
+    """y = x W^T + b, trained at W[selected]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, selected: Tensor, matrix: Tensor, bias: Tensor | None, index: Tensor, start: int | None
+    ) -> Tensor:
+        y = linear(x, matrix, bias)
+        ctx.save_for_backward(x, matrix, index)
+        ctx.start, ctx.by_slice = start, selected.dtype
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_y,) = gradients
+        x, matrix, index = ctx.saved_tensors
+        grad_x = (grad_y @ matrix.to(grad_y.dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None
+        grad_selected = _rows(_pick(grad_y, index, ctx.start)).mT @ _rows(x.to(grad_y.dtype))
+        return grad_x, grad_selected.to(ctx.by_slice), None, None, None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _pick(x: Tensor, index: Tensor, start: int | None) -> Tensor:
+    """A copy of the selected last-dimension entries, which does not keep the rest alive."""
+    if start is None:
+        return x.index_select(-1, index)
+    picked = x.narrow(-1, start, len(index))
+    return picked.contiguous() if len(index) < x.shape[-1] else picked
+
+
+# Every layer that trains, so that whatever optimizer steps, in whatever loop and wrapper, its layers follow. A fused
+# optimizer changes a parameter without moving its version, so nothing in the forward pass could notice.
+_LAYERS: weakref.WeakSet[SelectiveLayer] = weakref.WeakSet()
+
+
+def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for layer in list(_LAYERS):
+        if id(layer.__dict__["_parameters"].get(SLICE)) in held:
+            layer.after_step()
+
+
+register_optimizer_step_post_hook(_after_step)

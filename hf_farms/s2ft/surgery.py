@@ -1,0 +1,254 @@
+"""Plain model -> model of which a few channels train -> plain model, in place."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from hf_farms.blocks import LayerMetadata, ModelBlockSource
+from hf_farms.blocks.layouts import KNOWN
+from hf_farms.config import S2FTConfig
+from hf_farms.coupling import Structure, check_movable, module_channels, permute_structure, undo_orders
+from hf_farms.errors import ModelError
+from hf_farms.s2ft.layers import InOriginalOrder, SelectiveLayer, ordered_class, selective_class
+from hf_farms.s2ft.selection import Batches, Selection, select_channels, structures_of
+
+__all__ = ["apply_s2ft", "check_plain", "restore", "selection_of", "selective_layers", "summary"]
+
+# Where a model keeps what `restore` needs.
+MARK = "_hf_farms_s2ft"
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class _Applied:
+    selection: Selection
+    learned: frozenset[str]
+
+
+def apply_s2ft(
+    model: nn.Module,
+    config: S2FTConfig | None = None,
+    *,
+    calibration: Batches | None = None,
+    exclude: Selection | Sequence[Selection] = (),
+    selection: Selection | None = None,
+) -> Selection:
+    """Make a few heads and channels of a model the only parameters that train (S2FT, arXiv 2412.06289).
+
+    Everything else is frozen. Build the optimizer afterwards, over the parameters with `requires_grad`; after each of
+    its steps the weights follow. State dicts and `save_pretrained` write the plain model. `restore` ends it.
+
+    Memory: the trained slices, in float32 under half precision weights. Layout "permuted" copies one weight at a time
+    here, and every permuted weight in a state dict.
+
+    Args:
+        model: a transformers model in memory; changed in place.
+        config: budget, roles, strategy and layout.
+        calibration: batches for the strategies that need data, as in `select_channels`.
+        exclude: selections to share no channel with.
+        selection: train these channels instead of choosing some, for instance those of a checkpoint.
+
+    Returns:
+        What is trained; empty, and nothing is changed, where the model has neither attention nor feed-forward layers.
+
+    Raises:
+        ValueError: as `select_channels`; or the model has S2FT on it already.
+        ModelError: a model that is quantised, sharded, offloaded, not loaded, or has adapters on it.
+    """
+    check_plain(model)
+    if selection is None:
+        selection = select_channels(model, config, calibration=calibration, exclude=exclude)
+    elif config is not None and config != selection.config:
+        raise ValueError("config must be left out beside a selection, which has its own, got both.")
+    if not len(selection):
+        return selection
+    source = ModelBlockSource(model)
+    plan = _plan(model, source, selection)
+    learned = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    if selection.config.layout == "permuted":
+        _permute(model, source, selection)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for module, (index, inputs) in plan.items():
+        orders = getattr(module, "s2ft_orders", {})
+        plain = getattr(module, "s2ft_plain_class", type(module))
+        layer: Any = module
+        layer.__class__ = selective_class(plain)
+        layer.s2ft_orders, layer.s2ft_plain_class = orders, plain
+        layer.select(index, inputs=inputs, write_back=selection.config.write_back)
+    setattr(model, MARK, _Applied(selection, learned))
+    return selection
+
+
+def restore(model: M) -> M:
+    """Make it a plain model again, with the trained weights, and everything learning that learned before.
+
+    Args:
+        model: changed in place; a plain model is left as it is.
+    """
+    applied: _Applied | None = model.__dict__.pop(MARK, None)
+    if applied is None:
+        return model
+    for module in list(model.modules()):
+        if isinstance(module, SelectiveLayer):
+            module.release()
+        if isinstance(module, InOriginalOrder):
+            with torch.no_grad():
+                for name, by_dim in module.s2ft_orders.items():
+                    parameter = getattr(module, name)
+                    parameter.copy_(undo_orders(parameter, by_dim))
+            plain = module.s2ft_plain_class
+            del module.s2ft_orders, module.s2ft_plain_class
+            module.__class__ = plain  # type: ignore[assignment]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in applied.learned)
+    return model
+
+
+def selection_of(model: nn.Module) -> Selection | None:
+    """What is trained of this model; None for a plain one."""
+    applied: _Applied | None = getattr(model, MARK, None)
+    return None if applied is None else applied.selection
+
+
+def selective_layers(model: nn.Module) -> Iterator[tuple[str, SelectiveLayer]]:
+    """The layers with trained channels, with their names."""
+    for name, module in model.named_modules():
+        if isinstance(module, SelectiveLayer):
+            yield name, module
+
+
+def summary(model: nn.Module) -> dict[str, float]:
+    """Trained parameters, their share of the plain model's, and trained channels by role.
+
+    Args:
+        model: with S2FT on it.
+    """
+    selection = selection_of(model)
+    assert selection is not None, "the model must have S2FT on it"
+    source = ModelBlockSource(model)
+    roles = {layer.name: layer.role for index in range(len(source)) for layer in source.metadata(index).layers}
+    channels: dict[str, float] = defaultdict(int)
+    for name, found in selection.channels.items():
+        channels[f"channels/{roles[name]}"] += len(found)
+    trained = sum(layer.selected.numel() for _, layer in selective_layers(model))
+    share = trained / (source.count_parameters()[0] - trained)
+    return {"trainable_parameters": trained, "trainable_share": share, **channels}
+
+
+def check_plain(model: nn.Module) -> None:
+    """Refuse models whose weights are not there whole, plain and to be changed.
+
+    Raises:
+        ValueError: S2FT is on it already.
+        ModelError: adapters, quantised, sharded or missing weights.
+    """
+    kind = type(model).__name__
+    if any(isinstance(module, SelectiveLayer) for module in model.modules()):
+        raise ValueError(f"model must be plain, got {kind} with S2FT on it already. Call restore(model) first.")
+    if hasattr(model, "peft_config") or any(hasattr(module, "base_layer") for module in model.modules()):
+        raise ModelError(
+            f"model must be without adapters for S2FT, got PEFT adapters on {kind}.",
+            hint="Merge them first: model = model.merge_and_unload().",
+        )
+    if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
+        raise ModelError(
+            f"weights must be float32, bfloat16 or float16 for S2FT, got a quantised {kind}.",
+            hint="Load it without quantisation, or train LoRA adapters with peft.",
+        )
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "full_tensor") or hasattr(parameter, "ds_id"):
+            raise ModelError(
+                f"weights must be whole on every process for S2FT, got a sharded one in {name}.",
+                hint="Use DDP, or one process; FSDP, ZeRO-3 and tensor parallelism are not supported.",
+            )
+        if parameter.is_meta:
+            raise ModelError(
+                f"weights must be loaded for S2FT, got a meta tensor in {name}.",
+                hint="Load the model without offloading: leave device_map out.",
+            )
+
+
+def _plan(model: nn.Module, source: ModelBlockSource, selection: Selection) -> dict[nn.Module, tuple[Tensor, bool]]:
+    """For each trained module its channels, as they will lie, and whether they are inputs."""
+    layers = {layer.name: layer for index in range(len(source)) for layer in source.metadata(index).layers}
+    permuted = selection.config.layout == "permuted"
+    rows: dict[nn.Module, list[Tensor]] = defaultdict(list)
+    inputs: dict[nn.Module, bool] = {}
+    for name, channels in selection.channels.items():
+        layer = _layer(layers, name, channels)
+        module = model.get_submodule(layer.parameter.rpartition(".")[0])
+        _check_module(module, name)
+        index = torch.arange(len(channels)) if permuted else torch.tensor(channels)
+        inputs[module] = layer.role in ("o", "down")
+        weight = model.get_parameter(layer.parameter)
+        features = weight.shape[1 if layer.part.transposed else 0]
+        rows[module].append(index if inputs[module] else module_channels(layer, features)[index])
+    return {module: (torch.cat(found).sort().values, inputs[module]) for module, found in rows.items()}
+
+
+def _layer(layers: dict[str, LayerMetadata], name: str, channels: Sequence[int]) -> LayerMetadata:
+    layer = layers.get(name)
+    if layer is None:
+        raise ValueError(f"selection must name layers of this model, got {name!r}. Take one that was made for it.")
+    size = layer.shape[1 if layer.role in ("o", "down") else 0]
+    if not channels or list(channels) != sorted(set(channels)) or channels[0] < 0 or channels[-1] >= size:
+        raise ValueError(
+            f"selection must have ascending channels from 0 to {size - 1} in {name}, got {list(channels)[:3]} ... "
+            f"{list(channels)[-1:]}."
+        )
+    return layer
+
+
+def _check_module(module: nn.Module, name: str) -> None:
+    if selective_class(type(module)) is None:
+        raise ModelError(
+            f"trained layers must be nn.Linear or Conv1D, got {type(module).__module__}.{type(module).__name__} in "
+            f"{name}."
+        )
+    if "forward" in vars(module):
+        raise ModelError(
+            f"layers must run their own forward for S2FT, got one that was replaced (by offloading, say) in {name}.",
+            hint="Load the model without device_map, on one device.",
+        )
+
+
+def _permute(model: nn.Module, source: ModelBlockSource, selection: Selection) -> None:
+    """Selected units first, on both sides of every structure."""
+    model_type = getattr(source.config, "model_type", type(model).__name__)
+    if model_type not in KNOWN:
+        raise ModelError(
+            f"layout 'permuted' must know what is coupled in a model, got {model_type}.", hint="Use layout='indexed'."
+        )
+    structures = [structure for found in structures_of(source, selection.config) for structure in found]
+    for structure in structures:
+        check_movable(model, structure)
+    for structure in structures:
+        units = _units(structure, selection)
+        if not units:
+            continue
+        order = [*units, *sorted(set(range(structure.units)) - set(units))]
+        for module, orders in permute_structure(model, structure, order).items():
+            ordered: Any = module
+            ordered.s2ft_plain_class = type(module)
+            ordered.s2ft_orders = orders
+            module.__class__ = ordered_class(type(module))
+
+
+def _units(structure: Structure, selection: Selection) -> list[int]:
+    """The selected units; the same in each trained layer."""
+    return next(
+        (
+            sorted({c // m.width for c in selection.channels[m.layer.name]})
+            for m in structure.trained(selection.config.roles)
+            if m.layer.name in selection.channels
+        ),
+        [],
+    )
