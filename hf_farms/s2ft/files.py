@@ -54,7 +54,7 @@ def save_selection(selection: Selection, folder: str | Path, *, model: Any = Non
 
 
 def load_selection(folder: str | Path) -> Selection:
-    """Read what `save_selection` wrote, for instance from a checkpoint of the Trainer.
+    """Read what `save_selection` wrote, for instance from a training checkpoint.
 
     Raises:
         DataError: files that are missing, or not of this format.

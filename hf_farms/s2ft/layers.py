@@ -31,7 +31,7 @@ __all__ = [
     "selective_class",
 ]
 
-# No "bias" or "norm" in it: the Trainer gives those no weight decay.
+# No "bias" or "norm" in it: parameters named so usually get no weight decay.
 SLICE = "selected"
 
 
