@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from hf_farms.allocation.sparsity import reliability
 from hf_farms.config import LR_MAPS, FarmsLRConfig, LRMap
 from hf_farms.reports import LayerRecord, SpectralReport
 
-__all__ = ["allocate_lr", "lr_factors"]
+__all__ = ["allocate_lr", "lr_factors", "smoothed"]
 
 # t of the sigmoid map (Model Balancing).
 SIGMOID_TEMPERATURE = 10.0
@@ -56,6 +57,32 @@ def allocate_lr(report: SpectralReport, *, config: FarmsLRConfig | None = None) 
         factors = [factor / mean for factor in factors]
     found = {name: 1.0 for unit in units for name in unit.layers}
     return found | {name: factor for unit, factor in zip(taking_part, factors, strict=True) for name in unit.layers}
+
+
+def smoothed(
+    report: SpectralReport, *, layers: Mapping[str, float], blocks: Mapping[str, float], keep: float
+) -> SpectralReport:
+    """Alphas of a report with their share of earlier ones: `keep * earlier + (1 - keep) * alpha`.
+
+    Args:
+        report: of the model as it is now.
+        layers: earlier alphas by layer name; what has none stays as it is.
+        blocks: the same by block name.
+        keep: share of the earlier ones, in [0, 1).
+    """
+
+    def of_layers(found: tuple[LayerRecord, ...]) -> tuple[LayerRecord, ...]:
+        return tuple(replace(layer, alpha=_mixed(layer.alpha, layers.get(layer.name), keep)) for layer in found)
+
+    mixed = (
+        replace(block, alpha=_mixed(block.alpha, blocks.get(block.name), keep), layers=of_layers(block.layers))
+        for block in report.blocks
+    )
+    return replace(report, blocks=tuple(mixed), outside=of_layers(report.outside))
+
+
+def _mixed(alpha: float | None, before: float | None, keep: float) -> float | None:
+    return alpha if alpha is None or before is None or keep == 0 else keep * before + (1 - keep) * alpha
 
 
 def _units(report: SpectralReport, config: FarmsLRConfig) -> Iterator[_Unit]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from hf_farms.allocation.lr import allocate_lr
+from hf_farms.allocation.lr import allocate_lr, smoothed
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.callbacks.following import followed_layers
 from hf_farms.callbacks.groups import Key, LayerwiseGroups, innermost, mean_factor
@@ -22,7 +22,7 @@ from hf_farms.callbacks.refusals import check_supported
 from hf_farms.config import FarmsConfig, FarmsLRConfig
 from hf_farms.errors import HfFarmsWarning, ModelError, NoEffectWarning
 from hf_farms.parallel import ONE_PROCESS, launched_ranks
-from hf_farms.reports import BlockSpectrum, LayerRecord, SpectralReport
+from hf_farms.reports import SpectralReport
 from hf_farms.spectra.analysis import analyze
 
 __all__ = ["FarmsLRCallback"]
@@ -57,14 +57,18 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
         self._reset()
 
     def _reset(self) -> None:
-        # What a resumed run needs: step and epoch of the last measurement, alphas of layers and blocks, factors.
+        # What a resumed run needs: step and epoch of the last measurement, alphas of layers and blocks, factors, and
+        # what the optimizer counts for each layer.
         self.memory: dict[str, Any] = {"step": None, "epoch": None, "layers": {}, "blocks": {}, "factors": {}}
+        self.memory["counted"] = []
         self._failed_in: int | None = None
         self._seconds = 0.0
         self._warned = False
 
     def state(self) -> dict[str, Any]:
         """What is written into `trainer_state.json`: numbers and names only."""
+        if self._groups is not None:
+            self.memory["counted"] = self._groups.counted()
         return {"args": {"config": asdict(self.config)}, "attributes": {"memory": self.memory}}
 
     def on_train_begin(
@@ -76,6 +80,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
         self._detach()
         other = getattr(optimizer, MARK, None)
         if other is not None and other is not self:
+            other._detach()
             raise ValueError("callbacks must hold one FarmsLRCallback, got two. Remove one of them.")
         self._begin = time.perf_counter()
         self._take_up(state)
@@ -88,15 +93,9 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
             return
         keys = self._keys(model, self._source)
         # Sharded weights are read by all processes together, so each measures all of them.
-        sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
-        self._ranks = ONE_PROCESS if sharded else launched_ranks()
+        self._sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+        self._ranks = ONE_PROCESS if self._sharded else launched_ranks()
         self._start, self._interval = _schedule(self.config, args, state)
-        if self._start >= state.max_steps:
-            warnings.warn(
-                f"FarmsLRCallback has no effect: it starts at step {self._start} of {state.max_steps}.",
-                NoEffectWarning,
-                stacklevel=2,
-            )
         self._groups = LayerwiseGroups(optimizer, keys, self.config.quantity)
         setattr(optimizer, MARK, self)
         if not self._groups.keys:
@@ -105,6 +104,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
                 NoEffectWarning,
                 stacklevel=2,
             )
+        self._groups.resume(self.memory["counted"])
         self._apply()
 
     def on_step_begin(
@@ -125,13 +125,18 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
         if report is not None and self._history is not None:
             self._history.add(report, self.memory["factors"], seconds, model=kwargs["model"])
 
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Log what the measurements cost beside the Trainer's own summary, while the trackers still listen."""
+        if self._groups is not None and self._history is not None and "train_runtime" in (kwargs.get("logs") or {}):
+            self._history.add_cost(self._seconds, time.perf_counter() - self._begin, model=kwargs.get("model"))
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave the optimizer as it was; write what happened."""
+        """Leave the optimizer as it was; have the figure and the section of the card written."""
         self._detach()
         if self._history is not None:
-            self._history.finish(self.config, self._seconds, time.perf_counter() - self._begin)
+            self._history.draw(self.config)
 
     def _take_up(self, state: TrainerState) -> None:
         """The memory of the checkpoint that is resumed; a fresh one for a fresh run."""
@@ -141,7 +146,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
         if isinstance(saved, list):
             raise ValueError("callbacks must hold one FarmsLRCallback, got two in the checkpoint. Remove one of them.")
         if saved:
-            self.memory = saved["attributes"]["memory"]
+            self.memory |= saved["attributes"]["memory"]
         # The next checkpoint looks it up, also when the last one was written without this callback.
         if isinstance(states, dict):
             states.setdefault(NAME, self.state())
@@ -178,32 +183,14 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
                 warnings.warn(f"Learning rates stay as they are at step {step}: {error}", HfFarmsWarning, stacklevel=2)
                 self._warned = True
             return None
-        return self._smoothed(report)
-
-    def _smoothed(self, report: SpectralReport) -> SpectralReport:
-        """Alphas with their share of the earlier ones."""
+        # Whole weights that each process has put together: its own rounding is not to make factors of its own.
+        report = launched_ranks().gather(report)[0] if self._sharded else report
         keep = self.config.smoothing
-        if keep == 0 or self.memory["step"] is None:
-            return report
-
-        def mix(kind: str, item: Any) -> Any:
-            before = self.memory[kind].get(item.name)
-            if before is None or item.alpha is None:
-                return item
-            return replace(item, alpha=keep * before + (1 - keep) * item.alpha)
-
-        def layers(found: tuple[LayerRecord, ...]) -> tuple[LayerRecord, ...]:
-            return tuple(mix("layers", layer) for layer in found)
-
-        def block(found: BlockSpectrum) -> BlockSpectrum:
-            mixed: BlockSpectrum = mix("blocks", found)
-            return replace(mixed, layers=layers(found.layers))
-
-        return replace(report, blocks=tuple(block(b) for b in report.blocks), outside=layers(report.outside))
+        return smoothed(report, layers=self.memory["layers"], blocks=self.memory["blocks"], keep=keep)
 
     def _remember(self, report: SpectralReport, state: TrainerState) -> None:
         layers = [*(layer for block in report.blocks for layer in block.layers), *report.outside]
-        self.memory = {
+        self.memory |= {
             "step": state.global_step,
             "epoch": _epoch(state),
             "layers": {layer.name: layer.alpha for layer in layers if layer.alpha is not None},
@@ -220,7 +207,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
     def _detach(self) -> None:
         if self._groups is not None:
             self._groups.remove()
-            self._groups.optimizer.__dict__.pop(MARK, None)
+            vars(self._groups.optimizer).pop(MARK, None)
             self._groups = None
 
 
@@ -238,12 +225,22 @@ def _config(given: FarmsLRConfig | Mapping[str, Any] | None) -> FarmsLRConfig:
 
 
 def _schedule(config: FarmsLRConfig, args: TrainingArguments, state: TrainerState) -> tuple[int, int | None]:
-    """First step that measures, and steps between two; None for every epoch."""
+    """First step that measures, and steps between two; None for every epoch. Warns where either is beyond the end."""
     total = state.max_steps
     if config.start == "warmup":
         start = int(args.get_warmup_steps(total))
     else:
         start = config.start if isinstance(config.start, int) else round(config.start * total)
-    if config.interval == "epoch":
-        return start, None
-    return start, config.interval if isinstance(config.interval, int) else max(1, round(config.interval * total))
+    given = config.interval
+    steps = max(1, round(given * total)) if isinstance(given, float) else None if given == "epoch" else given
+    nothing = None
+    if start >= total:
+        nothing = f"FarmsLRCallback has no effect: it starts at step {start} of {total}."
+    elif not config.frozen and (state.num_train_epochs <= 1 if given == "epoch" else given >= total):
+        nothing = (
+            f"interval={given!r} has no effect: the training has {total} steps in {state.num_train_epochs} epochs, so "
+            f"that alphas are measured once, at step {start}. Set a smaller interval, or frozen=True."
+        )
+    if nothing:
+        warnings.warn(nothing, NoEffectWarning, stacklevel=3)
+    return start, steps

@@ -17,7 +17,7 @@ from hf_farms.config import LRQuantity
 
 __all__ = ["Key", "LayerwiseGroups", "innermost", "mean_factor"]
 
-# Of a group; the rest is copied over before each step, and back after it where the step changed it.
+# Of a finer group alone; the rest it shares with its group, except for what a step counts (schedule-free).
 OWN = frozenset({"params", "lr", "weight_decay"})
 
 Group = dict[str, Any]
@@ -52,6 +52,8 @@ class LayerwiseGroups:
         self._groups: list[list[Group]] = [
             [{"params": params} for params in by_key.values()] for by_key in self._layout
         ]
+        # What the groups were left with after the last step: what differs from it somebody else has changed.
+        self._left: list[Group] = [{} for _ in optimizer.param_groups]
         self._view: Any = object.__new__(type(optimizer))
         self._given: dict[str, Any] | None = None
         self._hooks = [
@@ -68,6 +70,26 @@ class LayerwiseGroups:
         """Factors by key, from the next step on; keys that are missing have factor 1."""
         self._factors = dict(factors)
 
+    def counted(self) -> list[list[Group]]:
+        """Numbers that steps wrote into the finer groups and that differ between those of one group; for `resume`."""
+        found = []
+        for fine in self._groups:
+            names = {name for target in fine for name in target.keys() - OWN}
+            names = {name for name in names if _differ([target.get(name) for target in fine])}
+            found.append([{name: target[name] for name in sorted(names)} for target in fine])
+        return found if any(numbers for fine in found for numbers in fine) else []
+
+    def resume(self, counted: list[list[Group]]) -> None:
+        """Go on with what `counted` gave; the groups of the optimizer are those of the same step."""
+        if [len(fine) for fine in counted] != [len(fine) for fine in self._groups]:
+            return
+        for group, left, fine, numbers in zip(
+            self.optimizer.param_groups, self._left, self._groups, counted, strict=True
+        ):
+            for target, own in zip(fine, numbers, strict=True):
+                target.update(own)
+                left.update((name, group[name]) for name in group.keys() & own.keys())
+
     def remove(self) -> None:
         """Let the optimizer step by itself again."""
         for hook in self._hooks:
@@ -75,13 +97,18 @@ class LayerwiseGroups:
 
     def _enter(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """Hand the step to the view, with factors on its groups."""
+        if optimizer is self._view:
+            # The step of a class that calls that of its parent.
+            return None
         self._given = None
-        if all(self._factors.get(key, 1.0) == 1.0 for key in self.keys):
+        if all(self._factors.get(key, 1.0) == 1.0 for key in self.keys) and not self.counted():
             return None
         stand_in: list[Group] = []
-        for group, by_key, fine in zip(optimizer.param_groups, self._layout, self._groups, strict=True):
+        for group, left, by_key, fine in zip(
+            optimizer.param_groups, self._left, self._layout, self._groups, strict=True
+        ):
             for key, target in zip(by_key, fine, strict=True):
-                _copy_over(group, target)
+                _copy_over(group, target, left)
                 self._scale(group, target, 1.0 if key is None else self._factors.get(key, 1.0))
                 stand_in.append(target)
         self._given = dict(vars(optimizer))
@@ -92,16 +119,15 @@ class LayerwiseGroups:
 
     def _leave(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Take over what the step wrote into its object and its groups, such as counters and estimates."""
-        if self._given is None:
+        if self._given is None or optimizer is self._view:
             return
         for name, value in vars(self._view).items():
             if name != "param_groups" and value is not self._given.get(name, self):
                 setattr(optimizer, name, value)
-        for group, fine in zip(optimizer.param_groups, self._groups, strict=True):
+        for index, (group, fine) in enumerate(zip(optimizer.param_groups, self._groups, strict=True)):
             for target in fine:
-                for name in target.keys() - OWN:
-                    if name not in group or target[name] is not group[name]:
-                        group[name] = target[name]
+                group.update((name, target[name]) for name in target.keys() - OWN)
+            self._left[index] = {name: group[name] for name in group.keys() - OWN}
         self._given = None
 
     def _scale(self, group: Group, target: Group, factor: float) -> None:
@@ -130,8 +156,14 @@ def _by_key(
     return found
 
 
-def _copy_over(group: Group, target: Group) -> None:
+def _copy_over(group: Group, target: Group, left: Group) -> None:
+    """Bring a finer group up to date with its group, except for what only steps have changed."""
     for name in target.keys() - group.keys():
         del target[name]
     for name in group.keys() - OWN:
-        target[name] = group[name]
+        if name not in target or name not in left or group[name] is not left[name]:
+            target[name] = group[name]
+
+
+def _differ(values: list[Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values) and len(set(values)) > 1

@@ -71,12 +71,14 @@ class History:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def finish(self, config: FarmsLRConfig, seconds: float, total: float) -> None:
-        """Log what the measurements cost; have the figure and the section of the card written."""
-        self._state.log_history.append(
-            {"farms_lr/seconds_in_all": seconds, "farms_lr/share_of_time": seconds / total if total else 0.0}
-            | {"step": self._state.global_step}
-        )
+    def add_cost(self, seconds: float, total: float, *, model: Any) -> None:
+        """Log the time of all measurements and its share, before the Trainer's summary, which stays the last entry."""
+        logs = {"farms_lr/seconds_in_all": seconds, "farms_lr/share_of_time": seconds / total if total else 0.0}
+        self._state.log_history.insert(len(self._state.log_history) - 1, {**logs, "step": self._state.global_step})
+        track(self._args, self._state, logs, model)
+
+    def draw(self, config: FarmsLRConfig) -> None:
+        """Have the figure and the section of the card written."""
         if self._writes and self._path.exists():
             for drawer in entry_points(group=DRAWERS):
                 drawer.load()(read_history(self._path), config, self._path.parent)

@@ -15,7 +15,8 @@ def check_supported(args: TrainingArguments, model: nn.Module, optimizer: Any) -
     """Refuse what steps where no step hook of the optimizer sees it.
 
     Raises:
-        ValueError: DeepSpeed, FSDP 1, a layer-wise optimizer of GaLore or APOLLO, LOMO.
+        ValueError: DeepSpeed, FSDP 1, a layer-wise optimizer of GaLore or APOLLO, LOMO, an optimizer that finds
+            its own learning rate.
     """
     check_steps(args, "FarmsLRCallback")
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
@@ -26,6 +27,11 @@ def check_supported(args: TrainingArguments, model: nn.Module, optimizer: Any) -
         raise ValueError(
             f"optimizer must be a torch optimizer for FarmsLRCallback, got {type(optimizer).__name__}. "
             "Use one of the Trainer's own."
+        )
+    if any(group["lr"] is None for group in optimizer.param_groups):
+        raise ValueError(
+            "optimizer must take its learning rate from its groups for FarmsLRCallback, got "
+            f"{type(optimizer).__name__} that finds its own. Set relative_step=False and a learning rate."
         )
 
 
