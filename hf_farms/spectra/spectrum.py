@@ -158,8 +158,8 @@ def _standard_error(spectra: Tensor, config: FarmsConfig, plan: WindowPlan) -> f
     """Standard error of alpha from the scatter of the windows' own fits.
 
     Windows of the same rows, or of the same columns, have something in common, so rows and columns count as random
-    effects (analysis of variance in two ways). Overlapping windows repeat each other, so no more are counted than
-    would fit side by side.
+    effects (analysis of variance in two ways). Overlapping windows repeat each other, so along each side no more are
+    counted than would fit side by side.
     """
     if len(spectra) < 2:
         return None
@@ -168,18 +168,19 @@ def _standard_error(spectra: Tensor, config: FarmsConfig, plan: WindowPlan) -> f
     count = int(finite.sum())
     if count < 2:
         return None
-    variance = alphas[finite].var()
+    down, across = plan.side_by_side
     if finite.all() and plan.kernel == 1 and min(len(plan.row_starts), len(plan.col_starts)) > 1:
-        variance = _variance_in_two_ways(alphas.view(len(plan.row_starts), len(plan.col_starts)))
-    return math.sqrt(float(variance) / min(count, plan.disjoint_windows))
+        grid = alphas.view(len(plan.row_starts), len(plan.col_starts))
+        return math.sqrt(_variance_in_two_ways(grid, down, across))
+    return math.sqrt(float(alphas[finite].var()) / min(count, down * across * plan.kernel))
 
 
-def _variance_in_two_ways(alphas: Tensor) -> Tensor:
-    """Variance of the mean times the number of windows: of `(a, b)` alphas with row and column effects."""
+def _variance_in_two_ways(alphas: Tensor, down: float, across: float) -> float:
+    """Variance of the mean of `(a, b)` alphas with row and column effects, of which so many along each side count."""
     a, b = alphas.shape
     rows, cols = alphas.mean(dim=1, keepdim=True), alphas.mean(dim=0, keepdim=True)
-    rest = (alphas - rows - cols + alphas.mean()).square().sum() / ((a - 1) * (b - 1))
-    return torch.maximum(rest, b * rows.var() + a * cols.var() - rest)
+    rest = (alphas - rows - cols + alphas.mean()).square().sum() / ((a - 1) * (b - 1)) / (down * across)
+    return float(torch.maximum(rest, rows.var() / down + cols.var() / across - rest))
 
 
 def _entropy(pooled: Tensor, total: float) -> float:

@@ -45,7 +45,6 @@ class WindowPlan:
         kernel: matrices in the weight: places of the kernel of a convolution; 1 for a matrix.
         pieces: windows that are fitted apart: those of a convolution; of a matrix all are pooled, so 1.
         transposed: the windows are cut from the transposed matrices (of a convolution with fewer outputs than inputs).
-        disjoint_windows: how many would fit side by side.
     """
 
     rows: int
@@ -56,12 +55,18 @@ class WindowPlan:
     kernel: int = 1
     pieces: int = 1
     transposed: bool = False
-    disjoint_windows: float = 1.0
 
     @property
     def num_windows(self) -> int:
         """Windows in all."""
         return len(self.row_starts) * len(self.col_starts) * self.kernel
+
+    @property
+    def side_by_side(self) -> tuple[float, float]:
+        """Along the rows and along the columns: how many windows would fit side by side into what they cover."""
+        sides = ((self.row_starts, self.rows), (self.col_starts, self.cols))
+        down, across = (min(len(starts), (starts[-1] + size) / size) for starts, size in sides)
+        return down, across
 
 
 def window_cols(rows: int, aspect_ratio: float) -> int:
@@ -134,7 +139,6 @@ def plan_windows(m: int, n: int, config: FarmsConfig) -> WindowPlan:
         _starts(m, rows, count),
         _starts(n, cols, count),
         lowered=rows < wanted,
-        disjoint_windows=m * n / (rows * cols),
     )
 
 
@@ -153,7 +157,7 @@ def plan_convolution(m: int, n: int, kernel: int, config: FarmsConfig) -> Window
     """
     long, short = max(m, n), min(m, n)
     if config.window_rows is None:
-        return WindowPlan(long, short, (0,), (0,), kernel=kernel, transposed=m < n, disjoint_windows=kernel)
+        return WindowPlan(long, short, (0,), (0,), kernel=kernel, transposed=m < n)
     ratio = max(config.aspect_ratio, 1 / config.aspect_ratio)
     side = short if config.window_rows == "auto" else min(short, config.window_rows)
     side = max(1, min(side, largest_fitting_rows(short, long, ratio)))
@@ -168,7 +172,6 @@ def plan_convolution(m: int, n: int, kernel: int, config: FarmsConfig) -> Window
         kernel=kernel,
         pieces=pieces,
         transposed=m < n,
-        disjoint_windows=pieces * kernel,
     )
 
 

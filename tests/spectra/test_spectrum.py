@@ -1,4 +1,5 @@
 import math
+import statistics
 
 import pytest
 import torch
@@ -68,6 +69,26 @@ def test_overlapping_windows_do_not_shrink_the_error():
     overlapping = layer_spectrum(weight, FarmsConfig(window_rows=32, windows_per_dim=20))
     assert overlapping.num_windows == 400
     assert overlapping.alpha_stderr > 0.3 * disjoint.alpha_stderr
+
+
+def signal_over_noise(m, n, seed):
+    """A power law of singular values in random directions, and noise."""
+    source, k = torch.Generator().manual_seed(seed), min(m, n) // 2
+    left, right = torch.randn((m, k), generator=source), torch.randn((k, n), generator=source)
+    return (
+        left * (torch.arange(1, k + 1) / k) ** -0.5 @ right / math.sqrt(n) + torch.randn((m, n), generator=source) / 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows"), [((256, 256), 32), ((256, 256), 64), ((128, 512), 72), ((72, 288), 72), ((100, 100), 60)]
+)
+def test_the_error_is_the_deviation_of_alpha_also_where_windows_overlap(shape, rows):
+    config = FarmsConfig(window_rows=rows)
+    spectra = [layer_spectrum(signal_over_noise(*shape, seed), config) for seed in range(80)]
+    deviation = statistics.stdev(spectrum.alpha for spectrum in spectra)
+    error = statistics.fmean(spectrum.alpha_stderr for spectrum in spectra)
+    assert 0.8 * deviation < error < 1.5 * deviation
 
 
 def test_rows_that_do_not_fit_are_lowered_and_said():
