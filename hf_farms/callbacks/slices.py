@@ -72,7 +72,16 @@ def keep_slices(optimizer: torch.optim.Optimizer, model: nn.Module, lengths: Seq
             _stretch(state, lengths)
         state["param_groups"][0][KEY] = kept
 
-    setattr(optimizer, KEEPS, optimizer.register_state_dict_post_hook(add))
+    def fit(optimizer: torch.optim.Optimizer, state: State) -> State | None:
+        if "state" not in state["param_groups"][0].get(KEY, {}):
+            return None
+        state = {**state, "param_groups": [dict(group) for group in state["param_groups"]]}
+        _stretch(state, [len(group["params"]) for group in optimizer.param_groups])
+        return state
+
+    # By now the optimizer has the slices only, so a training that goes on from a checkpoint needs the way back too.
+    hooks = optimizer.register_state_dict_post_hook(add), optimizer.register_load_state_dict_pre_hook(fit)
+    setattr(optimizer, KEEPS, hooks)
 
 
 def take_up(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
@@ -105,7 +114,7 @@ def _by_name(optimizer: torch.optim.Optimizer, state: State, names: dict[Tensor,
 
 
 def _stretch(state: State, lengths: Sequence[int]) -> None:
-    """As many parameters in each group as there were, without a state."""
+    """So many parameters in each group, without a state."""
     state["state"] = {}
     start = 0
     for group, length in zip(state["param_groups"], lengths, strict=True):

@@ -1,0 +1,261 @@
+"""S2FTCallback in a real, unmodified Trainer."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from families import family_model
+from models import tiny
+
+sys.path.append(str(Path(__file__).parent))
+from test_farms_lr import Tokens, arguments, same, weights
+from test_trainers import Images
+from transformers import Trainer
+
+from hf_farms import S2FTCallback, S2FTConfig, apply_s2ft, restore, select_channels
+from hf_farms.callbacks.groups import innermost
+from hf_farms.errors import NoEffectWarning
+from hf_farms.s2ft.surgery import selection_of, selective_layers
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")
+
+INDEXED, PERMUTED = S2FTConfig(budget=0.1), S2FTConfig(budget=0.1, layout="permuted")
+TWO_PRODUCTS = S2FTConfig(budget=0.1, write_back=False)
+LAYOUTS = pytest.mark.parametrize("config", [INDEXED, PERMUTED, TWO_PRODUCTS], ids=["indexed", "permuted", "two"])
+EARLY = pytest.mark.parametrize("early", [True, False], ids=["early", "late"])
+
+
+def trainer(folder, callback=None, *, early=True, model=None, make=Trainer, data=None, **options):
+    """A Trainer with the callback given to it, or added to it."""
+    first = [callback] if callback is not None and early else []
+    run = make(
+        model=tiny("llama") if model is None else model,
+        args=arguments(folder, **{"max_steps": 4, **options}),
+        train_dataset=data or Tokens(),
+        eval_dataset=Tokens(8),
+        callbacks=first,
+    )
+    if callback is not None and not early:
+        run.add_callback(callback)
+    return run
+
+
+def plain(model):
+    """The weights as a checkpoint has them: plain names, original order."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def inside(before, selection):
+    """Which entries of each weight are trained."""
+    found = {name: torch.zeros_like(tensor, dtype=torch.bool) for name, tensor in before.items()}
+    for name, channels in selection.channels.items():
+        inputs = name.endswith(("o_proj", "down_proj"))
+        found[f"{name}.weight"][(slice(None), list(channels)) if inputs else list(channels)] = True
+    return found
+
+
+def follows(model):
+    """Whether every weight holds its slice."""
+    return all(torch.equal(layer.slice_of_weight(), layer.selected.to(layer.weight.dtype)) for layer in layers(model))
+
+
+def layers(model):
+    return [layer for _, layer in selective_layers(model)]
+
+
+@LAYOUTS
+def test_both_ways_of_adding_it_train_the_same_weights(config, tmp_path):
+    found = []
+    for early in (True, False):
+        run = trainer(tmp_path, S2FTCallback(config), early=early)
+        run.train()
+        found.append(plain(run.model))
+    assert same(*found)
+    assert not same(found[0], plain(tiny("llama")))
+
+
+@LAYOUTS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_nothing_but_the_selection_changes(config, dtype, tmp_path):
+    model = tiny("llama", dtype=dtype)
+    before = plain(model)
+    trainer(tmp_path, S2FTCallback(config), model=model, weight_decay=0.1).train()
+    trained = inside(before, selection_of(model))
+    for name, tensor in plain(model).items():
+        changed = tensor != before[name]
+        assert not (changed & ~trained[name]).any()
+        assert changed[trained[name]].float().mean() > 0.9 if trained[name].any() else not changed.any()
+    assert sum(int(there.sum()) for there in trained.values()) == sum(layer.selected.numel() for layer in layers(model))
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+        f"{name}.selected" for name in selection_of(model).channels
+    }
+
+
+def test_restore_gives_the_plain_model_back(tmp_path):
+    model = tiny("llama")
+    learned = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    trainer(tmp_path, S2FTCallback(PERMUTED), model=model).train()
+    trained = plain(model)
+    assert restore(model) is model
+    assert same(trained, weights(model))
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == learned
+    assert all(type(module) is torch.nn.Linear for name, module in model.named_modules() if name.endswith("_proj"))
+
+
+@EARLY
+def test_what_is_trained_is_logged(early, tmp_path):
+    run = trainer(tmp_path, S2FTCallback(INDEXED), early=early)
+    run.train()
+    (entry,) = [entry for entry in run.state.log_history if "s2ft/trainable_parameters" in entry]
+    found = selection_of(run.model).channels
+    trained = sum(32 * len(channels) for channels in found.values())
+    assert entry == {
+        "s2ft/trainable_parameters": trained,
+        "s2ft/trainable_share": trained / tiny("llama").num_parameters(),
+        "s2ft/channels/o": sum(len(found[name]) for name in found if name.endswith("o_proj")),
+        "s2ft/channels/down": sum(len(found[name]) for name in found if name.endswith("down_proj")),
+        "epoch": 0.0,
+        "step": 0,
+    }
+    assert 0.09 < entry["s2ft/trainable_share"] < 0.1
+    assert all(type(value) in (int, float) for value in entry.values())
+
+
+class Scale(torch.nn.Module):
+    """A model without blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, input_ids, labels=None):
+        return {"loss": (self.scale * input_ids.float()).mean()}
+
+
+@EARLY
+@pytest.mark.parametrize(
+    ("model", "data", "why"),
+    [
+        (lambda: family_model("resnet"), Images(), "ResNet.* has no layers of roles o, down"),
+        (Scale, None, "model must"),
+    ],
+    ids=["resnet", "no blocks"],
+)
+def test_a_model_that_it_does_not_fit_trains_as_without_it(early, model, data, why, tmp_path):
+    plain_run = trainer(tmp_path, model=model(), data=data, max_steps=2)
+    plain_run.train()
+    with pytest.warns(NoEffectWarning, match=f"S2FTCallback has no effect, the whole model is trained: .*{why}"):
+        run = trainer(tmp_path, S2FTCallback(INDEXED), early=early, model=model(), data=data, max_steps=2)
+        run.train()
+    assert same(weights(run.model), weights(plain_run.model))
+    assert not any("s2ft" in key for entry in run.state.log_history for key in entry)
+
+
+def test_calibration_and_exclude_reach_the_selection(tmp_path):
+    config = S2FTConfig(budget=0.05, strategy="gradient")
+    batches = [{name: value[None] for name, value in Tokens()[i].items()} for i in range(3)]
+    first = select_channels(tiny("llama"), config, calibration=batches)
+    run = trainer(tmp_path, S2FTCallback(config, calibration=batches), max_steps=1)
+    assert selection_of(run.model) == first
+    other = trainer(tmp_path, S2FTCallback(config, calibration=batches, exclude=first), max_steps=1)
+    for name, channels in selection_of(other.model).channels.items():
+        assert not set(channels) & set(first.channels[name])
+    with pytest.raises(ValueError, match="calibration must be given for strategy 'gradient', got None"):
+        trainer(tmp_path, S2FTCallback(config))
+
+
+def test_options_as_a_mapping():
+    assert S2FTCallback({"budget": 0.1, "layout": "permuted"}).config == PERMUTED
+
+
+@EARLY
+def test_a_second_training_goes_on(early, tmp_path):
+    run = trainer(tmp_path, S2FTCallback(INDEXED), early=early)
+    run.train()
+    once = plain(run.model)
+    run.train()
+    assert not same(once, plain(run.model))
+    assert follows(run.model)
+    trained = inside(once, selection_of(run.model))
+    assert all(torch.equal(plain(run.model)[name][~trained[name]], once[name][~trained[name]]) for name in once)
+
+
+def test_another_trainer_goes_on_with_the_model(tmp_path):
+    model = tiny("llama")
+    trainer(tmp_path, S2FTCallback(INDEXED), model=model).train()
+    once = plain(model)
+    trainer(tmp_path, S2FTCallback(INDEXED), model=model).train()
+    assert not same(once, plain(model))
+    with pytest.raises(ValueError, match=r"got another one\. Call restore\(model\) first, or pass the same config"):
+        trainer(tmp_path, S2FTCallback(PERMUTED), model=model)
+
+
+def test_model_init_is_refused_early(tmp_path):
+    run = Trainer(
+        model_init=lambda: tiny("llama"),
+        args=arguments(tmp_path),
+        train_dataset=Tokens(),
+        callbacks=[S2FTCallback(INDEXED)],
+    )
+    with pytest.raises(ValueError, match="model must stay the one that S2FTCallback has changed, got another one"):
+        run.train()
+
+
+def test_model_init_works_late_time_after_time(tmp_path):
+    """As a search for hyper-parameters does it: a new model, a new optimizer for every trial."""
+    run = Trainer(model_init=lambda: tiny("llama"), args=arguments(tmp_path), train_dataset=Tokens())
+    run.add_callback(S2FTCallback(INDEXED))
+    found = []
+    for _ in range(2):
+        run.train()
+        found.append(plain(run.model))
+        assert len(layers(run.model)) == 6
+    assert same(*found)
+
+
+@EARLY
+def test_two_callbacks_are_refused(early, tmp_path):
+    run = trainer(tmp_path, S2FTCallback(INDEXED), early=early)
+    run.add_callback(S2FTCallback(INDEXED))
+    with pytest.raises(ValueError, match=r"callbacks must hold one S2FTCallback, got two\. Remove one of them"):
+        run.train()
+
+
+def own(model):
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
+
+
+def test_an_optimizer_built_before_is_refused(tmp_path):
+    model = tiny("llama")
+    run = Trainer(
+        model=model,
+        args=arguments(tmp_path),
+        train_dataset=Tokens(),
+        optimizers=(own(model), None),
+        callbacks=[S2FTCallback(INDEXED)],
+    )
+    why = (
+        r"hold exactly the 6 trained slices, got 0 of them and 30 other parameters\. Build it after apply_s2ft\(model\)"
+    )
+    with pytest.raises(ValueError, match=why):
+        run.train()
+
+
+@pytest.mark.parametrize("applied", [True, False], ids=["after", "before, added"])
+def test_an_optimizer_of_ones_own(applied, tmp_path):
+    """Built after the surgery; or before, where the callback is added and hands the slices over."""
+    model = tiny("llama")
+    if applied:
+        apply_s2ft(model, INDEXED)
+    run = Trainer(model=model, args=arguments(tmp_path), train_dataset=Tokens(), optimizers=(own(model), None))
+    run.add_callback(S2FTCallback(INDEXED))
+    run.train()
+    assert {id(p) for g in innermost(run.optimizer).param_groups for p in g["params"]} == {
+        id(layer.selected) for layer in layers(model)
+    }
+    other = trainer(tmp_path, S2FTCallback(INDEXED))
+    other.train()
+    assert follows(model)
+    for name, tensor in plain(model).items():
+        torch.testing.assert_close(tensor, plain(other.model)[name], rtol=1e-5, atol=1e-6)
