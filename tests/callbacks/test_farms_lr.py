@@ -127,19 +127,47 @@ def test_factors_of_one_are_no_callback_bit_by_bit(tmp_path):
     assert same(weights(run.model), weights(plain.model))
 
 
+WSD = {"num_decay_steps": 2}
+
+
 @pytest.mark.parametrize(
-    "optim",
-    ["adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "adagrad", "rmsprop"],
+    ("optim", "schedule", "options"),
+    [(optim, "linear", {}) for optim in ("adamw_torch", "sgd", "adafactor", "adagrad", "rmsprop")]
+    + [
+        ("adamw_torch_fused", schedule, {})
+        for schedule in ("cosine", "cosine_with_restarts", "polynomial", "constant_with_warmup", "inverse_sqrt")
+    ]
+    + [
+        ("adamw_torch_fused", "warmup_stable_decay", {"warmup_steps": 2, "lr_scheduler_kwargs": WSD}),
+    ]
+    + [
+        ("adamw_torch_fused", schedule, {"eval_strategy": "steps", "eval_steps": 2})
+        for schedule in ("reduce_lr_on_plateau", "greedy")
+    ],
 )
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup"])
-def test_optimizers_and_schedules_keep_their_groups(optim, schedule, tmp_path):
-    run = trainer(tmp_path, FarmsLRCallback(FAST), optim=optim, lr_scheduler_type=schedule, learning_rate=1e-3)
-    run.train()
-    groups = run.optimizer.param_groups
-    assert len(groups) == 2
-    assert sum(len(group["params"]) for group in groups) == len(list(run.model.parameters()))
-    assert groups[0]["lr"] == run.lr_scheduler.get_last_lr()[0]
-    assert all(math.isfinite(parameter.sum().item()) for parameter in run.model.parameters())
+def test_optimizers_and_schedules_keep_their_groups(optim, schedule, options, tmp_path):
+    """The scheduler gives every block the rate of a plain run, times its factor."""
+    seen = {}
+    for callback in (FarmsLRCallback(FarmsLRConfig(start=0, frozen=True)), None):
+        options = {"optim": optim, "lr_scheduler_type": schedule, "learning_rate": 1e-4, "max_steps": 6, **options}
+        run = trainer(tmp_path, callback, **options)
+        weight = run.model.model.layers[0].self_attn.q_proj.weight
+        rates = seen[callback is None] = []
+        run.add_callback(InTheStep(lambda o, args, _, w=weight, r=rates: r.append(float(rate_of(args[0], w)))))
+        run.train()
+        groups = run.optimizer.param_groups
+        assert len(groups) == 2
+        assert sum(len(group["params"]) for group in groups) == len(list(run.model.parameters()))
+        assert groups[0]["lr"] == run.lr_scheduler.get_last_lr()[0]
+        if callback is not None:
+            factor = callback.memory["factors"]["model.layers.0.self_attn.q_proj"]
+    assert factor < 0.9
+    assert seen[False] == pytest.approx([rate * factor for rate in seen[True]])
+    assert len(seen[True]) == 6
+
+
+def rate_of(optimizer, weight):
+    return next(group["lr"] for group in optimizer.param_groups if any(p is weight for p in group["params"]))
 
 
 @pytest.mark.parametrize(
@@ -287,6 +315,11 @@ def test_the_log_of_the_trainer_is_not_disturbed(tmp_path):
     run.train(), plain.train()
     own = [e for e in run.state.log_history if not any(key.startswith("farms_lr") for key in e)]
     assert [e.keys() for e in own] == [e.keys() for e in plain.state.log_history]
+    assert "train_runtime" in run.state.log_history[-1]
+    (cost,) = [e for e in run.state.log_history if "farms_lr/share_of_time" in e]
+    seconds = math.fsum(e.get("farms_lr/seconds", 0.0) for e in run.state.log_history)
+    assert cost["farms_lr/seconds_in_all"] == pytest.approx(seconds)
+    assert 0 < cost["farms_lr/share_of_time"] < 1
     for entry in run.state.log_history:
         assert all(type(value) in (int, float) for value in entry.values())
 
@@ -301,8 +334,38 @@ def test_trackers_get_the_numbers(tmp_path):
         run.train()
         (folder,) = {path.parent for path in tmp_path.rglob("events.out.tfevents*")}
         events = EventAccumulator(str(folder)).Reload()
-    tag = next(tag for tag in events.Tags()["scalars"] if "farms_lr/model.layers.0/factor" in tag)
-    assert [event.step for event in events.Scalars(tag)] == [0, 2, 4, 6]
+    tags = {tag.rpartition("farms_lr/")[2]: tag for tag in events.Tags()["scalars"]}
+    assert [event.step for event in events.Scalars(tags["model.layers.0/factor"])] == [0, 2, 4, 6]
+    assert 0 < events.Scalars(tags["share_of_time"])[0].value < 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trackio_gets_the_numbers(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
+    pytest.importorskip("trackio", reason="trackio is not installed")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    run = trainer(tmp_path, FarmsLRCallback(FAST), report_to=["trackio"], project="farms", run_name="run")
+    run.train()
+    logs = SQLiteStorage.get_logs("farms", "run")
+    found = [entry["train/farms_lr/model.layers.0/factor"] for entry in logs if "train/farms_lr/seconds" in entry]
+    assert found == [e["farms_lr/model.layers.0/factor"] for e in run.state.log_history if "farms_lr/seconds" in e]
+    assert [0 < entry["train/farms_lr/share_of_time"] < 1 for entry in logs if "train/farms_lr/share_of_time" in entry]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_gets_the_numbers(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    run = trainer(tmp_path, FarmsLRCallback(FAST), report_to=["wandb"])
+    run.train()
+    summary = dict(wandb.run.summary)
+    wandb.finish()
+    last = [entry for entry in run.state.log_history if "farms_lr/seconds" in entry][-1]
+    for name in ("alpha", "alpha_stderr", "factor"):
+        assert summary[f"train/farms_lr/model.layers.2/{name}"] == last[f"farms_lr/model.layers.2/{name}"]
+    assert 0 < summary["train/farms_lr/share_of_time"] < 1
 
 
 def test_history_figure_and_section_are_written(tmp_path):
@@ -352,11 +415,27 @@ def test_a_start_beyond_the_end_is_a_warning(tmp_path):
         trainer(tmp_path, FarmsLRCallback(FarmsLRConfig(start=100))).train()
 
 
+@pytest.mark.parametrize(
+    ("interval", "options"),
+    [(8, {}), (100, {}), ("epoch", {"max_steps": -1, "num_train_epochs": 1, "per_device_train_batch_size": 16})],
+)
+def test_an_interval_beyond_the_end_is_a_warning(interval, options, tmp_path):
+    message = rf"interval={interval!r} has no effect: the training has .* measured once, at step 0\. Set a smaller"
+    with pytest.warns(NoEffectWarning, match=message):
+        trainer(tmp_path / "a", FarmsLRCallback(FarmsLRConfig(start=0, interval=interval)), **options).train()
+    # Warnings are errors here.
+    trainer(tmp_path / "b", FarmsLRCallback(FarmsLRConfig(start=0, interval=interval, frozen=True)), **options).train()
+
+
 def test_two_instances_are_refused(tmp_path):
     run = trainer(tmp_path, FarmsLRCallback(FAST))
-    run.add_callback(FarmsLRCallback(FAST))
+    second = FarmsLRCallback(FAST)
+    run.add_callback(second)
     with pytest.raises(ValueError, match="must hold one FarmsLRCallback, got two"):
         run.train()
+    assert not innermost(run.optimizer)._optimizer_step_pre_hooks
+    run.remove_callback(second)
+    run.train()
 
 
 def test_the_config_travels_as_a_mapping():
