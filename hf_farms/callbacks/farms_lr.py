@@ -63,7 +63,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
         self.memory["counted"] = []
         self._failed_in: int | None = None
         self._seconds = 0.0
-        self._warned = False
+        self._warned = self._moved = False
 
     def state(self) -> dict[str, Any]:
         """What is written into `trainer_state.json`: numbers and names only."""
@@ -137,6 +137,13 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
         self._detach()
         if self._history is not None:
             self._history.draw(self.config)
+        if self.memory["step"] is not None and not self._moved:
+            warnings.warn(
+                "FarmsLRCallback had no effect: alphas differed by no more than chance, or scales are 1, so that all "
+                "factors were 1.",
+                NoEffectWarning,
+                stacklevel=2,
+            )
 
     def _take_up(self, state: TrainerState) -> None:
         """The memory of the checkpoint that is resumed; a fresh one for a fresh run."""
@@ -203,6 +210,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
         assert self._groups is not None
         factors = self.memory["factors"]
         self._groups.set_factors({key: mean_factor(factors, key) for key in self._groups.keys})
+        self._moved |= any(factor != 1 for factor in factors.values())
 
     def _detach(self) -> None:
         if self._groups is not None:

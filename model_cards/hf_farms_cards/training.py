@@ -16,6 +16,12 @@ __all__ = ["training_figure", "write_training_history"]
 
 FIGURE, SECTION = "figures/farms_lr.png", "farms_lr.md"
 FIRST, LAST = "#9db7e4", "#3366cc"
+QUANTITIES = {
+    "lr": "learning rate",
+    "weight_decay": "weight decay",
+    "both": "learning rate and weight decay",
+    "constant_decay": "learning rate, its product with weight decay kept",
+}
 
 # A line of the history: step, epoch, seconds, blocks with name, alpha, alpha_stderr and factor.
 Line = dict[str, Any]
@@ -26,12 +32,17 @@ def write_training_history(history: list[Line], config: FarmsLRConfig, folder: P
     if not history:
         return
     (folder / FIGURE).parent.mkdir(parents=True, exist_ok=True)
-    save_figure(training_figure(history), folder / FIGURE)
+    save_figure(training_figure(history, QUANTITIES[config.quantity]), folder / FIGURE)
     (folder / SECTION).write_text(_section(history, config), encoding="utf-8")
 
 
-def training_figure(history: list[Line]) -> Figure:
-    """Alpha of every block over steps as a heat map, above the factors of the first and the last measurement."""
+def training_figure(history: list[Line], quantity: str) -> Figure:
+    """Alpha of every block over steps as a heat map, above the factors of the first and the last measurement.
+
+    Args:
+        history: the measurements, at least one.
+        quantity: in words, what the factors are on.
+    """
     names = [block["name"] for block in history[-1]["blocks"]]
     alphas = [[or_nan(block["alpha"]) for block in line["blocks"]] for line in history]
     figure = new_figure(width_for(len(names)) + 1, 6.0)
@@ -49,7 +60,7 @@ def training_figure(history: list[Line]) -> Figure:
         style = {"color": colour, "marker": "o", "markersize": 4, "linewidth": 1.2}
         draw_estimates(bottom, index, factors, f"step {line['step']}", **style)
     bottom.axhline(1, color="black", linewidth=0.8)
-    bottom.set_ylabel("factor on the LR")
+    bottom.set_ylabel(f"factor on the {quantity.partition(',')[0]}")
     bottom.legend(frameon=False, fontsize="small")
     depth_axis(bottom)
     return figure
@@ -62,14 +73,20 @@ def _section(history: list[Line], config: FarmsLRConfig) -> str:
         for block in last["blocks"]
     ]
     seconds = math.fsum(line["seconds"] for line in history)
+    scales = "" if config.map in ("sqrt", "log2") else f", scales {config.min_scale:g} to {config.max_scale:g}"
+    if any(block["factor"] != 1 for line in history for block in line["blocks"]):
+        what = (
+            f"{config.unit}s with a lighter tail of the weight spectrum (larger alpha, less trained) got a larger "
+            f"factor on the {QUANTITIES[config.quantity]}"
+        )
+    else:
+        what = "no block's alpha differed from the others' by more than chance, so that all factors stayed at 1"
     return "\n".join(
         [
             "## Layer-wise learning rates",
             "",
-            f"Trained with `FarmsLRCallback` (map {config.map}, unit {config.unit}, scales {config.min_scale:g} to "
-            f"{config.max_scale:g}): blocks with a lighter tail of the weight spectrum (larger alpha, less trained) "
-            f"got a larger learning rate. {len(history)} measurements in {seconds:.1f} s; the last, at step "
-            f"{last['step']}:",
+            f"Trained with `FarmsLRCallback` (map {config.map}, unit {config.unit}{scales}): {what}. "
+            f"{len(history)} measurements in {seconds:.1f} s; the last, at step {last['step']}:",
             "",
             "| block | alpha | ± standard error | factor |",
             "|---|---|---|---|",

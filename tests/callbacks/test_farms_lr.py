@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 import transformers
+from hf_farms_cards.training import write_training_history
 from models import tiny
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
@@ -31,10 +32,10 @@ class Tokens(Dataset):
         return {"input_ids": self.ids[index], "labels": self.ids[index]}
 
 
-def signal(model):
+def signal(model, blocks=None):
     """Blocks that differ by more than chance: the tails get lighter with depth."""
     with torch.no_grad():
-        for index, block in enumerate(model.model.layers):
+        for index, block in enumerate(blocks or model.model.layers):
             for parameter in block.parameters():
                 if parameter.ndim == 2:
                     parameter *= torch.logspace(0, index - 2.0, len(parameter))[:, None]
@@ -123,8 +124,21 @@ def test_equal_to_an_optimizer_with_real_groups_bit_by_bit(tmp_path):
 def test_factors_of_one_are_no_callback_bit_by_bit(tmp_path):
     run = trainer(tmp_path / "a", FarmsLRCallback(FarmsLRConfig(start=0, interval=2, min_scale=1, max_scale=1)))
     plain = trainer(tmp_path / "b")
-    run.train(), plain.train()
+    with pytest.warns(NoEffectWarning, match=r"had no effect: alphas differed by no more than chance, or scales are 1"):
+        run.train()
+    plain.train()
     assert same(weights(run.model), weights(plain.model))
+
+
+def test_alphas_that_differ_by_chance_have_no_effect(tmp_path):
+    run = trainer(tmp_path / "a", FarmsLRCallback(FAST), model=tiny("llama"), learning_rate=1e-4)
+    plain = trainer(tmp_path / "b", model=tiny("llama"), learning_rate=1e-4)
+    with pytest.warns(NoEffectWarning, match=r"had no effect: alphas differed by no more than chance"):
+        run.train()
+    plain.train()
+    assert same(weights(run.model), weights(plain.model))
+    section = (tmp_path / "a" / "farms_lr.md").read_text()
+    assert "differed from the others' by more than chance, so that all factors stayed at 1" in section
 
 
 WSD = {"num_decay_steps": 2}
@@ -293,6 +307,7 @@ def test_when_it_measures(config, options, steps, tmp_path):
     assert [e["step"] for e in run.state.log_history if "farms_lr/seconds" in e] == steps
 
 
+@pytest.mark.filterwarnings("ignore:FarmsLRCallback had no effect")
 def test_smoothing_mixes_earlier_alphas(tmp_path):
     found = {}
     for keep in (0.0, 0.75):
@@ -376,6 +391,21 @@ def test_history_figure_and_section_are_written(tmp_path):
     assert (tmp_path / "figures" / "farms_lr.png").read_bytes().startswith(b"\x89PNG")
     section = (tmp_path / "farms_lr.md").read_text()
     assert f"| model.layers.0 | {lines[-1]['blocks'][0]['alpha']:.3f} |" in section
+    assert "(larger alpha, less trained) got a larger factor on the learning rate" in section
+
+
+@pytest.mark.parametrize(
+    ("quantity", "said"),
+    [("weight_decay", "factor on the weight decay."), ("constant_decay", "factor on the learning rate, its product")],
+)
+def test_the_section_says_what_was_scaled(quantity, said, tmp_path):
+    block = {"name": "0", "alpha": 2.0, "alpha_stderr": None, "factor": 1.5}
+    history = [{"step": 3, "epoch": 0.1, "seconds": 1.0, "blocks": [block, {**block, "name": "1", "factor": 0.5}]}]
+    write_training_history(history, FarmsLRConfig(map="sqrt", quantity=quantity), tmp_path)
+    section = (tmp_path / "farms_lr.md").read_text()
+    assert said in section
+    assert "(map sqrt, unit block): blocks with" in section
+    assert "| 0 | 2.000 | – | 1.500 |" in section
 
 
 def test_nan_keeps_the_last_factors_and_warns_once(tmp_path):

@@ -139,11 +139,13 @@ class Pairs(Tokens):
 
 def test_seq2seq(tmp_path):
     model = family_model("t5")
+    signal(model, [*model.encoder.block, *model.decoder.block])
     model.config.decoder_start_token_id = 0
     args = transformers.Seq2SeqTrainingArguments(**arguments(tmp_path).to_dict() | {"output_dir": str(tmp_path)})
     callback = FarmsLRCallback(FAST)
     transformers.Seq2SeqTrainer(model=model, args=args, train_dataset=Pairs(), callbacks=[callback]).train()
     assert callback.memory["step"] == 6
+    assert max(callback.memory["factors"].values()) > 1.1
 
 
 def test_auto_find_batch_size_starts_again_cleanly(tmp_path):
