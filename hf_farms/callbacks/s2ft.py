@@ -13,6 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from hf_farms.blocks import ModelBlockSource
+from hf_farms.callbacks.farms_lr import MARK as LEARNING_RATES
 from hf_farms.callbacks.groups import innermost
 from hf_farms.callbacks.history import track
 from hf_farms.callbacks.refusals import check_steps
@@ -98,6 +99,9 @@ class S2FTCallback(TrainerCallback):
             return
         if late:
             hand_over(optimizer, model)
+            if (other := getattr(optimizer, LEARNING_RATES, None)) is not None:
+                # It has put the parameters that were there into groups; now there are others.
+                other.on_train_begin(args, state, control, **kwargs)
         check_optimizer(optimizer, model)
         keep_slices(optimizer, model, lengths if late else None)
         take_up(optimizer, model)

@@ -143,12 +143,15 @@ class Scale(torch.nn.Module):
     ids=["resnet", "no blocks"],
 )
 def test_a_model_that_it_does_not_fit_trains_as_without_it(early, model, data, why, tmp_path):
-    plain_run = trainer(tmp_path, model=model(), data=data, max_steps=2)
-    plain_run.train()
-    with pytest.warns(NoEffectWarning, match=f"S2FTCallback has no effect, the whole model is trained: .*{why}"):
-        run = trainer(tmp_path, S2FTCallback(INDEXED), early=early, model=model(), data=data, max_steps=2)
+
+    def train(callback):
+        run = trainer(tmp_path, callback, early=early, model=model(), data=data, max_steps=2)
         run.train()
-    assert same(weights(run.model), weights(plain_run.model))
+        return run
+
+    with pytest.warns(NoEffectWarning, match=f"S2FTCallback has no effect, the whole model is trained: .*{why}"):
+        run = train(S2FTCallback(INDEXED))
+    assert same(weights(run.model), weights(train(None).model))
     assert not any("s2ft" in key for entry in run.state.log_history for key in entry)
 
 
@@ -204,7 +207,7 @@ def test_model_init_is_refused_early(tmp_path):
 
 def test_model_init_works_late_time_after_time(tmp_path):
     """As a search for hyper-parameters does it: a new model, a new optimizer for every trial."""
-    run = Trainer(model_init=lambda: tiny("llama"), args=arguments(tmp_path), train_dataset=Tokens())
+    run = Trainer(model_init=lambda: tiny("llama"), args=arguments(tmp_path, max_steps=2), train_dataset=Tokens())
     run.add_callback(S2FTCallback(INDEXED))
     found = []
     for _ in range(2):
@@ -248,7 +251,8 @@ def test_an_optimizer_of_ones_own(applied, tmp_path):
     model = tiny("llama")
     if applied:
         apply_s2ft(model, INDEXED)
-    run = Trainer(model=model, args=arguments(tmp_path), train_dataset=Tokens(), optimizers=(own(model), None))
+    args = arguments(tmp_path, max_steps=4)
+    run = Trainer(model=model, args=args, train_dataset=Tokens(), optimizers=(own(model), None))
     run.add_callback(S2FTCallback(INDEXED))
     run.train()
     assert {id(p) for g in innermost(run.optimizer).param_groups for p in g["params"]} == {
