@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["lowest_per_row"]
+__all__ = ["lowest", "lowest_of_groups", "lowest_per_row"]
 
 
 def lowest_per_row(scores: Tensor, count: int) -> Tensor:
@@ -47,3 +47,32 @@ def _lowest(scores: Tensor, k: int) -> Tensor:
     tied = scores == threshold
     missing = k - below.sum(dim=1, keepdim=True)
     return below | (tied & (tied.cumsum(dim=1) <= missing))
+
+
+def lowest(scores: Tensor, count: int) -> Tensor:
+    """Mark exactly the `count` lowest scores of a matrix, ties by position.
+
+    Args:
+        scores: `(rows, columns)`, finite.
+        count: entries to mark.
+
+    Returns:
+        `(rows, columns)` bool.
+    """
+    return _lowest(scores.reshape(1, -1), count).reshape(scores.shape)
+
+
+def lowest_of_groups(scores: Tensor, pattern: tuple[int, int]) -> Tensor:
+    """Mark the N lowest of every M neighbours in a row, ties by column.
+
+    Args:
+        scores: `(rows, columns)`, finite; columns a multiple of M.
+        pattern: N and M.
+
+    Returns:
+        `(rows, columns)` bool; exactly N of every M are True.
+    """
+    number, size = pattern
+    groups = scores.reshape(-1, size)
+    order = groups.argsort(dim=1, stable=True)[:, :number]
+    return torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order, True).reshape(scores.shape)
