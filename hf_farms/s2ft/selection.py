@@ -1,26 +1,19 @@
-"""Which heads and channels are trained.
-
-Symbols: u units of a structure (heads, groups of them, or channels), c weights that one unit trains.
-"""
+"""Which heads and channels are trained."""
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from hf_farms.allocation.plan import block_alphas
-from hf_farms.allocation.sparsity import allocate_sparsity
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.config import S2FTConfig
-from hf_farms.coupling import Structure, coupled_structures
-from hf_farms.errors import HfFarmsWarning, ModelError
+from hf_farms.coupling import Member, Structure, coupled_structures
+from hf_farms.errors import ModelError
+from hf_farms.s2ft.budgets import unit_counts
 from hf_farms.s2ft.scores import Batches, unit_norms
-from hf_farms.spectra.analysis import analyze
 
 __all__ = ["Batches", "Selection", "select_channels", "structures_of"]
 
@@ -76,17 +69,16 @@ def select_channels(
             "training data."
         )
     source = ModelBlockSource(model)
+    _check_roles(source, config)
     structures = structures_of(source, config)
     if not any(structures):
         return Selection(config)
-    _check_roles(source, structures, config)
     excluded = [exclude] if isinstance(exclude, Selection) else list(exclude)
-    free = [[_free_units(structure, excluded) for structure in found] for found in structures]
-    budgets = _budgets(source, structures, config)
-    counts = [
-        _counts(found, room, budget, config) for found, room, budget in zip(structures, free, budgets, strict=True)
+    free = [
+        [_free_units(structure, source, index, excluded) for structure in found]
+        for index, found in enumerate(structures)
     ]
-    _check_counts(structures, counts, config, source.count_parameters()[0], excluded)
+    counts = unit_counts(source, structures, [[len(units) for units in found] for found in free], config)
     norms = None if config.strategy == "random" else unit_norms(source, structures, config, calibration)
     generator = torch.Generator().manual_seed(config.seed)
     channels: dict[str, tuple[int, ...]] = {}
@@ -112,8 +104,10 @@ def structures_of(source: ModelBlockSource, config: S2FTConfig) -> list[tuple[St
     return [tuple(s for s in structures if s.trained(config.roles)) for structures in found]
 
 
-def _check_roles(source: ModelBlockSource, structures: list[tuple[Structure, ...]], config: S2FTConfig) -> None:
-    layers = [layer for index in range(len(source)) for layer in source.metadata(index).layers]
+def _check_roles(source: ModelBlockSource, config: S2FTConfig) -> None:
+    """Refuse roles that the model does not have, unless it has none at all."""
+    blocks = [source.metadata(index) for index in range(len(source))]
+    layers = [layer for block in blocks for layer in block.layers]
     experts = {layer.role: layer for layer in layers if layer.kind == "expert"}
     for role in config.roles:
         if role in experts:
@@ -123,92 +117,29 @@ def _check_roles(source: ModelBlockSource, structures: list[tuple[Structure, ...
                 f"{role!r} ({name}), whose gradient would be that of all experts whole.",
                 hint="Train the attention: S2FTConfig(roles=('o',)).",
             )
-    known = {m.layer.role for found in structures for s in found for m in s.members}
-    missing = [role for role in config.roles if not any(s.trained([role]) for found in structures for s in found)]
-    if missing:
-        has = [role for role in dict.fromkeys(layer.role for layer in layers) if role in known]
-        raise ValueError(f"roles must be among those that the model has ({', '.join(has)}), got {missing[0]!r}.")
+    structures = [s for block in blocks for s in coupled_structures(block, source.config, whole_groups=True)]
+    has = list(dict.fromkeys(member.layer.role for structure in structures for member in structure.members))
+    for role in config.roles:
+        if has and role not in has:
+            raise ValueError(f"roles must be among those that the model has ({', '.join(has)}), got {role!r}.")
 
 
-def _free_units(structure: Structure, excluded: Sequence[Selection]) -> list[int]:
+def _free_units(structure: Structure, source: ModelBlockSource, index: int, excluded: Sequence[Selection]) -> list[int]:
     """The units that no other selection has a channel of, whatever layers it trains."""
-    taken: set[int] = set()
-    for member in structure.members:
-        for selection in excluded:
-            taken.update(c // member.width for c in selection.channels.get(member.layer.name, ()))
+    taken = {unit for member in structure.members for unit in _units_in(member, excluded)}
+    names = {member.layer.name for member in structure.members}
+    # Where units are query heads, k and v belong to all heads of a group.
+    for grouped in coupled_structures(source.metadata(index), source.config, whole_groups=True) if excluded else ():
+        for member in grouped.members:
+            if grouped.kind == structure.kind and member.layer.name not in names:
+                heads = structure.units // grouped.units
+                for group in _units_in(member, excluded):
+                    taken.update(range(group * heads, (group + 1) * heads))
     return [unit for unit in range(structure.units) if unit not in taken]
 
 
-def _budgets(source: ModelBlockSource, structures: list[tuple[Structure, ...]], config: S2FTConfig) -> list[float]:
-    """Trained weights of each block."""
-    taking_part = [index for index, found in enumerate(structures) if found]
-    total = config.budget * source.count_parameters()[0]
-    shares = [1 / len(taking_part)] * len(taking_part)
-    if config.budget_allocation == "farms":
-        scores, errors = block_alphas(analyze(source, config.farms))
-        shares = (
-            allocate_sparsity(
-                [scores[index] for index in taking_part],
-                sizes=[1] * len(taking_part),
-                target=1 / len(taking_part),
-                spread=config.spread,
-                stderr=[errors[index] for index in taking_part],
-                bounds=(0.0, 1.0),
-            )
-            if len(taking_part) > 1
-            else shares
-        )
-    budgets = [0.0] * len(structures)
-    for index, share in zip(taking_part, shares, strict=True):
-        budgets[index] = share * total
-    return budgets
-
-
-def _counts(found: Sequence[Structure], free: Sequence[list[int]], budget: float, config: S2FTConfig) -> list[int]:
-    """Units of each structure of a block. Heads are rounded, at least one where it fits; channels take the rest."""
-    costs = [sum(m.weights_per_unit for m in structure.trained(config.roles)) for structure in found]
-    counts, left = [], budget
-    for index, (cost, room) in enumerate(zip(costs, free, strict=True)):
-        wished = left / cost
-        if index + 1 < len(costs):
-            wished = max(round(wished / 2), 1) if cost <= left else 0
-        counts.append(min(math.floor(wished), len(room)))
-        left -= counts[-1] * cost
-    return counts
-
-
-def _check_counts(
-    structures: list[tuple[Structure, ...]],
-    counts: list[list[int]],
-    config: S2FTConfig,
-    parameters: int,
-    excluded: Sequence[Selection],
-) -> None:
-    """Refuse to train nothing; warn where a role gets nothing."""
-    total: dict[str, int] = {}
-    smallest: dict[str, int] = {}
-    for found, numbers in zip(structures, counts, strict=True):
-        for structure, count in zip(found, numbers, strict=True):
-            cost = sum(m.weights_per_unit for m in structure.trained(config.roles))
-            total[structure.kind] = total.get(structure.kind, 0) + count
-            smallest[structure.kind] = min(cost, smallest.get(structure.kind, cost))
-    blocks = sum(bool(found) for found in structures)
-    needed = {kind: cost * blocks / parameters for kind, cost in smallest.items()}
-    if not any(total.values()):
-        reason = " beside the excluded selections" if excluded else ""
-        raise ValueError(
-            f"budget must be at least {min(needed.values()):.2g} to train one head or channel in each block{reason}, "
-            f"got {config.budget!r}."
-        )
-    for kind, count in total.items():
-        if count == 0:
-            roles = [r for r in config.roles if any(s.kind == kind and s.trained([r]) for f in structures for s in f)]
-            warnings.warn(
-                f"budget must be at least {needed[kind]:.2g} to train {', '.join(roles)} of this model, which have one "
-                f"unit of {smallest[kind]:,} weights in each block, got {config.budget!r}: they are not trained.",
-                HfFarmsWarning,
-                stacklevel=3,
-            )
+def _units_in(member: Member, selections: Sequence[Selection]) -> set[int]:
+    return {c // member.width for selection in selections for c in selection.channels.get(member.layer.name, ())}
 
 
 def _chosen(scores: Tensor, free: list[int], count: int, *, largest: bool) -> list[int]:
