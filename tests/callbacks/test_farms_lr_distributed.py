@@ -89,7 +89,9 @@ def test_nan_in_the_share_of_one_process_stops_neither(ddp):
 FSDP2 = """
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from hf_farms.callbacks.refusals import check_supported
 from test_farms_lr import *
+from torch.distributed.fsdp import FullyShardedDataParallel
 folder, rank = sys.argv[1], int(__import__("os").environ["RANK"])
 callback = FarmsLRCallback(FarmsLRConfig(start=0, interval=4))
 run = trainer(folder, callback, per_device_train_batch_size=2, optim="sgd")
@@ -106,7 +108,13 @@ result = {
     "weights": {name: parameter.full_tensor().detach() for name, parameter in parameters.items()},
     "memory": callback.memory,
     "log": [entry for entry in run.state.log_history if "farms_lr/seconds" in entry],
+    "refused": None,
 }
+try:
+    old = FullyShardedDataParallel(torch.nn.Linear(8, 8), device_id=torch.device("cpu"))
+    check_supported(run.args, old, torch.optim.SGD(old.parameters()))
+except ValueError as error:
+    result["refused"] = str(error)
 torch.save(result, f"{folder}/{rank}.pt")
 """
 
@@ -114,6 +122,7 @@ torch.save(result, f"{folder}/{rank}.pt")
 def test_weights_sharded_by_fsdp2(tmp_path):
     run_script(FSDP2, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
+    assert "got FSDP1. Set fsdp_version: 2" in first["refused"]
     assert first["types"] == {"DTensor"}
     assert first["groups"] == 2
     assert first["memory"] == second["memory"]
