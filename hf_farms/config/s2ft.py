@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -75,14 +76,15 @@ class S2FTConfig:
             self.budget,
             "It is a fraction: 0.01 trains 1% of the parameters.",
         )
+        several = isinstance(self.roles, Iterable) and not isinstance(self.roles, str) and bool(tuple(self.roles))
+        check(several, "roles", f"a tuple with some of {', '.join(S2FT_ROLES)}", self.roles)
         object.__setattr__(self, "roles", tuple(self.roles))
-        check(bool(self.roles), "roles", f"some of {', '.join(S2FT_ROLES)}", self.roles)
         for role in self.roles:
             check_choice("roles", role, S2FT_ROLES)
         check(len(set(self.roles)) == len(self.roles), "roles", "different from each other", self.roles)
         check_choice("strategy", self.strategy, S2FT_STRATEGIES)
         check_choice("keep", self.keep, S2FT_KEEPS)
-        check(isinstance(self.seed, int) and self.seed >= 0, "seed", "an integer of at least 0", self.seed)
+        check(isinstance(self.seed, int) and 0 <= self.seed < 2**63, "seed", "an integer of at least 0", self.seed)
         check_choice("budget_allocation", self.budget_allocation, S2FT_BUDGETS)
         check(is_number(self.spread) and 0 <= self.spread < 1, "spread", "at least 0 and below 1", self.spread)
         check_choice("layout", self.layout, S2FT_LAYOUTS)

@@ -66,8 +66,12 @@ def load_selection(folder: str | Path) -> Selection:
             raise ValueError(f"schema version {content['schema_version']!r}")
         config = json_converter().structure(content["selection"], S2FTConfig)
         with safe_open(path / WEIGHTS_NAME, framework="pt") as file:
-            names = [name for name in file.keys() if name.endswith(END)]  # noqa: SIM118 - not a mapping
-            channels = {name.removesuffix(END): tuple(file.get_tensor(name).tolist()) for name in sorted(names)}
+            names = sorted(name for name in file.keys() if name.endswith(END))  # noqa: SIM118 - not a mapping
+            found = {name.removesuffix(END): file.get_tensor(name) for name in names}
+        for name, index in found.items():
+            if index.dtype != torch.int64 or index.ndim != 1 or len(index) == 0 or bool((index.diff() <= 0).any()):
+                raise ValueError(f"an index of {name} that is not one of ascending channels")
+        channels = {name: tuple(index.tolist()) for name, index in found.items()}
     except Exception as error:  # whatever a foreign file makes these stumble over
         raise DataError(
             f"{str(folder)!r} must hold a selection ({CONFIG_NAME}, {WEIGHTS_NAME}), got {error}.",

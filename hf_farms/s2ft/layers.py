@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.pytorch_utils import Conv1D
@@ -173,6 +174,7 @@ class SelectiveConv1D(SelectiveLayer, Conv1D):
 
 # Exact types: subclasses, such as quantised layers, compute something else.
 SELECTIVE: dict[type[nn.Module], type[SelectiveLayer]] = {nn.Linear: SelectiveLinear, Conv1D: SelectiveConv1D}
+ORDERED: dict[type[nn.Module], type[InOriginalOrder]] = {}
 
 
 def selective_class(plain: type[nn.Module]) -> type[SelectiveLayer] | None:
@@ -181,8 +183,10 @@ def selective_class(plain: type[nn.Module]) -> type[SelectiveLayer] | None:
 
 
 def ordered_class(plain: type[nn.Module]) -> type[InOriginalOrder]:
-    """What a module becomes whose parameters are only permuted."""
-    return type(plain.__name__, (InOriginalOrder, plain), {"__doc__": plain.__doc__})
+    """What a module becomes whose parameters are only permuted; one class for each plain one."""
+    if plain not in ORDERED:
+        ORDERED[plain] = type(plain.__name__, (InOriginalOrder, plain), {"__doc__": plain.__doc__})
+    return ORDERED[plain]
 
 
 class _TrainedInputs(torch.autograd.Function):
@@ -199,6 +203,7 @@ class _TrainedInputs(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (grad_y,) = gradients
         picked, matrix = ctx.saved_tensors
@@ -221,6 +226,7 @@ class _TrainedOutputs(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (grad_y,) = gradients
         x, matrix, index = ctx.saved_tensors
@@ -238,7 +244,7 @@ def _pick(x: Tensor, index: Tensor, start: int | None) -> Tensor:
     if start is None:
         return x.index_select(-1, index)
     picked = x.narrow(-1, start, len(index))
-    return picked.contiguous() if len(index) < x.shape[-1] else picked
+    return picked.clone(memory_format=torch.contiguous_format) if len(index) < x.shape[-1] else picked
 
 
 # Every layer that trains, so that whatever optimizer steps, in whatever loop and wrapper, its layers follow. A fused

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,10 +13,17 @@ from torch import Tensor, nn
 from hf_farms.blocks import LayerMetadata, ModelBlockSource
 from hf_farms.blocks.layouts import KNOWN
 from hf_farms.config import S2FTConfig
-from hf_farms.coupling import Structure, check_movable, module_channels, permute_structure, undo_orders
+from hf_farms.coupling import (
+    Structure,
+    check_movable,
+    coupled_structures,
+    module_channels,
+    permute_structure,
+    undo_orders,
+)
 from hf_farms.errors import ModelError
 from hf_farms.s2ft.layers import InOriginalOrder, SelectiveLayer, ordered_class, selective_class
-from hf_farms.s2ft.selection import Batches, Selection, select_channels, structures_of
+from hf_farms.s2ft.selection import Batches, Selection, select_channels
 
 __all__ = ["apply_s2ft", "check_plain", "restore", "selection_of", "selective_layers", "summary"]
 
@@ -135,11 +142,12 @@ def summary(model: nn.Module) -> dict[str, float]:
     assert selection is not None, "the model must have S2FT on it"
     source = ModelBlockSource(model)
     roles = {layer.name: layer.role for index in range(len(source)) for layer in source.metadata(index).layers}
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     channels: dict[str, float] = defaultdict(int)
     for name, found in selection.channels.items():
         channels[f"channels/{roles[name]}"] += len(found)
     trained = sum(layer.selected.numel() for _, layer in selective_layers(model))
-    share = trained / (source.count_parameters()[0] - trained)
+    share = trained / (parameters - trained)
     return {"trainable_parameters": trained, "trainable_share": share, **channels}
 
 
@@ -182,6 +190,7 @@ def _plan(model: nn.Module, source: ModelBlockSource, selection: Selection) -> d
     permuted = selection.config.layout == "permuted"
     rows: dict[nn.Module, list[Tensor]] = defaultdict(list)
     inputs: dict[nn.Module, bool] = {}
+    _check_unshared(model, [layers[name] for name in selection.channels if name in layers])
     for name, channels in selection.channels.items():
         layer = _layer(layers, name, channels)
         module = model.get_submodule(layer.parameter.rpartition(".")[0])
@@ -207,6 +216,21 @@ def _layer(layers: dict[str, LayerMetadata], name: str, channels: Sequence[int])
     return layer
 
 
+def _check_unshared(model: nn.Module, layers: Iterable[LayerMetadata]) -> None:
+    """Two layers with one weight would each train a slice of it, or move it twice."""
+    names: dict[nn.Parameter, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[parameter].append(name)
+    for layer in layers:
+        shared = names[model.get_parameter(layer.parameter)]
+        if len(shared) > 1:
+            raise ModelError(
+                f"trained and moved weights must belong to one layer for S2FT, got one that is both "
+                f"{' and '.join(shared)}.",
+                hint="Leave its role out of S2FTConfig(roles=...).",
+            )
+
+
 def _check_module(module: nn.Module, name: str) -> None:
     if selective_class(type(module)) is None:
         raise ModelError(
@@ -227,13 +251,18 @@ def _permute(model: nn.Module, source: ModelBlockSource, selection: Selection) -
         raise ModelError(
             f"layout 'permuted' must know what is coupled in a model, got {model_type}.", hint="Use layout='indexed'."
         )
-    structures = [structure for found in structures_of(source, selection.config) for structure in found]
-    for structure in structures:
+    blocks = [source.metadata(index) for index in range(len(source))]
+    structures = [s for block in blocks for s in coupled_structures(block, source.config, whole_groups=True)]
+    chosen = [(structure, units) for structure in structures if (units := _units(structure, selection))]
+    for structure, _ in chosen:
         check_movable(model, structure)
-    for structure in structures:
-        units = _units(structure, selection)
-        if not units:
-            continue
+    members = [member.layer for structure, _ in chosen for member in structure.members]
+    _check_unshared(model, members)
+    if unknown := sorted(set(selection.channels) - {layer.name for layer in members}):
+        raise ValueError(
+            f"selection must be of heads or channels for layout 'permuted', got {unknown[0]}. Use layout='indexed'."
+        )
+    for structure, units in chosen:
         order = [*units, *sorted(set(range(structure.units)) - set(units))]
         for module, orders in permute_structure(model, structure, order).items():
             ordered: Any = module
@@ -243,12 +272,17 @@ def _permute(model: nn.Module, source: ModelBlockSource, selection: Selection) -
 
 
 def _units(structure: Structure, selection: Selection) -> list[int]:
-    """The selected units; the same in each trained layer."""
-    return next(
-        (
-            sorted({c // m.width for c in selection.channels[m.layer.name]})
-            for m in structure.trained(selection.config.roles)
-            if m.layer.name in selection.channels
-        ),
-        [],
-    )
+    """The selected units.
+
+    Raises:
+        ValueError: parts of units, or not the same in each layer.
+    """
+    found = {member: selection.channels.get(member.layer.name, ()) for member in structure.members}
+    units = sorted({c // member.width for member, channels in found.items() for c in channels})
+    for member, channels in found.items():
+        if channels and tuple(member.channels(units).tolist()) != tuple(channels):
+            raise ValueError(
+                f"selection must have whole heads (groups of them where they share keys and values), the same in all "
+                f"layers of a block, for layout 'permuted', got others in {member.layer.name}. Use layout='indexed'."
+            )
+    return units
