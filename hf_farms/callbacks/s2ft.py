@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,7 +67,9 @@ class S2FTCallback(TrainerCallback):
     ) -> None:
         if config is not None and not isinstance(config, S2FTConfig):
             config = S2FTConfig(**config)
-        self.config = selection.config if selection is not None and config is None else config or S2FTConfig()
+        if selection is not None and config not in (None, selection.config):
+            raise ValueError("config must be left out beside a selection, which has its own, got another one.")
+        self.config = selection.config if selection is not None else config or S2FTConfig()
         self._calibration, self._exclude, self._selection = calibration, exclude, selection
         self._early = self._applied = False
 
@@ -94,11 +97,12 @@ class S2FTCallback(TrainerCallback):
             )
         if late and args.world_size > 1:
             raise ValueError(DISTRIBUTED)
+        frozen = {parameter for parameter in model.parameters() if not parameter.requires_grad}
         lengths = [len(group["params"]) for group in optimizer.param_groups]
         if (late and self._early) or not self._apply(model):
             return
         if late:
-            hand_over(optimizer, model)
+            hand_over(optimizer, model, frozen)
             if (other := getattr(optimizer, LEARNING_RATES, None)) is not None:
                 # It has put the parameters that were there into groups; now there are others.
                 other.on_train_begin(args, state, control, **kwargs)
@@ -157,12 +161,14 @@ def _no_effect(why: str) -> bool:
 def _check_supported(args: TrainingArguments) -> None:
     """Refuse what moves weights where the slices do not see it, or reads parameters by position or foreign names."""
     check_steps(args, NAME)
-    if str(getattr(args.optim, "value", args.optim)).startswith("schedule_free"):
+    optim = str(getattr(args.optim, "value", args.optim))
+    if optim.startswith("schedule_free"):
         raise ValueError(
-            f"optim must change weights in its step only for {NAME}, got {args.optim!r}, which changes them for every "
+            f"optim must change weights in its step only for {NAME}, got {optim!r}, which changes them for every "
             "evaluation. Use --optim adamw_torch."
         )
-    if getattr(args, "fsdp", None):
+    # `accelerate launch` says it in the environment.
+    if getattr(args, "fsdp", None) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         raise ValueError(f"weights must be whole on every process for {NAME}, got FSDP. Use DDP, or one process.")
     if getattr(args, "use_vllm", False):
         raise ValueError(

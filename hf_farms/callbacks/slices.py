@@ -6,7 +6,7 @@ first group, which optimizers carry along and do not read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -22,11 +22,18 @@ KEEPS = "_hf_farms_s2ft_keeps"
 State = dict[str, Any]
 
 
-def hand_over(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Put the slices in the place of their weights, in the same groups, and everything else out."""
+def hand_over(optimizer: torch.optim.Optimizer, model: nn.Module, frozen: Container[nn.Parameter] = ()) -> None:
+    """Put the slices in the place of their weights, in the same groups, and everything else out.
+
+    Args:
+        optimizer: the innermost one.
+        model: with the slices.
+        frozen: what did not learn before, so that no group has it; slices of these come into the first group.
+    """
     slices = {layer.weight: layer.selected for _, layer in selective_layers(model)}
     for group in optimizer.param_groups:
         group["params"] = [slices[parameter] for parameter in group["params"] if parameter in slices]
+    optimizer.param_groups[0]["params"] += [part for weight, part in slices.items() if weight in frozen]
     optimizer.state.clear()
 
 

@@ -75,6 +75,19 @@ def test_both_ways_of_adding_it_train_the_same_weights(config, tmp_path):
     assert not same(found[0], plain(tiny("llama")))
 
 
+@EARLY
+@pytest.mark.parametrize("frozen", ["model.layers.1", "lm_head", ""])
+def test_what_was_frozen_is_trained_where_it_is_selected(frozen, early, tmp_path):
+    model = tiny("llama")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen))
+    run = trainer(tmp_path, S2FTCallback(INDEXED), early=early, model=model, weight_decay=0.1)
+    run.train()
+    other = trainer(tmp_path, S2FTCallback(INDEXED), weight_decay=0.1)
+    other.train()
+    assert same(plain(model), plain(other.model))
+
+
 @LAYOUTS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_nothing_but_the_selection_changes(config, dtype, tmp_path):

@@ -1,0 +1,158 @@
+"""What S2FT does not work with is refused before the first step, with the way out."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from families import family_model
+from models import tiny
+from torch.distributed.fsdp import fully_shard
+
+sys.path.append(str(Path(__file__).parent))
+from test_farms_lr import Tokens, arguments, same, weights
+from test_s2ft import EARLY, INDEXED, PERMUTED, trainer
+from transformers import Trainer
+
+from hf_farms import S2FTCallback, S2FTConfig, apply_s2ft
+from hf_farms.errors import ModelError
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*", "ignore:.is_gradient_checkpointing. is deprecated")
+
+
+def refuse(folder, error, why, **options):
+    """Adding it early is enough to be refused."""
+    with pytest.raises(error, match=why):
+        trainer(folder, S2FTCallback(INDEXED), **options)
+
+
+@pytest.mark.parametrize("optim", ["galore_adamw_layerwise", "apollo_adamw_layerwise", "lomo", "adalomo"])
+def test_optimizers_that_step_in_the_backward_pass(optim, tmp_path):
+    refuse(tmp_path, ValueError, f"got '{optim}', which updates weights during .* Use --optim adamw_torch", optim=optim)
+
+
+def test_schedule_free_optimizers(tmp_path):
+    why = "optim must change weights in its step only .* got 'schedule_free_adamw'.* Use --optim adamw_torch"
+    refuse(tmp_path, ValueError, why, optim="schedule_free_adamw")
+
+
+@EARLY
+def test_fsdp(early, tmp_path, monkeypatch):
+    """As an argument, and as `accelerate launch` says it."""
+    why = r"weights must be whole on every process for S2FTCallback, got FSDP\. Use DDP, or one process"
+    args = arguments(tmp_path)
+    callback = S2FTCallback(INDEXED)
+    event = callback.on_init_end if early else callback.on_train_begin
+    given = {"model": tiny("llama"), "optimizer": None}
+    args.fsdp = "full_shard"
+    with pytest.raises(ValueError, match=why):
+        event(args, transformers.TrainerState(), transformers.TrainerControl(), **given)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=why):
+        event(arguments(tmp_path), transformers.TrainerState(), transformers.TrainerControl(), **given)
+
+
+@EARLY
+def test_deepspeed(early, tmp_path):
+    args = arguments(tmp_path)
+    args.deepspeed = {"zero_optimization": {"stage": 2}}
+    callback = S2FTCallback(INDEXED)
+    event = callback.on_init_end if early else callback.on_train_begin
+    with pytest.raises(ValueError, match=r"for S2FTCallback, got DeepSpeed, which steps inside its backward\. Use DDP"):
+        event(args, transformers.TrainerState(), transformers.TrainerControl(), model=tiny("llama"), optimizer=None)
+
+
+@EARLY
+def test_adapters_of_peft(early, tmp_path):
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    model = peft.get_peft_model(tiny("llama"), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    before = weights(model)
+
+    def train():
+        trainer(tmp_path, S2FTCallback(INDEXED), early=early, model=model).train()
+
+    with pytest.raises(ModelError, match="must be without adapters for S2FT, got PEFT adapters on Peft") as caught:
+        train()
+    assert "merge_and_unload()" in caught.value.hint
+    assert same(before, weights(model))
+    merged = model.merge_and_unload()
+    trainer(tmp_path, S2FTCallback(INDEXED), early=early, model=merged).train()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised_weights(bits, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    tiny("llama").save_pretrained(tmp_path)
+    config = transformers.BitsAndBytesConfig(**{f"load_in_{bits}bit": True})
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config)
+    with pytest.raises(ModelError, match=r"float32, bfloat16 or float16 for S2FT, got a quantised LlamaForCausalLM\."):
+        apply_s2ft(model, INDEXED)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_sharded_weights():
+    model = tiny("llama")
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=store)
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        fully_shard(model, mesh=mesh)
+        why = r"must be whole on every process for S2FT, got a sharded one in model.embed_tokens.weight\."
+        with pytest.raises(ModelError, match=why):
+            apply_s2ft(model, INDEXED)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_weights_that_are_not_there():
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(tiny("llama").config)
+    with pytest.raises(ModelError, match=r"weights must be loaded for S2FT, got a meta tensor in model.embed_tokens"):
+        apply_s2ft(model, INDEXED)
+
+
+@EARLY
+@pytest.mark.parametrize(
+    ("family", "options", "error", "why"),
+    [
+        (
+            "llama",
+            {"budget": 1e-6},
+            ValueError,
+            "budget must be at least .* to train one head or channel in each block",
+        ),
+        ("gpt2", {"budget": 0.1, "roles": ("gate",)}, ValueError, r"that the model has \(.*down.*\), got 'gate'"),
+        ("mixtral", {"budget": 0.1}, ModelError, "got experts inside one parameter for role 'down'"),
+        ("t5", {"budget": 0.1, "layout": "permuted"}, ModelError, "got position biases for every head in T5"),
+    ],
+)
+def test_what_a_model_cannot_give(early, family, options, error, why, tmp_path):
+    model = family_model(family)
+    before = weights(model)
+    run = Trainer(model=model, args=arguments(tmp_path), train_dataset=Tokens())
+    callback = S2FTCallback(S2FTConfig(**options))
+
+    def add():
+        if early:
+            Trainer(model=model, args=arguments(tmp_path), train_dataset=Tokens(), callbacks=[callback])
+        run.add_callback(callback)
+        run.train()
+
+    with pytest.raises(error, match=why):
+        add()
+    assert same(before, weights(model))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_selection_of_another_model(tmp_path):
+    found = apply_s2ft(family_model("opt"), INDEXED)
+    with pytest.raises(ValueError, match=r"selection must name layers of this model, got 'model.decoder.layers"):
+        trainer(tmp_path, S2FTCallback(selection=found))
+
+
+def test_a_config_beside_a_selection(tmp_path):
+    found = apply_s2ft(tiny("llama"), INDEXED)
+    with pytest.raises(ValueError, match="config must be left out beside a selection"):
+        S2FTCallback(PERMUTED, selection=found)
