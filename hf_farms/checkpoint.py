@@ -6,14 +6,16 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from hf_farms.blocks import TensorFiles
 from hf_farms.errors import OutputError
 from hf_farms.reports import REPORT_NAME
 
@@ -36,6 +38,7 @@ class OutputFolder:
     def __init__(self, path: str | Path, *, overwrite: bool = False) -> None:
         self.path = Path(path)
         self.partial = self.path.with_name(self.path.name + ".partial")
+        self.state = self.partial / _MARK
         self._overwrite = overwrite
 
     def check(self) -> None:
@@ -64,19 +67,19 @@ class OutputFolder:
             raise OutputError(f"output must be in a folder that can be written, got {str(parent)!r}.")
 
     def _is_ours(self) -> bool:
-        return not any(self.partial.iterdir()) or (self.partial / _MARK).exists()
+        return not any(self.partial.iterdir()) or self.state.exists()
 
     def create(self) -> Path:
         """Make an empty `DIR.partial`; an unfinished one of before is dropped."""
         if self.partial.exists():
             shutil.rmtree(self.partial)
         self.partial.mkdir(parents=True)
-        (self.partial / _MARK).write_text("hf-farms writes here until everything is done.\n", encoding="utf-8")
+        self.state.mkdir()
         return self.partial
 
     def finish(self) -> Path:
         """Give the finished folder its name."""
-        (self.partial / _MARK).unlink()
+        shutil.rmtree(self.state)
         old = self.path.with_name(self.path.name + ".old.partial")
         if self.path.exists():
             self.path.rename(old)
@@ -91,58 +94,92 @@ _MARK = ".hf-farms-unfinished"
 class CheckpointWriter:
     """Write a model as a plain transformers checkpoint, one shard per block as each is finished.
 
-    Memory grows with one block. Names on disk are those of transformers' own conversion mapping.
+    Memory grows with one block. Names on disk are those of transformers' own conversion mapping. A shard gets its name
+    when it is complete, and its block counts as finished when the record beside it is: a killed process leaves no half
+    of either (what it wrote stays in the page cache; a machine that loses power may lose more).
 
     Args:
         model: the model that is being pruned.
-        folder: an existing folder.
+        folder: an existing folder. Blocks that an earlier writer finished there stay finished.
         num_blocks: shards of blocks to come.
+        records: a folder for what is to be known of each block.
     """
 
-    def __init__(self, model: PreTrainedModel, folder: Path, num_blocks: int) -> None:
+    def __init__(self, model: PreTrainedModel, folder: Path, num_blocks: int, *, records: Path) -> None:
         self._model, self._folder, self._shards = model, folder, num_blocks + 1
-        self._weight_map: dict[str, str] = {}
-        self._total_size = 0
-        self._in_blocks: set[str] = set()
+        self._records = records
 
-    def write_block(self, index: int, name: str, state: dict[str, Tensor]) -> None:
-        """Write the shard of one finished block; the signature of `ModelBlockSource`'s `on_commit`."""
+    def write(self, index: int, name: str, state: dict[str, Tensor], record: Mapping[str, Any]) -> None:
+        """Write the shard of one finished block; of `BlockResults`."""
         from transformers.core_model_loading import revert_weight_conversion
 
-        named = {f"{name}.{key}": value for key, value in state.items()}
-        self._in_blocks |= named.keys()
-        on_disk = revert_weight_conversion(self._model, named)
+        on_disk = revert_weight_conversion(self._model, {f"{name}.{key}": value for key, value in state.items()})
         shard = {key: value.detach().cpu().contiguous() for key, value in on_disk.items()}
-        file = self._shard_name(index)
         with writing(self._folder):
-            save_file(shard, self._folder / file, metadata={"format": "pt"})
-        self._add(shard, file)
+            with replacing(self._folder / self._shard_name(index)) as path:
+                save_file(shard, path, metadata={"format": "pt"})
+            self._records.mkdir(exist_ok=True)
+            with replacing(self._record(index)) as path:
+                path.write_text(json.dumps(record), encoding="utf-8")
 
-    def finish(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        """Write what is outside the blocks, the index, the configs and the tokenizer."""
-        rest = {key: value for key, value in self._model.state_dict().items() if key not in self._in_blocks}
+    def record(self, index: int) -> Mapping[str, Any] | None:
+        """What was written with the block; None: it is not finished."""
+        if not self._record(index).exists() or not (self._folder / self._shard_name(index)).exists():
+            return None
+        return cast("Mapping[str, Any]", json.loads(self._record(index).read_text(encoding="utf-8")))
+
+    def tensors(self, index: int) -> TensorFiles:
+        """The weights of a finished block."""
+        return TensorFiles([self._folder / self._shard_name(index)], mapped=False)
+
+    def finish(self, tokenizer: PreTrainedTokenizerBase | None, blocks: Collection[str]) -> None:
+        """Write what is outside the blocks, the index, the configs and the tokenizer.
+
+        Args:
+            tokenizer: saved beside the model.
+            blocks: names of the blocks.
+        """
+        prefixes = tuple(f"{name}." for name in blocks)
+        rest = {key: value for key, value in self._model.state_dict().items() if not key.startswith(prefixes)}
         with writing(self._folder):
             # transformers itself drops tied weights and writes config, generation config and custom code. In a folder
             # of its own, because it deletes the shards of others.
             aside = self._folder / "rest"
+            shutil.rmtree(aside, ignore_errors=True)
             self._model.save_pretrained(aside, state_dict=rest, max_shard_size="1000TB")
-            file = self._shard_name(self._shards - 1)
-            (aside / "model.safetensors").rename(aside / file)
+            (aside / "model.safetensors").rename(aside / self._shard_name(self._shards - 1))
             for written in aside.iterdir():
-                written.rename(self._folder / written.name)
+                written.replace(self._folder / written.name)
             aside.rmdir()
-            self._add(load_file(self._folder / file), file)
-            index = {"metadata": {"total_size": self._total_size}, "weight_map": dict(sorted(self._weight_map.items()))}
-            (self._folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            with replacing(self._folder / INDEX) as path:
+                path.write_text(json.dumps(self._index(), indent=2) + "\n", encoding="utf-8")
             if tokenizer is not None:
                 tokenizer.save_pretrained(self._folder)
+
+    def _index(self) -> dict[str, Any]:
+        """Which tensor is in which shard, from the shards themselves: some may be of an earlier run."""
+        weight_map: dict[str, str] = {}
+        total = 0
+        for index in range(self._shards):
+            file = self._shard_name(index)
+            with safe_open(self._folder / file, framework="pt") as shard:
+                weight_map |= dict.fromkeys(shard.keys(), file)
+                total += sum(shard.get_tensor(name).nbytes for name in shard.keys())  # noqa: SIM118 - no mapping
+        return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
 
     def _shard_name(self, index: int) -> str:
         return f"model-{index + 1:05d}-of-{self._shards:05d}.safetensors"
 
-    def _add(self, tensors: dict[str, Tensor], file: str) -> None:
-        self._weight_map |= dict.fromkeys(tensors, file)
-        self._total_size += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    def _record(self, index: int) -> Path:
+        return self._records / f"{index:05d}.json"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write to, which becomes `path` when everything is written."""
+    unfinished = path.with_name(f"{path.name}.tmp")
+    yield unfinished
+    unfinished.replace(path)
 
 
 @contextmanager

@@ -19,11 +19,12 @@ from hf_farms.loading import load_model
 def write(model, folder):
     folder.mkdir()
     source = ModelBlockSource(model)
-    writer = CheckpointWriter(model, folder, len(source))
-    source.on_commit = writer.write_block
+    writer = CheckpointWriter(model, folder, len(source), records=folder / "records")
+    source.attach(writer)
     for index in range(len(source)):
-        source.commit(index)
-    writer.finish(None)
+        source.commit(index, {"index": index})
+    writer.finish(None, [source.metadata(index).name for index in range(len(source))])
+    shutil.rmtree(folder / "records")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -67,10 +67,10 @@ def run_prune(
     dense = text.measure(loaded, progress, "Dense perplexity") if text else None
     batches, notes = calibrated or _calibrate(recipe, loaded)
     partial = output.create()
-    writer = CheckpointWriter(loaded.model, partial, len(source))
-    source.on_commit = writer.write_block
+    writer = CheckpointWriter(loaded.model, partial, len(source), records=output.state / "blocks")
+    source.attach(writer)
     report = prune(source, recipe.prune, calibration=batches, spectra=spectra, progress=progress).report
-    writer.finish(loaded.tokenizer)
+    writer.finish(loaded.tokenizer, [source.metadata(index).name for index in range(len(source))])
     after = analyze(source, recipe.prune.measurement(), progress=progress.of("Measuring spectra again"))
     pruned = text.measure(loaded, progress, "Pruned perplexity") if text else None
     report = replace(

@@ -9,7 +9,7 @@ tensors.py     the parameters of a checkpoint on disk
 stored.py      the blocks of a checkpoint on disk
 """
 
-from hf_farms.blocks.source import Block, BlockCalls, BlockReader, BlockSource, ModelBlockSource
+from hf_farms.blocks.source import Block, BlockCalls, BlockReader, BlockResults, BlockSource, ModelBlockSource, Record
 from hf_farms.blocks.stored import StoredBlockReader
 from hf_farms.blocks.tensors import TensorFiles
 from hf_farms.blocks.views import BlockMetadata, LayerMetadata, LayerView, Part
@@ -19,11 +19,13 @@ __all__ = [
     "BlockCalls",
     "BlockMetadata",
     "BlockReader",
+    "BlockResults",
     "BlockSource",
     "LayerMetadata",
     "LayerView",
     "ModelBlockSource",
     "Part",
+    "Record",
     "StoredBlockReader",
     "TensorFiles",
 ]

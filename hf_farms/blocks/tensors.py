@@ -7,7 +7,7 @@ the same name; for experts one for each (Mixtral: `block_sparse_moe.experts.N.w1
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,32 +49,77 @@ class _PickledFile:
 
 
 class TensorFiles:
-    """The tensors in some files by their names on disk. Memory-mapped: what is read can be dropped by the system.
+    """The tensors in some files by their names on disk.
 
     Args:
         paths: safetensors files, or pickled ones (`.bin`, `.pth`, `.pt`), which are read without running code.
+        mapped: map the files into memory, so that what is read can be dropped by the system and tensors that are only
+            looked at are never copied; else every tensor is read into memory of its own.
 
     Raises:
         ModelError: a file is missing, truncated or corrupted.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._files: dict[str, _File] = {}
+    def __init__(self, paths: Sequence[Path], *, mapped: bool = True) -> None:
+        self._files: dict[str, _Opened] = {}
+        self.paths = tuple(paths)
         for path in paths:
-            opened = _open(path)
-            self._files |= dict.fromkeys(opened.keys(), opened)
+            opened = _Opened(path, mapped)
+            self._files |= dict.fromkeys(opened.file.keys(), opened)
         self.names = tuple(self._files)
 
     def read(self, name: str) -> Tensor:
-        """One tensor."""
-        return self._files[name].get_tensor(name)
+        """One tensor.
+
+        Raises:
+            ModelError: its file has vanished or changed since it was opened.
+        """
+        return self._files[name].read(lambda file: file.get_tensor(name))
 
     def read_index(self, name: str, index: int) -> Tensor:
-        """One entry along the first dimension; no other is touched."""
-        return cast(Tensor, self._files[name].get_slice(name)[index])
+        """One entry along the first dimension; no other is touched.
+
+        Raises:
+            ModelError: as `read`.
+        """
+        return self._files[name].read(lambda file: cast(Tensor, file.get_slice(name)[index]))
 
 
-def _open(path: Path) -> _File:
+class _Opened:
+    """An open file, which must stay as it was: a mapped one that is truncated ends the process when it is read."""
+
+    def __init__(self, path: Path, mapped: bool) -> None:
+        self._path = path
+        self.file = _open(path, mapped)
+        self._stamp = self._stamp_now()
+
+    def _stamp_now(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_size, found.st_mtime_ns
+
+    def read(self, what: Callable[[_File], Tensor]) -> Tensor:
+        from safetensors import SafetensorError
+
+        now = self._stamp_now()
+        if now != self._stamp:
+            raise ModelError(
+                f"weights must stay as they are while they are read, got {self._path.name} "
+                f"{'gone' if now is None else 'truncated or changed'} in {str(self._path.parent)!r}.",
+                hint="Put the file back, and run the same command again.",
+            )
+        try:
+            return what(self.file)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"weights must be readable, got a truncated or corrupted {self._path.name} ({error}).",
+                hint="Put the file back, and run the same command again.",
+            ) from error
+
+
+def _open(path: Path, mapped: bool) -> _File:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -83,7 +128,7 @@ def _open(path: Path) -> _File:
         )
     try:
         if path.suffix == ".safetensors":
-            return cast(_File, safe_open(path, framework="pt"))
+            return cast(_File, safe_open(path, framework="pt", backend="mmap" if mapped else "pread"))
         return _PickledFile(path)
     except UnpicklingError as error:
         raise ModelError(
@@ -115,7 +160,8 @@ class StoredTensors:
 
     def __init__(self, files: TensorFiles, model: Any) -> None:
         self._files, self._model = files, model
-        self._meta: dict[str, Tensor] = model.state_dict()
+        # The parameters themselves, so that tied ones are one object.
+        self._meta: dict[str, Tensor] = model.state_dict(keep_vars=True)
         self._origins = _origins(files.names, model, self._meta)
         self._tied = _tied(self._meta)
 

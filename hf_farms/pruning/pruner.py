@@ -19,7 +19,14 @@ from hf_farms.errors import DataError, ModelError, NoEffectWarning
 from hf_farms.pruning.magnitude import magnitude_scores
 from hf_farms.pruning.patterns import lowest_per_row
 from hf_farms.pruning.wanda import InputNorm, wanda_scores
-from hf_farms.reports import BlockSparsity, CalibrationRecord, LayerSparsity, PruneReport, SpectralReport
+from hf_farms.reports import (
+    BlockSparsity,
+    CalibrationRecord,
+    LayerSparsity,
+    PruneReport,
+    SpectralReport,
+    json_converter,
+)
 from hf_farms.spectra.analysis import analyze
 
 __all__ = ["PruneResult", "prune"]
@@ -139,29 +146,42 @@ def _walk(
     tick: Progress,
 ) -> list[BlockSparsity]:
     calls = []
+    if all(source.finished(index) is not None for index in range(len(source))):
+        batches = []
     for done, batch in enumerate(batches, 1):
         calls.append(source.capture(batch))
         tick("capture", done, len(batches))
     hidden = [call.hidden for call in calls]
     keep = [batch.get("attention_mask") for batch in batches]
     blocks = []
+    # Hidden states are needed as far as the last block that no earlier run finished.
+    last = max((i for i in range(len(source)) if source.finished(i) is None), default=-1)
     for index in range(len(source)):
-        block = source.open(index)
-        norms = _input_norms(block, index, hidden, calls, keep) if batches else {}
-        layers = []
-        for layer, count in zip(_to_prune(block.layers), counts[index], strict=True):
-            weight = layer.read()
-            scores = wanda_scores(weight, norms[layer.name]) if batches else magnitude_scores(weight)
-            pruned = weight.masked_fill(lowest_per_row(scores, count), 0)
-            layer.write_(pruned)
-            zeros = int((pruned == 0).sum())
-            layers.append(LayerSparsity(name=layer.name, num_weights=weight.numel(), num_zeros=zeros))
-        source.commit(index)
-        if index + 1 < len(source):
-            hidden = [block(h, call.arguments[index]) for h, call in zip(hidden, calls, strict=True)]
-        blocks.append(_block_sparsity(block, targets[index], layers))
+        if (record := source.finished(index)) is not None:
+            blocks.append(json_converter().structure(record, BlockSparsity))
+        else:
+            block = source.open(index)
+            norms = _input_norms(block, index, hidden, calls, keep) if batches else {}
+            blocks.append(_prune_block(block, norms, targets[index], counts[index]))
+            source.commit(index, json_converter().unstructure(blocks[-1]))
+        if calls and index < last:
+            block = source.open(index)
+            for i, call in enumerate(calls):
+                hidden[i] = block(hidden[i], call.arguments[index])
         tick("prune", index + 1, len(source))
     return blocks
+
+
+def _prune_block(block: Block, norms: dict[str, Tensor], target: float, counts: list[int]) -> BlockSparsity:
+    layers = []
+    for layer, count in zip(_to_prune(block.layers), counts, strict=True):
+        weight = layer.read()
+        scores = wanda_scores(weight, norms[layer.name]) if norms else magnitude_scores(weight)
+        pruned = weight.masked_fill(lowest_per_row(scores, count), 0)
+        layer.write_(pruned)
+        zeros = int((pruned == 0).sum())
+        layers.append(LayerSparsity(name=layer.name, num_weights=weight.numel(), num_zeros=zeros))
+    return _block_sparsity(block, target, layers)
 
 
 def _input_norms(

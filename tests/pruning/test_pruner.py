@@ -170,12 +170,19 @@ def test_nothing_to_remove_is_a_warning(llama, ids):
 def test_finished_blocks_are_committed_in_order(llama, ids):
     from hf_farms.blocks import ModelBlockSource
 
-    written = []
-    source = ModelBlockSource(
-        llama, on_commit=lambda i, name, state: written.append((i, name, int((state["mlp.up_proj.weight"] == 0).sum())))
-    )
-    prune(source, UNIFORM, calibration=ids)
-    assert written == [(i, f"model.layers.{i}", 48 * 32 // 2) for i in range(3)]
+    class Results:
+        def __init__(self):
+            self.written = []
+
+        def record(self, index):
+            return None
+
+        def write(self, index, name, state, record):
+            self.written.append((index, name, int((state["mlp.up_proj.weight"] == 0).sum()), record["sparsity"]))
+
+    results = Results()
+    prune(ModelBlockSource(llama, results=results), UNIFORM, calibration=ids)
+    assert results.written == [(i, f"model.layers.{i}", 48 * 32 // 2, 0.5) for i in range(3)]
 
 
 def test_progress_names_the_stages(llama, ids):
