@@ -6,19 +6,19 @@
 MODEL is a folder or hub id of a causal language model; --shapes draws a random one on the device instead (bfloat16).
 A setting is batch x tokens. LoRA adapts all linear layers, without dropout: with rank 16, and with the rank whose
 number of parameters comes nearest to S2FT's. Every arm makes its steps (forward, backward, fused AdamW) on the same
-weights; arms take turns, --rounds times. Memory: the most that was allocated on the GPU, or the largest resident set of
-the process; saved: bytes that the forward pass keeps for the backward pass, parameters left out, with activation
-checkpointing as it is at the end of the forward pass.
+weights; arms take turns, --rounds times. Memory: the most that was allocated on the GPU, or the largest resident set
+of a process that does nothing else; saved: bytes that the forward pass keeps for the backward pass, parameters left
+out, with activation checkpointing as it is at the end of the forward pass.
 """
 
 import argparse
-import ctypes
 import gc
-import re
+import resource
 import statistics
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 import transformers
@@ -78,24 +78,11 @@ def matching_rank(model, options):
     return max(1, round(trained / one))
 
 
-class Memory:
-    """The most memory since the start, on the GPU or of the process."""
-
-    def __init__(self, device):
-        self.cuda = device == "cuda"
-        gc.collect()
-        if self.cuda:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")
-
-    def peak(self):
-        if self.cuda:
-            return torch.cuda.max_memory_allocated()
-        status = Path("/proc/self/status").read_text()
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+def peak_alone(name, setting, options):
+    """Largest resident set of a process that makes two steps of one arm: memory freed here is not always given back."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--settings", setting, "--arms", name, "--steps", "1"]
+    done = subprocess.run([*command, "--rounds", "1", "--child"], capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
 
 
 def saved_bytes(model, batch):
@@ -126,7 +113,10 @@ def now(device):
 def measure(arm, model, batch, options):
     """Seconds of each step, peak memory, saved bytes, trained parameters."""
     model.train()
-    memory = Memory(options.device)
+    gc.collect()
+    if options.device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     with arm(model, options) as trained:
         if options.checkpointing:
             trained.enable_input_require_grads()
@@ -139,7 +129,8 @@ def measure(arm, model, batch, options):
             optimizer.step()
             optimizer.zero_grad()
             seconds.append(now(options.device) - begin)
-        peak, saved = memory.peak(), saved_bytes(trained, batch)
+        peak = torch.cuda.max_memory_allocated() if options.device == "cuda" else 0
+        saved = 0 if options.child else saved_bytes(trained, batch)
         count = sum(p.numel() for p in parameters)
         if options.checkpointing:
             trained.disable_input_require_grads()
@@ -154,14 +145,20 @@ def compare(model, setting, arms, options):
     batch = {"input_ids": ids, "labels": ids, "use_cache": False}
     found = {}
     for _ in range(options.rounds):
-        for name, arm in arms.items():
+        for name, (_, arm) in arms.items():
             try:
                 seconds, *rest = measure(arm, model, batch, options)
             except torch.OutOfMemoryError:
                 restore(model)
                 continue
             found.setdefault(name, ([], rest))[0].extend(seconds)
-    rows = {name: (statistics.median(seconds), *rest) for name, (seconds, rest) in found.items()}
+    if options.child:
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        return
+    if options.device == "cpu":
+        for name, (_, rest) in found.items():
+            rest[0] = peak_alone(name, setting, options)
+    rows = {arms[name][0]: (statistics.median(seconds), *rest) for name, (seconds, rest) in found.items()}
     for name, row in rows.items():
         cells = [setting, name, f"{row[3]:,}", f"{row[0]:.4g}"]
         for number in range(3):
@@ -185,6 +182,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.dtype = getattr(torch, options.dtype or ("bfloat16" if options.shapes else "float32"))
     model = load(options)
@@ -199,7 +197,7 @@ def main():
         "permuted": ("S2FT permuted", lambda m, o: s2ft(m, o, layout="permuted")),
         "two": ("S2FT two products", lambda m, o: s2ft(m, o, write_back=False)),
     }
-    chosen = dict(arms[name] for name in options.arms or arms)
+    chosen = {name: arms[name] for name in options.arms or arms}
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} threads"
     kept = " with activation checkpointing" if options.checkpointing else ""
     print(f"{options.model or options.shapes}, {str(options.dtype)[6:]}{kept}, budget {options.budget}, {device}\n")
