@@ -175,10 +175,11 @@ def write_images(path, count, seed):
 def test_images(tmp_path):
     write_images(tmp_path / "train.parquet", 200, seed=0)
     write_images(tmp_path / "test.parquet", 20, seed=1)
-    arguments = [str(tmp_path), "--steps", "8", "--lr", "0.02"]
+    arguments = [str(tmp_path), "--steps", "8", "--lr", "0.02", "--no-shrink"]
     results = train_images.main(arguments)
     assert all(result.test >= 0.9 for found in results.values() for result in found)
-    assert all(0 < result.share < 1 for result in results["farms"])
+    assert 0 < results["farms"][0].share < 1
+    assert results["farms"][0].range == pytest.approx((0.5, 1.5))
 
 
 def test_training_images_are_flipped_and_shifted_and_the_others_are_not():
@@ -207,8 +208,9 @@ def test_text(tmp_path, monkeypatch):
     speech = demo_text("test").read_text(encoding="utf-8")
     for name, start, length in (("train", 0, 30_000), ("select", 30_000, 4_000), ("test", 34_000, 4_000)):
         (tmp_path / f"{name}.txt").write_text(speech[start : start + length], encoding="utf-8")
-    results = train_text.main(["--text", str(tmp_path), "--steps", "3"])
+    results = train_text.main(["--text", str(tmp_path), "--steps", "3", "--no-shrink"])
     perplexities = [found[0].test for found in results.values()]
     # Random weights guess among the 2,048 tokens of the vocabulary.
     assert all(1 < perplexity < 1900 for perplexity in perplexities)
     assert len(results["farms"][0].factors[0]) == 6 * 7
+    assert results["farms"][0].range == pytest.approx((0.5, 1.5))

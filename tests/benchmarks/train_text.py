@@ -1,6 +1,6 @@
 """The demo architecture from scratch on presidential speeches, with and without FarmsLRCallback: perplexity.
 
-    python tests/benchmarks/train_text.py [--text FOLDER] [--arms none farms ...] [--seeds 0 ...] [--epochs 2]
+    python tests/benchmarks/train_text.py [--text FOLDER] [--arms none farms ...] [--seeds 0 ...] [--epochs 1]
 
 FOLDER holds train.txt, select.txt (validation) and test.txt, two empty lines between texts; by default the
 public-domain speeches of the demo, split by speech. The tokenizer is fitted to train.txt. Perplexity counts whole
@@ -35,7 +35,7 @@ def text_task(tokenizer, **arguments):
 
 
 def main(arguments=None):
-    found = parser(__doc__, epochs=2, lr=3e-3)
+    found = parser(__doc__, epochs=1, lr=3e-3)
     found.add_argument("--text", type=Path, default=demo.TEXT)
     options = found.parse_args(arguments)
     demo.TEXT = options.text

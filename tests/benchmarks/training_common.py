@@ -45,7 +45,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Result:
-    """Scores after the last step, seconds of training and the share of them that measurements took.
+    """Scores after the last step, seconds of training, those of all cores together, and the share of measurements.
 
     `factors` has one dict for each measurement, from layer name to factor.
     """
@@ -53,6 +53,7 @@ class Result:
     validation: float
     test: float
     seconds: float
+    core_seconds: float
     share: float
     factors: list[dict[str, float]]
 
@@ -129,9 +130,9 @@ def run_arm(task, arm, seed, **options):
             **task.trainer,
         )
         trainer.remove_callback(PrinterCallback)
-        begin = time.perf_counter()
+        begin, busy = time.perf_counter(), time.process_time()
         trainer.train()
-        seconds = time.perf_counter() - begin
+        seconds, core_seconds = time.perf_counter() - begin, time.process_time() - busy
         measured = read_history(Path(folder) / "farms_lr.jsonl") if callback else []
     shares = [
         entry["farms_lr/share_of_time"] for entry in trainer.state.log_history if "farms_lr/share_of_time" in entry
@@ -140,6 +141,7 @@ def run_arm(task, arm, seed, **options):
         validation=task.score(trainer.evaluate(task.validation)),
         test=task.score(trainer.evaluate(task.test)),
         seconds=seconds,
+        core_seconds=core_seconds,
         share=shares[0] if shares else 0.0,
         factors=[{name: layer["factor"] for name, layer in line["layers"].items()} for line in measured],
     )
@@ -170,8 +172,8 @@ def run(task, options, *, metric, baselines):
     # Models of no known architecture are said to be so; here that is on purpose.
     warnings.filterwarnings("ignore", message="No layout is known")
     print(", ".join(f"{name} {value:.4g}" for name, value in baselines.items()))
-    print(f"| arm | seed | {metric}, validation | {metric}, test | s | of it measuring | factors |", flush=True)
-    print("|---|---|---|---|---|---|---|", flush=True)
+    print(f"| arm | seed | {metric}, validation | {metric}, test | s | core s | measuring | factors |", flush=True)
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     results = {arm: [] for arm in options.arms}
     for seed in options.seeds:
         for arm in options.arms:
@@ -179,8 +181,8 @@ def run(task, options, *, metric, baselines):
             results[arm].append(r)
             low, high = r.range
             print(
-                f"| {arm} | {seed} | {r.validation:.4g} | {r.test:.4g} | {r.seconds:.0f} | {r.share:.2%} "
-                f"| {low:.2f} to {high:.2f} |",
+                f"| {arm} | {seed} | {r.validation:.4g} | {r.test:.4g} | {r.seconds:.0f} | {r.core_seconds:.0f} "
+                f"| {r.share:.2%} | {low:.2f} to {high:.2f} |",
                 flush=True,
             )
     if len(options.seeds) > 1:
