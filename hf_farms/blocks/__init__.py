@@ -3,14 +3,18 @@
 layouts.py     what architectures call their layers, and how they fuse them
 discovery.py   where the blocks are, and the layers in them
 views.py       what a layer is, whatever parameter holds it
+listening.py   what a layer is multiplied with
 stores.py      a layer's weight in memory: plain, quantised, or with adapters
 source.py      the blocks of a model in memory
 tensors.py     the parameters of a checkpoint on disk
-stored.py      the blocks of a checkpoint on disk
+stored.py      the blocks of a checkpoint on disk, to be read
+streaming.py   the blocks of a checkpoint on disk, to be run and changed
 """
 
+from hf_farms.blocks.listening import KeptTokens
 from hf_farms.blocks.source import Block, BlockCalls, BlockReader, BlockResults, BlockSource, ModelBlockSource, Record
 from hf_farms.blocks.stored import StoredBlockReader
+from hf_farms.blocks.streaming import StreamedBlockSource
 from hf_farms.blocks.tensors import TensorFiles
 from hf_farms.blocks.views import BlockMetadata, LayerMetadata, LayerView, Part
 
@@ -21,11 +25,13 @@ __all__ = [
     "BlockReader",
     "BlockResults",
     "BlockSource",
+    "KeptTokens",
     "LayerMetadata",
     "LayerView",
     "ModelBlockSource",
     "Part",
     "Record",
     "StoredBlockReader",
+    "StreamedBlockSource",
     "TensorFiles",
 ]

@@ -6,7 +6,7 @@ What only reads weights takes a `BlockReader`, what changes a model a `BlockSour
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -195,6 +195,10 @@ class ModelBlockSource:
             yield
         finally:
             self.model.train(training)
+
+    def whole(self) -> AbstractContextManager[None]:
+        """While open, the model can be called as a whole."""
+        return nullcontext()
 
     def count_parameters(self) -> tuple[int, int]:
         """Parameters of the whole model, tied ones once, and how many of them are zero."""

@@ -1,0 +1,180 @@
+"""The blocks of a checkpoint on disk, to be run and changed: one of them in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from hf_farms.blocks.source import Block, BlockResults, ModelBlockSource, Record
+from hf_farms.blocks.tensors import StoredTensors, TensorFiles
+from hf_farms.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["StreamedBlockSource", "aligned"]
+
+# What torch itself aligns to. Some kernels add in another order at other addresses, and the bits of a result must not
+# depend on where a file had its tensors.
+ALIGNMENT = 64
+
+# A parameter or buffer that is not in memory: its module, whether it is a parameter, its name there, its meta tensor.
+Blank = tuple[nn.Module, bool, str, Tensor]
+
+
+class StreamedBlockSource(ModelBlockSource):
+    """The blocks of a checkpoint on disk, to be run and changed.
+
+    Memory of the process: embeddings, norm and head, one block, and while it is read or written up to another one. A
+    finished block is read again from where it was written.
+
+    Args:
+        model: the architecture on the meta device, with the dtypes that the weights are to have; its blocks stay there.
+        files: the tensors on disk, not mapped.
+        device: where blocks run; it holds what was said above.
+        results: where finished blocks go, and come from.
+
+    Raises:
+        ModelError: the architecture has no layers, or the files lack some of its weights.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        files: TensorFiles,
+        *,
+        device: str | torch.device = "cpu",
+        results: BlockResults | None = None,
+    ) -> None:
+        self._device = torch.device(device)
+        self._current: int | None = None
+        self._zeros: dict[int, int] = {}
+        super().__init__(cast(nn.Module, model), results=results)
+        self._stored = StoredTensors(files, model)
+        self._placed: dict[int, Tensor] = {}
+        self._check_complete()
+        inside = {module for block in self.modules for module in block.modules()}
+        outside = [(name, module) for name, module in self.model.named_modules() if module not in inside]
+        self._blanks: list[Blank] = []
+        self._place(outside, self._stored)
+        # Those of what stays in memory: two modules may share one.
+        self._shared, self._blanks = self._placed, []
+
+    def _check_complete(self) -> None:
+        missing = [name for name in self.model.state_dict() if not self._stored.has(name)]
+        if missing:
+            raise ModelError(
+                f"checkpoint must hold every weight, got {len(missing)} missing, first {missing[0]}.",
+                hint="Check that all shards are there and that config.json is of this model.",
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the blocks run."""
+        return self._device
+
+    def attach(self, results: BlockResults) -> None:
+        """Send finished blocks there from now on, and read from there what an earlier run finished."""
+        self._release()
+        self.results = results
+        self._zeros.clear()
+
+    def open(self, index: int) -> Block:
+        """The block, read from disk unless it is the one that was opened last."""
+        if index != self._current:
+            self._release()
+            block, name = self.modules[index], self._metadata[index].name
+            stored = self._stored
+            if self.results is not None and self.results.record(index) is not None:
+                stored = StoredTensors(self.results.tensors(index), self.model)
+            self._placed = dict(self._shared)
+            self._place([(f"{name}.{n}" if n else name, module) for n, module in block.named_modules()], stored)
+            self._current = index
+        return super().open(index)
+
+    def commit(self, index: int, record: Record) -> None:
+        """Hand the finished block to the results; the next one that is opened takes its place."""
+        super().commit(index, record)
+        self._zeros[index] = self._count_zeros(index)
+
+    def count_parameters(self) -> tuple[int, int]:
+        """Parameters of the whole model, tied ones once, and how many of them are zero."""
+        outside = {id(tensor): tensor for tensor in self._shared.values() if isinstance(tensor, nn.Parameter)}
+        zeros = sum(int((tensor == 0).sum()) for tensor in outside.values())
+        for index in range(len(self)):
+            if index not in self._zeros:
+                self._zeros[index] = self._count_zeros(index)
+        return sum(p.numel() for p in self.model.parameters()), zeros + sum(self._zeros.values())
+
+    def _count_zeros(self, index: int) -> int:
+        self.open(index)
+        own = [p for p in self.modules[index].parameters() if not any(p is other for other in self._shared.values())]
+        return sum(int((parameter == 0).sum()) for parameter in own)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """While open, the model can be called as a whole; every call reads all blocks from disk."""
+
+        def load(index: int) -> Any:
+            return lambda _module, _args: self.open(index) and None
+
+        handles = [module.register_forward_pre_hook(load(index)) for index, module in enumerate(self.modules)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _release(self) -> None:
+        """Put the block that is in memory back to the meta device."""
+        for module, is_parameter, name, blank in self._blanks:
+            (module._parameters if is_parameter else module._buffers)[name] = cast(Any, blank)
+        self._blanks, self._current = [], None
+
+    def _place(self, modules: Iterable[tuple[str, nn.Module]], stored: StoredTensors) -> None:
+        """Give modules on the meta device their weights and buffers."""
+        for path, module in modules:
+            computed = False
+            for is_parameter, tensors in ((True, module._parameters), (False, module._buffers)):
+                for name, blank in list(tensors.items()):
+                    if blank is None or not blank.is_meta:
+                        continue
+                    self._blanks.append((module, is_parameter, name, blank))
+                    if name in module._non_persistent_buffers_set:
+                        computed = True
+                        tensors[name] = cast(Any, torch.empty_like(blank, device=self._device))
+                        continue
+                    if id(blank) not in self._placed:
+                        found = aligned(stored.read(f"{path}.{name}" if path else name), blank.dtype, self._device)
+                        self._placed[id(blank)] = _like(blank, found)
+                    tensors[name] = cast(Any, self._placed[id(blank)])
+            if computed:
+                self._compute_buffers(path, module)
+
+    def _compute_buffers(self, path: str, module: nn.Module) -> None:
+        """Buffers that no file holds (frequencies of rotary embeddings), as transformers computes them on loading."""
+        from transformers import PreTrainedModel, initialization
+
+        parts = path.split(".") if path else []
+        above = [self.model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts), -1, -1)]
+        model = next(owner for owner in above if isinstance(owner, PreTrainedModel))
+        with torch.no_grad(), initialization.guard_torch_init_functions():
+            model._init_weights(module)
+
+
+def _like(blank: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor as the parameter or buffer that it takes the place of; transformers will not initialise it again."""
+    if isinstance(blank, nn.Parameter):
+        tensor = nn.Parameter(tensor, requires_grad=blank.requires_grad)
+    tensor._is_hf_initialized = True  # type: ignore[attr-defined]
+    return tensor
+
+
+def aligned(tensor: Tensor, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
+    """A tensor at an address that does not depend on where a file had it."""
+    tensor = tensor.to(device=device, dtype=dtype)
+    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
