@@ -87,7 +87,9 @@ class S2FTConfig:
         check(isinstance(self.seed, int) and 0 <= self.seed < 2**63, "seed", "an integer of at least 0", self.seed)
         check_choice("budget_allocation", self.budget_allocation, S2FT_BUDGETS)
         check(is_number(self.spread) and 0 <= self.spread < 1, "spread", "at least 0 and below 1", self.spread)
+        check(isinstance(self.farms, FarmsConfig), "farms", "a FarmsConfig", self.farms)
         check_choice("layout", self.layout, S2FT_LAYOUTS)
+        check(isinstance(self.write_back, bool), "write_back", "True or False", self.write_back)
 
     @property
     def needs_data(self) -> bool:

@@ -73,8 +73,11 @@ def load_selection(folder: str | Path) -> Selection:
                 raise ValueError(f"an index of {name} that is not one of ascending channels")
         channels = {name: tuple(index.tolist()) for name, index in found.items()}
     except Exception as error:  # whatever a foreign file makes these stumble over
+        reason: BaseException = error
+        while isinstance(reason, BaseExceptionGroup):  # what cattrs raises only counts what it holds
+            reason = reason.exceptions[0]
         raise DataError(
-            f"{str(folder)!r} must hold a selection ({CONFIG_NAME}, {WEIGHTS_NAME}), got {error}.",
+            f"{str(folder)!r} must hold a selection ({CONFIG_NAME}, {WEIGHTS_NAME}), got {str(reason).rstrip('.')}.",
             hint="Name a checkpoint that S2FTCallback wrote.",
         ) from error
     return Selection(config, channels)
