@@ -157,11 +157,22 @@ class SpectralReport(_Report):
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSparsity:
-    """Zeros of one layer, counted after pruning."""
+    """Zeros of one layer, counted after pruning.
+
+    Attributes:
+        name: of the layer.
+        num_weights: all of them.
+        num_zeros: zeros among them.
+        num_tokens: calibration tokens that it was multiplied with; None where the method needs none. An expert that
+            got none was pruned by magnitude.
+        damping: of the Hessian, in units of its mean diagonal; None where the method has none.
+    """
 
     name: str
     num_weights: int
     num_zeros: int
+    num_tokens: int | None = None
+    damping: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

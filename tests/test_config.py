@@ -18,7 +18,7 @@ from hf_farms.config import CalibrationConfig, EvaluationConfig, FarmsConfig, Pr
         (lambda: PruneConfig(sparsity=1.0), r"sparsity must be at least 0 and below 1, got 1.0"),
         (lambda: PruneConfig(sparsity=-0.1), r"sparsity must be at least 0 and below 1, got -0.1"),
         (lambda: PruneConfig(sparsity=float("nan")), r"sparsity must be at least 0 and below 1, got nan"),
-        (lambda: PruneConfig(method="obs"), r"method must be one of magnitude, wanda, got 'obs'"),
+        (lambda: PruneConfig(method="obs"), r"method must be one of magnitude, wanda, sparsegpt, got 'obs'"),
         (lambda: PruneConfig(allocation="owl"), r"allocation must be one of uniform, farms, alpha, got 'owl'"),
         (lambda: PruneConfig(spread=1), r"spread must be at least 0 and below 1, got 1"),
         (lambda: PruneConfig(max_sparsity=0), r"max_sparsity must be above 0 and at most 1, got 0"),

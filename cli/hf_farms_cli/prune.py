@@ -32,7 +32,13 @@ def prune_command(
     sparsity: Annotated[float, typer.Option("-s", "--sparsity", help="Zeros as a fraction of the pruned layers.")] = (
         PRUNE.sparsity
     ),
-    method: Annotated[str, typer.Option(help=f"{' or '.join(METHODS)}.")] = PRUNE.method,
+    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = PRUNE.method,
+    pattern: Annotated[
+        str,
+        typer.Option(
+            help="`unstructured`; `2:4` or any N:M: N of every M neighbours stay; `N:8`: each block has its own N."
+        ),
+    ] = PRUNE.pattern,
     allocation: Annotated[str, typer.Option(help=f"How it is spread over blocks: {', '.join(ALLOCATIONS)}.")] = (
         PRUNE.allocation
     ),
@@ -103,6 +109,7 @@ def prune_command(
             prune=PruneConfig(
                 sparsity=sparsity,
                 method=cast("Method", method),
+                pattern=pattern,
                 allocation=cast("Allocation", allocation),
                 spread=spread,
             ),

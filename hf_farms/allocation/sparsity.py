@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["allocate_sparsity", "apportion", "reliability"]
+__all__ = ["allocate_sparsity", "apportion", "apportion_groups", "reliability"]
 
 
 def allocate_sparsity(
@@ -137,3 +137,37 @@ def apportion(total: int, shares: Sequence[float], capacities: Sequence[int]) ->
         for i in movable[: abs(missing)]:
             counts[i] += step
     return counts
+
+
+def apportion_groups(
+    targets: Sequence[float], *, sizes: Sequence[int], total: int, group: int, highest: float
+) -> list[int]:
+    """Zeros in every `group` weights of each block, so that all of them together come nearest to the total.
+
+    Every block is rounded down; then those with the largest remainders, ties by index, get one more as long as that
+    brings the total nearer. For blocks of one size these are the largest remainders of `apportion`. In the end no
+    block could have one more or one less and bring it nearer still.
+
+    Args:
+        targets: sparsity of each block.
+        sizes: its weights.
+        total: zeros wished for.
+        group: weights in a group (M of N:M), at least one of which stays.
+        highest: highest sparsity of a block; rounded down to whole groups, but never below what the total needs.
+    """
+    most = max(math.floor(highest * group), math.ceil(total * group / sum(sizes)))
+    most = min(most, group - 1)
+    shares = [target * group for target in targets]
+    counts = [min(math.floor(share + 1e-9), most) for share in shares]
+    order = sorted(range(len(shares)), key=lambda i: (counts[i] - shares[i], i))
+    # In units of 1 / group of a weight, so that everything is a whole number.
+    missing = total * group - sum(count * size for count, size in zip(counts, sizes, strict=True))
+    while True:
+        before = missing
+        for i in order if missing > 0 else reversed(order):
+            step = 1 if missing > 0 else -1
+            if 0 <= counts[i] + step <= most and abs(missing - step * sizes[i]) < abs(missing):
+                counts[i] += step
+                missing -= step * sizes[i]
+        if missing == before:
+            return counts

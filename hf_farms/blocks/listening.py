@@ -36,6 +36,11 @@ class KeptTokens:
         self._mask = mask.bool()
         self._last: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def num_tokens(self) -> int:
+        """How many count."""
+        return int(self._mask.sum())
+
     def of(self, inputs: Tensor, tokens: Tensor | None = None) -> Tensor:
         """The rows that count; for the same tensor again the same result, so that who shares it can be told.
 

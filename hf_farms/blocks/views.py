@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from hf_farms.blocks.listening import KeptTokens, expert_inputs, linear_inputs
 from hf_farms.errors import ModelError
 
 __all__ = ["BlockMetadata", "Kind", "LayerMetadata", "LayerStore", "LayerView", "Part"]
@@ -166,21 +167,28 @@ class LayerView:
             self.store.write(self.metadata, weight)
 
     @contextmanager
-    def inputs(self, call: Callable[[Tensor], None]) -> Iterator[None]:
-        """While open, `call` receives what the layer is multiplied with, `(..., in)`, each time the block runs.
+    def inputs(self, call: Callable[[Tensor], None], *, keep: KeptTokens | None = None) -> Iterator[None]:
+        """While open, `call` receives what the layer is multiplied with, each time the block runs.
+
+        Args:
+            call: gets `(..., in)`, for an expert the rows of the tokens that it got; the very tensor of the product, so
+                that layers with the same input can be told.
+            keep: leaves out tokens.
 
         Raises:
-            ModelError: the layer is an expert or a convolution, whose inputs module hooks do not see as a matrix.
+            ModelError: the layer is a convolution or complex, or its weights are not in a module.
         """
-        if self.module is None or self.metadata.kind != "linear":
-            raise ModelError(
-                f"inputs can only be measured for linear layers, got a {self.metadata.kind} in {self.name}."
-            )
-        handle = self.module.register_forward_pre_hook(lambda _module, args: call(args[0].detach()))
-        try:
+        layer = self.metadata
+        if self.module is None or layer.kind not in ("linear", "expert"):
+            raise ModelError(f"inputs can only be measured for matrices in memory, got a {layer.kind} in {self.name}.")
+        if layer.kind == "linear":
+            listening = linear_inputs(self.module, call, keep)
+        else:
+            assert layer.part.expert is not None
+            attribute = layer.parameter.rpartition(".")[2]
+            listening = expert_inputs(self.module, attribute, layer.part.expert, call, keep)
+        with listening:
             yield
-        finally:
-            handle.remove()
 
 
 def _is_finite(weight: Tensor) -> bool:

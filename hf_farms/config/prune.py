@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,11 +21,12 @@ __all__ = [
     "default_output_name",
 ]
 
-Method = Literal["magnitude", "wanda"]
+Method = Literal["magnitude", "wanda", "sparsegpt"]
 Allocation = Literal["uniform", "farms", "alpha"]
 
-METHODS: tuple[Method, ...] = ("magnitude", "wanda")
+METHODS: tuple[Method, ...] = ("magnitude", "wanda", "sparsegpt")
 ALLOCATIONS: tuple[Allocation, ...] = ("uniform", "farms", "alpha")
+UNSTRUCTURED = "unstructured"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,11 @@ class PruneConfig:
 
     Attributes:
         sparsity: zeros as a fraction of the weights of the pruned layers, in [0, 1); hit to the weight.
-        method: "magnitude" (|W|) or "wanda" (|W| times the norm of the layer's input, arXiv 2306.11695).
+        method: "magnitude" (|W|), "wanda" (|W| times the norm of the layer's input, arXiv 2306.11695) or "sparsegpt"
+            (what stays makes up for what goes, arXiv 2301.00774).
+        pattern: where zeros may be. "unstructured": anywhere. "2:4" or any other "N:M": N of every M neighbours in a
+            row stay, in all blocks alike. "N:8", with the letter: every block has its own N (AlphaPruning), so that
+            the total comes as near to the sparsity as whole numbers allow.
         allocation: how the total is spread over blocks. "uniform"; "farms": by block-mean alpha over windows;
             "alpha": the same map on whole-matrix alpha (AlphaPruning, arXiv 2410.10912).
         spread: epsilon of the map; block sparsities lie within (1 - spread) / (1 + spread) of each other.
@@ -43,6 +50,7 @@ class PruneConfig:
 
     sparsity: float = 0.5
     method: Method = "wanda"
+    pattern: str = UNSTRUCTURED
     allocation: Allocation = "farms"
     spread: float = 0.1
     shrink: bool = True
@@ -58,6 +66,7 @@ class PruneConfig:
             "It is a fraction: 0.5 removes half of the weights.",
         )
         check_choice("method", self.method, METHODS)
+        self._check_pattern()
         check_choice("allocation", self.allocation, ALLOCATIONS)
         check(is_number(self.spread) and 0 <= self.spread < 1, "spread", "at least 0 and below 1", self.spread)
         check(
@@ -66,6 +75,47 @@ class PruneConfig:
             "above 0 and at most 1",
             self.max_sparsity,
         )
+
+    def _check_pattern(self) -> None:
+        ok = self.pattern == UNSTRUCTURED or bool(re.fullmatch(r"(N|[1-9]\d*):[1-9]\d*", str(self.pattern)))
+        check(ok, "pattern", "'unstructured', 'N:M' with two numbers such as '2:4', or such as 'N:8'", self.pattern)
+        if self.group is None:
+            return
+        kept, size = self.group
+        if kept is None:
+            most = (size - 1) / size
+            check(size > 1, "pattern", "groups of at least 2 weights", self.pattern)
+            check(self.sparsity <= most, "sparsity", f"at most {most:.4g} for pattern {self.pattern!r}", self.sparsity)
+            return
+        check(kept < size, "pattern", "N:M with N below M", self.pattern, "N of every M weights stay.")
+        right = (size - kept) / size
+        check(
+            math.isclose(self.sparsity, right, abs_tol=5e-5),
+            "sparsity",
+            f"{right:.4g} for pattern {self.pattern!r}",
+            self.sparsity,
+            f"{kept} of every {size} weights stay.",
+        )
+        check(
+            self.allocation == "uniform",
+            "allocation",
+            f"'uniform' for pattern {self.pattern!r}",
+            self.allocation,
+            f"Blocks may differ under pattern='N:{size}'.",
+        )
+
+    @property
+    def group(self) -> tuple[int | None, int] | None:
+        """N (None: each block has its own) and M of a pattern N:M; None for unstructured zeros."""
+        if self.pattern == UNSTRUCTURED:
+            return None
+        kept, size = self.pattern.split(":")
+        return None if kept == "N" else int(kept), int(size)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the method measures activations."""
+        return self.method != "magnitude"
 
     def measurement(self) -> FarmsConfig:
         """The spectral measurement that this allocation is planned on."""
@@ -144,14 +194,15 @@ class EvaluationConfig:
 
 
 def default_output_name(model: str, config: PruneConfig) -> str:
-    """The folder and repository name of a pruned model, such as `Llama-2-7b-farms-wanda-50`.
+    """The folder and repository name of a pruned model, such as `Llama-2-7b-farms-wanda-50`, or with `-2of4` behind it.
 
     Args:
         model: hub id, folder or `demo`.
-        config: gives allocation, method and sparsity.
+        config: gives allocation, method, sparsity and pattern.
     """
     name = model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    return f"{name}-{config.allocation}-{config.method}-{_percent(config.sparsity)}"
+    pattern = "" if config.group is None else "-" + config.pattern.replace(":", "of")
+    return f"{name}-{config.allocation}-{config.method}-{_percent(config.sparsity)}{pattern}"
 
 
 def _percent(fraction: float) -> str:

@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-__all__ = ["lowest", "lowest_of_groups", "lowest_per_row"]
+__all__ = ["Cut", "lowest", "lowest_of_groups", "lowest_per_row"]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What goes from one layer.
+
+    Attributes:
+        count: how many weights.
+        group: so many zeros, in every so many neighbours of a row; None: anywhere. It must give the same count.
+    """
+
+    count: int
+    group: tuple[int, int] | None = None
+
+    def of(self, scores: Tensor) -> Tensor:
+        """Mark what goes by its scores: the lowest of every row, or of every group.
+
+        Args:
+            scores: `(rows, columns)`, finite.
+
+        Returns:
+            `(rows, columns)` bool, True = goes.
+        """
+        return lowest_per_row(scores, self.count) if self.group is None else lowest_of_groups(scores, *self.group)
 
 
 def lowest_per_row(scores: Tensor, count: int) -> Tensor:
@@ -62,17 +88,17 @@ def lowest(scores: Tensor, count: int) -> Tensor:
     return _lowest(scores.reshape(1, -1), count).reshape(scores.shape)
 
 
-def lowest_of_groups(scores: Tensor, pattern: tuple[int, int]) -> Tensor:
-    """Mark the N lowest of every M neighbours in a row, ties by column.
+def lowest_of_groups(scores: Tensor, zeros: int, size: int) -> Tensor:
+    """Mark the lowest of every `size` neighbours in a row, ties by column.
 
     Args:
-        scores: `(rows, columns)`, finite; columns a multiple of M.
-        pattern: N and M.
+        scores: `(rows, columns)`, finite; columns a multiple of `size`.
+        zeros: how many of each group.
+        size: of a group.
 
     Returns:
-        `(rows, columns)` bool; exactly N of every M are True.
+        `(rows, columns)` bool.
     """
-    number, size = pattern
     groups = scores.reshape(-1, size)
-    order = groups.argsort(dim=1, stable=True)[:, :number]
+    order = groups.argsort(dim=1, stable=True)[:, :zeros]
     return torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order, True).reshape(scores.shape)

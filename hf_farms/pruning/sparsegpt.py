@@ -1,25 +1,40 @@
 """SparseGPT (arXiv 2301.00774): what goes is chosen by what it costs, and what stays makes up for it.
 
 Symbols: m outputs, n inputs, t tokens; weight (m, n), inputs X (t, n); H = X^T X / t, damped; U its inverse's upper
-Cholesky factor, H^-1 = U^T U.
+Cholesky factor, H^-1 = U^T U. Inside the algorithm weights lie as (n, m), so that a column of the paper is contiguous.
 """
 
 from __future__ import annotations
 
 import warnings
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hf_farms.allocation.sparsity import apportion
-from hf_farms.errors import HfFarmsWarning
-from hf_farms.pruning.patterns import lowest, lowest_of_groups
+from hf_farms.errors import HfFarmsWarning, ModelError
+from hf_farms.pruning.patterns import Cut, lowest, lowest_of_groups
 
-__all__ = ["InputProducts", "inverse_factor", "sparsegpt"]
+__all__ = ["DAMPING", "InputProducts", "InverseFactor", "inverse_factor", "sparsegpt"]
 
 # Columns whose mask is chosen together, as released, and columns of them that are corrected one by one.
 COLUMNS, AT_ONCE = 128, 32
-DAMPING, MOST_DAMPING = 0.01, 10.0
+DAMPING, MOST_DAMPING = 0.01, 1e3
+
+
+class InverseFactor(NamedTuple):
+    """What SparseGPT needs to know of a layer's inputs.
+
+    Attributes:
+        upper: `(n, n)` float32, U with positive diagonal.
+        unused: `(n,)` bool, inputs that are always 0.
+        damping: what was added to the diagonal, in units of its mean.
+    """
+
+    upper: Tensor
+    unused: Tensor
+    damping: float
 
 
 class InputProducts:
@@ -34,104 +49,130 @@ class InputProducts:
         self._sum = torch.zeros(width, width, dtype=torch.float32, device=device)
         self.num_tokens = 0
 
+    @staticmethod
+    def nbytes(width: int) -> int:
+        """Memory for so many inputs."""
+        return 4 * width**2
+
     def add(self, inputs: Tensor) -> None:
         """Count the tokens of `(..., n)` inputs, in float32 whatever their dtype."""
-        rows = inputs.reshape(-1, inputs.shape[-1]).float().to(self._sum.device)
+        rows = inputs.detach().reshape(-1, inputs.shape[-1]).to(self._sum.device, torch.float32)
         self._sum.addmm_(rows.mT, rows)
         self.num_tokens += len(rows)
+
+    def merge(self, other: InputProducts) -> None:
+        """Count the tokens of another one too."""
+        self._sum += other._sum
+        self.num_tokens += other.num_tokens
 
     def mean(self) -> Tensor:
         """`(n, n)` float32: X^T X / t. The released code has twice that, which changes nothing."""
         return self._sum / max(1, self.num_tokens)
 
+    def is_finite(self) -> bool:
+        """Whether no input was NaN or infinite; each shows in its square on the diagonal."""
+        return bool(torch.isfinite(self._sum.diagonal()).all())
 
-def inverse_factor(products: Tensor, *, name: str = "") -> tuple[Tensor, Tensor]:
+    def prepared(self, name: str) -> InverseFactor:
+        """The factor, damped by more where there are fewer tokens than inputs: 1% x n / t.
+
+        Such products are singular: most directions were never seen, and without the additional damping all weights
+        would be bent to please the few that were.
+        """
+        few = len(self._sum) / max(1, self.num_tokens)
+        return inverse_factor(self.mean(), damping=DAMPING * max(1.0, few), name=name)
+
+
+def inverse_factor(products: Tensor, *, damping: float = DAMPING, name: str = "") -> InverseFactor:
     """Upper Cholesky factor of the inverse of the damped products, and the inputs that are always 0.
 
-    1% of the mean diagonal is added to the diagonal; ten times as much, with a warning, as often as the factorisation
-    fails. Costs O(n^3).
+    Ten times the damping, with a warning, as often as the factorisation fails. With J the matrix that reverses the
+    order and J H J = L L^T, the factor is J L^-1 J: one factorisation and one triangular inverse, O(n^3), and nothing
+    that is not positive definite by rounding can come up in between.
 
     Args:
         products: `(n, n)`, as `InputProducts.mean`; not modified.
+        damping: added to the diagonal, in units of its mean over the inputs that are used.
         name: of the layer, for the warning.
 
-    Returns:
-        `(n, n)` float32 and `(n,)` bool.
+    Raises:
+        ModelError: the products are not finite.
     """
-    hessian = products.float().clone()
+    hessian = products.float().flip(0, 1)
     diagonal = hessian.diagonal()
     unused = diagonal == 0
-    diagonal[unused] = 1
-    step, damping = float(diagonal.mean()), DAMPING
-    diagonal += damping * step
+    scale = float(diagonal[~unused].mean()) if not unused.all() else 1.0
+    diagonal.add_(damping * scale)
+    diagonal[unused] = scale
     while True:
-        factor, failed = torch.linalg.cholesky_ex(hessian)
-        if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
-            if not failed:
-                break
+        lower, failed = torch.linalg.cholesky_ex(hessian)
+        if not failed and torch.isfinite(lower.diagonal()).all():
+            break
         if damping >= MOST_DAMPING:
-            raise ArithmeticError(f"products of inputs must be finite and symmetric, got a singular matrix in {name}.")
-        diagonal += 9 * damping * step
+            raise ModelError(f"products of inputs must be finite and positive, got none that are in {name}.")
+        diagonal[~unused] += 9 * damping * scale
         damping *= 10
-        warnings.warn(f"Damping raised to {damping:g} of the mean diagonal in {name}.", HfFarmsWarning, stacklevel=2)
-    return upper, unused
+        warnings.warn(
+            f"The Hessian of {name} is singular: {damping:g} of its mean diagonal was added to the diagonal.",
+            HfFarmsWarning,
+            stacklevel=2,
+        )
+    identity = torch.eye(len(hessian), device=hessian.device)
+    inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
+    return InverseFactor(inverse.flip(0, 1).contiguous(), unused.flip(0), damping)
 
 
-def sparsegpt(
-    weight: Tensor, factor: Tensor, unused: Tensor, *, count: int, pattern: tuple[int, int] | None = None
-) -> Tensor:
+def sparsegpt(weight: Tensor, factor: InverseFactor, cut: Cut) -> Tensor:
     """Remove weights, and correct those to the right of each for the error that its removal makes (algorithm 1).
 
-    Of every 128 columns those entries go whose w^2 / U_jj^2 is lowest, as many as `count` gives them; with a pattern
-    N:M the N lowest of every M neighbours in a row. Exactly that many are 0 at the end. Costs O(m n^2).
+    Of every 128 columns those entries go whose w^2 / U_jj^2 is lowest, as many as the cut gives them; of groups of
+    neighbours the lowest of each. Weights of inputs that are always 0 go first and are not changed otherwise. Costs
+    O(m n^2).
 
     Args:
         weight: `(m, n)`, any float dtype; not modified.
-        factor: `(n, n)`, upper, of `inverse_factor`.
-        unused: `(n,)` inputs that are always 0; their weights go first.
-        count: how many weights go.
-        pattern: N and M: N zeros in every M; `count` must be what it gives.
+        factor: of the layer's inputs.
+        cut: how many weights go, and from where.
 
     Returns:
-        `(m, n)` in the weight's dtype.
+        `(m, n)` in the weight's dtype; exactly the cut is 0 (and what was 0 before).
     """
-    w = weight.float().masked_fill(unused, 0)
-    m, n = w.shape
-    starts = range(0, n, COLUMNS)
-    sizes = [m * min(COLUMNS, n - start) for start in starts]
-    counts = apportion(count, [count * size / w.numel() for size in sizes], sizes)
+    w = weight.float().mT.contiguous().masked_fill_(factor.unused[:, None], 0)
+    n, m = w.shape
+    # A group must not be parted.
+    size = cut.group[1] if cut.group else 1
+    columns = max(size, COLUMNS // size * size)
+    starts = range(0, n, columns)
+    sizes = [m * min(columns, n - start) for start in starts]
+    counts = apportion(cut.count, [cut.count * part / w.numel() for part in sizes], sizes)
     gone = torch.zeros_like(w, dtype=torch.bool)
-    for start, number in zip(starts, counts, strict=True):
-        stop = min(start + COLUMNS, n)
-        if pattern is None:
-            scale = factor.diagonal()[start:stop]
-            gone[:, start:stop] = lowest((w[:, start:stop] / scale).square(), number)
-        errors = torch.empty(m, stop - start, device=w.device)
-        width = AT_ONCE if pattern is None else max(pattern[1], AT_ONCE // pattern[1] * pattern[1])
-        for inner in range(start, stop, width):
-            end = min(inner + width, stop)
-            _correct(w, gone, errors[:, inner - start : end - start], factor, (inner, end), pattern)
-            w[:, end:stop] -= errors[:, inner - start : end - start] @ factor[inner:end, end:stop]
-        w[:, stop:] -= errors @ factor[start:stop, stop:]
-    return w.masked_fill(gone, 0).to(weight.dtype)
+    for start, count in zip(starts, counts, strict=True):
+        stop = min(start + columns, n)
+        if cut.group is None:
+            scale = factor.upper.diagonal()[start:stop, None]
+            gone[start:stop] = lowest((w[start:stop] / scale).square(), count)
+        errors = _correct(w, gone, factor.upper, (start, stop), cut.group)
+        w[stop:].addmm_(factor.upper[start:stop, stop:].mT, errors, alpha=-1)
+    kept = torch.where(factor.unused, weight.float(), w.mT)
+    return kept.masked_fill_(gone.mT, 0).to(weight.dtype)
 
 
-def _correct(
-    w: Tensor,
-    gone: Tensor,
-    errors: Tensor,
-    factor: Tensor,
-    span: tuple[int, int],
-    pattern: tuple[int, int] | None,
-) -> None:
-    """Columns of a span, one by one; the corrections beyond it are left to the caller."""
+def _correct(w: Tensor, gone: Tensor, upper: Tensor, span: tuple[int, int], group: tuple[int, int] | None) -> Tensor:
+    """Columns of a span, one by one; returns their errors, whose effect beyond the span is left to the caller."""
     start, stop = span
-    for column in range(start, stop):
-        if pattern is not None and (column - start) % pattern[1] == 0:
-            group = slice(column, column + pattern[1])
-            scores = (w[:, group] / factor.diagonal()[group]).square()
-            gone[:, group] = lowest_of_groups(scores, pattern)
-        error = torch.where(gone[:, column], w[:, column], 0) / factor[column, column]
-        w[:, column:stop] -= error[:, None] * factor[column, column:stop]
-        errors[:, column - start] = error
+    errors = torch.empty_like(w[start:stop])
+    size = group[1] if group else 1
+    width = max(size, AT_ONCE // size * size)
+    for first in range(start, stop, width):
+        end = min(first + width, stop)
+        for column in range(first, end):
+            if group is not None and (column - start) % size == 0:
+                near = slice(column, column + size)
+                scores = (w[near] / upper.diagonal()[near, None]).square()
+                gone[near] = lowest_of_groups(scores.mT, *group).mT
+            error = errors[column - start]
+            torch.div(w[column], upper[column, column], out=error)
+            error.masked_fill_(~gone[column], 0)
+            w[column:end].addr_(upper[column, column:end], error, alpha=-1)
+        w[end:stop].addmm_(upper[first:end, end:stop].mT, errors[first - start : end - start], alpha=-1)
+    return errors

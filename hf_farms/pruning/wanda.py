@@ -20,11 +20,29 @@ class InputNorm:
         self._sum = torch.zeros(width, dtype=torch.float32, device=device)
         self.num_tokens = 0
 
+    @staticmethod
+    def nbytes(width: int) -> int:
+        """Memory for so many inputs."""
+        return 4 * width
+
     def add(self, inputs: Tensor) -> None:
         """Count the tokens of `(..., width)` inputs, in float32 whatever their dtype."""
-        rows = inputs.reshape(-1, inputs.shape[-1]).float()
+        rows = inputs.detach().reshape(-1, inputs.shape[-1]).float()
         self._sum += rows.square().sum(dim=0).to(self._sum.device)
         self.num_tokens += len(rows)
+
+    def merge(self, other: InputNorm) -> None:
+        """Count the tokens of another one too."""
+        self._sum += other._sum
+        self.num_tokens += other.num_tokens
+
+    def is_finite(self) -> bool:
+        """Whether no input was NaN or infinite."""
+        return bool(torch.isfinite(self._sum).all())
+
+    def prepared(self, name: str) -> Tensor:
+        """The norm."""
+        return self.norm()
 
     def norm(self) -> Tensor:
         """`(width,)` float32; scaled by the number of tokens, which changes no comparison and cannot overflow."""

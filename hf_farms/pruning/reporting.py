@@ -1,0 +1,97 @@
+"""The report of a pruned model, from the records of its blocks."""
+
+from __future__ import annotations
+
+import statistics
+
+from torch import Tensor
+
+from hf_farms.allocation.plan import spread_note
+from hf_farms.blocks import BlockSource
+from hf_farms.config import PruneConfig
+from hf_farms.pruning.cuts import pattern_note
+from hf_farms.pruning.patterns import Cut
+from hf_farms.pruning.sparsegpt import DAMPING
+from hf_farms.reports import BlockSparsity, CalibrationRecord, LayerSparsity, PruneReport, SpectralReport
+
+__all__ = ["make_report"]
+
+
+def make_report(
+    source: BlockSource,
+    config: PruneConfig,
+    blocks: list[BlockSparsity],
+    spectra: SpectralReport | None,
+    batches: list[dict[str, Tensor]],
+    cuts: list[list[Cut]],
+) -> PruneReport:
+    """Put together what a reader must know.
+
+    Args:
+        source: the pruned model.
+        config: how it was pruned.
+        blocks: what was done, by earlier runs too.
+        spectra: before pruning, where measured.
+        batches: the calibration data; empty where the method needs none.
+        cuts: what was planned for every layer of every block.
+    """
+    layers = [layer for block in blocks for layer in block.layers]
+    parameters, zeros = source.count_parameters()
+    notes = [
+        spread_note(spectra, config) if spectra is not None else None,
+        pattern_note(cuts, [x.num_weights for x in layers], config),
+        *_layer_notes(source, layers),
+    ]
+    return PruneReport(
+        model=source.name,
+        model_type=source.model_type,
+        config=config,
+        dtype=source.dtype,
+        blocks=tuple(blocks),
+        sparsity=sum(x.num_zeros for x in layers) / sum(x.num_weights for x in layers),
+        parameter_sparsity=zeros / parameters,
+        num_parameters=parameters,
+        before=spectra,
+        calibration=_calibration(batches, layers) if batches else None,
+        notes=tuple(note for note in notes if note),
+    )
+
+
+def _calibration(batches: list[dict[str, Tensor]], layers: list[LayerSparsity]) -> CalibrationRecord:
+    shown = [batch.get("attention_mask", batch.get("input_ids")) for batch in batches]
+    return CalibrationRecord(
+        config=None,
+        num_sequences=sum(len(next(iter(batch.values()))) for batch in batches),
+        # What is no text (images) becomes tokens inside the model.
+        num_tokens=max(layer.num_tokens or 0 for layer in layers)
+        if any(tokens is None for tokens in shown)
+        else sum(
+            int(tokens.sum()) if "attention_mask" in batch else tokens.numel()
+            for batch, tokens in zip(batches, shown, strict=True)
+            if tokens is not None
+        ),
+    )
+
+
+def _layer_notes(source: BlockSource, layers: list[LayerSparsity]) -> list[str]:
+    """What the records of the layers say that a reader must know."""
+    notes = []
+    kinds = {layer.name: layer.kind for i in range(len(source)) for layer in source.metadata(i).layers}
+    experts = [x.num_tokens for x in layers if kinds[x.name] == "expert" and x.num_tokens is not None]
+    if experts:
+        notes.append(
+            f"Matrices of experts were measured on {min(experts)} to {max(experts)} calibration tokens, median "
+            f"{statistics.median(experts):g}."
+        )
+    if without := experts.count(0):
+        notes.append(
+            f"{without} of {len(experts)} matrices of experts got no calibration tokens and were pruned by magnitude."
+        )
+    damped = [x for x in layers if x.damping is not None and x.damping > DAMPING]
+    if damped:
+        most = max(damped, key=lambda x: x.damping or 0)
+        notes.append(
+            f"{len(damped)} of {len(layers)} Hessians had fewer tokens than inputs, or were singular: up to "
+            f"{most.damping:.3g} of the mean diagonal was added (in {most.name}) instead of {DAMPING:g}."
+        )
+    return notes
