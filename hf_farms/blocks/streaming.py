@@ -16,7 +16,7 @@ from hf_farms.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["StreamedBlockSource", "aligned"]
+__all__ = ["StreamedBlockSource", "align_weights"]
 
 # What torch itself aligns to. Some kernels add in another order at other addresses, and the bits of a result must not
 # depend on where a file had its tensors.
@@ -65,7 +65,7 @@ class StreamedBlockSource(ModelBlockSource):
         self._shared, self._blanks = self._placed, []
 
     def _check_complete(self) -> None:
-        missing = [name for name in self.model.state_dict() if not self._stored.has(name)]
+        missing = [name for name, _ in self.model.named_parameters() if not self._stored.has(name)]
         if missing:
             raise ModelError(
                 f"checkpoint must hold every weight, got {len(missing)} missing, first {missing[0]}.",
@@ -144,12 +144,13 @@ class StreamedBlockSource(ModelBlockSource):
                     if blank is None or not blank.is_meta:
                         continue
                     self._blanks.append((module, is_parameter, name, blank))
-                    if name in module._non_persistent_buffers_set:
+                    full = f"{path}.{name}" if path else name
+                    if not is_parameter and (name in module._non_persistent_buffers_set or not stored.has(full)):
                         computed = True
                         tensors[name] = cast(Any, torch.empty_like(blank, device=self._device))
                         continue
                     if id(blank) not in self._placed:
-                        found = aligned(stored.read(f"{path}.{name}" if path else name), blank.dtype, self._device)
+                        found = _aligned(stored.read(full), blank.dtype, self._device)
                         self._placed[id(blank)] = _like(blank, found)
                     tensors[name] = cast(Any, self._placed[id(blank)])
             if computed:
@@ -174,7 +175,12 @@ def _like(blank: Tensor, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def aligned(tensor: Tensor, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
-    """A tensor at an address that does not depend on where a file had it."""
+def _aligned(tensor: Tensor, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
     tensor = tensor.to(device=device, dtype=dtype)
     return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
+
+
+def align_weights(model: nn.Module) -> None:
+    """Move weights that a file had at odd addresses, so that a model computes the same bits wherever it came from."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = _aligned(tensor.data)

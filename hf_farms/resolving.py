@@ -1,0 +1,173 @@
+"""A model's name -> its files, its architecture and the device to use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_farms.demo import demo_model
+from hf_farms.errors import HfFarmsError, ModelError
+
+__all__ = [
+    "architecture_of",
+    "explained",
+    "find_device",
+    "free_memory",
+    "parse_dtype",
+    "quantisation_of",
+    "resolve",
+    "weight_files",
+]
+
+DEMO = "demo"
+SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
+
+
+def resolve(name: str) -> str:
+    """What transformers can load: the folder of `demo`, a folder, or a hub id.
+
+    Raises:
+        ModelError: a folder without a model, or no name that a hub id could have.
+    """
+    if name == DEMO:
+        return str(demo_model())
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"model folder must have a config.json, got {name!r} without.",
+                hint="Name a folder that save_pretrained wrote.",
+            )
+        if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+            raise ModelError(f"model folder must have weights (*.safetensors), got {name!r} without.")
+        return name
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise ModelError(f"model must be a hub id or an existing folder, got {name!r}. Check the path.")
+    return name
+
+
+def weight_files(name: str, path: str, revision: str | None, *, allow_pickle: bool) -> list[Path]:
+    """The files that hold the weights, on this machine."""
+    from transformers.utils.hub import cached_file
+
+    def found(file: str) -> Path | None:
+        where = cached_file(path, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+        return Path(where) if where else None
+
+    for single in (SAFE, PICKLED):
+        index = found(f"{single}.index.json")
+        whole = None if index else found(single)
+        if not index and not whole:
+            continue
+        if single == PICKLED and not allow_pickle:
+            raise ModelError(
+                f"weights must be safetensors, got pickled ones in {name!r}.",
+                hint="Convert them with transformers (save_pretrained), or allow them: --allow-pickle.",
+            )
+        if whole:
+            return [whole]
+        assert index is not None
+        # A shard that is missing in a folder is named when it is opened.
+        return [found(shard) or index.parent / shard for shard in _shards(index)]
+    raise ModelError(f"model must have weights ({SAFE}, or shards with an index), got {name!r} without.")
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"index of the shards must be JSON with a weight_map, got a damaged {index.name}.",
+            hint="Download the model again.",
+        ) from error
+
+
+def quantisation_of(config: Any) -> str | None:
+    """The method that the weights are quantised by; None: they are plain."""
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return None
+    method = found.get("quant_method") if isinstance(found, dict) else found.quant_method
+    return str(getattr(method, "value", method))
+
+
+def find_device(wanted: str | None) -> str:
+    """The device asked for; without a wish a GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if wanted is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=wanted).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device must be one that is there, such as cpu or cuda:0, got {wanted!r}. Leave --device out."
+        ) from error
+    return wanted
+
+
+def parse_dtype(name: str) -> Any:
+    """The dtype of this name; "auto" as it is.
+
+    Raises:
+        ValueError: no float dtype.
+    """
+    if name == "auto":
+        return name
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype must be auto, float32, bfloat16 or float16, got {name!r}.")
+    return dtype
+
+
+def architecture_of(config: Any) -> Any:
+    """The causal language model of this config; where the checkpoint names another head, that."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    named = (getattr(config, "architectures", None) or [None])[0]
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    if causal is not None and named in (None, causal):
+        return transformers.AutoModelForCausalLM
+    found = getattr(transformers, named or "", None)
+    if found is None:
+        raise ModelError(
+            f"model must have an architecture that transformers knows, got {named!r} ({config.model_type})."
+        )
+    return found
+
+
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Turn what transformers and the Hub client raise while loading into one sentence."""
+    try:
+        yield
+    except HfFarmsError:
+        raise
+    except Exception as error:  # transformers, safetensors, tokenizers and the Hub client each have their own
+        from hf_farms.explain import explain
+
+        raise explain(error, what=name) from error
+
+
+def free_memory(device: str) -> int:
+    """Bytes that this process may still take on a device; a limit of its control group counts."""
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    from accelerate.utils import get_max_memory
+
+    free = int(get_max_memory()["cpu"])
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = next(line.split()[1] for line in (group / "memory.stat").read_text().splitlines() if line[:5] == "anon ")
+    except (OSError, StopIteration):
+        return free
+    return free if limit == "max" else min(free, int(limit) - int(used))
