@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from hf_farms.allocation.plan import plan_sparsity
 from hf_farms.blocks import Block, BlockSource, KeptTokens, LayerView, ModelBlockSource
 from hf_farms.config import PruneConfig
 from hf_farms.errors import DataError, HfFarmsWarning, NoEffectWarning
+from hf_farms.pruning.activations import Activations
 from hf_farms.pruning.cuts import check_layers, plan_cuts, to_prune
 from hf_farms.pruning.measuring import Measured, Run, measure, parts
 from hf_farms.pruning.methods import METHODS, PruningMethod
@@ -42,6 +45,7 @@ def prune(
     *,
     calibration: Iterable[Batch] | None = None,
     spectra: SpectralReport | None = None,
+    activations: str | Path | None = None,
     progress: Progress | None = None,
 ) -> PruneResult:
     """Set the least important weights of every matrix inside the blocks to zero, in place.
@@ -58,6 +62,7 @@ def prune(
             SparseGPT.
             With an `attention_mask`, tokens that are masked out are not counted.
         spectra: of this model, measured as `config.measurement()` says, if there already; else it is measured.
+        activations: a folder for the hidden states of the calibration data; None: they stay in memory.
         progress: called with the stage ("analyze", "capture", "prune"), steps done and steps in all.
 
     Returns:
@@ -80,7 +85,8 @@ def prune(
     targets = [config.sparsity] * len(source) if spectra is None else plan_sparsity(spectra, config=config)
     cuts = plan_cuts(source, targets, config)
     with source.evaluation(), torch.no_grad():
-        blocks = _walk(source, config, batches, targets, cuts, tick)
+        hidden = Activations(Path(activations) if activations is not None else None)
+        blocks = _walk(source, config, batches, hidden, targets, cuts, tick)
     return PruneResult(make_report(source, config, blocks, spectra, batches, cuts))
 
 
@@ -109,19 +115,21 @@ def _walk(
     source: BlockSource,
     config: PruneConfig,
     batches: list[dict[str, Tensor]],
+    hidden: Activations,
     targets: list[float],
     cuts: list[list[Cut]],
     tick: Progress,
 ) -> list[BlockSparsity]:
-    calls = []
+    arguments = []
     if all(source.finished(index) is not None for index in range(len(source))):
         batches = []
     for done, batch in enumerate(batches, 1):
-        calls.append(source.capture(batch))
+        call = source.capture(batch)
+        hidden.append(call.hidden)
+        arguments.append(call.arguments)
         tick("capture", done, len(batches))
-    hidden = [call.hidden for call in calls]
     keep = [KeptTokens(batch["attention_mask"]) if "attention_mask" in batch else None for batch in batches]
-    if calls:
+    if batches:
         _warn_of_few_tokens(source, config, hidden, keep)
     blocks = []
     # Hidden states are needed as far as the last block that no earlier run finished.
@@ -131,18 +139,19 @@ def _walk(
             blocks.append(json_converter().structure(record, BlockSparsity))
         else:
             block = source.open(index)
-            runs = [
-                (partial(block, h, call.arguments[index]), kept)
-                for h, call, kept in zip(hidden, calls, keep, strict=True)
-            ]
+            runs = [(partial(_run, block, hidden, i, arguments[i][index]), kept) for i, kept in enumerate(keep)]
             blocks.append(_prune_block(block, targets[index], cuts[index], config, runs))
             source.commit(index, json_converter().unstructure(blocks[-1]))
-        if calls and index < last:
+        if batches and index < last:
             block = source.open(index)
-            for i, call in enumerate(calls):
-                hidden[i] = block(hidden[i], call.arguments[index])
+            for i in range(len(batches)):
+                hidden[i] = _run(block, hidden, i, arguments[i][index])
         tick("prune", index + 1, len(source))
     return blocks
+
+
+def _run(block: Block, hidden: Activations, batch: int, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
+    return block(hidden[batch], arguments)
 
 
 def _prune_block(
@@ -178,10 +187,10 @@ def _prune_layer(layer: LayerView, cut: Cut, method: PruningMethod, measured: Me
 
 
 def _warn_of_few_tokens(
-    source: BlockSource, config: PruneConfig, hidden: list[Tensor], keep: list[KeptTokens | None]
+    source: BlockSource, config: PruneConfig, hidden: Activations, keep: list[KeptTokens | None]
 ) -> None:
     """A Hessian of n inputs needs n tokens."""
-    tokens = sum(k.num_tokens if k else h.shape[:-1].numel() for h, k in zip(hidden, keep, strict=True))
+    tokens = sum(k.num_tokens if k else h[:-1].numel() for h, k in zip(hidden.shapes, keep, strict=True))
     layers = [layer for i in range(len(source)) for layer in to_prune(source.metadata(i).layers)]
     widest = max((layer for layer in layers if layer.kind == "linear"), key=lambda layer: layer.shape[1], default=None)
     if config.method == "sparsegpt" and widest is not None and tokens < widest.shape[1]:
