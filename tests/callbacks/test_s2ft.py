@@ -76,14 +76,14 @@ def test_both_ways_of_adding_it_train_the_same_weights(config, tmp_path):
 
 
 @EARLY
-@pytest.mark.parametrize("frozen", ["model.layers.1", "lm_head", ""])
+@pytest.mark.parametrize("frozen", ["model.layers.1", ""])
 def test_what_was_frozen_is_trained_where_it_is_selected(frozen, early, tmp_path):
     model = tiny("llama")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(frozen))
-    run = trainer(tmp_path, S2FTCallback(INDEXED), early=early, model=model, weight_decay=0.1)
+    run = trainer(tmp_path, S2FTCallback(INDEXED), early=early, model=model, weight_decay=0.1, max_steps=2)
     run.train()
-    other = trainer(tmp_path, S2FTCallback(INDEXED), weight_decay=0.1)
+    other = trainer(tmp_path, S2FTCallback(INDEXED), weight_decay=0.1, max_steps=2)
     other.train()
     assert same(plain(model), plain(other.model))
 

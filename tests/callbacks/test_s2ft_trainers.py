@@ -12,7 +12,7 @@ from models import tiny
 
 sys.path.append(str(Path(__file__).parent))
 from test_farms_lr import InTheStep, same, signal
-from test_s2ft import EARLY, INDEXED, LAYOUTS, follows, inside, layers, plain, trainer
+from test_s2ft import EARLY, INDEXED, LAYOUTS, TWO_PRODUCTS, follows, inside, layers, plain, trainer
 from test_trainers import Pairs
 
 from hf_farms import FarmsLRCallback, FarmsLRConfig, S2FTCallback, S2FTConfig, apply_s2ft
@@ -36,12 +36,11 @@ def trained(folder, config=INDEXED, **options):
     return plain(run.model)
 
 
-@LAYOUTS
-def test_accumulation_is_one_big_batch(config, tmp_path):
+def test_accumulation_is_one_big_batch(tmp_path):
     """SGD, whose step is as exact as the gradient."""
     options = {"optim": "sgd", "learning_rate": 1.0}
-    small = trained(tmp_path, config, per_device_train_batch_size=2, gradient_accumulation_steps=4, **options)
-    assert close(small, trained(tmp_path, config, per_device_train_batch_size=8, **options), limit=1e-5)
+    small = trained(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, **options)
+    assert close(small, trained(tmp_path, per_device_train_batch_size=8, **options), limit=1e-5)
 
 
 def test_clipping_is_by_the_norm_of_the_slices(tmp_path):
@@ -65,10 +64,12 @@ def test_mixed_precision(config, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*use_reentrant.*", "ignore:.is_gradient_checkpointing. is deprecated")
-@EARLY
-@LAYOUTS
-@pytest.mark.parametrize("reentrant", [False, True], ids=["", "reentrant"])
-def test_activation_checkpointing_changes_nothing(reentrant, config, early, tmp_path):
+@pytest.mark.parametrize(
+    ("config", "early", "reentrant"),
+    [(INDEXED, True, False), (INDEXED, True, True), (INDEXED, False, True), (TWO_PRODUCTS, True, True)],
+    ids=["", "reentrant", "reentrant, late", "reentrant, two products"],
+)
+def test_activation_checkpointing_changes_nothing(config, early, reentrant, tmp_path):
     options = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": reentrant}}
     assert same(trained(tmp_path, config, early=early, **options), trained(tmp_path, config, early=early))
 
