@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from hf_farms.allocation.sparsity import allocate_sparsity, apportion, reliability
+from hf_farms.allocation.sparsity import allocate_sparsity, apportion, apportion_groups, reliability
 
 LLAMA_7B_BLOCK = 4 * 4096 * 4096 + 3 * 4096 * 11008
 
@@ -136,3 +136,45 @@ def test_whole_numbers_add_up(seed):
 def test_more_than_there_is_cannot_be_shared_out():
     with pytest.raises(ValueError, match="total must be at most 3, got 4"):
         apportion(4, [2.0, 2.0], [1, 2])
+
+
+def nearest(targets, sizes, total, group):
+    return abs(total * group - sum(c * p for c, p in zip(targets, sizes, strict=True)))
+
+
+@pytest.mark.parametrize("sparsity", [0, 0.01, 0.3, 0.5, 0.55, 0.813, 0.875])
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_of_equal_blocks_get_the_largest_remainders(sparsity, seed):
+    generator = random.Random(seed)
+    scores = [generator.random() for _ in range(13)]
+    sizes = [800] * 13
+    targets = allocate_sparsity(scores, sizes=sizes, target=sparsity, spread=0.3, bounds=(0, 0.875))
+    total = round(sparsity * sum(sizes))
+    zeros = apportion_groups(targets, sizes=sizes, total=total, group=8, highest=0.999)
+    assert zeros == apportion(round(sparsity * 13 * 8), [8 * t for t in targets], [7] * 13)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_groups_of_unequal_blocks_come_near_and_no_single_change_comes_nearer(seed):
+    generator = random.Random(seed)
+    sizes = [8 * generator.randint(1, 60) for _ in range(generator.randint(1, 9))]
+    sparsity = generator.random() * 0.875
+    targets = allocate_sparsity(
+        [generator.random() for _ in sizes], sizes=sizes, target=sparsity, spread=0.4, bounds=(0, 0.875)
+    )
+    total = round(sparsity * sum(sizes))
+    zeros = apportion_groups(targets, sizes=sizes, total=total, group=8, highest=1.0)
+    assert all(0 <= z <= 7 for z in zeros)
+    error = nearest(zeros, sizes, total, 8)
+    assert error <= max(sizes) / 2 + 8
+    for i in range(len(sizes)):
+        for step in (-1, 1):
+            changed = [z + step * (i == j) for j, z in enumerate(zeros)]
+            assert not 0 <= changed[i] <= 7 or nearest(changed, sizes, total, 8) >= error
+
+
+def test_groups_keep_at_least_one_and_obey_the_highest_sparsity():
+    assert apportion_groups([0.95, 0.8], sizes=[80, 80], total=140, group=8, highest=0.999) == [7, 7]
+    assert apportion_groups([0.7, 0.3], sizes=[80, 80], total=80, group=8, highest=0.625) == [5, 3]
+    # A bound below the target gives way.
+    assert apportion_groups([0.5, 0.5], sizes=[80, 80], total=80, group=8, highest=0.1) == [4, 4]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_farms.pruning.patterns import lowest_per_row
+from hf_farms.pruning.patterns import Cut, lowest, lowest_of_groups, lowest_per_row
 
 
 def slow_lowest(scores, count):
@@ -37,3 +37,33 @@ def test_rows_differ_by_at_most_one():
 def test_impossible_counts_are_refused(count):
     with pytest.raises(ValueError, match=rf"count must be between 0 and 12, got {count}"):
         lowest_per_row(torch.rand(3, 4), count)
+
+
+@pytest.mark.parametrize("levels", [1, 3, 1000])
+@pytest.mark.parametrize("group", [(2, 4), (0, 4), (1, 2), (3, 8), (5, 7), (1, 28)])
+def test_groups_equal_a_loop_over_columns_with_ties(group, levels):
+    scores = torch.randint(0, levels, (9, 56), generator=torch.Generator().manual_seed(levels)).float()
+    expected = torch.zeros(9, 56, dtype=torch.bool)
+    for row in range(9):
+        for start in range(0, 56, group[1]):
+            order = sorted(range(group[1]), key=lambda j, row=row, start=start: (scores[row, start + j].item(), j))
+            for j in order[: group[0]]:
+                expected[row, start + j] = True
+    assert torch.equal(lowest_of_groups(scores, *group), expected)
+    assert torch.equal(Cut(int(expected.sum()), group).of(scores), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 3), (4, 128)])
+@pytest.mark.parametrize("levels", [1, 3, 1000])
+def test_the_lowest_of_a_matrix_with_ties(shape, levels):
+    scores = torch.randint(0, levels, shape, generator=torch.Generator().manual_seed(levels)).float()
+    for count in {0, 1, scores.numel() // 2, scores.numel()}:
+        order = sorted(range(scores.numel()), key=lambda i: (scores.flatten()[i].item(), i))[:count]
+        expected = torch.zeros(scores.numel(), dtype=torch.bool)
+        expected[order] = True
+        assert torch.equal(lowest(scores, count).flatten(), expected)
+
+
+def test_a_cut_without_groups_is_row_by_row():
+    scores = torch.rand(5, 20)
+    assert torch.equal(Cut(33).of(scores), lowest_per_row(scores, 33))

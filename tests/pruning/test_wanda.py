@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from hf_farms.pruning.magnitude import magnitude_scores
-from hf_farms.pruning.patterns import lowest_per_row
+from hf_farms.pruning.patterns import lowest_of_groups, lowest_per_row
 from hf_farms.pruning.wanda import InputNorm, wanda_scores
 
 
@@ -30,3 +30,11 @@ def test_magnitude_is_the_absolute_value_in_float32():
     scores = magnitude_scores(torch.tensor([[-2.0, 1.0]], dtype=torch.bfloat16))
     assert scores.dtype == torch.float32
     assert scores.tolist() == [[2.0, 1.0]]
+
+
+def test_the_2_of_4_mask_of_the_released_code(golden):
+    data = {name: torch.from_numpy(value) for name, value in np.load(golden / "wanda.npz").items()}
+    expected = torch.from_numpy(np.load(golden / "sparsegpt.npz")["wanda_mask_2of4"])
+    norm = InputNorm(256, torch.device("cpu"))
+    norm.add(data["activations"])
+    assert torch.equal(lowest_of_groups(wanda_scores(data["weight"], norm.norm()), 2, 4), expected)
