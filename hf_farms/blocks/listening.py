@@ -51,16 +51,14 @@ class KeptTokens:
         Returns:
             `(rows, n)`; all of the inputs where they are not rows of tokens.
         """
-        if self._last is not None and self._last[0] is inputs:
-            return self._last[1]
         mask = self._mask.to(inputs.device)
-        kept = inputs
         if tokens is not None:
-            kept = inputs[mask.flatten()[tokens]]
-        elif inputs.shape[:-1] in (mask.shape, (mask.numel(),)):
-            kept = inputs.flatten(0, -2)[mask.flatten()]
-        self._last = (inputs, kept)
-        return kept
+            return inputs[mask.flatten()[tokens]]
+        if inputs.shape[:-1] not in (mask.shape, (mask.numel(),)):
+            return inputs
+        if self._last is None or self._last[0] is not inputs:
+            self._last = (inputs, inputs.flatten(0, -2)[mask.flatten()])
+        return self._last[1]
 
 
 @contextmanager
