@@ -54,7 +54,7 @@ class S2FTConfig:
             sides of the coupled layers, until the selected ones lie together. Checkpoints have the original order.
         write_back: write the trained slice into the weight after every step, so that one product serves all. False
             adds a second product instead, for weights that must not change while training because something else
-            reads them too; more time and memory.
+            reads them too, and for optimizers that evaluate the loss inside a step (LBFGS); more time and memory.
     """
 
     budget: float = 0.01

@@ -50,7 +50,9 @@ class InOriginalOrder(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         given = {}
         for name, by_dim in self.s2ft_orders.items():
-            if (key := prefix + name) in state_dict:
+            key = prefix + name
+            # Another shape is for the plain layer to refuse.
+            if key in state_dict and state_dict[key].shape == getattr(self, name).shape:
                 given[key] = state_dict[key]
                 for dim, order in by_dim.items():
                     state_dict[key] = state_dict[key].index_select(dim, order.to(state_dict[key].device))
@@ -185,8 +187,19 @@ def selective_class(plain: type[nn.Module]) -> type[SelectiveLayer] | None:
 def ordered_class(plain: type[nn.Module]) -> type[InOriginalOrder]:
     """What a module becomes whose parameters are only permuted; one class for each plain one."""
     if plain not in ORDERED:
-        ORDERED[plain] = type(plain.__name__, (InOriginalOrder, plain), {"__doc__": plain.__doc__})
+        own = {"__doc__": plain.__doc__, "__reduce__": _reduce}
+        ORDERED[plain] = type(plain.__name__, (InOriginalOrder, plain), own)
     return ORDERED[plain]
+
+
+def _reduce(module: InOriginalOrder) -> tuple[Any, ...]:
+    """Pickle finds classes by their names, and these have none."""
+    return _empty, (module.s2ft_plain_class,), dict(vars(module))
+
+
+def _empty(plain: type[nn.Module]) -> nn.Module:
+    kind = ordered_class(plain)
+    return kind.__new__(kind)
 
 
 class _TrainedInputs(torch.autograd.Function):
