@@ -1,6 +1,7 @@
 """S2FTCallback: checkpoints, resuming, the best model."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,8 +124,9 @@ def test_another_selection_is_refused_and_the_repair_works(early, tmp_path):
         (INDEXED, torch.bfloat16, {}),
         (PERMUTED, torch.bfloat16, {}),
         (TWO_PRODUCTS, torch.float32, {}),
+        (replace(TWO_PRODUCTS, layout="permuted"), torch.float32, {}),
     ],
-    ids=["indexed, tied", "permuted, tied", "indexed, bfloat16", "permuted, bfloat16", "two products"],
+    ids=["indexed, tied", "permuted, tied", "indexed, bfloat16", "permuted, bfloat16", "two", "two, permuted"],
 )
 def test_checkpoints_are_plain_models_equal_to_the_one_in_memory(config, dtype, options, ids, tmp_path):
     tiny("llama", **options).save_pretrained(tmp_path / "base")

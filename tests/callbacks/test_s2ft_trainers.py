@@ -13,7 +13,7 @@ from models import tiny
 sys.path.append(str(Path(__file__).parent))
 from test_farms_lr import InTheStep, same, signal
 from test_s2ft import EARLY, INDEXED, LAYOUTS, TWO_PRODUCTS, follows, inside, layers, plain, trainer
-from test_trainers import Pairs
+from test_trainers import Images, Pairs
 
 from hf_farms import FarmsLRCallback, FarmsLRConfig, S2FTCallback, S2FTConfig, apply_s2ft
 from hf_farms.callbacks.groups import innermost
@@ -72,6 +72,24 @@ def test_mixed_precision(config, tmp_path):
 def test_activation_checkpointing_changes_nothing(config, early, reentrant, tmp_path):
     options = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": reentrant}}
     assert same(trained(tmp_path, config, early=early, **options), trained(tmp_path, config, early=early))
+
+
+class Patches(Images):
+    def __getitem__(self, index):
+        item = super().__getitem__(index)
+        return {**item, "pixel_values": item["pixel_values"][:, :16, :16]}
+
+
+@pytest.mark.filterwarnings("ignore:.*use_reentrant.*")
+def test_reentrant_checkpointing_of_images(tmp_path):
+    """Nothing that goes into the first block requires a gradient, and transformers sees to that for tokens only."""
+    options = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}}
+    found = []
+    for given in (options, {}):
+        model = family_model("vit")
+        found.append(trained(tmp_path, model=model, data=Patches(), **given))
+    assert same(*found)
+    assert not same(found[0], plain(family_model("vit")))
 
 
 @pytest.mark.filterwarnings("ignore")
