@@ -44,6 +44,7 @@ class S2FTCallback(TrainerCallback):
     `Trainer(..., callbacks=[S2FTCallback(S2FTConfig(budget=0.01))])`, or `trainer.add_callback(...)` in one process.
     Checkpoints are those of the plain model; beside them lie `s2ft_config.json` and the selected channels. The model
     stays selective after the training, so that another one can follow; `hf_farms.restore(model)` makes it plain.
+    Resume with the callback given as it was before, as an argument or added: the optimizer's file is laid out for it.
 
     Args:
         config: options, also as a mapping of them.
