@@ -20,6 +20,30 @@ from hf_farms.config import CalibrationConfig, EvaluationConfig, FarmsConfig, Pr
         (lambda: PruneConfig(sparsity=float("nan")), r"sparsity must be at least 0 and below 1, got nan"),
         (lambda: PruneConfig(method="obs"), r"method must be one of magnitude, wanda, sparsegpt, got 'obs'"),
         (lambda: PruneConfig(allocation="owl"), r"allocation must be one of uniform, farms, alpha, got 'owl'"),
+        (lambda: PruneConfig(pattern="2/4"), r"pattern must be 'unstructured', 'N:M' with two numbers .* got '2/4'"),
+        (lambda: PruneConfig(pattern="0:4"), r"pattern must be 'unstructured', 'N:M' .* got '0:4'"),
+        (lambda: PruneConfig(pattern=None), r"pattern must be 'unstructured', 'N:M' .* got None"),
+        (lambda: PruneConfig(pattern="N:1"), r"pattern must be groups of at least 2 weights, got 'N:1'"),
+        (
+            lambda: PruneConfig(pattern="4:4"),
+            r"pattern must be N:M with N below M, got '4:4'. N of every M weights stay",
+        ),
+        (
+            lambda: PruneConfig(pattern="2:4", sparsity=0.6, allocation="uniform"),
+            r"sparsity must be 0.5 for pattern '2:4', got 0.6. 2 of every 4 weights stay",
+        ),
+        (
+            lambda: PruneConfig(pattern="1:3", sparsity=0.66, allocation="uniform"),
+            r"sparsity must be 0.6667 for pattern '1:3', got 0.66",
+        ),
+        (
+            lambda: PruneConfig(pattern="N:8", sparsity=0.9),
+            r"sparsity must be at most 0.875 for pattern 'N:8', got 0.9",
+        ),
+        (
+            lambda: PruneConfig(pattern="2:4"),
+            r"allocation must be 'uniform' for pattern '2:4', got 'farms'. Blocks may differ under pattern='N:4'",
+        ),
         (lambda: PruneConfig(spread=1), r"spread must be at least 0 and below 1, got 1"),
         (lambda: PruneConfig(max_sparsity=0), r"max_sparsity must be above 0 and at most 1, got 0"),
         (lambda: CalibrationConfig(source=""), r"calibration source must be .* got ''"),
@@ -60,7 +84,33 @@ def test_alpha_is_measured_on_whole_matrices_and_farms_on_windows():
         ("meta-llama/Llama-2-7b", PruneConfig(), "Llama-2-7b-farms-wanda-50"),
         ("./models/mine/", PruneConfig(sparsity=0.625, method="magnitude"), "mine-farms-magnitude-62.5"),
         ("demo", PruneConfig(allocation="uniform", sparsity=0.07), "demo-uniform-wanda-7"),
+        (
+            "demo",
+            PruneConfig(allocation="uniform", pattern="2:4", method="sparsegpt"),
+            "demo-uniform-sparsegpt-50-2of4",
+        ),
+        ("demo", PruneConfig(pattern="N:8", sparsity=0.6), "demo-farms-wanda-60-Nof8"),
     ],
 )
 def test_output_name(model, config, name):
     assert default_output_name(model, config) == name
+
+
+@pytest.mark.parametrize(
+    ("config", "group"),
+    [
+        (PruneConfig(), None),
+        (PruneConfig(pattern="2:4", allocation="uniform"), (2, 4)),
+        (PruneConfig(pattern="1:3", sparsity=0.6667, allocation="uniform"), (1, 3)),
+        (PruneConfig(pattern="N:16"), (None, 16)),
+    ],
+)
+def test_patterns_are_read(config, group):
+    assert config.group == group
+
+
+def test_only_magnitude_needs_no_calibration():
+    assert [m for m in ("magnitude", "wanda", "sparsegpt") if PruneConfig(method=m).needs_calibration] == [
+        "wanda",
+        "sparsegpt",
+    ]

@@ -84,10 +84,11 @@ def measure(layers: Sequence[LayerView], statistic: type[Statistic], runs: Itera
         runs: one for each batch.
 
     Returns:
-        By layer name; an expert may have got no tokens.
+        By layer name. An expert may have got no tokens, and of a layer whose weight is used without its module (the
+        step size of Mamba) none are seen.
 
     Raises:
-        ModelError: a layer that is not used, experts whose inputs are not seen, NaN or infinity in the inputs.
+        ModelError: no layer is used, experts whose inputs are not seen, NaN or infinity in the inputs.
     """
     first: dict[Key, LayerView] = {}
     for layer in layers:
@@ -100,9 +101,9 @@ def measure(layers: Sequence[LayerView], statistic: type[Statistic], runs: Itera
             # One layer listens for all that share its statistic.
             listeners = {id(s): key for key, s in reversed(found.items())}
             _listen({key: found[key].add for key in listeners.values()}, first, run, keep)
+    _check(list(first.values()), found)
     shared: dict[int, Measured] = {}
     for key, view in first.items():
-        _check(view, found[key])
         shared.setdefault(id(found[key]), Measured(found[key], view.name))
     return {layer.name: shared[id(found[_key(layer)])] for layer in layers}
 
@@ -160,11 +161,13 @@ def _first_run(
     return found
 
 
-def _check(layer: LayerView, statistic: Statistic) -> None:
-    if statistic.num_tokens == 0 and layer.metadata.kind != "expert":
-        raise ModelError(f"every layer must be used on the calibration data, got no input in {layer.name}.")
-    if not statistic.is_finite():
-        raise ModelError(
-            f"calibration activations must be finite, got NaN or infinity at the input of {layer.name}.",
-            hint="Load the model in bfloat16 or float32.",
-        )
+def _check(layers: Sequence[LayerView], found: Mapping[Key, Statistic]) -> None:
+    linear = [layer for layer in layers if layer.metadata.kind == "linear"]
+    if linear and not any(found[_key(layer)].num_tokens for layer in linear):
+        raise ModelError(f"layers must be used on the calibration data, got no input in {linear[0].name} or another.")
+    for layer in layers:
+        if not found[_key(layer)].is_finite():
+            raise ModelError(
+                f"calibration activations must be finite, got NaN or infinity at the input of {layer.name}.",
+                hint="Load the model in bfloat16 or float32.",
+            )

@@ -21,7 +21,7 @@ from hf_farms.pruning.cuts import check_layers, plan_cuts, to_prune
 from hf_farms.pruning.measuring import Measured, Run, measure, parts
 from hf_farms.pruning.methods import METHODS, PruningMethod
 from hf_farms.pruning.patterns import Cut
-from hf_farms.pruning.reporting import make_report
+from hf_farms.pruning.reporting import make_report, unmeasured_note
 from hf_farms.reports import BlockSparsity, LayerSparsity, PruneReport, SpectralReport, json_converter
 from hf_farms.spectra.analysis import analyze
 
@@ -59,8 +59,7 @@ def prune(
         model: a model, or a `BlockSource`, whose `commit` is called for each finished block.
         config: method, sparsity, pattern, allocation.
         calibration: token ids `(b, n)` or `(n,)`, or mappings of model inputs, each of any length; needed by Wanda and
-            SparseGPT.
-            With an `attention_mask`, tokens that are masked out are not counted.
+            SparseGPT. With an `attention_mask`, tokens that are masked out are not counted.
         spectra: of this model, measured as `config.measurement()` says, if there already; else it is measured.
         activations: a folder for the hidden states of the calibration data; None: they stay in memory.
         progress: called with the stage ("analyze", "capture", "prune"), steps done and steps in all.
@@ -87,6 +86,8 @@ def prune(
     with source.evaluation(), torch.no_grad():
         hidden = Activations(Path(activations) if activations is not None else None)
         blocks = _walk(source, config, batches, hidden, targets, cuts, tick)
+    if unmeasured := unmeasured_note(source, [layer for block in blocks for layer in block.layers]):
+        warnings.warn(unmeasured, HfFarmsWarning, stacklevel=2)
     return PruneResult(make_report(source, config, blocks, spectra, batches, cuts))
 
 

@@ -14,7 +14,7 @@ from hf_farms.pruning.patterns import Cut
 from hf_farms.pruning.sparsegpt import DAMPING
 from hf_farms.reports import BlockSparsity, CalibrationRecord, LayerSparsity, PruneReport, SpectralReport
 
-__all__ = ["make_report"]
+__all__ = ["make_report", "unmeasured_note"]
 
 
 def make_report(
@@ -77,6 +77,8 @@ def _layer_notes(source: BlockSource, layers: list[LayerSparsity]) -> list[str]:
     """What the records of the layers say that a reader must know."""
     notes = []
     kinds = {layer.name: layer.kind for i in range(len(source)) for layer in source.metadata(i).layers}
+    if unmeasured := unmeasured_note(source, layers):
+        notes.append(unmeasured)
     experts = [x.num_tokens for x in layers if kinds[x.name] == "expert" and x.num_tokens is not None]
     if experts:
         notes.append(
@@ -95,3 +97,12 @@ def _layer_notes(source: BlockSource, layers: list[LayerSparsity]) -> list[str]:
             f"{most.damping:.3g} of the mean diagonal was added (in {most.name}) instead of {DAMPING:g}."
         )
     return notes
+
+
+def unmeasured_note(source: BlockSource, layers: list[LayerSparsity]) -> str | None:
+    """Which layers beside experts were pruned by magnitude for want of inputs, in a sentence; None: none."""
+    linear = {x.name for i in range(len(source)) for x in source.metadata(i).layers if x.kind == "linear"}
+    found = [layer.name for layer in layers if layer.num_tokens == 0 and layer.name in linear]
+    if not found:
+        return None
+    return f"{len(found)} layers, first {found[0]}, were not seen to get inputs and were pruned by magnitude."

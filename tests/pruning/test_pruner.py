@@ -70,7 +70,7 @@ def test_sliding_windows_reach_the_blocks_that_have_them(ids):
     assert all(torch.equal(m.weight, linears(twin)[n].weight) for n, m in linears(model).items())
 
 
-@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
 @pytest.mark.parametrize("allocation", ["uniform", "farms", "alpha"])
 @pytest.mark.parametrize("sparsity", [0.001, 0.333, 0.5, 0.97, 0.9999])
 def test_the_total_is_met_to_the_weight(method, allocation, sparsity, ids):
