@@ -1,13 +1,10 @@
-"""Checkpoints: write a model block by block, into a folder that appears when it is complete."""
+"""Checkpoints: write a model block by block."""
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,79 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hf_farms.blocks import TensorFiles
-from hf_farms.errors import OutputError
-from hf_farms.reports import REPORT_NAME
+from hf_farms.output import replacing, writing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["CheckpointWriter", "OutputFolder", "writing"]
+__all__ = ["CheckpointWriter"]
 
 INDEX = "model.safetensors.index.json"
-
-
-class OutputFolder:
-    """A folder that appears when it is complete: the work goes to `DIR.partial`, which is renamed at the end.
-
-    Args:
-        path: the folder to be.
-        overwrite: whether a folder that is there may be replaced.
-    """
-
-    def __init__(self, path: str | Path, *, overwrite: bool = False) -> None:
-        self.path = Path(path)
-        self.partial = self.path.with_name(self.path.name + ".partial")
-        self.state = self.partial / _MARK
-        self._overwrite = overwrite
-
-    def check(self) -> None:
-        """Refuse what must not be replaced, before any work.
-
-        Raises:
-            OutputError: something is there that may not be replaced, or the parent cannot be written.
-        """
-        if self.path.is_file() or self.path.is_symlink():
-            raise OutputError(f"output must be a folder, got the file {str(self.path)!r}. Choose another --output.")
-        if self.path.is_dir() and any(self.path.iterdir()) and not self._overwrite:
-            whose = (
-                "an earlier result" if (self.path / REPORT_NAME).exists() else "a folder that hf-farms did not write"
-            )
-            raise OutputError(
-                f"output must be a new folder, got {str(self.path)!r}, which is {whose}.",
-                hint="Choose another --output, or replace it with --overwrite.",
-            )
-        if self.partial.exists() and not self._is_ours():
-            raise OutputError(
-                f"{str(self.partial)!r} is needed for unfinished work, but hf-farms did not write what is there.",
-                hint="Move it away, or choose another --output.",
-            )
-        parent = next(p for p in self.path.absolute().parents if p.exists())
-        if not os.access(parent, os.W_OK):
-            raise OutputError(f"output must be in a folder that can be written, got {str(parent)!r}.")
-
-    def _is_ours(self) -> bool:
-        return not any(self.partial.iterdir()) or self.state.exists()
-
-    def create(self) -> Path:
-        """Make an empty `DIR.partial`; an unfinished one of before is dropped."""
-        if self.partial.exists():
-            shutil.rmtree(self.partial)
-        self.partial.mkdir(parents=True)
-        self.state.mkdir()
-        return self.partial
-
-    def finish(self) -> Path:
-        """Give the finished folder its name."""
-        shutil.rmtree(self.state)
-        old = self.path.with_name(self.path.name + ".old.partial")
-        if self.path.exists():
-            self.path.rename(old)
-        self.partial.rename(self.path)
-        shutil.rmtree(old, ignore_errors=True)
-        return self.path
-
-
-_MARK = ".hf-farms-unfinished"
 
 
 class CheckpointWriter:
@@ -172,31 +104,3 @@ class CheckpointWriter:
 
     def _record(self, index: int) -> Path:
         return self._records / f"{index:05d}.json"
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name to write to, which becomes `path` when everything is written."""
-    unfinished = path.with_name(f"{path.name}.tmp")
-    yield unfinished
-    unfinished.replace(path)
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turn a full disk or a refused write into one sentence.
-
-    Raises:
-        OutputError: the file could not be written.
-    """
-    try:
-        yield
-    except Exception as error:  # safetensors raises its own class for a failed write
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        if not full and not isinstance(error, OSError) and "I/O error" not in str(error):
-            raise
-        reason = "the disk is full" if full else str(error)
-        raise OutputError(
-            f"{str(folder)!r} could not be written: {reason}.",
-            hint="Free some space or choose another --output, and run the same command again.",
-        ) from error

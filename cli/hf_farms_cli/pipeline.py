@@ -7,25 +7,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from hf_farms_cards.card import FIGURE, render_card
 from hf_farms_cards.figures import draw_blocks
 
-from hf_farms.blocks import ModelBlockSource
-from hf_farms.checkpoint import CheckpointWriter, OutputFolder, writing
+from hf_farms.blocks import StreamedBlockSource
+from hf_farms.checkpoint import CheckpointWriter
 from hf_farms.errors import OutputError
+from hf_farms.fingerprint import fingerprint
 from hf_farms.loading import Loaded, load_model
-from hf_farms.metrics.nll import TextNll, require_causal, text_nll
-from hf_farms.pruning.calibration import calibration_sequences, context_limit
+from hf_farms.output import OutputFolder, writing
 from hf_farms.pruning.pruner import prune
-from hf_farms.reports import REPORT_NAME, PerplexityRecord, PruneReport
+from hf_farms.reports import REPORT_NAME, PruneReport, SpectralReport
 from hf_farms.spectra.analysis import analyze
-from hf_farms.texts import BUILT_IN, check_source, read_text, tokenize
+from hf_farms.texts import check_source
 from hf_farms_cli.console import Stages, quiet_transformers
+from hf_farms_cli.data import Calibration, EvaluationText, perplexity_record, same_text_note
 from hf_farms_cli.recipe import RECIPE_NAME, Recipe
 
 if TYPE_CHECKING:
-    from hf_farms.config import EvaluationConfig
+    from collections.abc import Sequence
+
+    from torch import Tensor
 
 __all__ = ["check_before_work", "run_prune"]
 
@@ -41,6 +43,7 @@ def check_before_work(recipe: Recipe, folder: Path, *, overwrite: bool) -> Prune
         DataError: a text file does not exist.
     """
     if not overwrite and (finished := _finished(recipe, folder)):
+        OutputFolder(folder).tidy()
         return finished
     OutputFolder(folder, overwrite=overwrite).check()
     for source in (recipe.calibration.source, recipe.evaluation.source):
@@ -50,41 +53,85 @@ def check_before_work(recipe: Recipe, folder: Path, *, overwrite: bool) -> Prune
 
 
 def run_prune(
-    recipe: Recipe, folder: Path, *, overwrite: bool, device: str | None, repo_id: str | None, progress: Stages
+    recipe: Recipe,
+    folder: Path,
+    *,
+    overwrite: bool,
+    device: str | None,
+    repo_id: str | None,
+    progress: Stages,
+    stream: bool | None = None,
 ) -> PruneReport:
-    """Do what the recipe says; `folder` appears when everything in it is complete."""
+    """Do what the recipe says; `folder` appears when everything in it is complete.
+
+    What an earlier run of the same finished in `DIR.partial` is taken from there.
+
+    Raises:
+        OutputError: the disk is too small, or `DIR.partial` holds the beginning of something else.
+    """
     output = OutputFolder(folder, overwrite=overwrite)
     quiet_transformers()
-    needs_tokenizer = recipe.evaluation.source is not None or recipe.prune.method == "wanda"
     loaded = load_model(
-        recipe.model, dtype=recipe.dtype, device=device, revision=recipe.revision, tokenizer=needs_tokenizer
+        recipe.model,
+        dtype=recipe.dtype,
+        device=device,
+        revision=recipe.revision,
+        tokenizer=recipe.evaluation.source is not None or recipe.prune.needs_calibration,
+        stream=stream,
     )
-    source = ModelBlockSource(loaded.model)
-    text = _evaluation_text(recipe.evaluation, loaded)
-    # A text that is too short must not cost an analysis, a model with NaN must not be asked to write.
-    calibrated = _calibrate(recipe, loaded) if recipe.calibration.source != "self" else None
-    spectra = analyze(source, recipe.prune.measurement(), progress=progress.of("Measuring spectra"))
-    dense = text.measure(loaded, progress, "Dense perplexity") if text else None
-    batches, notes = calibrated or _calibrate(recipe, loaded)
-    partial = output.create()
+    source = loaded.source
+    text = EvaluationText(recipe.evaluation, loaded) if recipe.evaluation.source is not None else None
+    calibration = Calibration(recipe, loaded)
+    output.check_space(_bytes_needed(loaded, calibration.known))
+    partial = _begin(output, recipe, loaded, calibration, text)
+    measurement = recipe.prune.measurement()
+    spectra = output.kept(
+        "spectra.json",
+        lambda: analyze(source, measurement, progress=progress.of("Measuring spectra")),
+        SpectralReport.save,
+        SpectralReport.load,
+    )
+    dense = text.measure_once(loaded, progress, "Dense perplexity", output) if text else None
+    batches, notes = calibration.batches(output)
     writer = CheckpointWriter(loaded.model, partial, len(source), records=output.state / "blocks")
     source.attach(writer)
-    report = prune(source, recipe.prune, calibration=batches, spectra=spectra, progress=progress).report
+    activations = output.state / "activations" if isinstance(source, StreamedBlockSource) else None
+    report = prune(
+        source, recipe.prune, calibration=batches, spectra=spectra, activations=activations, progress=progress
+    ).report
     writer.finish(loaded.tokenizer, [source.metadata(index).name for index in range(len(source))])
-    after = analyze(source, recipe.prune.measurement(), progress=progress.of("Measuring spectra again"))
+    after = analyze(source, measurement, progress=progress.of("Measuring spectra again"))
     pruned = text.measure(loaded, progress, "Pruned perplexity") if text else None
     report = replace(
         report,
         model=recipe.model,
         after=after,
         calibration=replace(report.calibration, config=recipe.calibration) if report.calibration else None,
-        perplexity=_perplexity(recipe.evaluation, report.dtype, dense, pruned),
+        perplexity=perplexity_record(recipe.evaluation, report.dtype, dense, pruned),
         command=" ".join(["hf-farms", *sys.argv[1:]]),
-        notes=(*report.notes, *notes, *(text.notes if text else ()), *_same_text(recipe), *spectra.notes),
+        notes=(*report.notes, *notes, *(text.notes if text else ()), *same_text_note(recipe), *spectra.notes),
     )
     _describe(partial, recipe, report, repo_id)
     output.finish()
     return report
+
+
+def _begin(
+    output: OutputFolder, recipe: Recipe, loaded: Loaded, calibration: Calibration, text: EvaluationText | None
+) -> Path:
+    tokens = {"calibration": calibration.known, "evaluation": [text.ids] if text else []}
+    return output.begin(
+        fingerprint(recipe.flat(), weights=loaded.weights, tokens=tokens, device=loaded.source.device.type)
+    )
+
+
+def _bytes_needed(loaded: Loaded, batches: Sequence[Tensor]) -> int:
+    """Bytes on disk: the weights, and of a streamed model the hidden states of the calibration data."""
+    weights = sum(parameter.nbytes for parameter in loaded.source.model.parameters())
+    if not isinstance(loaded.source, StreamedBlockSource):
+        return weights
+    width = int(getattr(loaded.source.config, "hidden_size", 0))
+    return weights + sum(ids.numel() for ids in batches) * width * loaded.model.dtype.itemsize
 
 
 def _finished(recipe: Recipe, folder: Path) -> PruneReport | None:
@@ -102,76 +149,6 @@ def _finished(recipe: Recipe, folder: Path) -> PruneReport | None:
             hint="Choose another --output, or replace it with --overwrite.",
         )
     return PruneReport.load(folder / REPORT_NAME)
-
-
-class _Text:
-    """The tokenised evaluation text, read before anything expensive."""
-
-    def __init__(self, config: EvaluationConfig, loaded: Loaded) -> None:
-        assert config.source is not None
-        assert loaded.tokenizer is not None
-        text = read_text(config.source, column=config.column, subset=config.subset, split=config.split)
-        self.ids = torch.tensor(tokenize(loaded.tokenizer, text))
-        limit = context_limit(loaded.model) or config.context_length
-        self.context_length = min(config.context_length, limit)
-        self.max_windows = config.max_windows
-        lowered = self.context_length < config.context_length
-        self.notes = (
-            (f"Perplexity uses windows of {limit} tokens, the context length of the model.",) if lowered else ()
-        )
-
-    def measure(self, loaded: Loaded, progress: Stages, stage: str) -> TextNll:
-        return text_nll(
-            loaded.model,
-            self.ids,
-            context_length=self.context_length,
-            max_windows=self.max_windows,
-            progress=progress.of(stage),
-        )
-
-
-def _evaluation_text(config: EvaluationConfig, loaded: Loaded) -> _Text | None:
-    if config.source is None:
-        return None
-    require_causal(loaded.model)
-    return _Text(config, loaded)
-
-
-def _calibrate(recipe: Recipe, loaded: Loaded) -> tuple[list[torch.Tensor], list[str]]:
-    if recipe.prune.method != "wanda":
-        return [], []
-    return calibration_sequences(recipe.calibration, model=loaded.model, tokenizer=loaded.tokenizer)
-
-
-def _same_text(recipe: Recipe) -> tuple[str, ...]:
-    """A reader must know when the perplexity is measured on the kind of text that the pruning saw."""
-    seen, tested = recipe.calibration, recipe.evaluation
-    if recipe.prune.method != "wanda" or seen.source != tested.source:
-        return ()
-    if seen.source == BUILT_IN or (seen.split != tested.split and not Path(seen.source).exists()):
-        return (
-            f"Calibration and evaluation text are of one kind ({seen.source}), no passage in both: the perplexity "
-            "says less about other text.",
-        )
-    return (f"Calibration and evaluation use the same text ({seen.source}): the perplexity flatters the pruned model.",)
-
-
-def _perplexity(
-    config: EvaluationConfig, dtype: str, dense: TextNll | None, pruned: TextNll | None
-) -> PerplexityRecord | None:
-    if dense is None or pruned is None:
-        return None
-    difference, stderr = pruned.difference(dense)
-    return PerplexityRecord(
-        config=config,
-        context_length=dense.context_length,
-        num_tokens=dense.num_tokens,
-        dtype=dtype,
-        dense=dense.perplexity,
-        pruned=pruned.perplexity,
-        nll_difference=difference,
-        nll_difference_stderr=stderr,
-    )
 
 
 def _describe(folder: Path, recipe: Recipe, report: PruneReport, repo_id: str | None) -> None:

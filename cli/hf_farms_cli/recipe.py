@@ -49,18 +49,21 @@ class Recipe:
             cause = next((e for e in _leaves(error) if isinstance(e, ValueError)), error)
             raise DataError(f"recipe must be one that hf-farms wrote, got {str(path)!r} ({cause}).") from error
 
+    def flat(self) -> dict[str, object]:
+        """Every setting by its dotted name."""
+        return _flat(_converter().unstructure(self))
+
     def differences(self, other: Recipe) -> list[str]:
         """`name: this, other` for every setting that differs."""
-        mine, theirs = (_flat(_converter().unstructure(recipe)) for recipe in (self, other))
+        mine, theirs = self.flat(), other.flat()
         return [f"{key}: {mine[key]!r}, there {theirs[key]!r}" for key in mine if mine[key] != theirs[key]]
 
     def describe(self, folder: Path, repo_id: str | None) -> list[str]:
         """The plan in words, a line each."""
-        wanda = self.prune.method == "wanda"
         lines = [
             f"{key}: {value}"
-            for key, value in _flat(_converter().unstructure(self)).items()
-            if wanda or not key.startswith("calibration")
+            for key, value in self.flat().items()
+            if self.prune.needs_calibration or not key.startswith("calibration")
         ]
         return [*lines, f"output: {folder}", f"push: {repo_id or 'no'}"]
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from hf_farms_cards.spectra import EsdCurve, draw_alpha_by_depth, draw_comparison, draw_esd, draw_heat_map
 
 from hf_farms.blocks import BlockReader, LayerView
-from hf_farms.checkpoint import writing
 from hf_farms.comparison import SpectralComparison, compare_spectra, measurement_of
 from hf_farms.config import FarmsConfig
 from hf_farms.loading import find_device, open_model
+from hf_farms.output import writing
 from hf_farms.parallel import LaunchedRanks, Ranks, launched_ranks
 from hf_farms.reports import LayerRecord, SpectralReport
 from hf_farms.spectra.analysis import analyze, model_rows

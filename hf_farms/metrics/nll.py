@@ -9,12 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hf_farms.blocks import BlockCalls, ModelBlockSource
 from hf_farms.errors import DataError, ModelError
 
 __all__ = ["TextNll", "require_causal", "text_nll"]
 
 # Bytes of float32 logits held at once.
 LOGIT_BYTES = 512 * 2**20
+# Bytes of hidden states that go through the blocks of a streamed model together: one pass over its files for each.
+HIDDEN_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def require_causal(model: nn.Module) -> None:
 
 
 def text_nll(
-    model: nn.Module,
+    model: nn.Module | ModelBlockSource,
     ids: Sequence[int] | Tensor,
     *,
     context_length: int,
@@ -78,17 +81,19 @@ def text_nll(
     In each, every token but the first is predicted. One forward pass, logits in float32.
 
     Args:
-        model: a causal language model of transformers; not modified.
+        model: a causal language model of transformers; not modified. Of a block source every block is opened once for
+            all windows (for each gibibyte of hidden states), so that they may lie on disk.
         ids: `(n,)` token ids of the whole text.
         context_length: tokens in a window, at least 2.
         max_windows: only so many windows from the start.
-        progress: called with windows done and windows in all.
+        progress: called with windows done and windows in all; of a block source with blocks.
 
     Raises:
         ModelError: the model is no causal language model, or predicts NaN.
         DataError: the text is shorter than one window.
     """
-    require_causal(model)
+    whole = model if isinstance(model, nn.Module) else model.model
+    require_causal(whole)
     tokens = torch.as_tensor(ids).flatten()
     count = len(tokens) // context_length
     if count == 0:
@@ -98,23 +103,56 @@ def text_nll(
         )
     count = min(count, max_windows or count)
     windows = tokens[: count * context_length].view(count, context_length)
-    at_once = max(1, LOGIT_BYTES // (4 * context_length * int(getattr(model.config, "vocab_size", 0) or 2**16)))
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    losses: list[float] = []
+    vocabulary = int(getattr(whole.config, "vocab_size", 0) or 2**16)
+    parts = windows.split(max(1, LOGIT_BYTES // (4 * context_length * vocabulary)))
+    tick = progress or (lambda done, total: None)
+    training = whole.training
+    whole.eval()
     with torch.no_grad():
-        for part in windows.split(at_once):
-            losses += _window_losses(model, part.to(device))
-            if progress is not None:
-                progress(len(losses), count)
-    model.train(training)
+        if isinstance(model, nn.Module):
+            losses = _forward(model, parts, tick)
+        else:
+            losses = _block_by_block(model, list(parts), tick)
+    whole.train(training)
     if not all(map(math.isfinite, losses)):
         raise ModelError("predictions must be finite, got NaN or infinity. Load the model in bfloat16 or float32.")
     return TextNll(tuple(losses), context_length, count * (context_length - 1))
 
 
-def _window_losses(model: nn.Module, part: Tensor) -> list[float]:
-    logits = model(input_ids=part, use_cache=False).logits[:, :-1].float()
-    losses = nn.functional.cross_entropy(logits.transpose(1, 2), part[:, 1:], reduction="none")
+def _forward(model: nn.Module, parts: Sequence[Tensor], tick: Callable[[int, int], None]) -> list[float]:
+    device = next(model.parameters()).device
+    losses: list[float] = []
+    for part in parts:
+        part = part.to(device)
+        losses += _losses(model(input_ids=part, use_cache=False).logits, part)
+        tick(len(losses), sum(map(len, parts)))
+    return losses
+
+
+def _block_by_block(source: ModelBlockSource, parts: list[Tensor], tick: Callable[[int, int], None]) -> list[float]:
+    """The same numbers: the model calls its blocks in the same way."""
+    losses: list[float] = []
+    waiting, opened = list(parts), 0
+    while waiting:
+        calls: list[BlockCalls] = []
+        taken: list[Tensor] = []
+        while waiting and sum(call.hidden.nbytes for call in calls) < HIDDEN_BYTES:
+            taken.append(waiting.pop(0))
+            calls.append(source.capture({"input_ids": taken[-1]}))
+        passes = opened // len(source) + 1 + -(-len(waiting) // len(taken))
+        hidden = [call.hidden for call in calls]
+        for index in range(len(source)):
+            block = source.open(index)
+            for i, call in enumerate(calls):
+                hidden[i] = block(hidden[i], call.arguments[index])
+            opened += 1
+            tick(opened, passes * len(source))
+        for part, states in zip(taken, hidden, strict=True):
+            part = part.to(source.device)
+            losses += _losses(source.output({"input_ids": part}, states).logits, part)
+    return losses
+
+
+def _losses(logits: Tensor, part: Tensor) -> list[float]:
+    losses = nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), part[:, 1:], reduction="none")
     return [float(x) for x in losses.double().mean(dim=1)]

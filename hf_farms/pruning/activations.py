@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from hf_farms.output import writing
 
 __all__ = ["Activations"]
 
@@ -37,9 +40,9 @@ class Activations:
         """Keep the hidden states of one more batch."""
         self._device = hidden.device
         if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            path = str(self._folder / f"{len(self)}.bin")
-            mapped = torch.from_file(path, shared=True, size=hidden.numel(), dtype=hidden.dtype)
+            path = self._folder / f"{len(self)}.bin"
+            _reserve(path, hidden.nbytes)
+            mapped = torch.from_file(str(path), shared=True, size=hidden.numel(), dtype=hidden.dtype)
             hidden = mapped.view(hidden.shape).copy_(hidden)
         self._kept.append(hidden)
 
@@ -52,3 +55,14 @@ class Activations:
             self._kept[index].copy_(hidden)
         else:
             self._kept[index] = hidden
+
+
+def _reserve(path: Path, size: int) -> None:
+    """A mapped file that finds no space when it is written ends the process; one that is made finds out before."""
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)

@@ -12,7 +12,7 @@ from hf_farms.config import CalibrationConfig
 from hf_farms.errors import DataError, ModelError
 from hf_farms.texts import Tokenizer, read_text, tokenize
 
-__all__ = ["calibration_sequences", "context_limit"]
+__all__ = ["calibration_sequences", "context_limit", "require_writer"]
 
 # Sequences that are sampled, or run through a block, side by side.
 TOKENS_AT_ONCE = 8192
@@ -84,6 +84,19 @@ def _first_token(model: nn.Module, tokenizer: Tokenizer | None) -> int:
     raise DataError("self-calibration must start from a BOS or EOS token, got a model without. Give a text instead.")
 
 
+def require_writer(model: nn.Module, tokenizer: Tokenizer | None) -> int:
+    """The token that self-calibration starts from.
+
+    Raises:
+        DataError: the model does not write text, or says nowhere how a text starts.
+    """
+    if not (hasattr(model, "generate") and getattr(model, "can_generate", lambda: False)()):
+        raise DataError(
+            f"self-calibration must have a model that writes text, got {type(model).__name__}. Give a text instead."
+        )
+    return _first_token(model, tokenizer)
+
+
 def _sample(model: nn.Module, tokenizer: Tokenizer | None, number: int, length: int, seed: int) -> Tensor:
     """Sequences from the model's own distribution (temperature 1, nothing cut off), `(n, length)`.
 
@@ -91,11 +104,7 @@ def _sample(model: nn.Module, tokenizer: Tokenizer | None, number: int, length: 
     """
     from transformers import GenerationConfig
 
-    if not (hasattr(model, "generate") and getattr(model, "can_generate", lambda: False)()):
-        raise DataError(
-            f"self-calibration must have a model that writes text, got {type(model).__name__}. Give a text instead."
-        )
-    first = _first_token(model, tokenizer)
+    first = require_writer(model, tokenizer)
     device = next(model.parameters()).device
     # Without an end token every sequence reaches its full length.
     settings = GenerationConfig(

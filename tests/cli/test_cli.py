@@ -133,7 +133,7 @@ def prepare_bert(folder):
     ("arguments", "message"),
     [
         (["prune", "demo", "--sparsity", "1"], "sparsity must be at least 0 and below 1, got 1.0"),
-        (["prune", "demo", "--method", "obd"], "method must be one of magnitude, wanda, got 'obd'"),
+        (["prune", "demo", "--method", "obd"], "method must be one of magnitude, wanda, sparsegpt, got 'obd'"),
         (["prune", "demo", "--allocation", "owl"], "allocation must be one of uniform, farms, alpha, got 'owl'"),
         (["prune", "demo", "--format", "xml"], "format must be one of human, json, quiet, got 'xml'"),
         (["prune", "demo", "--calibration", "none.txt"], "text must be an existing file, got 'none.txt'"),

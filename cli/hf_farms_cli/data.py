@@ -1,0 +1,163 @@
+"""The texts of a prune: what it is calibrated on and what its perplexity is measured on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hf_farms.blocks import StreamedBlockSource
+from hf_farms.metrics.nll import TextNll, require_causal, text_nll
+from hf_farms.pruning.calibration import calibration_sequences, context_limit, require_writer
+from hf_farms.reports import PerplexityRecord
+from hf_farms.texts import BUILT_IN, read_text, tokenize
+
+if TYPE_CHECKING:
+    from hf_farms.config import EvaluationConfig
+    from hf_farms.loading import Loaded
+    from hf_farms.output import OutputFolder
+    from hf_farms_cli.console import Stages
+    from hf_farms_cli.recipe import Recipe
+
+__all__ = ["Calibration", "EvaluationText", "perplexity_record", "same_text_note"]
+
+
+class EvaluationText:
+    """The tokenised evaluation text, read before anything expensive.
+
+    Args:
+        config: names a text.
+        loaded: a causal language model with a tokenizer.
+    """
+
+    def __init__(self, config: EvaluationConfig, loaded: Loaded) -> None:
+        require_causal(loaded.source.model)
+        assert config.source is not None
+        assert loaded.tokenizer is not None
+        text = read_text(config.source, column=config.column, subset=config.subset, split=config.split)
+        self.ids = torch.tensor(tokenize(loaded.tokenizer, text))
+        limit = context_limit(loaded.source.model) or config.context_length
+        self.context_length = min(config.context_length, limit)
+        self.max_windows = config.max_windows
+        lowered = self.context_length < config.context_length
+        self.notes = (
+            (f"Perplexity uses windows of {limit} tokens, the context length of the model.",) if lowered else ()
+        )
+
+    def measure(self, loaded: Loaded, progress: Stages, stage: str) -> TextNll:
+        """NLL of the text as the model is now."""
+        return text_nll(
+            loaded.source if isinstance(loaded.source, StreamedBlockSource) else loaded.source.model,
+            self.ids,
+            context_length=self.context_length,
+            max_windows=self.max_windows,
+            progress=progress.of(stage),
+        )
+
+    def measure_once(self, loaded: Loaded, progress: Stages, stage: str, output: OutputFolder) -> TextNll:
+        """The same, or what an earlier run measured at this stage."""
+        return output.kept(
+            f"{stage.lower().replace(' ', '_')}.json",
+            lambda: self.measure(loaded, progress, stage),
+            _save_nll,
+            _load_nll,
+        )
+
+
+def _save_nll(nll: TextNll, path: Path) -> None:
+    path.write_text(json.dumps(asdict(nll)), encoding="utf-8")
+
+
+def _load_nll(path: Path) -> TextNll:
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    return TextNll(tuple(fields["windows"]), fields["context_length"], fields["num_tokens"])
+
+
+class Calibration:
+    """The calibration sequences: of a text read at once, of the model's own written when they are needed.
+
+    Args:
+        recipe: says what, and whether the method needs any.
+        loaded: the model and its tokenizer.
+    """
+
+    def __init__(self, recipe: Recipe, loaded: Loaded) -> None:
+        self._config, self._loaded = recipe.calibration, loaded
+        self._needed = recipe.prune.needs_calibration
+        # A text that is too short must not cost an analysis, a model with NaN must not be asked to write.
+        self._read: tuple[list[Tensor], list[str]] | None = None
+        if not self._needed:
+            self._read = [], []
+        elif self._config.source == "self":
+            require_writer(loaded.source.model, loaded.tokenizer)
+        else:
+            self._read = self._sequences()
+
+    def _sequences(self) -> tuple[list[Tensor], list[str]]:
+        return calibration_sequences(self._config, model=self._loaded.source.model, tokenizer=self._loaded.tokenizer)
+
+    @property
+    def known(self) -> list[Tensor]:
+        """What is known without the model."""
+        return self._read[0] if self._read is not None else []
+
+    def batches(self, output: OutputFolder) -> tuple[list[Tensor], list[str]]:
+        """The sequences and what must be said of them; what the model writes itself it writes once.
+
+        Args:
+            output: where they are kept.
+        """
+        if self._read is None:
+            with self._loaded.source.whole():
+                self._read = output.kept("calibration.safetensors", self._sequences, _save_sequences, _load_sequences)
+        return self._read
+
+
+def _save_sequences(sequences: tuple[list[Tensor], list[str]], path: Path) -> None:
+    batches, notes = sequences
+    save_file({f"{i:06d}": ids for i, ids in enumerate(batches)}, path, metadata={"notes": json.dumps(notes)})
+
+
+def _load_sequences(path: Path) -> tuple[list[Tensor], list[str]]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        notes = json.loads((file.metadata() or {})["notes"])
+    return [ids for _, ids in sorted(load_file(path).items())], notes
+
+
+def same_text_note(recipe: Recipe) -> tuple[str, ...]:
+    """A reader must know when the perplexity is measured on the kind of text that the pruning saw."""
+    seen, tested = recipe.calibration, recipe.evaluation
+    if not recipe.prune.needs_calibration or seen.source != tested.source:
+        return ()
+    if seen.source == BUILT_IN or (seen.split != tested.split and not Path(seen.source).exists()):
+        return (
+            f"Calibration and evaluation text are of one kind ({seen.source}), no passage in both: the perplexity "
+            "says less about other text.",
+        )
+    return (f"Calibration and evaluation use the same text ({seen.source}): the perplexity flatters the pruned model.",)
+
+
+def perplexity_record(
+    config: EvaluationConfig, dtype: str, dense: TextNll | None, pruned: TextNll | None
+) -> PerplexityRecord | None:
+    """Before and after, with their paired difference; None without an evaluation text."""
+    if dense is None or pruned is None:
+        return None
+    difference, stderr = pruned.difference(dense)
+    return PerplexityRecord(
+        config=config,
+        context_length=dense.context_length,
+        num_tokens=dense.num_tokens,
+        dtype=dtype,
+        dense=dense.perplexity,
+        pruned=pruned.perplexity,
+        nll_difference=difference,
+        nll_difference_stderr=stderr,
+    )

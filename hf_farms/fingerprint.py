@@ -1,0 +1,61 @@
+"""What decides the bytes of a result: by this, unfinished work is recognised."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from hf_farms.reports import versions
+
+__all__ = ["fingerprint", "hash_of_file", "hash_of_tokens"]
+
+SHA256 = re.compile("[0-9a-f]{64}")
+
+
+def fingerprint(
+    settings: Mapping[str, object],
+    *,
+    weights: Sequence[Path],
+    tokens: Mapping[str, Iterable[Tensor]],
+    device: str,
+) -> dict[str, object]:
+    """Model, settings, data and versions as one flat mapping.
+
+    Args:
+        settings: everything that was asked for.
+        weights: files that hold the model's weights; read once in full, unless they are of the Hub's cache.
+        tokens: token ids by what they are for.
+        device: the kind of device that computes.
+
+    Returns:
+        Name -> value; hashes are SHA-256 in hexadecimal.
+    """
+    return {
+        **settings,
+        "device": device,
+        **{f"weights.{path.name}": hash_of_file(path) for path in weights},
+        **{f"tokens.{name}": hash_of_tokens(ids) for name, ids in tokens.items()},
+        **{f"versions.{name}": version for name, version in versions().items()},
+    }
+
+
+def hash_of_file(path: Path) -> str:
+    """SHA-256 of a file's content; in the Hub's cache large files have it as their name."""
+    blob = path.resolve().name
+    if SHA256.fullmatch(blob):
+        return blob
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_of_tokens(tokens: Iterable[Tensor]) -> str:
+    """SHA-256 of token ids and of the shapes that they come in."""
+    digest = hashlib.sha256()
+    for ids in tokens:
+        digest.update(f"{tuple(ids.shape)}".encode())
+        digest.update(ids.long().cpu().numpy().tobytes())
+    return digest.hexdigest()
