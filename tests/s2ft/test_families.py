@@ -18,9 +18,11 @@ from hf_farms.s2ft.selection import Selection, structures_of
 SMALL, EVERY = ("q", "k", "v", "o", "up", "down"), ("q", "k", "v", "o", "gate", "up", "down")
 HEADS = ("q", "k", "v", "o")
 FAMILIES = {
-    **dict.fromkeys(["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gemma3", "phi3", "olmo2"], EVERY),
+    **dict.fromkeys(
+        ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gemma3", "phi3", "olmo2", "qwen3_vl"], EVERY
+    ),
     **dict.fromkeys(["gpt2", "opt", "bert", "roberta", "distilbert", "vit", "gpt_neox"], SMALL),
-    **dict.fromkeys(["mixtral", "qwen3_moe", "gpt_oss"], HEADS),
+    **dict.fromkeys(["mixtral", "qwen3_moe", "gpt_oss", "llama4_text", "jamba"], HEADS),
     "t5": EVERY,
 }
 
