@@ -71,9 +71,19 @@ def prune_command(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder  [default: ./<model>-<allocation>-<method>-<percent>]")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output folder, and unfinished work of other settings.")
+    ] = False,
     dtype: Annotated[str, typer.Option(help="Load and save as this dtype; `auto`: the checkpoint's own.")] = "auto",
     device: Annotated[str | None, typer.Option(help="Device; a GPU if there is one, else the CPU.")] = None,
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--no-stream",
+            help="Leave the blocks on disk and load one at a time; the result is the same  [default: where the model "
+            "would take more than half of the free memory]",
+        ),
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of MODEL on the Hub.")] = None,
     push: Annotated[bool, typer.Option("--push", help="Upload the result to the Hub.")] = False,
     repo_id: Annotated[
@@ -147,7 +157,9 @@ def prune_command(
         target = hub.preflight(folder.name, repo_id=repo_id, private=private, token=token)
     if report is None:
         with stages(shown) as progress:
-            report = run_prune(recipe, folder, overwrite=overwrite, device=device, repo_id=target, progress=progress)
+            report = run_prune(
+                recipe, folder, overwrite=overwrite, device=device, stream=stream, repo_id=target, progress=progress
+            )
     if target is not None:
         url = hub.push(folder, target, private=private, commit_message=commit_message, token=token)
     print_result(report, folder, url, shown)
