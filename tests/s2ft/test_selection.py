@@ -10,8 +10,10 @@ from families import family_model
 from models import tiny
 
 from hf_farms import FarmsConfig, S2FTConfig, analyze, select_channels
+from hf_farms.blocks import ModelBlockSource
 from hf_farms.errors import DataError, HfFarmsWarning, ModelError
-from hf_farms.s2ft.selection import Selection
+from hf_farms.s2ft.scores import unit_norms
+from hf_farms.s2ft.selection import Selection, structures_of
 
 # model, roles, layout; units of the attention are heads, groups, and single heads without grouped queries.
 SETTINGS = {
@@ -531,3 +533,16 @@ def test_only_the_gradients_of_trained_weights_are_made(batches, strategy):
     ]
     assert sorted(set(made)) == (sorted(expected) if strategy == "gradient" else [])
     assert all(p.grad is None for p in model.parameters())
+
+
+@DATA
+def test_dropout_has_no_say(batches, strategy):
+    """A model in the middle of a training is measured as it is used."""
+    model, norms = family_model("gpt2"), []
+    assert model.transformer.h[0].mlp.dropout.p > 0
+    config = S2FTConfig(budget=0.1, strategy=strategy)
+    source = ModelBlockSource(model)
+    for training in (False, True):
+        model.train(training)
+        norms.append(unit_norms(source, structures_of(source, config), config, batches))
+    assert all(torch.equal(a, b) for pair in zip(*norms, strict=True) for a, b in zip(*pair, strict=True))
