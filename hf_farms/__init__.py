@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hf_farms.allocation.sparsity import allocate_sparsity
     from hf_farms.callbacks.farms_lr import FarmsLRCallback
     from hf_farms.callbacks.s2ft import S2FTCallback
+    from hf_farms.callbacks.zeros import KeepZerosCallback
     from hf_farms.config import FarmsConfig, FarmsLRConfig, PruneConfig, S2FTConfig
     from hf_farms.hub import push
     from hf_farms.metrics.perplexity import Perplexity
@@ -29,6 +30,7 @@ __all__ = [
     "FarmsConfig",
     "FarmsLRCallback",
     "FarmsLRConfig",
+    "KeepZerosCallback",
     "Perplexity",
     "PruneConfig",
     "PruneReport",
@@ -51,6 +53,7 @@ _HOME = {
     "FarmsConfig": "config",
     "FarmsLRCallback": "callbacks.farms_lr",
     "FarmsLRConfig": "config",
+    "KeepZerosCallback": "callbacks.zeros",
     "Perplexity": "metrics.perplexity",
     "PruneConfig": "config",
     "PruneReport": "reports",
