@@ -34,7 +34,7 @@ class CheckpointWriter:
         model: the model that is being pruned.
         folder: an existing folder. Blocks that an earlier writer finished there stay finished.
         num_blocks: shards of blocks to come.
-        records: a folder for what is to be known of each block.
+        records: a folder for what is to be known of each block, and for files that are not finished; on the same disk.
     """
 
     def __init__(self, model: PreTrainedModel, folder: Path, num_blocks: int, *, records: Path) -> None:
@@ -48,9 +48,9 @@ class CheckpointWriter:
         on_disk = revert_weight_conversion(self._model, {f"{name}.{key}": value for key, value in state.items()})
         shard = {key: value.detach().cpu().contiguous() for key, value in on_disk.items()}
         with writing(self._folder):
-            with replacing(self._folder / self._shard_name(index)) as path:
+            self._records.mkdir(parents=True, exist_ok=True)
+            with replacing(self._folder / self._shard_name(index), aside=self._records) as path:
                 save_file(shard, path, metadata={"format": "pt"})
-            self._records.mkdir(exist_ok=True)
             with replacing(self._record(index)) as path:
                 path.write_text(json.dumps(record), encoding="utf-8")
 
@@ -76,17 +76,17 @@ class CheckpointWriter:
         with writing(self._folder):
             # transformers itself drops tied weights and writes config, generation config and custom code. In a folder
             # of its own, because it deletes the shards of others.
-            aside = self._folder / "rest"
+            aside = self._records / "rest"
             shutil.rmtree(aside, ignore_errors=True)
             self._model.save_pretrained(aside, state_dict=rest, max_shard_size="1000TB")
+            if tokenizer is not None:
+                tokenizer.save_pretrained(aside)
             (aside / "model.safetensors").rename(aside / self._shard_name(self._shards - 1))
             for written in aside.iterdir():
                 written.replace(self._folder / written.name)
             aside.rmdir()
-            with replacing(self._folder / INDEX) as path:
+            with replacing(self._folder / INDEX, aside=self._records) as path:
                 path.write_text(json.dumps(self._index(), indent=2) + "\n", encoding="utf-8")
-            if tokenizer is not None:
-                tokenizer.save_pretrained(self._folder)
 
     def _index(self) -> dict[str, Any]:
         """Which tensor is in which shard, from the shards themselves: some may be of an earlier run."""

@@ -166,9 +166,15 @@ def _short(value: object) -> str:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name to write to, which becomes `path` when everything is written."""
-    unfinished = path.with_name(f"{path.name}.tmp")
+def replacing(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
+    """A name to write to, which becomes `path` when everything is written.
+
+    Args:
+        path: the file to be.
+        aside: a folder for what is not finished, on the same disk; None: beside the file. Libraries have unfinished
+            files of their own (safetensors), which a kill leaves where they were.
+    """
+    unfinished = (aside or path.parent) / f"{path.name}.tmp"
     yield unfinished
     unfinished.replace(path)
 
