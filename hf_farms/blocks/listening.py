@@ -100,7 +100,7 @@ class _ExpertProducts(TorchFunctionMode):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.calls: defaultdict[tuple[str, int], list[tuple[Call, KeptTokens | None]]] = defaultdict(list)
-        self._parameters = {name: p for name, p in module.named_parameters(recurse=False) if p.ndim == 3}
+        self._parameters: dict[str, Tensor] = {}
         self._tokens: Tensor | None = None
         self._seen: set[str] = set()
         self._implementation: str | None = None
@@ -121,6 +121,8 @@ class _ExpertProducts(TorchFunctionMode):
             self._implementation = config._experts_implementation
             config._experts_implementation = "eager"
         self._seen.clear()
+        # Those of now: a block that is read from disk again has others.
+        self._parameters = {name: p for name, p in module.named_parameters(recurse=False) if p.ndim == 3}
         self.__enter__()  # type: ignore[no-untyped-call]
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

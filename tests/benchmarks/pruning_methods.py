@@ -5,8 +5,8 @@
 Without MODEL the first blocks of a random model with the shapes of SmolLM2-135M, with it those of that model. Both
 sides run every block twice on the same batches, to measure and to hand on. The loops keep one statistic for every
 layer, sort rows (Wanda), invert a Hessian for every layer and correct one column at a time in blocks of 128
-(SparseGPT), and choose groups of N:M in a loop over columns. `prune` is timed as users call it, with uniform sparsity. Both sides are
-timed in turn, after one run to warm up; medians of seconds and of ratios of neighbouring runs.
+(SparseGPT), and choose groups of N:M in a loop over columns. `prune` is timed as users call it, with uniform sparsity.
+Both sides are timed in turn, after one run to warm up; medians of seconds and of ratios of neighbouring runs.
 """
 
 import argparse

@@ -92,6 +92,25 @@ def test_json_goes_to_stdout_alone(tmp_path):
     assert report.calibration is None
 
 
+def test_sparsegpt_with_a_pattern_in_a_folder_that_names_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run(
+        *("prune", "demo", "--method", "sparsegpt", "--pattern", "2:4", "--allocation", "uniform"),
+        *("--calibration-samples", "8", "--evaluation", "none", "-q"),
+    )
+    assert done.exit_code == 0, done.output
+    folder = tmp_path / "demo-uniform-sparsegpt-50-2of4"
+    assert done.stdout.strip() == folder.name
+    report = PruneReport.load(folder / "hf_farms_report.json")
+    assert (report.config.method, report.config.pattern, report.sparsity) == ("sparsegpt", "2:4", 0.5)
+    assert report.calibration.num_tokens > 0
+    weight = AutoModelForCausalLM.from_pretrained(folder).model.layers[2].mlp.down_proj.weight
+    assert ((weight == 0).view(-1, 4).sum(1) == 2).all()
+    card = (folder / "README.md").read_text()
+    assert "Method `sparsegpt`, pattern `2:4`, allocation `uniform`" in card
+    assert "2301.00774" in card
+
+
 def test_analyze_table_json_quiet_and_file(tmp_path):
     table = run("analyze", "demo")
     assert table.exit_code == 0, table.output
@@ -134,6 +153,12 @@ def prepare_bert(folder):
     [
         (["prune", "demo", "--sparsity", "1"], "sparsity must be at least 0 and below 1, got 1.0"),
         (["prune", "demo", "--method", "obd"], "method must be one of magnitude, wanda, sparsegpt, got 'obd'"),
+        (["prune", "demo", "--pattern", "2:4"], "allocation must be 'uniform' for pattern '2:4', got 'farms'"),
+        (["prune", "demo", "--pattern", "4:2"], "pattern must be N:M with N below M, got '4:2'"),
+        (
+            ["prune", "demo", "--pattern", "1:4", "--allocation", "uniform"],
+            "sparsity must be 0.75 for pattern '1:4', got 0.5",
+        ),
         (["prune", "demo", "--allocation", "owl"], "allocation must be one of uniform, farms, alpha, got 'owl'"),
         (["prune", "demo", "--format", "xml"], "format must be one of human, json, quiet, got 'xml'"),
         (["prune", "demo", "--calibration", "none.txt"], "text must be an existing file, got 'none.txt'"),
