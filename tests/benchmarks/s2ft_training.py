@@ -13,12 +13,13 @@ out, with activation checkpointing as it is at the end of the forward pass.
 
 import argparse
 import gc
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import transformers
@@ -94,8 +95,8 @@ def saved_bytes(model, batch):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        # Keeping the tensor keeps its address from being given to another one.
-        return tensor
+        # Kept, its address is not given to another one; detached, since an output would hold the graph that holds it.
+        return tensor.detach()
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = model(**batch).loss
@@ -153,7 +154,9 @@ def compare(model, setting, arms, options):
                 continue
             found.setdefault(name, ([], rest))[0].extend(seconds)
     if options.child:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        # Not of getrusage, which begins with what the parent had.
+        status = Path("/proc/self/status").read_text()
+        print(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024)
         return
     if options.device == "cpu":
         for name, (_, rest) in found.items():
