@@ -188,13 +188,14 @@ class ModelBlockSource:
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """While open, the model is in evaluation mode."""
-        training = self.model.training
+        """While open, the model is in evaluation mode; then each module is again in the mode that it was in."""
+        learning = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
             yield
         finally:
-            self.model.train(training)
+            for module in learning:
+                module.training = True
 
     def whole(self) -> AbstractContextManager[None]:
         """While open, the model can be called as a whole."""

@@ -32,11 +32,12 @@ def unit_norms(
     """Norm of every unit, `(units,)` float32 on the CPU, for each block and structure.
 
     weight: of the trained weights that belong to the unit. activation: of what o or down is multiplied with, over all
-    tokens. product: one times the other. gradient: of the loss by the trained weights, root of the sum over batches.
+    tokens that an `attention_mask` does not hide. product: one times the other. gradient: of the loss by the trained
+    weights, root of the sum over batches.
 
     Raises:
         DataError: no batches, or a model that gives no loss for them.
-        ModelError: norms that are not finite.
+        ModelError: norms that are not finite, or a layer that the data do not reach.
     """
     views = {view.name: view for index in range(len(source)) for view in source.open(index).layers}
     weights = activations = None
@@ -89,9 +90,13 @@ def _activations(
     calibration: Batches,
 ) -> list[list[Tensor]]:
     sums: dict[str, Tensor] = {}
+    mask: Any = None
 
     def add(name: str) -> Callable[[Tensor], None]:
         def call(inputs: Tensor) -> None:
+            if mask is not None and inputs.shape[:-1] == mask.shape:
+                # Padding is no data.
+                inputs = inputs[mask.bool()]
             squares = inputs.detach().float().square().reshape(-1, inputs.shape[-1]).sum(0)
             sums[name] = sums[name] + squares if name in sums else squares
 
@@ -102,7 +107,14 @@ def _activations(
         for member in (m for found in last for m in found):
             hooks.enter_context(views[member.layer.name].inputs(add(member.layer.name)))
         for batch in _batches(source.model, calibration):
+            mask = batch.get("attention_mask")
             source.model(**batch)
+    for member in (m for found in last for m in found):
+        if member.layer.name not in sums:
+            raise ModelError(
+                f"every layer must be used on the calibration data, got no input in {member.layer.name}.",
+                hint="Choose by strategy='weight' or 'random'.",
+            )
     return [[sums[m.layer.name].reshape(-1, m.width).sum(1).cpu() for m in found] for found in last]
 
 

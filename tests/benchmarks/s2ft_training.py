@@ -161,9 +161,9 @@ def compare(model, setting, arms, options):
     if options.device == "cpu":
         for name, (_, rest) in found.items():
             rest[0] = peak_alone(name, setting, options)
-    rows = {arms[name][0]: (statistics.median(seconds), *rest) for name, (seconds, rest) in found.items()}
+    rows = {arms[name][0]: (statistics.median(seconds), *rest, seconds) for name, (seconds, rest) in found.items()}
     for name, row in rows.items():
-        cells = [setting, name, f"{row[3]:,}", f"{row[0]:.4g}"]
+        cells = [setting, name, f"{row[3]:,}", f"{row[0]:.3g} ({min(row[4]):.3g} to {max(row[4]):.3g})"]
         for number in range(3):
             if number:
                 cells.append(f"{row[number] / 2**20:,.0f}")

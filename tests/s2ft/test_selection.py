@@ -546,3 +546,31 @@ def test_dropout_has_no_say(batches, strategy):
         model.train(training)
         norms.append(unit_norms(source, structures_of(source, config), config, batches))
     assert all(torch.equal(a, b) for pair in zip(*norms, strict=True) for a, b in zip(*pair, strict=True))
+
+
+def test_padding_has_no_say(llama):
+    ids = torch.randint(0, 100, (2, 9), generator=torch.Generator().manual_seed(3))
+    padded = torch.cat([ids, torch.full((2, 6), 7)], dim=1)
+    mask = torch.cat([torch.ones_like(ids), torch.zeros(2, 6, dtype=torch.long)], dim=1)
+    config = S2FTConfig(budget=0.1, strategy="activation")
+    plain = select_channels(llama, config, calibration=[{"input_ids": ids}])
+    masked = select_channels(llama, config, calibration=[{"input_ids": padded, "attention_mask": mask}])
+    assert masked == plain
+    assert select_channels(llama, config, calibration=[{"input_ids": padded}]) != plain
+
+
+def test_a_block_that_the_data_do_not_reach_is_named(llama, batches):
+    llama.model.layers[1].forward = lambda hidden_states, *args, **kwargs: hidden_states
+    with pytest.raises(ModelError, match=r"used on the calibration data, got no input in model\.layers\.1\."):
+        select_channels(llama, S2FTConfig(budget=0.1, strategy="activation"), calibration=batches)
+
+
+def test_each_module_keeps_its_own_mode(llama, batches):
+    llama.train()
+    llama.model.layers[0].mlp.eval()
+    select_channels(llama, S2FTConfig(budget=0.1, strategy="activation"), calibration=batches)
+    assert [module.training for module in (llama, llama.model.layers[0], llama.model.layers[0].mlp)] == [
+        True,
+        True,
+        False,
+    ]
