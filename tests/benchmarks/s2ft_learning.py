@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq
 
 from hf_farms import S2FTCallback, S2FTConfig
 
-# Decades around what the papers took for each method.
-RATES = {"full": (1e-5, 3e-5, 1e-4), "LoRA": (3e-4, 1e-3, 3e-3), "S2FT": (3e-4, 1e-3, 3e-3)}
+# As many for each, wide enough that the best one was not at an end for the demo model.
+RATES = {"full": (1e-4, 3e-4, 1e-3, 3e-3), "LoRA": (1e-3, 3e-3, 1e-2, 3e-2), "S2FT": (1e-3, 3e-3, 1e-2, 3e-2)}
 
 
 def encode(tokenizer, rows, length):
