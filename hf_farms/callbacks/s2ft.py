@@ -22,9 +22,10 @@ from hf_farms.callbacks.slices import check_optimizer, hand_over, keep_slices, t
 from hf_farms.config import S2FTConfig
 from hf_farms.errors import ModelError, NoEffectWarning
 from hf_farms.parallel import launched_ranks
+from hf_farms.s2ft.checks import check_plain
 from hf_farms.s2ft.files import save_selection
 from hf_farms.s2ft.selection import Batches, Selection, select_channels
-from hf_farms.s2ft.surgery import apply_s2ft, check_plain, selection_of, summary
+from hf_farms.s2ft.surgery import apply_s2ft, selection_of, summary
 
 __all__ = ["S2FTCallback"]
 

@@ -4,6 +4,7 @@ selection.py   which units are trained
 budgets.py     how many of each block
 scores.py      norms of units: weights, activations, gradients
 layers.py      linear layers whose backward pass knows the selected channels only
+checks.py      what is refused
 surgery.py     plain model -> model with such layers -> plain model
 files.py       a selection on disk
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,10 +22,11 @@ from hf_farms.coupling import (
     undo_orders,
 )
 from hf_farms.errors import ModelError
+from hf_farms.s2ft.checks import check_module, check_plain, check_unshared
 from hf_farms.s2ft.layers import InOriginalOrder, SelectiveLayer, ordered_class, selective_class
 from hf_farms.s2ft.selection import Batches, Selection, select_channels
 
-__all__ = ["apply_s2ft", "check_plain", "restore", "selection_of", "selective_layers", "summary"]
+__all__ = ["apply_s2ft", "restore", "selection_of", "selective_layers", "summary"]
 
 # Where a model keeps what `restore` needs.
 MARK = "_hf_farms_s2ft"
@@ -151,50 +152,17 @@ def summary(model: nn.Module) -> dict[str, float]:
     return {"trainable_parameters": trained, "trainable_share": share, **channels}
 
 
-def check_plain(model: nn.Module) -> None:
-    """Refuse models whose weights are not there whole, plain and to be changed.
-
-    Raises:
-        ValueError: S2FT is on it already.
-        ModelError: adapters, quantised, sharded or missing weights.
-    """
-    kind = type(model).__name__
-    if any(isinstance(module, SelectiveLayer) for module in model.modules()):
-        raise ValueError(f"model must be plain, got {kind} with S2FT on it already. Call restore(model) first.")
-    if hasattr(model, "peft_config") or any(hasattr(module, "base_layer") for module in model.modules()):
-        raise ModelError(
-            f"model must be without adapters for S2FT, got PEFT adapters on {kind}.",
-            hint="Merge them first: model = model.merge_and_unload().",
-        )
-    if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
-        raise ModelError(
-            f"weights must be float32, bfloat16 or float16 for S2FT, got a quantised {kind}.",
-            hint="Load it without quantisation, or train LoRA adapters with peft.",
-        )
-    for name, parameter in model.named_parameters():
-        if hasattr(parameter, "full_tensor") or hasattr(parameter, "ds_id"):
-            raise ModelError(
-                f"weights must be whole on every process for S2FT, got a sharded one in {name}.",
-                hint="Use DDP, or one process; FSDP, ZeRO-3 and tensor parallelism are not supported.",
-            )
-        if parameter.is_meta:
-            raise ModelError(
-                f"weights must be loaded for S2FT, got a meta tensor in {name}.",
-                hint="Load the model without offloading: leave device_map out.",
-            )
-
-
 def _plan(model: nn.Module, source: ModelBlockSource, selection: Selection) -> dict[nn.Module, tuple[Tensor, bool]]:
     """For each trained module its channels, as they will lie, and whether they are inputs."""
     layers = {layer.name: layer for index in range(len(source)) for layer in source.metadata(index).layers}
     permuted = selection.config.layout == "permuted"
     rows: dict[nn.Module, list[Tensor]] = defaultdict(list)
     inputs: dict[nn.Module, bool] = {}
-    _check_unshared(model, [layers[name] for name in selection.channels if name in layers])
+    check_unshared(model, [layers[name] for name in selection.channels if name in layers])
     for name, channels in selection.channels.items():
         layer = _layer(layers, name, channels)
         module = model.get_submodule(layer.parameter.rpartition(".")[0])
-        _check_module(module, name)
+        check_module(module, name)
         index = torch.arange(len(channels)) if permuted else torch.tensor(channels)
         inputs[module] = layer.role in ("o", "down")
         weight = model.get_parameter(layer.parameter)
@@ -216,34 +184,6 @@ def _layer(layers: dict[str, LayerMetadata], name: str, channels: Sequence[int])
     return layer
 
 
-def _check_unshared(model: nn.Module, layers: Iterable[LayerMetadata]) -> None:
-    """Two layers with one weight would each train a slice of it, or move it twice."""
-    names: dict[nn.Parameter, list[str]] = defaultdict(list)
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names[parameter].append(name)
-    for layer in layers:
-        shared = names[model.get_parameter(layer.parameter)]
-        if len(shared) > 1:
-            raise ModelError(
-                f"trained and moved weights must belong to one layer for S2FT, got one that is both "
-                f"{' and '.join(shared)}.",
-                hint="Leave its role out of S2FTConfig(roles=...).",
-            )
-
-
-def _check_module(module: nn.Module, name: str) -> None:
-    if selective_class(type(module)) is None:
-        raise ModelError(
-            f"trained layers must be nn.Linear or Conv1D, got {type(module).__module__}.{type(module).__name__} in "
-            f"{name}."
-        )
-    if "forward" in vars(module):
-        raise ModelError(
-            f"layers must run their own forward for S2FT, got one that was replaced (by offloading, say) in {name}.",
-            hint="Load the model without device_map, on one device.",
-        )
-
-
 def _permute(model: nn.Module, source: ModelBlockSource, selection: Selection) -> None:
     """Selected units first, on both sides of every structure."""
     model_type = getattr(source.config, "model_type", type(model).__name__)
@@ -257,7 +197,7 @@ def _permute(model: nn.Module, source: ModelBlockSource, selection: Selection) -
     for structure, _ in chosen:
         check_movable(model, structure)
     members = [member.layer for structure, _ in chosen for member in structure.members]
-    _check_unshared(model, members)
+    check_unshared(model, members)
     if unknown := sorted(set(selection.channels) - {layer.name for layer in members}):
         raise ValueError(
             f"selection must be of heads or channels for layout 'permuted', got {unknown[0]}. Use layout='indexed'."

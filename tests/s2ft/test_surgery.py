@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM
 
 from hf_farms import S2FTConfig, apply_s2ft, restore, select_channels
 from hf_farms.errors import ModelError
+from hf_farms.s2ft.checks import check_plain
 from hf_farms.s2ft.layers import SelectiveLinear
 from hf_farms.s2ft.selection import Selection
-from hf_farms.s2ft.surgery import check_plain, selection_of, selective_layers, summary
+from hf_farms.s2ft.surgery import selection_of, selective_layers, summary
 
 LAYOUTS = pytest.mark.parametrize(
     "config",

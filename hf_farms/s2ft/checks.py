@@ -1,0 +1,80 @@
+"""What cannot be trained selectively, refused before anything is changed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from torch import nn
+
+from hf_farms.blocks import LayerMetadata
+from hf_farms.errors import ModelError
+from hf_farms.s2ft.layers import SelectiveLayer, selective_class
+
+__all__ = ["check_module", "check_plain", "check_unshared"]
+
+
+def check_plain(model: nn.Module) -> None:
+    """Refuse models whose weights are not there whole, plain and to be changed.
+
+    Raises:
+        ValueError: S2FT is on it already.
+        ModelError: adapters, quantised, sharded or missing weights.
+    """
+    kind = type(model).__name__
+    if any(isinstance(module, SelectiveLayer) for module in model.modules()):
+        raise ValueError(f"model must be plain, got {kind} with S2FT on it already. Call restore(model) first.")
+    if hasattr(model, "peft_config") or any(hasattr(module, "base_layer") for module in model.modules()):
+        raise ModelError(
+            f"model must be without adapters for S2FT, got PEFT adapters on {kind}.",
+            hint="Merge them first: model = model.merge_and_unload().",
+        )
+    if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
+        raise ModelError(
+            f"weights must be float32, bfloat16 or float16 for S2FT, got a quantised {kind}.",
+            hint="Load it without quantisation, or train LoRA adapters with peft.",
+        )
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "full_tensor") or hasattr(parameter, "ds_id"):
+            raise ModelError(
+                f"weights must be whole on every process for S2FT, got a sharded one in {name}.",
+                hint="Use DDP, or one process; FSDP, ZeRO-3 and tensor parallelism are not supported.",
+            )
+        if parameter.is_meta:
+            raise ModelError(
+                f"weights must be loaded for S2FT, got a meta tensor in {name}.",
+                hint="Load the model without offloading: leave device_map out.",
+            )
+
+
+def check_unshared(model: nn.Module, layers: Iterable[LayerMetadata]) -> None:
+    """Two layers with one weight would each train a slice of it, or move it twice."""
+    names: dict[nn.Parameter, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[parameter].append(name)
+    for layer in layers:
+        shared = names[model.get_parameter(layer.parameter)]
+        if len(shared) > 1:
+            raise ModelError(
+                f"trained and moved weights must belong to one layer for S2FT, got one that is both "
+                f"{' and '.join(shared)}.",
+                hint="Leave its role out of S2FTConfig(roles=...).",
+            )
+
+
+def check_module(module: nn.Module, name: str) -> None:
+    """Refuse layers that are not plain linear ones, or whose forward somebody has replaced.
+
+    Raises:
+        ModelError: with the name of the layer.
+    """
+    if selective_class(type(module)) is None:
+        raise ModelError(
+            f"trained layers must be nn.Linear or Conv1D, got {type(module).__module__}.{type(module).__name__} in "
+            f"{name}."
+        )
+    if "forward" in vars(module):
+        raise ModelError(
+            f"layers must run their own forward for S2FT, got one that was replaced (by offloading, say) in {name}.",
+            hint="Load the model without device_map, on one device.",
+        )
