@@ -36,7 +36,8 @@ DISTRIBUTED = (
     "call apply_s2ft(trainer.model, ...) before trainer.train()."
 )
 
-logger = logging.get_logger(__name__)
+# Below the Trainer's own, so that `log_level` decides about it.
+logger = logging.get_logger(f"transformers.{__name__}")
 
 
 class S2FTCallback(TrainerCallback):

@@ -1,10 +1,13 @@
 """S2FTCallback in a real, unmodified Trainer."""
 
+import logging
+import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from families import family_model
 from models import tiny
 
@@ -133,6 +136,23 @@ def test_what_is_trained_is_logged(early, tmp_path):
     }
     assert 0.09 < entry["s2ft/trainable_share"] < 0.1
     assert all(type(value) in (int, float) for value in entry.values())
+
+
+def test_the_log_level_of_the_trainer_shows_it(tmp_path):
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    root, level = logging.getLogger("transformers"), transformers.logging.get_verbosity()
+    root.addHandler(handler)
+    try:
+        trainer(tmp_path, S2FTCallback(INDEXED), early=True, log_level="info", max_steps=1).train()
+    finally:
+        root.removeHandler(handler)
+        transformers.logging.set_verbosity(level)
+    (sentence,) = [message for message in said if message.startswith("S2FT trains")]
+    assert re.fullmatch(
+        r"S2FT trains [\d,]+ parameters, 9\.\d{3}% of the model: \d+ channels of o, \d+ channels of down\.", sentence
+    )
 
 
 class Scale(torch.nn.Module):
