@@ -112,8 +112,7 @@ class S2FTCallback(TrainerCallback):
         check_optimizer(optimizer, model)
         keep_slices(optimizer, model, lengths if late else None)
         take_up(optimizer, model)
-        checkpointing: Any = args.activation_checkpointing_kwargs or {}
-        if args.activation_checkpointing and checkpointing.get("use_reentrant"):
+        if _is_reentrant(args):
             # Else nothing that goes into a checkpointed block requires a gradient, and none comes out of it.
             model.enable_input_require_grads()
         _log(args, state, model)
@@ -154,6 +153,13 @@ class S2FTCallback(TrainerCallback):
             return _no_effect(f"{type(model).__name__} has no layers of roles {', '.join(self.config.roles)}.")
         apply_s2ft(model, selection=selection)
         return True
+
+
+def _is_reentrant(args: TrainingArguments) -> bool:
+    """Whether activation checkpointing is on and of the reentrant kind; it had another name in older transformers."""
+    name = "activation" if hasattr(args, "activation_checkpointing") else "gradient"
+    options: Any = getattr(args, f"{name}_checkpointing_kwargs") or {}
+    return bool(getattr(args, f"{name}_checkpointing") and options.get("use_reentrant"))
 
 
 def _no_effect(why: str) -> bool:
