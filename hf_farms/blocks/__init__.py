@@ -14,6 +14,7 @@ streaming.py   the blocks of a checkpoint on disk, to be run and changed
 from hf_farms.blocks.listening import KeptTokens
 from hf_farms.blocks.source import Block, BlockCalls, BlockReader, BlockResults, BlockSource, ModelBlockSource, Record
 from hf_farms.blocks.stored import StoredBlockReader
+from hf_farms.blocks.stores import count_zeros
 from hf_farms.blocks.streaming import StreamedBlockSource, align_weights
 from hf_farms.blocks.tensors import TensorFiles
 from hf_farms.blocks.views import BlockMetadata, LayerMetadata, LayerView, Part
@@ -35,4 +36,5 @@ __all__ = [
     "StreamedBlockSource",
     "TensorFiles",
     "align_weights",
+    "count_zeros",
 ]

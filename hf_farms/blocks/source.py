@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_farms.blocks.discovery import config_above, describe_blocks, find_outside
-from hf_farms.blocks.stores import ModuleStore
+from hf_farms.blocks.stores import ModuleStore, count_zeros
 from hf_farms.blocks.tensors import StoredTensors, TensorFiles
 from hf_farms.blocks.views import BlockMetadata, LayerMetadata, LayerView
 from hf_farms.errors import ModelError
@@ -204,7 +204,7 @@ class ModelBlockSource:
     def count_parameters(self) -> tuple[int, int]:
         """Parameters of the whole model, tied ones once, and how many of them are zero."""
         parameters = list(self.model.parameters())
-        return sum(p.numel() for p in parameters), sum(int((p == 0).sum()) for p in parameters)
+        return sum(p.numel() for p in parameters), sum(map(count_zeros, parameters))
 
     def capture(self, batch: Mapping[str, Tensor]) -> BlockCalls:
         """Run the model with blocks that only write down how they are called.

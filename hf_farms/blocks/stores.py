@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hf_farms.blocks.views import LayerMetadata
 from hf_farms.errors import ModelError
 
-__all__ = ["ModuleStore"]
+__all__ = ["ModuleStore", "count_zeros"]
 
 MERGE_FIRST = "Merge it first: model.merge_and_unload()."
 
@@ -55,6 +55,11 @@ class ModuleStore:
                 f"weights must be plain to be overwritten, got an adapter in {layer.name}.", hint=MERGE_FIRST
             )
         layer.part.into_(getattr(self.module, self.attribute), weight)
+
+
+def count_zeros(tensor: Tensor) -> int:
+    """How many entries are zero; a pass over them that makes no mask."""
+    return tensor.numel() - int(tensor.count_nonzero())
 
 
 def _dequantised(module: nn.Module, attribute: str) -> Tensor:

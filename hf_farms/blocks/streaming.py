@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_farms.blocks.source import Block, BlockResults, ModelBlockSource, Record
+from hf_farms.blocks.stores import count_zeros
 from hf_farms.blocks.tensors import StoredTensors, TensorFiles
 from hf_farms.errors import ModelError
 
@@ -104,7 +105,7 @@ class StreamedBlockSource(ModelBlockSource):
     def count_parameters(self) -> tuple[int, int]:
         """Parameters of the whole model, tied ones once, and how many of them are zero."""
         outside = {id(tensor): tensor for tensor in self._shared.values() if isinstance(tensor, nn.Parameter)}
-        zeros = sum(int((tensor == 0).sum()) for tensor in outside.values())
+        zeros = sum(map(count_zeros, outside.values()))
         for index in range(len(self)):
             if index not in self._zeros:
                 self._zeros[index] = self._count_zeros(index)
@@ -113,7 +114,7 @@ class StreamedBlockSource(ModelBlockSource):
     def _count_zeros(self, index: int) -> int:
         self.open(index)
         own = [p for p in self.modules[index].parameters() if not any(p is other for other in self._shared.values())]
-        return sum(int((parameter == 0).sum()) for parameter in own)
+        return sum(map(count_zeros, own))
 
     @contextmanager
     def whole(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Cut", "lowest", "lowest_of_groups", "lowest_per_row"]
+__all__ = ["Cut", "lowest", "lowest_down_columns", "lowest_of_groups", "lowest_per_row"]
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,27 @@ def lowest_of_groups(scores: Tensor, zeros: int, size: int) -> Tensor:
     Returns:
         `(rows, columns)` bool.
     """
-    # A rank by comparisons, each of them on all groups at once: sorting millions of short rows takes six times as long.
-    columns = scores.reshape(-1, size).mT.contiguous()
-    rank = torch.zeros(columns.shape, dtype=torch.int16 if size > 255 else torch.uint8, device=scores.device)
-    for i in range(1, size):
-        for j in range(i):
-            lower = columns[i] < columns[j]
-            rank[j] += lower
-            rank[i] += ~lower
-    return (rank < zeros).mT.reshape(scores.shape)
+    return lowest_down_columns(scores.reshape(-1, size).mT.contiguous(), zeros).mT.reshape(scores.shape)
+
+
+def lowest_down_columns(scores: Tensor, zeros: int) -> Tensor:
+    """Mark the lowest of every column, ties by row.
+
+    Costs O(rows^2 x columns): for the few rows of a group.
+
+    Args:
+        scores: `(rows, columns)`, finite, contiguous.
+        zeros: how many of each column.
+
+    Returns:
+        `(rows, columns)` bool.
+    """
+    # A rank by comparisons, each of them on all columns at once: sorting millions of short ones takes six times as long.
+    rows = len(scores)
+    rank = torch.arange(rows, dtype=torch.int16 if rows > 255 else torch.uint8, device=scores.device)
+    rank = rank[:, None].repeat(1, scores.shape[1])
+    for apart in range(1, rows):
+        lower = (scores[apart:] < scores[:-apart]).to(rank.dtype)
+        rank[:-apart] += lower
+        rank[apart:] -= lower
+    return rank < zeros

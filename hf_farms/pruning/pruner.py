@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_farms.allocation.plan import plan_sparsity
-from hf_farms.blocks import Block, BlockSource, KeptTokens, LayerView, ModelBlockSource
+from hf_farms.blocks import Block, BlockSource, KeptTokens, LayerView, ModelBlockSource, count_zeros
 from hf_farms.config import PruneConfig
 from hf_farms.errors import DataError, HfFarmsWarning, NoEffectWarning
 from hf_farms.pruning.activations import Activations
@@ -181,7 +181,7 @@ def _prune_layer(layer: LayerView, cut: Cut, method: PruningMethod, measured: Me
     return LayerSparsity(
         name=layer.name,
         num_weights=weight.numel(),
-        num_zeros=int((pruned == 0).sum()),
+        num_zeros=count_zeros(pruned),
         num_tokens=measured.num_tokens if measured is not None else None,
         damping=getattr(prepared, "damping", None),
     )

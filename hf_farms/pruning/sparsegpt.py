@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_farms.allocation.sparsity import apportion
 from hf_farms.errors import HfFarmsWarning, ModelError
-from hf_farms.pruning.patterns import Cut, lowest, lowest_of_groups
+from hf_farms.pruning.patterns import Cut, lowest, lowest_down_columns
 
 __all__ = ["DAMPING", "InputProducts", "InverseFactor", "inverse_factor", "sparsegpt"]
 
@@ -169,7 +169,7 @@ def _correct(w: Tensor, gone: Tensor, upper: Tensor, span: tuple[int, int], grou
             if group is not None and (column - start) % size == 0:
                 near = slice(column, column + size)
                 scores = (w[near] / upper.diagonal()[near, None]).square()
-                gone[near] = lowest_of_groups(scores.mT, *group).mT
+                gone[near] = lowest_down_columns(scores, group[0])
             error = errors[column - start]
             torch.div(w[column], upper[column, column], out=error)
             error.masked_fill_(~gone[column], 0)
