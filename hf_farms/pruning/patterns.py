@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 __all__ = ["Cut", "lowest", "lowest_down_columns", "lowest_of_groups", "lowest_per_row"]
+
+# Entries whose mask is chosen at once: what that takes beside them is several times their size.
+AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
@@ -54,14 +58,29 @@ def lowest_per_row(scores: Tensor, count: int) -> Tensor:
     if not 0 <= count <= rows * columns:
         raise ValueError(f"count must be between 0 and {rows * columns}, got {count}.")
     per_row, extra = divmod(count, rows)
-    mask = _lowest(scores, per_row)
+    mask = torch.empty_like(scores, dtype=torch.bool)
+    following = []
+    for part, marked in zip(_parts(scores), _parts(mask), strict=True):
+        marked.copy_(_lowest(part, per_row))
+        if extra:
+            following.append(_next_lowest(part, marked))
     if extra:
-        lowest = scores.masked_fill(mask, torch.inf).amin(dim=1)
-        # argmax takes the first of equal values, which min does not promise.
-        column = ((scores == lowest[:, None]) & ~mask).int().argmax(dim=1)
+        lowest, column = (torch.cat(found) for found in zip(*following, strict=True))
         chosen = lowest.sort(stable=True).indices[:extra]
         mask[chosen, column[chosen]] = True
     return mask
+
+
+def _parts(scores: Tensor) -> Iterable[Tensor]:
+    """Some rows at a time."""
+    yield from scores.split(max(1, AT_ONCE // scores.shape[1]))
+
+
+def _next_lowest(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest entry of every row that is not marked, and its column."""
+    lowest = scores.masked_fill(mask, torch.inf).amin(dim=1)
+    # argmax takes the first of equal values, which min does not promise.
+    return lowest, ((scores == lowest[:, None]) & ~mask).int().argmax(dim=1)
 
 
 def _lowest(scores: Tensor, k: int) -> Tensor:
@@ -99,7 +118,11 @@ def lowest_of_groups(scores: Tensor, zeros: int, size: int) -> Tensor:
     Returns:
         `(rows, columns)` bool.
     """
-    return lowest_down_columns(scores.reshape(-1, size).mT.contiguous(), zeros).mT.reshape(scores.shape)
+    mask = torch.empty_like(scores, dtype=torch.bool)
+    for part, marked in zip(_parts(scores), _parts(mask), strict=True):
+        columns = part.reshape(-1, size).mT.contiguous()
+        marked.copy_(lowest_down_columns(columns, zeros).mT.reshape(part.shape))
+    return mask
 
 
 def lowest_down_columns(scores: Tensor, zeros: int) -> Tensor:
@@ -114,7 +137,7 @@ def lowest_down_columns(scores: Tensor, zeros: int) -> Tensor:
     Returns:
         `(rows, columns)` bool.
     """
-    # A rank by comparisons, each of them on all columns at once: sorting millions of short ones takes six times as long.
+    # A rank by comparisons, each on all columns at once: sorting millions of short ones takes six times as long.
     rows = len(scores)
     rank = torch.arange(rows, dtype=torch.int16 if rows > 255 else torch.uint8, device=scores.device)
     rank = rank[:, None].repeat(1, scores.shape[1])

@@ -19,7 +19,9 @@ from hf_farms.pruning.patterns import Cut, lowest, lowest_down_columns
 __all__ = ["DAMPING", "InputProducts", "InverseFactor", "inverse_factor", "sparsegpt"]
 
 # Columns whose mask is chosen together, as released, and columns of them that are corrected one by one.
-COLUMNS, AT_ONCE = 128, 32
+COLUMNS, ONE_BY_ONE = 128, 32
+# Inputs that are made float32 at once.
+AT_ONCE = 2**24
 DAMPING, MOST_DAMPING = 0.01, 1e3
 
 
@@ -56,18 +58,16 @@ class InputProducts:
 
     def add(self, inputs: Tensor) -> None:
         """Count the tokens of `(..., n)` inputs, in float32 whatever their dtype."""
-        rows = inputs.detach().reshape(-1, inputs.shape[-1]).to(self._sum.device, torch.float32)
-        self._sum.addmm_(rows.mT, rows)
+        rows = inputs.detach().reshape(-1, inputs.shape[-1])
+        for part in rows.split(max(1, AT_ONCE // rows.shape[1])):
+            part = part.to(self._sum.device, torch.float32)
+            self._sum.addmm_(part.mT, part)
         self.num_tokens += len(rows)
 
     def merge(self, other: InputProducts) -> None:
         """Count the tokens of another one too."""
         self._sum += other._sum
         self.num_tokens += other.num_tokens
-
-    def mean(self) -> Tensor:
-        """`(n, n)` float32: X^T X / t. The released code has twice that, which changes nothing."""
-        return self._sum / max(1, self.num_tokens)
 
     def is_finite(self) -> bool:
         """Whether no input was NaN or infinite; each shows in its square on the diagonal."""
@@ -80,7 +80,9 @@ class InputProducts:
         would be bent to please the few that were.
         """
         few = len(self._sum) / max(1, self.num_tokens)
-        return inverse_factor(self.mean(), damping=DAMPING * max(1.0, few), name=name)
+        # The released code has twice this mean, which changes nothing. In place: n x n may be more than the block.
+        self._sum /= max(1, self.num_tokens)
+        return inverse_factor(self._sum, damping=DAMPING * max(1.0, few), name=name)
 
 
 def inverse_factor(products: Tensor, *, damping: float = DAMPING, name: str = "") -> InverseFactor:
@@ -91,7 +93,7 @@ def inverse_factor(products: Tensor, *, damping: float = DAMPING, name: str = ""
     that is not positive definite by rounding can come up in between.
 
     Args:
-        products: `(n, n)`, as `InputProducts.mean`; not modified.
+        products: `(n, n)`, mean of X^T X; not modified.
         damping: added to the diagonal, in units of its mean over the inputs that are used.
         name: of the layer, for the warning.
 
@@ -117,8 +119,11 @@ def inverse_factor(products: Tensor, *, damping: float = DAMPING, name: str = ""
             HfFarmsWarning,
             stacklevel=2,
         )
-    identity = torch.eye(len(hessian), device=hessian.device)
-    inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
+    del hessian, diagonal
+    # Transposed, because the solver works in place on Fortran's order only.
+    inverse = torch.eye(len(lower), device=lower.device).mT
+    torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
+    del lower
     return InverseFactor(inverse.flip(0, 1).contiguous(), unused.flip(0), damping)
 
 
@@ -153,8 +158,9 @@ def sparsegpt(weight: Tensor, factor: InverseFactor, cut: Cut) -> Tensor:
             gone[start:stop] = lowest((w[start:stop] / scale).square(), count)
         errors = _correct(w, gone, factor.upper, (start, stop), cut.group)
         w[stop:].addmm_(factor.upper[start:stop, stop:].mT, errors, alpha=-1)
-    kept = torch.where(factor.unused, weight.float(), w.mT)
-    return kept.masked_fill_(gone.mT, 0).to(weight.dtype)
+    kept = w.mT.to(weight.dtype).contiguous()
+    kept[:, factor.unused] = weight[:, factor.unused]
+    return kept.masked_fill_(gone.mT, 0)
 
 
 def _correct(w: Tensor, gone: Tensor, upper: Tensor, span: tuple[int, int], group: tuple[int, int] | None) -> Tensor:
@@ -162,7 +168,7 @@ def _correct(w: Tensor, gone: Tensor, upper: Tensor, span: tuple[int, int], grou
     start, stop = span
     errors = torch.empty_like(w[start:stop])
     size = group[1] if group else 1
-    width = max(size, AT_ONCE // size * size)
+    width = max(size, ONE_BY_ONE // size * size)
     for first in range(start, stop, width):
         end = min(first + width, stop)
         for column in range(first, end):

@@ -7,6 +7,9 @@ from torch import Tensor
 
 __all__ = ["InputNorm", "wanda_scores"]
 
+# Inputs that are made float32 and squared at once.
+AT_ONCE = 2**22
+
 
 class InputNorm:
     """Running ||X_j||_2 of every input channel j of one layer; memory does not grow with the number of tokens.
@@ -27,8 +30,9 @@ class InputNorm:
 
     def add(self, inputs: Tensor) -> None:
         """Count the tokens of `(..., width)` inputs, in float32 whatever their dtype."""
-        rows = inputs.detach().reshape(-1, inputs.shape[-1]).float()
-        self._sum += rows.square().sum(dim=0).to(self._sum.device)
+        rows = inputs.detach().reshape(-1, inputs.shape[-1])
+        for part in rows.split(max(1, AT_ONCE // rows.shape[1])):
+            self._sum += part.float().square().sum(dim=0).to(self._sum.device)
         self.num_tokens += len(rows)
 
     def merge(self, other: InputNorm) -> None:
@@ -59,4 +63,4 @@ def wanda_scores(weight: Tensor, input_norm: Tensor) -> Tensor:
     Returns:
         `(out, in)` float32.
     """
-    return weight.float().abs() * input_norm
+    return weight.abs().float().mul_(input_norm)
