@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 from hf_farms.config import FarmsConfig
-from hf_farms.reports import BlockSpectrum, LayerRecord, SpectralReport, _Report
+from hf_farms.reports import BlockSpectrum, LayerRecord, Report, SpectralReport
 
 __all__ = [
     "AlphaDifference",
@@ -79,7 +79,7 @@ class BlockComparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpectralComparison(_Report):
+class SpectralComparison(Report):
     """Alpha of two models that were measured alike, block by block and layer by layer.
 
     Attributes:

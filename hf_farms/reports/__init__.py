@@ -1,0 +1,30 @@
+"""What was measured and done, as frozen dataclasses with a versioned JSON form. Loads no torch.
+
+spectral.py     analyze: blocks, each with its layers
+pruning.py      prune: the recipe, spectra before and after, sparsity, where the model came from
+evaluation.py   perplexity and tasks
+base.py         the JSON form
+"""
+
+from hf_farms.reports.base import REPORT_NAME, SCHEMA_VERSION, Report, json_converter, versions
+from hf_farms.reports.evaluation import PerplexityRecord, TaskRecord
+from hf_farms.reports.pruning import BaseModelRecord, BlockSparsity, CalibrationRecord, LayerSparsity, PruneReport
+from hf_farms.reports.spectral import BlockSpectrum, LayerRecord, SpectralReport
+
+__all__ = [
+    "REPORT_NAME",
+    "SCHEMA_VERSION",
+    "BaseModelRecord",
+    "BlockSparsity",
+    "BlockSpectrum",
+    "CalibrationRecord",
+    "LayerRecord",
+    "LayerSparsity",
+    "PerplexityRecord",
+    "PruneReport",
+    "Report",
+    "SpectralReport",
+    "TaskRecord",
+    "json_converter",
+    "versions",
+]

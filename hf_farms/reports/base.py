@@ -1,0 +1,90 @@
+"""What all reports share: a versioned JSON form, and the versions of what wrote it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from hf_farms.errors import DataError
+
+if TYPE_CHECKING:
+    from cattrs.preconf.json import JsonConverter
+
+__all__ = ["REPORT_NAME", "SCHEMA_VERSION", "Report", "json_converter", "versions"]
+
+SCHEMA_VERSION = 1
+REPORT_NAME = "hf_farms_report.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """JSON form shared by all reports."""
+
+    schema_version: int = SCHEMA_VERSION
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+
+    def to_json(self) -> str:
+        """The report as indented JSON; never NaN or infinity."""
+        return json.dumps(json_converter().unstructure(self), indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            DataError: not JSON, another schema version, or another kind of report.
+        """
+        try:
+            data = json.loads(text)
+            found = data.get("schema_version")
+        except (ValueError, AttributeError) as error:
+            raise DataError(f"report must be a JSON object, got {text[:40]!r}.") from error
+        if found != SCHEMA_VERSION:
+            newer = isinstance(found, int) and found > SCHEMA_VERSION
+            repair = "Upgrade hf-farms: pip install -U hf-farms." if newer else "Write the report again."
+            raise DataError(f"schema_version must be {SCHEMA_VERSION}, got {found!r}. {repair}")
+        try:
+            return json_converter().structure(data, cls)
+        except Exception as error:
+            raise DataError(f"report must be a {cls.__name__}, got JSON of another form. ({error})") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_json()` to a file."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a file that `save` wrote.
+
+        Raises:
+            DataError: as `from_json`, or there is no such file.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"report must be a readable file, got {str(path)!r} ({error.strerror}).") from error
+        return cls.from_json(text)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, this package and what it stands on, without importing them."""
+    found = {"python": platform.python_version()}
+    for name in ("hf-farms", "torch", "transformers", "huggingface_hub"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a source tree, or a part that is not installed
+            continue
+    return found
+
+
+@cache
+def json_converter() -> JsonConverter:
+    """Between dataclasses and what JSON can hold; unknown keys are errors."""
+    from cattrs.preconf.json import make_converter
+
+    return make_converter(forbid_extra_keys=True)

@@ -1,0 +1,120 @@
+"""A pruned model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hf_farms.config import CalibrationConfig, PruneConfig
+from hf_farms.reports.base import Report
+from hf_farms.reports.evaluation import PerplexityRecord, TaskRecord
+from hf_farms.reports.spectral import SpectralReport
+
+__all__ = ["BaseModelRecord", "BlockSparsity", "CalibrationRecord", "LayerSparsity", "PruneReport"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSparsity:
+    """Zeros of one layer, counted after pruning.
+
+    Attributes:
+        name: of the layer.
+        num_weights: all of them.
+        num_zeros: zeros among them.
+        num_tokens: calibration tokens that it was multiplied with; None where the method needs none. An expert that
+            got none was pruned by magnitude.
+        damping: of the Hessian, in units of its mean diagonal; None where the method has none.
+    """
+
+    name: str
+    num_weights: int
+    num_zeros: int
+    num_tokens: int | None = None
+    damping: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSparsity:
+    """Sparsity of one block: asked for (`target`), and counted after pruning (`sparsity`)."""
+
+    index: int
+    name: str
+    target: float
+    sparsity: float
+    layers: tuple[LayerSparsity, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationRecord:
+    """What activations were measured on."""
+
+    config: CalibrationConfig | None
+    num_sequences: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModelRecord:
+    """What the Hub says of the dense model, and a derived model must repeat.
+
+    Attributes:
+        repo_id: on the Hub.
+        revision: commit that was used.
+        license: identifier, such as `apache-2.0` or `llama3`; None: the card names none.
+        license_name: of a licence that has no identifier.
+        license_link: where its text is.
+        gated: whether conditions must be accepted to get it.
+        languages: codes.
+        pipeline_tag: such as `text-generation`.
+        files: names of the licence files (LICENSE, USE_POLICY, NOTICE) that a copy must carry.
+    """
+
+    repo_id: str
+    revision: str | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    gated: bool = False
+    languages: tuple[str, ...] = ()
+    pipeline_tag: str | None = None
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneReport(Report):
+    """How a model was pruned, and what came of it.
+
+    Attributes:
+        model: hub id, folder name or class name of the dense model.
+        model_type: `config.model_type`, or the class name.
+        config: method, sparsity, allocation and measurement.
+        dtype: of the checkpoint.
+        blocks: target and measured sparsity of each block.
+        sparsity: measured, of all pruned layers together.
+        parameter_sparsity: measured, of all parameters of the model.
+        num_parameters: all parameters of the model, tied ones once.
+        before: spectra of the dense model.
+        after: spectra of the pruned model; None if not measured.
+        calibration: None where the method needs none.
+        perplexity: None if not measured.
+        base: what the Hub says of the dense model; None where it did not come from there.
+        tasks: results of lm-eval.
+        command: the command line that did it, if there was one.
+        notes: what a reader must know.
+    """
+
+    model: str
+    model_type: str
+    config: PruneConfig
+    dtype: str
+    blocks: tuple[BlockSparsity, ...]
+    sparsity: float
+    parameter_sparsity: float
+    num_parameters: int
+    before: SpectralReport | None = None
+    after: SpectralReport | None = None
+    calibration: CalibrationRecord | None = None
+    perplexity: PerplexityRecord | None = None
+    base: BaseModelRecord | None = None
+    tasks: tuple[TaskRecord, ...] = ()
+    command: str | None = None
+    notes: tuple[str, ...] = ()
