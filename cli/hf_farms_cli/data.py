@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hf_farms.blocks import StreamedBlockSource
+from hf_farms.errors import HfFarmsWarning
 from hf_farms.metrics.nll import TextNll, require_causal, text_nll
 from hf_farms.pruning.calibration import calibration_sequences, context_limit, require_writer
 from hf_farms.reports import PerplexityRecord
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from hf_farms_cli.console import Stages
     from hf_farms_cli.recipe import Recipe
 
-__all__ = ["Calibration", "EvaluationText", "perplexity_record", "same_text_note"]
+__all__ = ["Calibration", "EvaluationText", "load_nll", "perplexity_record", "same_text_note", "save_nll"]
 
 
 class EvaluationText:
@@ -64,16 +66,18 @@ class EvaluationText:
         return output.kept(
             f"{stage.lower().replace(' ', '_')}.json",
             lambda: self.measure(loaded, progress, stage),
-            _save_nll,
-            _load_nll,
+            save_nll,
+            load_nll,
         )
 
 
-def _save_nll(nll: TextNll, path: Path) -> None:
+def save_nll(nll: TextNll, path: Path) -> None:
+    """Write what `load_nll` reads."""
     path.write_text(json.dumps(asdict(nll)), encoding="utf-8")
 
 
-def _load_nll(path: Path) -> TextNll:
+def load_nll(path: Path) -> TextNll:
+    """Read what `save_nll` wrote."""
     fields = json.loads(path.read_text(encoding="utf-8"))
     return TextNll(tuple(fields["windows"]), fields["context_length"], fields["num_tokens"])
 
@@ -95,6 +99,13 @@ class Calibration:
             self._read = [], []
         elif self._config.source == "self":
             require_writer(loaded.source.model, loaded.tokenizer)
+            if isinstance(loaded.source, StreamedBlockSource):
+                warnings.warn(
+                    "the model writes its own calibration text while its blocks are on disk: all of them are read for "
+                    "every token. Give a text with --calibration.",
+                    HfFarmsWarning,
+                    stacklevel=2,
+                )
         else:
             self._read = self._sequences()
 
@@ -145,12 +156,13 @@ def same_text_note(recipe: Recipe) -> tuple[str, ...]:
 
 
 def perplexity_record(
-    config: EvaluationConfig, dtype: str, dense: TextNll | None, pruned: TextNll | None
+    config: EvaluationConfig, dtype: str, *, dense: TextNll | None, pruned: TextNll | None, uniform: TextNll | None
 ) -> PerplexityRecord | None:
-    """Before and after, with their paired difference; None without an evaluation text."""
+    """Before, after and with uniform sparsity, with paired differences; None without an evaluation text."""
     if dense is None or pruned is None:
         return None
     difference, stderr = pruned.difference(dense)
+    against, against_stderr = pruned.difference(uniform) if uniform is not None else (None, None)
     return PerplexityRecord(
         config=config,
         context_length=dense.context_length,
@@ -160,4 +172,7 @@ def perplexity_record(
         pruned=pruned.perplexity,
         nll_difference=difference,
         nll_difference_stderr=stderr,
+        uniform=uniform.perplexity if uniform is not None else None,
+        uniform_nll_difference=against,
+        uniform_nll_difference_stderr=against_stderr,
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hf_farms_cards.card import FIGURE, render_card
 from hf_farms_cards.figures import draw_blocks
 
+from hf_farms.allocation.plan import plan_sparsity
 from hf_farms.blocks import StreamedBlockSource
 from hf_farms.checkpoint import CheckpointWriter
 from hf_farms.errors import OutputError
@@ -17,9 +18,10 @@ from hf_farms.fingerprint import fingerprint
 from hf_farms.loading import Loaded, load_model
 from hf_farms.output import OutputFolder, writing
 from hf_farms.pruning.pruner import prune
-from hf_farms.reports import REPORT_NAME, PruneReport, SpectralReport
+from hf_farms.reports import REPORT_NAME, BaseModelRecord, PruneReport, SpectralReport
 from hf_farms.spectra.analysis import analyze
 from hf_farms.texts import check_source
+from hf_farms_cli.baseline import uniform_nll
 from hf_farms_cli.console import Stages, quiet_transformers
 from hf_farms_cli.data import Calibration, EvaluationText, perplexity_record, same_text_note
 from hf_farms_cli.recipe import RECIPE_NAME, Recipe
@@ -61,10 +63,23 @@ def run_prune(
     repo_id: str | None,
     progress: Stages,
     stream: bool | None = None,
+    baseline: bool = True,
+    base: BaseModelRecord | None = None,
 ) -> PruneReport:
     """Do what the recipe says; `folder` appears when everything in it is complete.
 
     What an earlier run of the same finished in `DIR.partial` is taken from there.
+
+    Args:
+        recipe: model and settings.
+        folder: for the result.
+        overwrite: whether it may be replaced.
+        device: where to compute; None: a GPU if there is one.
+        repo_id: where the model will be found, for the card.
+        progress: shown on stderr.
+        stream: as for `load_model`.
+        baseline: measure the perplexity of uniform sparsity too.
+        base: what the Hub says of the dense model.
 
     Raises:
         OutputError: the disk is too small, or `DIR.partial` holds the beginning of something else.
@@ -79,41 +94,61 @@ def run_prune(
         tokenizer=recipe.evaluation.source is not None or recipe.prune.needs_calibration,
         stream=stream,
     )
-    source = loaded.source
     text = EvaluationText(recipe.evaluation, loaded) if recipe.evaluation.source is not None else None
     calibration = Calibration(recipe, loaded)
     output.check_space(_bytes_needed(loaded, calibration.known))
     partial = _begin(output, recipe, loaded, calibration, text)
-    measurement = recipe.prune.measurement()
     spectra = output.kept(
         "spectra.json",
-        lambda: analyze(source, measurement, progress=progress.of("Measuring spectra")),
+        lambda: analyze(loaded.source, recipe.prune.measurement(), progress=progress.of("Measuring spectra")),
         SpectralReport.save,
         SpectralReport.load,
     )
     dense = text.measure_once(loaded, progress, "Dense perplexity", output) if text else None
     batches, notes = calibration.batches(output)
-    writer = CheckpointWriter(loaded.model, partial, len(source), records=output.state / "blocks")
-    source.attach(writer)
-    activations = output.state / "activations" if isinstance(source, StreamedBlockSource) else None
-    report = prune(
-        source, recipe.prune, calibration=batches, spectra=spectra, activations=activations, progress=progress
-    ).report
-    writer.finish(loaded.tokenizer, [source.metadata(index).name for index in range(len(source))])
-    after = analyze(source, measurement, progress=progress.of("Measuring spectra again"))
+    even = len(set(plan_sparsity(spectra, config=recipe.prune))) == 1
+    uniform = None
+    if text and baseline and not even:
+        uniform = uniform_nll(recipe, text, batches, output, device=device, progress=progress)
+    report = _prune(loaded, recipe, batches, spectra, output, progress)
     pruned = text.measure(loaded, progress, "Pruned perplexity") if text else None
+    if baseline and even and recipe.prune.allocation != "uniform":
+        uniform = pruned
     report = replace(
         report,
-        model=recipe.model,
-        after=after,
-        calibration=replace(report.calibration, config=recipe.calibration) if report.calibration else None,
-        perplexity=perplexity_record(recipe.evaluation, report.dtype, dense, pruned),
+        perplexity=perplexity_record(recipe.evaluation, report.dtype, dense=dense, pruned=pruned, uniform=uniform),
+        base=base,
         command=" ".join(["hf-farms", *sys.argv[1:]]),
         notes=(*report.notes, *notes, *(text.notes if text else ()), *same_text_note(recipe), *spectra.notes),
     )
     _describe(partial, recipe, report, repo_id)
     output.finish()
     return report
+
+
+def _prune(
+    loaded: Loaded,
+    recipe: Recipe,
+    batches: Sequence[Tensor],
+    spectra: SpectralReport,
+    output: OutputFolder,
+    progress: Stages,
+) -> PruneReport:
+    """Prune the model into `DIR.partial`, and measure it again."""
+    source = loaded.source
+    writer = CheckpointWriter(loaded.model, output.partial, len(source), records=output.state / "blocks")
+    source.attach(writer)
+    activations = output.state / "activations" if isinstance(source, StreamedBlockSource) else None
+    report = prune(
+        source, recipe.prune, calibration=batches, spectra=spectra, activations=activations, progress=progress
+    ).report
+    writer.finish(loaded.tokenizer, [source.metadata(index).name for index in range(len(source))])
+    return replace(
+        report,
+        model=recipe.model,
+        after=analyze(source, recipe.prune.measurement(), progress=progress.of("Measuring spectra again")),
+        calibration=replace(report.calibration, config=recipe.calibration) if report.calibration else None,
+    )
 
 
 def _begin(

@@ -68,6 +68,13 @@ def prune_command(
     context_length: Annotated[int, typer.Option(help="Tokens in a window of the perplexity.")] = (
         EVALUATION.context_length
     ),
+    baseline: Annotated[
+        bool,
+        typer.Option(
+            "--baseline/--no-baseline",
+            help="Measure the perplexity of uniform sparsity too, for comparison: takes a second pruning.",
+        ),
+    ] = True,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder  [default: ./<model>-<allocation>-<method>-<percent>]")
     ] = None,
@@ -158,7 +165,14 @@ def prune_command(
     if report is None:
         with stages(shown) as progress:
             report = run_prune(
-                recipe, folder, overwrite=overwrite, device=device, stream=stream, repo_id=target, progress=progress
+                recipe,
+                folder,
+                overwrite=overwrite,
+                device=device,
+                stream=stream,
+                baseline=baseline,
+                repo_id=target,
+                progress=progress,
             )
     if target is not None:
         url = hub.push(folder, target, private=private, commit_message=commit_message, token=token)
