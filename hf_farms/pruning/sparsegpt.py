@@ -23,6 +23,8 @@ COLUMNS, ONE_BY_ONE = 128, 32
 # Inputs that are made float32 at once.
 AT_ONCE = 2**24
 DAMPING, MOST_DAMPING = 0.01, 1e3
+# The smallest float16 that is not zero.
+LEAST = 2.0**-24
 
 
 class InverseFactor(NamedTuple):
@@ -158,6 +160,9 @@ def sparsegpt(weight: Tensor, factor: InverseFactor, cut: Cut) -> Tensor:
             gone[start:stop] = lowest((w[start:stop] / scale).square(), count)
         errors = _correct(w, gone, factor.upper, (start, stop), cut.group)
         w[stop:].addmm_(factor.upper[start:stop, stop:].mT, errors, alpha=-1)
+    if weight.dtype == torch.float16:
+        # What is rounded to zero would count as removed.
+        w = torch.where((w != 0) & (w.abs() < LEAST), torch.full_like(w, LEAST).copysign(w), w)
     kept = w.mT.to(weight.dtype).contiguous()
     kept[:, factor.unused] = weight[:, factor.unused]
     return kept.masked_fill_(gone.mT, 0)

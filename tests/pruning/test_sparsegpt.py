@@ -218,6 +218,14 @@ def test_weights_keep_their_dtype(dtype):
     assert torch.equal(weight, before)
 
 
+def test_no_weight_is_lost_to_the_range_of_float16():
+    # Corrections take some weights below what float16 can hold.
+    weight = (2e-7 * torch.randn(64, 32, generator=torch.Generator().manual_seed(8))).half()
+    assert 0 < int((weight == 0).sum()) < 1024
+    got = sparsegpt(weight, factor_of(correlated(200, 32)), Cut(1024))
+    assert int((got == 0).sum()) == 1024
+
+
 def test_two_halves_merge_to_the_whole():
     inputs = correlated(100, 12)
     whole, half, other = (InputProducts(12, torch.device("cpu")) for _ in range(3))
