@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
 LFS_SUFFIXES = (".safetensors", ".png", ".bin")
 
 Json = dict[str, Any]
@@ -48,6 +50,7 @@ class LocalHub:
         self.blobs: dict[str, bytes] = {}  # by sha256
         self.uploads: list[str] = []  # sha256 of every blob that was sent
         self.failures: list[Failure] = []
+        self.requests: list[str] = []  # "METHOD /path" of each
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -112,6 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _dispatch(self) -> None:
         path = urlsplit(self.path).path
         self.payload = self._read_body()
+        self.hub.requests.append(f"{self.command} {unquote(path)}")
         try:
             if status := self.hub.failure(f"{self.command} {path}"):
                 raise _Refused(status, message="injected failure")
@@ -240,14 +244,21 @@ class _Handler(BaseHTTPRequestHandler):
         return {}, {}
 
     def auth_check(self, repo: str, write: str | None) -> Answer:
-        self._repo(repo, write=bool(write))
+        self._check_gate(repo, self._repo(repo, write=bool(write)))
         return {}, {}
 
     def info(self, repo: str, revision: str | None) -> Answer:
         found = self._repo(repo)
         self._check_revision(found, revision or "main")
         files = [{"rfilename": path} for path in found.files]
-        return {"id": repo, "sha": found.sha, "private": found.private, "siblings": files, "tags": []}, {}
+        answer = {"id": repo, "sha": found.sha, "private": found.private, "siblings": files, "tags": []}
+        answer["gated"] = "manual" if found.gated else False
+        # YAML between the first two lines of dashes, as the Hub reads it.
+        front = re.match(r"---\n(.*?)\n---", found.files.get("README.md", b"").decode(), re.DOTALL)
+        card = yaml.safe_load(front[1]) if front else None
+        if card and "pipeline_tag" in card:
+            answer["pipeline_tag"] = card["pipeline_tag"]
+        return answer | ({"cardData": card} if card else {}), {}
 
     def tree(self, repo: str) -> Answer:
         entries: list[Json] = []
@@ -259,6 +270,10 @@ class _Handler(BaseHTTPRequestHandler):
             )
         return entries, {}
 
+    def _check_gate(self, repo: str, found: Repo) -> None:
+        if found.gated and self._user(required=False) != repo.split("/")[0]:
+            raise _Refused(403, "GatedRepo", f"Access to model {repo} is restricted")
+
     def _check_revision(self, found: Repo, revision: str) -> None:
         if revision not in ("main", found.sha):
             raise _Refused(404, "RevisionNotFound", "Revision not found")
@@ -266,8 +281,7 @@ class _Handler(BaseHTTPRequestHandler):
     def resolve(self, repo: str, revision: str, path: str) -> Answer:
         found = self._repo(repo)
         self._check_revision(found, revision)
-        if found.gated and self._user(required=False) != repo.split("/")[0]:
-            raise _Refused(403, "GatedRepo", f"Access to model {repo} is restricted")
+        self._check_gate(repo, found)
         if path not in found.files:
             raise _Refused(404, "EntryNotFound", "Entry not found")
         data = found.files[path]
