@@ -1,0 +1,308 @@
+"""What the Hub says of the dense model: its commit, its licence, and what the licence asks of a pruned copy."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_farms.errors import HfFarmsError, HubError, ModelError
+from hf_farms.explain import explain
+from hf_farms.output import replacing, writing
+from hf_farms.reports import BaseModelRecord
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+__all__ = [
+    "LicenceDuties",
+    "copy_licence_files",
+    "describe_base",
+    "duties_of",
+    "generated_name",
+    "is_on_the_hub",
+    "must_say_built_with_llama",
+]
+
+TIMEOUT = 10  # seconds; of one answer
+NOTICE = "NOTICE"
+LICENCE_FILE = re.compile(r"(LICEN[CS]E|USE_POLICY|NOTICE)([-_.].*)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LicenceDuties:
+    """What a licence asks of those who publish a modified model.
+
+    Attributes:
+        name_prefix: what the name must begin with, as a repository can have it; None: anything.
+        display: words that the card must show; None: none.
+        notice: line that a NOTICE file must hold; None: no such file is asked for.
+        source: where the licence says so.
+    """
+
+    name_prefix: str | None = None
+    display: str | None = None
+    notice: str | None = None
+    source: str
+
+
+def _llama(release: str, *, name_prefix: str | None, display: str | None, notice: str, section: str) -> LicenceDuties:
+    source = f"https://www.llama.com/{release}/license, section {section}"
+    return LicenceDuties(name_prefix=name_prefix, display=display, notice=notice, source=source)
+
+
+def _later_llama(number: str) -> LicenceDuties:
+    licence = f"Llama {number} Community License"
+    return _llama(
+        f"llama{number.replace('.', '_')}",
+        name_prefix="Llama",
+        display="Built with Llama",
+        notice=f"Llama {number} is licensed under the {licence}, Copyright © Meta Platforms, Inc. All Rights Reserved.",
+        section="1.b",
+    )
+
+
+# By the identifier that model cards use. Licence files of the base model are always carried, and every card says what was
+# changed: that is all that other licences ask (Apache-2.0, section 4).
+DUTIES = {
+    "llama2": _llama(
+        "llama2",
+        name_prefix=None,
+        display=None,
+        notice="Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. "
+        "All Rights Reserved.",
+        section="1.b",
+    ),
+    "llama3": _llama(
+        "llama3",
+        # "Llama 3" in the licence; a repository's name has no spaces.
+        name_prefix="Llama-3",
+        display="Built with Meta Llama 3",
+        notice="Meta Llama 3 is licensed under the Meta Llama 3 Community License, Copyright © Meta Platforms, Inc. "
+        "All Rights Reserved.",
+        section="1.b",
+    ),
+    **{f"llama{number}": _later_llama(number) for number in ("3.1", "3.2", "3.3", "4")},
+    "gemma": LicenceDuties(
+        notice="Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms",
+        source="https://ai.google.dev/gemma/terms, section 3.1",
+    ),
+}
+# Neither a letter nor a digit after the number: open_llama_3b is a size.
+LLAMA_NAME = re.compile(r"(?<![a-z])llama[-_ ]?([234](?:\.\d)?)(?![a-z0-9.])", re.IGNORECASE)
+
+
+def is_on_the_hub(model: str) -> bool:
+    """Whether a model's name is a hub id, and not `demo` or a folder."""
+    return model != "demo" and not Path(model).is_dir()
+
+
+def describe_base(model: str, *, revision: str | None = None, token: str | None = None) -> BaseModelRecord | None:
+    """Ask the Hub about the dense model, in one call, or two where it is gated.
+
+    With the Hub switched off (HF_HUB_OFFLINE), what is in the cache answers.
+
+    Args:
+        model: `demo`, a folder, or a hub id.
+        revision: branch, tag or commit.
+        token: None: the one that is logged in.
+
+    Returns:
+        None for `demo` and folders.
+
+    Raises:
+        ModelError: not there, no access, or not in the cache and the Hub is switched off.
+        HubError: the Hub refused the token or cannot be reached.
+    """
+    from huggingface_hub import constants
+
+    if not is_on_the_hub(model):
+        return None
+    if constants.HF_HUB_OFFLINE:
+        return _cached(model, revision)
+    with _explained(model, revision):
+        info = _api(token).model_info(model, revision=revision, timeout=TIMEOUT)
+        if info.gated:
+            _api(token).auth_check(model)
+    card = _plain_card(info.card_data)
+    tagged = [tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")]
+    return _record(
+        model,
+        info.sha,
+        {"license": tagged, "pipeline_tag": info.pipeline_tag} | {key: value for key, value in card.items() if value},
+        gated=bool(info.gated),
+        files=[sibling.rfilename for sibling in info.siblings or ()],
+    )
+
+
+def _cached(model: str, revision: str | None) -> BaseModelRecord:
+    """The record of a model that is on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("config.json", "params.json", "README.md"):
+        found = try_to_load_from_cache(model, file, revision=revision)
+        if isinstance(found, str):
+            snapshot = Path(found).parent
+            return _record(model, snapshot.name, _card_of(snapshot), files=[path.name for path in snapshot.iterdir()])
+    raise ModelError(
+        f"{model!r} is not on this machine and the Hub is switched off (HF_HUB_OFFLINE).",
+        hint="Unset HF_HUB_OFFLINE, or name a local folder.",
+    )
+
+
+def _card_of(folder: Path) -> dict[str, Any]:
+    """Front matter of a README.md; empty where there is none, or none that can be read."""
+    from huggingface_hub import ModelCard
+
+    try:
+        return _plain_card(ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data)
+    except Exception:  # a card is text of others: yaml and the card class raise their own
+        return {}
+
+
+def _plain_card(data: Any) -> dict[str, Any]:
+    return dict(data.to_dict()) if data is not None else {}
+
+
+def _record(
+    model: str, revision: str | None, card: dict[str, Any], *, files: Iterable[str], gated: bool = False
+) -> BaseModelRecord:
+    return BaseModelRecord(
+        repo_id=model,
+        revision=revision,
+        license=_first(card.get("license")),
+        license_name=_first(card.get("license_name")),
+        license_link=_first(card.get("license_link")),
+        gated=gated,
+        languages=tuple(_texts(card.get("language"))),
+        pipeline_tag=_first(card.get("pipeline_tag")),
+        files=tuple(sorted(filter(LICENCE_FILE.fullmatch, files))),
+    )
+
+
+def _texts(value: object) -> list[str]:
+    """One text or many: cards have both."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return [text for text in values if isinstance(text, str) and text]
+
+
+def _first(value: object) -> str | None:
+    return next(iter(_texts(value)), None)
+
+
+def duties_of(base: BaseModelRecord | None) -> LicenceDuties | None:
+    """What the licence of the dense model asks of a pruned one, beyond a copy of it and a word on what changed.
+
+    A licence without an identifier (`other`, or none) goes by its own name, then by the name of the model.
+    """
+    if base is None:
+        return None
+    if base.license in DUTIES:
+        return DUTIES[base.license]
+    if base.license not in (None, "other"):
+        return None
+    if base.license_name in DUTIES:
+        return DUTIES[base.license_name]
+    found = LLAMA_NAME.search(base.license_name or "") or LLAMA_NAME.search(base.repo_id.rpartition("/")[2])
+    return DUTIES.get(f"llama{found[1]}") if found else None
+
+
+def must_say_built_with_llama(base: BaseModelRecord | None) -> bool:
+    """Whether the card must say so; `duties_of(base).display` has the words."""
+    duties = duties_of(base)
+    return duties is not None and duties.display is not None
+
+
+def generated_name(base: BaseModelRecord | None, folder_name: str) -> str:
+    """Name of the repository where the user gave none: that of the folder, begun as the licence wants it.
+
+    `Meta-Llama-3-8B-farms-wanda-50` becomes `Llama-3-8B-farms-wanda-50`.
+    """
+    duties = duties_of(base)
+    prefix = duties.name_prefix if duties is not None else None
+    if prefix is None:
+        return folder_name
+    name = re.sub(r"^meta[-_]?(?=llama)", "", folder_name, flags=re.IGNORECASE)
+    if _plain(name).startswith(_plain(prefix)):
+        return "Llama" + name[len("Llama") :]
+    return f"{prefix}-{name}"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_ ]", "", name).lower()
+
+
+def copy_licence_files(base: BaseModelRecord | Path, folder: Path, *, token: str | None = None) -> tuple[str, ...]:
+    """Put the licence files of the dense model into a folder, and the NOTICE that its licence asks for.
+
+    Args:
+        base: of a model on the Hub, at its recorded commit; or the folder of a local one.
+        folder: where they go; files of the same name are replaced.
+        token: None: the one that is logged in.
+
+    Returns:
+        Names of the files that were written.
+
+    Raises:
+        ModelError: a file is not there, or access was not granted.
+        HubError: the Hub cannot be reached.
+        OutputError: the folder cannot be written.
+    """
+    if isinstance(base, Path):
+        record = _record(base.name, None, _card_of(base), files=[path.name for path in base.iterdir()])
+        found = {name: base / name for name in record.files}
+    else:
+        record, found = base, _downloaded(base, token)
+    duties = duties_of(record)
+    with writing(folder):
+        for name, path in found.items():
+            with replacing(folder / name) as unfinished:
+                shutil.copyfile(path, unfinished)
+        notice = duties.notice if duties is not None else None
+        if notice is None or any(name.upper().startswith(NOTICE) for name in found):
+            return tuple(found)
+        with replacing(folder / NOTICE) as unfinished:
+            unfinished.write_text(notice + "\n", encoding="utf-8")
+    return (*found, NOTICE)
+
+
+def _downloaded(base: BaseModelRecord, token: str | None) -> dict[str, Path]:
+    from huggingface_hub import hf_hub_download
+
+    found = {}
+    for name in base.files:
+        with _explained(base.repo_id, base.revision):
+            where = hf_hub_download(base.repo_id, name, revision=base.revision, token=token, library_name="hf-farms")
+        found[name] = Path(where)
+    return found
+
+
+def _api(token: str | None) -> HfApi:
+    from huggingface_hub import HfApi
+
+    return HfApi(token=token, library_name="hf-farms", library_version=version("hf-farms"))
+
+
+@contextmanager
+def _explained(model: str, revision: str | None) -> Iterator[None]:
+    """Turn what the Hub client raises about a model into one sentence."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        yield
+    except HFValidationError as error:
+        raise ModelError(f"model must be a hub id or an existing folder, got {model!r}. Check the path.") from error
+    except HfFarmsError:
+        raise
+    except Exception as error:  # the client lets errors of its HTTP library, of JSON and of its own through
+        said = explain(error, what=model)
+        cached = isinstance(try_to_load_from_cache(model, "config.json", revision=revision), str)
+        if isinstance(said, HubError) and "could not be reached" in str(said) and cached:
+            raise HubError(str(said), hint="To use the copy on this machine, set HF_HUB_OFFLINE=1.") from error
+        raise said from error
