@@ -67,8 +67,8 @@ def _later_llama(number: str) -> LicenceDuties:
     )
 
 
-# By the identifier that model cards use. Licence files of the base model are always carried, and every card says what was
-# changed: that is all that other licences ask (Apache-2.0, section 4).
+# By the identifier that model cards use. Licence files of the base model are always carried, and every card says what
+# was changed: that is all that other licences ask (Apache-2.0, section 4).
 DUTIES = {
     "llama2": _llama(
         "llama2",
