@@ -11,6 +11,7 @@ from hf_farms_cards.card import FIGURE, render_card
 from hf_farms_cards.figures import draw_blocks
 
 from hf_farms.allocation.plan import plan_sparsity
+from hf_farms.base_model import copy_licence_files
 from hf_farms.blocks import StreamedBlockSource
 from hf_farms.checkpoint import CheckpointWriter
 from hf_farms.errors import OutputError
@@ -65,6 +66,7 @@ def run_prune(
     stream: bool | None = None,
     baseline: bool = True,
     base: BaseModelRecord | None = None,
+    token: str | None = None,
 ) -> PruneReport:
     """Do what the recipe says; `folder` appears when everything in it is complete.
 
@@ -80,6 +82,7 @@ def run_prune(
         stream: as for `load_model`.
         baseline: measure the perplexity of uniform sparsity too.
         base: what the Hub says of the dense model.
+        token: for its licence files; None: the one that is logged in.
 
     Raises:
         OutputError: the disk is too small, or `DIR.partial` holds the beginning of something else.
@@ -104,6 +107,7 @@ def run_prune(
         SpectralReport.save,
         SpectralReport.load,
     )
+    base = _with_licence(recipe.model, base, partial, token)
     dense = text.measure_once(loaded, progress, "Dense perplexity", output) if text else None
     batches, notes = calibration.batches(output)
     even = len(set(plan_sparsity(spectra, config=recipe.prune))) == 1
@@ -149,6 +153,15 @@ def _prune(
         after=analyze(source, recipe.prune.measurement(), progress=progress.of("Measuring spectra again")),
         calibration=replace(report.calibration, config=recipe.calibration) if report.calibration else None,
     )
+
+
+def _with_licence(model: str, base: BaseModelRecord | None, folder: Path, token: str | None) -> BaseModelRecord | None:
+    """Put the licence files of the dense model beside the pruned one, and their names into its record."""
+    if base is not None:
+        return replace(base, files=copy_licence_files(base, folder, token=token))
+    if Path(model).is_dir():
+        copy_licence_files(Path(model), folder)
+    return None
 
 
 def _begin(
