@@ -306,6 +306,17 @@ def test_dtype_is_kept_or_changed_as_asked(tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "o").dtype == torch.float32
 
 
+def test_licence_files_of_a_local_model_are_carried(llama, tmp_path):
+    llama.save_pretrained(tmp_path / "m")
+    for name in ("LICENSE.txt", "USE_POLICY.md", "Notice"):
+        (tmp_path / "m" / name).write_text(name)
+    (tmp_path / "m" / "NOTES").write_text("not a licence")
+    done = run("prune", tmp_path / "m", "--method", "magnitude", "--evaluation", "none", "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    found = {p.name: p.read_text() for p in (tmp_path / "out").iterdir() if p.name.lower()[:3] in ("lic", "use", "not")}
+    assert found == {name: name for name in ("LICENSE.txt", "USE_POLICY.md", "Notice")}
+
+
 def test_help_shows_the_defaults_of_the_configs():
     shown = " ".join(run("prune", "--help").stdout.split())
     for words in ("--push", "[default: 0.5]", "[default: wanda]", "[default: farms]", "Examples:"):
