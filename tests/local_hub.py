@@ -36,9 +36,15 @@ class Repo:
     def at(self, ref: str) -> Files | None:
         """Files of a branch, a pull request or a commit; None: there is no such thing."""
         known = {"main": self.files} | self.branches
-        return known.get(ref) or next((files for name, files in known.items() if ref in (name, self.sha(name))), None)
+        return known.get(ref) or next(
+            (files for name, files in known.items() if ref in (name, self.sha_of(name))), None
+        )
 
-    def sha(self, ref: str = "main") -> str:
+    @property
+    def sha(self) -> str:
+        return self.sha_of("main")
+
+    def sha_of(self, ref: str) -> str:
         return hashlib.sha1(f"{ref} {self.commits.get(ref, 0)}".encode()).hexdigest()
 
     def commit(self, ref: str, files: Files) -> None:

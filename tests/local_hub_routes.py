@@ -120,7 +120,7 @@ class Handler(WireHandler):
         content = self._files(found, revision or "main")
         sizes = "blobs=" in self.path
         files = [{"rfilename": path} | ({"size": len(data)} if sizes else {}) for path, data in content.items()]
-        answer = {"id": repo, "sha": found.sha(), "private": found.private, "siblings": files, "tags": []}
+        answer = {"id": repo, "sha": found.sha, "private": found.private, "siblings": files, "tags": []}
         answer["gated"] = "manual" if found.gated else False
         # YAML between the first two lines of dashes, as the Hub reads it.
         front = re.match(r"---\n(.*?)\n---", content.get("README.md", b"").decode(), re.DOTALL)
@@ -187,8 +187,8 @@ class Handler(WireHandler):
             elif entry["key"] == "deletedFile":
                 files.pop(value["path"], None)
         found.commit(revision, files)
-        url = f"{self.hub.endpoint}/{repo}/commit/{found.sha(revision)}"
-        return {"commitOid": found.sha(revision), "commitUrl": url, "hookOutput": ""}, {}
+        url = f"{self.hub.endpoint}/{repo}/commit/{found.sha_of(revision)}"
+        return {"commitOid": found.sha_of(revision), "commitUrl": url, "hookOutput": ""}, {}
 
     def tree(self, repo: str, revision: str) -> Answer:
         entries: list[Json] = []
@@ -208,7 +208,7 @@ class Handler(WireHandler):
             raise Refused(404, "EntryNotFound", "Entry not found")
         data = files[path]
         lfs = path.endswith(LFS_SUFFIXES)
-        headers = {"X-Repo-Commit": found.sha(), "ETag": f'"{_oid(data, lfs)}"'}
+        headers = {"X-Repo-Commit": found.sha, "ETag": f'"{_oid(data, lfs)}"'}
         linked = {"X-Linked-Etag": f'"{_oid(data, lfs)}"', "X-Linked-Size": str(len(data))}
         return data, headers | (linked if lfs else {})
 
