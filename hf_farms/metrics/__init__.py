@@ -1,1 +1,31 @@
-"""Metrics. `nll.py` computes, the modules beside it are `evaluate.Metric` classes around it."""
+"""Metrics: what computes them, and modules of `evaluate` around that.
+
+nll.py          text -> negative log-likelihood; perplexity.py is the module around it
+zeros.py        model -> its zeros; sparsity.py is the module around it
+tasks.py        questions of lm-eval
+
+`evaluate.load(hf_farms.metrics.path("perplexity"))` needs no network. `evaluate` copies a module to its cache and runs
+it from there, so that these two import by absolute names, one import on a line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["MODULES", "path"]
+
+MODULES = ("perplexity", "sparsity")
+
+
+def path(name: str) -> str:
+    """Where a metric lies, as `evaluate.load` and `evaluate.combine` take it.
+
+    Args:
+        name: "perplexity" or "sparsity".
+
+    Raises:
+        ValueError: there is no such metric.
+    """
+    if name not in MODULES:
+        raise ValueError(f"name must be one of {', '.join(MODULES)}, got {name!r}.")
+    return str(Path(__file__).with_name(f"{name}.py"))

@@ -1,4 +1,4 @@
-"""Perplexity as an `evaluate` module: `evaluate.load("hf_farms/metrics/perplexity.py")`, or `Perplexity()`."""
+"""Perplexity as an `evaluate` module: `evaluate.load(hf_farms.metrics.path("perplexity"))`, or `Perplexity()`."""
 
 from __future__ import annotations
 
@@ -14,20 +14,46 @@ __all__ = ["Perplexity"]
 DESCRIPTION = """
 Perplexity of a causal language model as the pruning papers report it on WikiText-2: all texts are joined, cut into
 windows of one context length, and the exponential of the mean negative log-likelihood per predicted token is taken.
-(The `perplexity` module on the Hub averages the perplexities of single texts instead.)
+(The `perplexity` module on the Hub averages the perplexities of single texts instead.) Two perplexities compare only
+with the same text, context length and tokenizer.
 """
 INPUTS = """
 Args:
     predictions: texts, joined by an empty line in the order given.
-    model: a causal language model of transformers.
+    model: a causal language model of transformers, or its blocks (`hf_farms.blocks`), which may lie on disk.
     tokenizer: its tokenizer.
     context_length: tokens in a window.
     max_windows: only so many windows from the start; None: all.
 Returns:
-    perplexity, nll (nats per token), num_tokens (predicted), num_windows, context_length,
-    window_nll (one per window, for paired errors between models).
+    perplexity: exp(nll).
+    nll: nats per token.
+    num_tokens: that were predicted.
+    num_windows, context_length: of the windows.
+    window_nll: one per window, for paired errors between models.
+Example:
+    >>> import evaluate
+    >>> from hf_farms.metrics import path
+    >>> metric = evaluate.load(path("perplexity"))
+    >>> metric.compute(predictions=texts, model=model, tokenizer=tokenizer, context_length=2048)["perplexity"]
 """
-CITATION = "Wanda (arXiv 2306.11695) and SparseGPT (arXiv 2301.00774) report this number."
+CITATION = """
+@inproceedings{sun2024wanda,
+  title={A Simple and Effective Pruning Approach for Large Language Models},
+  author={Sun, Mingjie and Liu, Zhuang and Bair, Anna and Kolter, J. Zico},
+  booktitle={International Conference on Learning Representations},
+  year={2024},
+  eprint={2306.11695},
+  archivePrefix={arXiv}
+}
+@inproceedings{merity2017wikitext,
+  title={Pointer Sentinel Mixture Models},
+  author={Merity, Stephen and Xiong, Caiming and Bradbury, James and Socher, Richard},
+  booktitle={International Conference on Learning Representations},
+  year={2017},
+  eprint={1609.07843},
+  archivePrefix={arXiv}
+}
+"""
 
 
 class Perplexity(evaluate.Metric):  # type: ignore[misc]
@@ -39,6 +65,7 @@ class Perplexity(evaluate.Metric):  # type: ignore[misc]
             citation=CITATION,
             inputs_description=INPUTS,
             features=datasets.Features({"predictions": datasets.Value("string")}),
+            reference_urls=["https://arxiv.org/abs/2306.11695", "https://arxiv.org/abs/1609.07843"],
         )
 
     def _compute(

@@ -1,5 +1,4 @@
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -74,25 +73,3 @@ def test_nan_predictions_are_refused(llama):
     llama.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(ModelError, match="predictions must be finite"):
         text_nll(llama, list(range(60)), context_length=20)
-
-
-@pytest.mark.filterwarnings("default")  # evaluate and datasets warn about themselves
-def test_the_evaluate_module():
-    import evaluate
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    import hf_farms
-    from hf_farms.demo import demo_model, demo_text
-
-    model = AutoModelForCausalLM.from_pretrained(demo_model(), dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(demo_model())
-    texts = demo_text("test").read_text().split("\n\n")[:60]
-    direct = text_nll(
-        model, tokenizer("\n\n".join(texts), verbose=False)["input_ids"], context_length=128, max_windows=5
-    )
-    path = str(Path(hf_farms.__file__).parent / "metrics" / "perplexity.py")
-    for metric in (hf_farms.Perplexity(), evaluate.load(path)):
-        got = metric.compute(predictions=texts, model=model, tokenizer=tokenizer, context_length=128, max_windows=5)
-        assert got["perplexity"] == direct.perplexity
-        assert got["window_nll"] == list(direct.windows)
-        assert (got["num_tokens"], got["num_windows"], got["context_length"]) == (5 * 127, 5, 128)
