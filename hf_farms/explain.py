@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from hf_farms.errors import HfFarmsError, HubError, ModelError
 
-__all__ = ["explain", "first_line", "known_error"]
+__all__ = ["LOGIN", "explain", "first_line", "known_error", "status_of"]
 
+AGAIN = "run the same command again."
 LOGIN = "Run `hf auth login` with a token that may write, or pass --token."
 
 
@@ -61,7 +62,7 @@ def _model_error(cause: BaseException, what: str) -> ModelError | None:
     if isinstance(cause, hub.RevisionNotFoundError):
         return ModelError(f"revision must exist, got one that {what!r} does not have.", hint="Check --revision.")
     if isinstance(cause, hub.RepositoryNotFoundError):
-        doubt = " or is private" if _status(cause) == 401 else ""
+        doubt = " or is private" if status_of(cause) == 401 else ""
         return ModelError(
             f"{what!r} is neither a folder nor a repository on the Hub{doubt}.",
             hint="Check the name; for a private repository run `hf auth login`.",
@@ -113,12 +114,13 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _status(cause: BaseException) -> int | None:
+def status_of(cause: BaseException) -> int | None:
+    """The HTTP status of an answer that was an error; None: there was no answer."""
     return getattr(getattr(cause, "response", None), "status_code", None)
 
 
 def _http_error(cause: BaseException, what: str) -> HubError:
-    status = _status(cause)
+    status = status_of(cause)
     said = getattr(cause, "server_message", None) or first_line(cause)
     if status == 401:
         return HubError("the Hub did not accept the token.", hint=LOGIN)
@@ -127,6 +129,13 @@ def _http_error(cause: BaseException, what: str) -> HubError:
             f"the token may not write to {what!r} ({said}).",
             hint="Use a token with write access, or another --repo-id.",
         )
+    if status == 429:
+        return HubError(f"the Hub was asked too often for {what!r} ({said}).", hint=f"{_pause(cause)}, {AGAIN}")
     return HubError(
-        f"the Hub refused a request for {what!r} with status {status} ({said}).", hint="Run the same command again."
+        f"the Hub refused a request for {what!r} with status {status} ({said}).", hint=f"Now or later, {AGAIN}"
     )
+
+
+def _pause(cause: BaseException) -> str:
+    asked = cause.response.headers.get("Retry-After", "")  # type: ignore[attr-defined]
+    return f"Wait {asked} seconds" if asked.isdigit() else "Wait some minutes"

@@ -42,7 +42,7 @@ import sys
 from hf_farms.hub import preflight
 from hf_farms.errors import HubError
 try:
-    print(preflight("named", repo_id=sys.argv[1] or None))
+    print(preflight("named", repo_id=sys.argv[1] or None).repo_id)
 except (HubError, ValueError) as error:
     print(type(error).__name__, error, getattr(error, "hint", None))
 """

@@ -1,0 +1,24 @@
+"""The Hub: checks before the work, the upload after it.
+
+requests.py   one client, tries again where that can help, errors in a sentence
+checks.py     may this be pushed there? asked before hours of work
+folders.py    is the folder complete? what of it is on the Hub?
+upload.py     the upload, into a branch or a pull request
+sizes.py      what a model takes on disk, and whether a dataset is there
+"""
+
+from hf_farms.hub.checks import PushPlan, create_repository, preflight
+from hf_farms.hub.folders import check_folder, folder_report
+from hf_farms.hub.sizes import check_dataset, weights_size
+from hf_farms.hub.upload import push
+
+__all__ = [
+    "PushPlan",
+    "check_dataset",
+    "check_folder",
+    "create_repository",
+    "folder_report",
+    "preflight",
+    "push",
+    "weights_size",
+]

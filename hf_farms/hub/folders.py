@@ -1,0 +1,105 @@
+"""Whether a folder is complete, and what of it is on the Hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_farms.errors import OutputError
+from hf_farms.output import OutputFolder
+from hf_farms.reports import REPORT_NAME
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+    from hf_farms.reports import Report
+
+__all__ = ["IGNORED", "check_folder", "folder_report", "is_published", "is_unfinished_push", "replaced_weights"]
+
+INDEX = "model.safetensors.index.json"
+# Unfinished work of `OutputFolder`: files and whole folders.
+IGNORED = ("*.partial", "*.partial/*", ".hf-farms-unfinished/*")
+# Every new repository may have these.
+INITIAL = frozenset({".gitattributes", "README.md"})
+# Weights that transformers would look for, in the root of a repository.
+WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+
+
+def check_folder(folder: str | Path) -> Path:
+    """Refuse a folder that is no complete checkpoint, before anything is sent.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OutputError: it is not there, or a file is missing or damaged.
+    """
+    folder = Path(folder)
+    unfinished = OutputFolder(folder)
+    if folder.name.endswith(".partial") or (not folder.exists() and unfinished.partial.exists()):
+        raise OutputError(
+            f"folder must be finished, got {str(folder)!r}, whose work is not.",
+            hint="Run the `hf-farms prune` command that began it again: it goes on where it stopped.",
+        )
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise OutputError(
+            f"folder must hold config.json and *.safetensors, got {str(folder)!r}.",
+            hint="Name the folder that `hf-farms prune` wrote.",
+        )
+    unfinished.tidy()
+    _check_shards(folder)
+    return folder
+
+
+def _check_shards(folder: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    names = {path.name for path in folder.glob("*.safetensors")}
+    if (folder / INDEX).is_file():
+        names |= set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+    for name in sorted(names):
+        try:
+            # Only the header is read; it knows how long the file must be.
+            with safe_open(folder / name, framework="numpy"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise OutputError(
+                f"folder must hold all its weights, got {name!r} missing or damaged in {str(folder)!r}.",
+                hint="Write the folder again.",
+            ) from error
+
+
+def folder_report(folder: Path) -> Report | None:
+    """The report of a folder; None: it has none, as what `save_pretrained` wrote.
+
+    Raises:
+        DataError: it is damaged, or of a newer version of hf-farms.
+    """
+    from hf_farms.reports.folders import load_report
+
+    return load_report(folder) if (folder / REPORT_NAME).is_file() else None
+
+
+def replaced_weights(there: list[str], folder: Path) -> list[str]:
+    """Weights in a repository that would be loaded beside those of a folder, or instead of them."""
+    return [name for name in there if WEIGHTS.fullmatch(name) and not (folder / name).is_file()]
+
+
+def is_unfinished_push(api: HfApi, repo_id: str, revision: str | None, folder: Path) -> bool:
+    """Whether everything in a repository is in the folder too: an upload of it that stopped half-way."""
+    found = api.verify_repo_checksums(repo_id, revision=revision, local_dir=folder)
+    return not found.mismatches and set(found.missing_paths) <= INITIAL
+
+
+def is_published(api: HfApi, repo_id: str, there: list[str], folder: Path) -> bool:
+    """Whether everything in the folder is in the repository too."""
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
+
+    mine: list[str] = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    if not set(filter_repo_objects(mine, ignore_patterns=list(IGNORED))) <= set(there):
+        return False
+    # Only now, as it reads all files.
+    found: Any = api.verify_repo_checksums(repo_id, local_dir=folder)
+    return not found.mismatches

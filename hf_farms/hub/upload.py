@@ -1,0 +1,130 @@
+"""The upload of a finished folder, into a branch or a pull request."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_farms.errors import NoEffectWarning
+from hf_farms.hub.checks import PushPlan, preflight
+from hf_farms.hub.folders import IGNORED, check_folder, folder_report, is_published, replaced_weights
+from hf_farms.hub.requests import client, explained, retried
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+__all__ = ["push"]
+
+# The client tries each request of an upload again by itself; this is for what it lets through.
+ATTEMPTS = 3
+
+
+def push(
+    folder: str | Path,
+    repo_id: str | None = None,
+    *,
+    private: bool | None = None,
+    create_pr: bool = False,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    overwrite: bool = False,
+    token: str | None = None,
+) -> str:
+    """Upload a finished folder.
+
+    Files that are there already are not uploaded again, so a push that failed is finished by the same call, and an
+    open pull request of an earlier call is continued. Files are read once; memory does not grow with the model. Weights
+    of an earlier model that would be loaded instead of these are removed in the same commit.
+
+    Args:
+        folder: what `hf-farms prune` or `save_pretrained` wrote.
+        repo_id: `namespace/name`, or a name under the user's own; created if it is not there. None: the name of the
+            folder, begun as the licence of the dense model wants it.
+        private: visibility of a new repository; None: private if the dense model is gated, else the namespace's
+            default.
+        create_pr: open a pull request, or continue the one that an earlier call opened.
+        revision: branch to write to, made if it is not there; None: main.
+        commit_message: title of the commit and of the pull request; None: "Upload <name of the folder>".
+        overwrite: whether a repository with files that hf-farms did not write may be written to.
+        token: None: the one that is logged in.
+
+    Returns:
+        URL of the repository, the branch or the pull request.
+
+    Raises:
+        OutputError: the folder is no complete checkpoint.
+        DataError: its report is damaged or of a newer version.
+        HubError: the Hub refused or could not be reached; the folder is untouched.
+        ValueError: as in `preflight`.
+    """
+    from hf_farms.base_model import generated_name
+
+    folder = check_folder(folder)
+    base = getattr(folder_report(folder), "base", None)
+    plan = preflight(
+        generated_name(base, folder.absolute().name),
+        repo_id=repo_id,
+        private=private,
+        base=base,
+        folder=folder,
+        revision=revision,
+        create_pr=create_pr,
+        overwrite=overwrite,
+        token=token,
+    )
+    message = commit_message or f"Upload {folder.absolute().name}"
+    with explained(plan.repo_id):
+        return _upload(client(token), plan, folder, message)
+
+
+def _upload(api: HfApi, plan: PushPlan, folder: Path, message: str) -> str:
+    url = f"{api.endpoint}/{plan.repo_id}"
+    revision = plan.revision
+    if revision is not None:
+        url = f"{url}/tree/{revision}"
+    if plan.create_pr:
+        found = _open_request(api, plan, message)
+        if found is None and is_published(api, plan.repo_id, list(plan.files), folder):
+            warnings.warn(
+                f"{plan.repo_id!r} holds all of {str(folder)!r} already: no pull request was opened.",
+                NoEffectWarning,
+                stacklevel=3,
+            )
+            return url
+        # Found again before each try: an answer that was lost must not open a second one.
+        revision, url = found or retried(
+            lambda: _open_request(api, plan, message) or _new_request(api, plan, message),
+            what="Opening a pull request",
+        )
+    stale = replaced_weights(list(plan.files), folder)
+    retried(
+        lambda: api.upload_folder(
+            repo_id=plan.repo_id,
+            folder_path=folder,
+            commit_message=message,
+            revision=revision,
+            ignore_patterns=list(IGNORED),
+            delete_patterns=stale or None,
+        ),
+        what=f"Uploading to {plan.repo_id}",
+        attempts=ATTEMPTS,
+    )
+    return url
+
+
+def _open_request(api: HfApi, plan: PushPlan, title: str) -> tuple[str, str] | None:
+    """Reference and URL of the pull request that an earlier run opened: the user's own of this title."""
+    requests = retried(
+        lambda: list(api.get_repo_discussions(plan.repo_id, author=plan.user, discussion_type="pull_request")),
+        what="Listing pull requests",
+    )
+    for request in requests:
+        if request.is_pull_request and request.title == title and request.status in ("draft", "open"):
+            return f"refs/pr/{request.num}", request.url
+    return None
+
+
+def _new_request(api: HfApi, plan: PushPlan, title: str) -> tuple[str, str]:
+    request = api.create_pull_request(plan.repo_id, title=title)
+    return f"refs/pr/{request.num}", request.url
