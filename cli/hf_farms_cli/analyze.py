@@ -9,6 +9,15 @@ import typer
 
 from hf_farms.config import BLOCK_SCORES, FITS, FarmsConfig
 from hf_farms_cli.console import check_format, guarded, quiet_transformers, stages
+from hf_farms_cli.options import (
+    DebugOption,
+    DeviceOption,
+    FormatOption,
+    JsonOption,
+    QuietOption,
+    RevisionOption,
+    complete,
+)
 
 if TYPE_CHECKING:
     from hf_farms.config import BlockScore, Fit
@@ -19,7 +28,12 @@ DEFAULT = FarmsConfig()
 @guarded
 def analyze_command(
     model: Annotated[
-        str, typer.Argument(help="Hub id, folder, `demo`, or a report that --output wrote.", metavar="MODEL")
+        str,
+        typer.Argument(
+            help="Hub id, folder, `demo`, or a report that --output wrote.",
+            metavar="MODEL",
+            autocompletion=complete(["demo"]),
+        ),
     ],
     compare: Annotated[
         str | None, typer.Option(metavar="OTHER", help="Compare with this model, measured in the same way.")
@@ -31,7 +45,9 @@ def analyze_command(
     windows_per_dim: Annotated[str, typer.Option(help="Windows along each side: a number or `auto`.")] = str(
         DEFAULT.windows_per_dim
     ),
-    fit: Annotated[str, typer.Option(help=f"Where the tail starts: {', '.join(FITS)}.")] = DEFAULT.fit,
+    fit: Annotated[
+        str, typer.Option(help=f"Where the tail starts: {', '.join(FITS)}.", autocompletion=complete(FITS))
+    ] = DEFAULT.fit,
     tail_divisor: Annotated[
         float, typer.Option(help="The `mid` tail starts at eigenvalue N / this.")
     ] = DEFAULT.tail_divisor,
@@ -39,7 +55,11 @@ def analyze_command(
         bool, typer.Option("--released-peak-bound", help="With --fit peak: the released code, its unit slip included.")
     ] = DEFAULT.released_peak_bound,
     block_score: Annotated[
-        str, typer.Option(help=f"How a block's layers become one number: {', '.join(BLOCK_SCORES)}.")
+        str,
+        typer.Option(
+            help=f"How a block's layers become one number: {', '.join(BLOCK_SCORES)}.",
+            autocompletion=complete(BLOCK_SCORES),
+        ),
     ] = DEFAULT.block_score,
     outside: Annotated[bool, typer.Option("--outside", help="Measure embeddings and head too.")] = False,
     layers: Annotated[bool, typer.Option("--layers", help="One row per layer instead of per block.")] = False,
@@ -49,28 +69,28 @@ def analyze_command(
         list[str] | None,
         typer.Option(metavar="LAYER", help="With --figures: draw this layer's spectrum; `*` fits any, repeatable."),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Where to measure, such as cuda:1; a GPU if there is one, else the CPU.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of MODEL on the Hub.")] = None,
+    device: DeviceOption = None,
+    revision: RevisionOption = None,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read pickled weights where there are no safetensors.")
     ] = False,
-    format_: Annotated[str, typer.Option("--format", help="human, json or quiet.")] = "human",
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Print nothing but each block's alpha, or its difference.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and all warnings.")] = False,
+    format_: FormatOption = "auto",
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
 ) -> None:
     """Measure how heavy-tailed the weight spectrum of every layer is. A larger alpha means a less trained layer.
 
     Weights are read one by one: memory does not grow with the model. `accelerate launch --multi_gpu -m hf_farms_cli
     analyze MODEL` shares the layers out over several GPUs.
 
-    Examples:  hf-farms analyze demo  |  hf-farms analyze Qwen/Qwen3-0.6B --figures out  |
-    hf-farms analyze base-model --compare ./fine-tuned
+    Examples:
+        hf-farms analyze demo
+        hf-farms analyze Qwen/Qwen3-0.6B --figures out
+        hf-farms analyze base-model --compare ./fine-tuned
+        hf-farms analyze demo --json -o report.json
     """
-    shown = check_format(format_, quiet)
+    shown = check_format(format_, quiet, json_)
     config = FarmsConfig(
         window_rows=None if window_rows == "none" else _count_or_auto("window_rows", window_rows),
         aspect_ratio=aspect_ratio,

@@ -2,29 +2,56 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-from typing import Annotated
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
 from hf_farms_cli.analyze import analyze_command
+from hf_farms_cli.env import env_command
 from hf_farms_cli.prune import prune_command
 
-__all__ = ["app", "main"]
+__all__ = ["CommandGroup", "app", "main"]
 
-app = typer.Typer(
+
+class CommandGroup(typer.Typer):
+    """Commands whose help is their docstring, with its `Examples:` at the end, after the options."""
+
+    def __init__(self, **options: Any) -> None:
+        # Help without boxes, as that of `hf`: it is read by programs too, and starts without rich.
+        options = {"rich_markup_mode": None, "no_args_is_help": True, "pretty_exceptions_enable": False, **options}
+        super().__init__(context_settings={"help_option_names": ["-h", "--help"]}, **options)
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:
+        """Add a function as a command."""
+        register = super().command
+
+        def add(function: Any) -> Any:
+            text, _, examples = inspect.cleandoc(function.__doc__ or "").partition("Examples:")
+            return register(name, **{"help": text, "epilog": _examples(examples), **options})(function)
+
+        return add
+
+
+def _examples(text: str) -> str:
+    # \b keeps the lines as they are.
+    return "\b\nExamples:\n" + "\n".join(f"  $ {line.strip()}" for line in text.splitlines() if line.strip())
+
+
+app = CommandGroup(
     name="hf-farms",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Examples:  hf-farms analyze demo  |  hf-farms prune demo  |  hf-farms prune meta-llama/Llama-2-7b --push",
+    epilog=_examples("hf-farms analyze demo\nhf-farms prune demo\nhf-farms prune meta-llama/Llama-2-7b --push"),
 )
 app.command("analyze")(analyze_command)
 app.command("prune")(prune_command)
+app.command("env")(env_command)
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(version("hf-farms"))
         raise typer.Exit
 
@@ -32,7 +59,7 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def root(
     show_version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+        bool, typer.Option("-v", "--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Find the under-trained layers of a model and act on it."""

@@ -1,49 +1,128 @@
-"""What all commands share: output formats, progress, warnings and errors.
+"""What all commands share: output formats, warnings, errors and interrupts. Options are in options.py.
 
-Data goes to stdout; progress, warnings, hints and errors go to stderr.
+Data goes to stdout; progress, warnings, hints and errors go to stderr. The rules are those of the `hf` command.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import os
+import shlex
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, ParamSpec, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from hf_farms.errors import HfFarmsError, HfFarmsWarning
 from hf_farms.parallel import is_main_process
+from hf_farms_cli.options import FORMATS, Format
+from hf_farms_cli.progress import Lines, Stages, bars
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
 
 __all__ = [
     "IS_MAIN",
     "Format",
     "Stages",
     "check_format",
+    "command_line",
     "err",
     "guarded",
+    "if_interrupted",
     "out",
+    "print_done",
+    "print_hint",
     "print_notes",
+    "print_remark",
     "quiet_transformers",
     "say",
     "stages",
 ]
 
-Format = Literal["human", "json", "quiet"]
 P = ParamSpec("P")
 
 # Of several launched processes one speaks.
 IS_MAIN = is_main_process()
-out = Console(highlight=False, quiet=not IS_MAIN)
-err = Console(stderr=True, highlight=False, quiet=not IS_MAIN)
 # What a warning has said is not said again by a note.
 _warned: set[str] = set()
+
+
+class Stream:
+    """stdout or stderr. rich is imported with the first line; styles are for people at a terminal."""
+
+    def __init__(self, *, stderr: bool) -> None:
+        self._stderr, self._styled = stderr, True
+        self._console: Console | None = None
+
+    @property
+    def console(self) -> Console:
+        """The console of rich behind it."""
+        if self._console is None:
+            from rich.console import Console
+
+            colors = "auto" if self._styled else None
+            self._console = Console(stderr=self._stderr, highlight=False, quiet=not IS_MAIN, color_system=colors)  # type: ignore[arg-type]
+        return self._console
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person is looking at it."""
+        return self._styled and self.console.is_terminal
+
+    def style(self, wanted: bool) -> None:
+        """Allow or forbid colours and bars."""
+        if wanted != self._styled:
+            self._styled, self._console = wanted, None
+
+    def print(self, text: RenderableType, *, markup: bool = True, soft_wrap: bool = True) -> None:
+        """Print text, not wrapped, or whatever rich can draw."""
+        self.console.print(text, markup=markup, soft_wrap=soft_wrap)
+
+
+out, err = Stream(stderr=False), Stream(stderr=True)
+
+
+def check_format(name: str, quiet: bool, json: bool = False) -> Format:
+    """The format of the output, which is set for both streams.
+
+    Args:
+        name: of --format; `auto` becomes `agent` where `hf` sees a coding agent, else `human`.
+        quiet: -q, short for `quiet`.
+        json: --json, short for `json`.
+    """
+    if name not in FORMATS:
+        raise typer.BadParameter(f"format must be one of {', '.join(FORMATS)}, got {name!r}.")
+    given = {f"--format {name}": name not in ("auto", "human"), "--json": json, "-q": quiet}
+    if sum(given.values()) > 1:
+        options = " and ".join(option for option, is_given in given.items() if is_given)
+        raise typer.BadParameter(f"format must be given once, got {options}. Leave one out.")
+    shown: Any = "quiet" if quiet else "json" if json else name
+    if shown == "auto":
+        # May ask the Hub once a day which agents there are, as each `hf` command does.
+        from huggingface_hub.utils import is_agent  # type: ignore[attr-defined]
+
+        shown = "agent" if is_agent() else "human"
+    for stream in (out, err):
+        stream.style(shown == "human")
+    if shown != "human":
+        _no_foreign_bars()
+    return shown  # type: ignore[no-any-return]
+
+
+def _no_foreign_bars() -> None:
+    """No progress bars of huggingface_hub and datasets."""
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    with warnings.catch_warnings(action="ignore"):  # that an environment variable has priority
+        disable_progress_bars()
 
 
 def say(text: str, *, newline: bool = True) -> None:
@@ -52,21 +131,66 @@ def say(text: str, *, newline: bool = True) -> None:
         typer.echo(text, nl=newline)
 
 
+def print_done(message: str, shown: Format, **fields: object) -> None:
+    """Say what was done and where it is; None is left out.
+
+    Human: `✓ message` and a line per field. Agent: `field=value` in one line. JSON: the fields. Quiet: the first.
+    """
+    found = {name: str(value) for name, value in fields.items() if value is not None}
+    if shown == "json":
+        say(json.dumps(found))
+    elif shown == "quiet":
+        say(next(iter(found.values()), ""))
+    elif shown == "agent":
+        say(" ".join(f"{name}={value}" for name, value in found.items()) or message)
+    else:
+        out.print(f"[green]{_tick()}[/green] {_plain(message)}")
+        for name, value in found.items():
+            out.print(f"  {name}: {value}", markup=False)
+
+
+def _tick() -> str:
+    try:
+        "✓".encode(sys.stdout.encoding or "utf-8")
+    except (LookupError, UnicodeEncodeError):
+        return "[OK]"
+    return "✓"
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def print_hint(text: str, shown: Format) -> None:
+    """What may help next, on stderr; nothing if quiet."""
+    if shown != "quiet":
+        err.print(f"[dim]Hint:[/dim] {_plain(text)}")
+
+
+def print_remark(text: str, shown: Format) -> None:
+    """What belongs to a table: below it for people, on stderr for programs that read the table."""
+    (out if shown == "human" else err).print(text, markup=False)
+
+
 def print_notes(notes: Sequence[str]) -> None:
     """What a reader must know of a result, on stderr."""
     for note in notes:
         if note not in _warned:
-            err.print(f"Note: {escape(note)}", soft_wrap=True)
+            err.print(f"Note: {note}", markup=False)
 
 
-def check_format(name: str, quiet: bool) -> Format:
-    """The output format asked for; `-q` is short for `--format quiet`."""
-    if quiet:
-        return "quiet"
-    for known in get_args(Format):
-        if name == known:
-            return known  # type: ignore[no-any-return]
-    raise ValueError(f"format must be one of {', '.join(get_args(Format))}, got {name!r}.")
+def command_line() -> str:
+    """The command as it was typed, for reports: it can be pasted into a shell, and holds no token."""
+    words = ["hf-farms"]
+    arguments = iter(sys.argv[1:])
+    for word in arguments:
+        if word == "--token":
+            next(arguments, None)
+        elif not word.startswith("--token="):
+            words.append(word)
+    return shlex.join(words)
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
@@ -78,22 +202,50 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         try:
             with _quiet_libraries(debug):
                 command(*args, **kwargs)
-        except KeyboardInterrupt:
-            err.print("Interrupted. Unfinished work, if any, is in the folder that ends in .partial.")
+        except KeyboardInterrupt as interrupt:
+            err.print(" ".join(["Interrupted.", *getattr(interrupt, "__notes__", ())]), markup=False)
             raise typer.Exit(130) from None
         except BrokenPipeError:
             # The reader of our output (such as `head`) has seen enough; nothing may be flushed to it at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(141) from None
-        except (HfFarmsError, ValueError, OSError) as error:
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except Exception as error:
             if debug:
                 raise
-            err.print(f"[red]Error:[/red] {escape(' '.join(str(error).split()))}", soft_wrap=True)
-            if hint := getattr(error, "hint", None):
-                err.print(f"[dim]Hint:[/dim] {escape(hint)}", soft_wrap=True)
+            _explain(error)
             raise typer.Exit(1) from None
 
     return run
+
+
+def _explain(error: Exception) -> None:
+    hint = getattr(error, "hint", None)
+    if type(error).__name__ == "OutOfMemoryError":  # of torch, for any device
+        hint = "Free memory of the device, or choose another --device."
+    elif not isinstance(error, (HfFarmsError, ValueError, OSError)):
+        traceback.print_exc()
+        hint = "This should not happen. Report it with the output of `hf-farms env`."
+    err.print(f"[red]Error:[/red] {_plain(' '.join(str(error).split()))}")
+    if hint:
+        err.print(f"[dim]Hint:[/dim] {_plain(hint)}")
+
+
+@contextmanager
+def if_interrupted(sentence: str, *, there: Path | None = None) -> Iterator[None]:
+    """What Ctrl-C leaves behind, and how to go on.
+
+    Args:
+        sentence: shown after "Interrupted."
+        there: the unfinished work; without it nothing is said.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if there is None or there.exists():
+            interrupt.add_note(sentence)
+        raise
 
 
 @contextmanager
@@ -103,9 +255,9 @@ def _quiet_libraries(debug: bool) -> Iterator[None]:
     def show(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
         if issubclass(category, HfFarmsWarning):
             _warned.add(str(message))
-            err.print(f"[yellow]Warning:[/yellow] {escape(str(message))}", soft_wrap=True)
+            err.print(f"[yellow]Warning:[/yellow] {_plain(str(message))}")
         elif debug:
-            err.print(f"{category.__name__}: {escape(str(message))}", soft_wrap=True)
+            err.print(f"{category.__name__}: {message}", markup=False)
 
     _warned.clear()
     with warnings.catch_warnings():
@@ -121,27 +273,13 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
-class Stages:
-    """Progress bars that appear with the first step of each stage; the `progress` of library functions."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._tasks: dict[str, TaskID] = {}
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Move the bar of one stage."""
-        if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(stage, total=total)
-        self._progress.update(self._tasks[stage], completed=done, total=total)
-
-    def of(self, stage: str) -> Callable[[int, int], None]:
-        """The same for a function that knows only one stage."""
-        return functools.partial(self, stage)
-
-
 @contextmanager
 def stages(output: Format) -> Iterator[Stages]:
-    """Show progress on stderr while open, unless quiet or not on a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True, disable=output == "quiet" or not err.is_terminal) as progress:
-        yield Stages(progress)
+    """Show progress on stderr while open: bars on a terminal, lines elsewhere, nothing if quiet."""
+    if output == "quiet" or not IS_MAIN:
+        yield Stages()
+    elif output == "human" and err.is_terminal:
+        with bars(err.console) as shown:
+            yield shown
+    else:
+        yield Lines(functools.partial(err.print, markup=False))

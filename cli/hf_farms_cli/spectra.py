@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-
-from hf_farms_cards.spectra import EsdCurve, draw_alpha_by_depth, draw_comparison, draw_esd, draw_heat_map
+from typing import TYPE_CHECKING
 
 from hf_farms.blocks import BlockReader, LayerView
 from hf_farms.comparison import SpectralComparison, compare_spectra, measurement_of
@@ -21,6 +20,9 @@ from hf_farms.reports import LayerRecord, SpectralReport
 from hf_farms.spectra.analysis import analyze, model_rows
 from hf_farms.spectra.spectrum import layer_spectrum
 from hf_farms_cli.console import IS_MAIN, Stages
+
+if TYPE_CHECKING:
+    from hf_farms_cards.spectra import EsdCurve
 
 __all__ = ["Measured", "Measurement", "check_places", "draw", "draw_two", "write"]
 
@@ -125,6 +127,8 @@ def draw(measured: Measured, folder: Path | None, esd: list[str]) -> None:
     """Figures of one model: alpha by depth, heat map, and the spectra of some layers."""
     if folder is None or not IS_MAIN:
         return
+    from hf_farms_cards.spectra import draw_alpha_by_depth, draw_esd, draw_heat_map
+
     curves = _curves(measured, esd)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -137,6 +141,8 @@ def draw(measured: Measured, folder: Path | None, esd: list[str]) -> None:
 def draw_two(comparison: SpectralComparison, folder: Path | None) -> None:
     """The figure of two models."""
     if folder is not None and IS_MAIN:
+        from hf_farms_cards.spectra import draw_comparison
+
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             draw_comparison(comparison, folder / "comparison.png")
@@ -173,6 +179,8 @@ def _typical(records: list[LayerRecord]) -> list[LayerRecord]:
 
 
 def _curve(view: LayerView, record: LayerRecord, report: SpectralReport) -> EsdCurve:
+    from hf_farms_cards.spectra import EsdCurve
+
     matrix = len(record.shape) == 2
     config = replace(report.config, window_rows=report.window_rows) if matrix else report.config
     eigenvalues = layer_spectrum(view.read(), config).eigenvalues

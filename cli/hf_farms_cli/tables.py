@@ -2,16 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from rich.table import Table
-
 from hf_farms.comparison import AlphaDifference, SpectralComparison, measurement_of
 from hf_farms.reports import PruneReport, SpectralReport
-from hf_farms_cli.console import Format, out, print_notes, say
+from hf_farms_cli.console import Format, out, print_done, print_notes, print_remark, say
 
-__all__ = ["print_comparison", "print_result", "print_spectra"]
+__all__ = ["print_comparison", "print_result", "print_spectra", "print_table"]
+
+MISSING = "–"
+
+
+def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], shown: Format) -> None:
+    """Print a table whose first column is a name and whose others are numbers, none of them cut.
+
+    Human: ruled on a terminal, else aligned with spaces, however wide. Agent: a line of headings and a line per row,
+    with tabs between, and nothing where a number is missing.
+    """
+    if shown == "agent":
+        for row in ([heading.removeprefix("± ") for heading in headings], *rows):
+            say("\t".join("" if cell == MISSING else cell for cell in row))
+    elif out.is_terminal:
+        _draw(title, headings, rows)
+    else:
+        lines = [list(headings), *map(list, rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        say(title)
+        for name, *numbers in lines:
+            cells = [name.ljust(widths[0]), *(n.rjust(w) for n, w in zip(numbers, widths[1:], strict=True))]
+            say("  ".join(cells).rstrip())
+
+
+def _draw(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD)
+    for index, heading in enumerate(headings):
+        # Names are folded where the terminal is too narrow for them, numbers never.
+        table.add_column(heading, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    out.print(table, soft_wrap=False)
 
 
 def print_spectra(report: SpectralReport, shown: Format, *, by_layer: bool) -> None:
@@ -22,9 +57,11 @@ def print_spectra(report: SpectralReport, shown: Format, *, by_layer: bool) -> N
         for block in report.blocks:
             say(_number(block.alpha, 4, none=""))
     else:
-        out.print(_layers(report) if by_layer else _blocks(report))
+        what = "layer" if by_layer else "block"
+        rows = _layers(report) if by_layer else _blocks(report)
+        print_table(f"{report.model}: alpha by {what}", (what, "alpha", "± stderr", "windows"), rows, shown)
         size = _size(measurement_of(report).window_rows)
-        out.print(f"{size}, fit {report.config.fit}. {MEANING}", soft_wrap=True)
+        print_remark(f"{size}, fit {report.config.fit}. {MEANING}", shown)
         print_notes(report.notes)
 
 
@@ -37,22 +74,19 @@ def _size(window_rows: int | Literal["auto"] | None) -> str:
     return "whole matrices" if window_rows is None else f"windows of {window_rows} rows"
 
 
-def _blocks(report: SpectralReport) -> Table:
-    table = _table(f"{report.model}: alpha by block", "block", "alpha", "± stderr", "windows")
-    for block in report.blocks:
-        windows = sum(layer.num_windows for layer in block.layers)
-        table.add_row(block.name, _number(block.alpha), _number(block.alpha_stderr, 4), str(windows))
-    for layer in report.outside:
-        table.add_row(layer.name, _number(layer.alpha), _number(layer.alpha_stderr, 4), str(layer.num_windows))
-    return table
+def _blocks(report: SpectralReport) -> list[tuple[str, ...]]:
+    rows = [(b.name, b.alpha, b.alpha_stderr, sum(layer.num_windows for layer in b.layers)) for b in report.blocks]
+    rows += [(layer.name, layer.alpha, layer.alpha_stderr, layer.num_windows) for layer in report.outside]
+    return [(name, _number(alpha), _number(stderr, 4), str(windows)) for name, alpha, stderr, windows in rows]
 
 
-def _layers(report: SpectralReport) -> Table:
-    table = _table(f"{report.model}: alpha by layer", "layer", "alpha", "± stderr", "windows")
-    for layer in [*(layer for block in report.blocks for layer in block.layers), *report.outside]:
-        shape = f"{layer.num_windows} of {layer.window_shape[0]}×{layer.window_shape[1]}"
-        table.add_row(layer.name, _number(layer.alpha), _number(layer.alpha_stderr, 4), shape)
-    return table
+def _layers(report: SpectralReport) -> list[tuple[str, ...]]:
+    layers = [*(layer for block in report.blocks for layer in block.layers), *report.outside]
+    windows = [f"{layer.num_windows} of {layer.window_shape[0]}×{layer.window_shape[1]}" for layer in layers]
+    return [
+        (layer.name, _number(layer.alpha), _number(layer.alpha_stderr, 4), size)
+        for layer, size in zip(layers, windows, strict=True)
+    ]
 
 
 def print_comparison(comparison: SpectralComparison, shown: Format, *, by_layer: bool) -> None:
@@ -65,18 +99,19 @@ def print_comparison(comparison: SpectralComparison, shown: Format, *, by_layer:
     else:
         what = "layer" if by_layer else "block"
         title = f"alpha by {what}: {comparison.first} (first), {comparison.second} (second)"
-        table = _table(title, what, "first", "second", "difference", "± stderr", "")
-        for block in comparison.blocks:
-            for item in block.layers if by_layer else (block,):
-                table.add_row(item.name, *_difference(item.alpha))
-        out.print(table)
+        rows = [
+            (item.name, *_difference(item.alpha))
+            for block in comparison.blocks
+            for item in (block.layers if by_layer else (block,))
+        ]
+        print_table(title, (what, "first", "second", "difference", "± stderr", ">2 stderr"), rows, shown)
         size = _size(comparison.config.window_rows)
-        out.print(f"{size}, fit {comparison.config.fit}. * beyond two standard errors. {MEANING}", soft_wrap=True)
+        print_remark(f"{size}, fit {comparison.config.fit}. * beyond two standard errors. {MEANING}", shown)
         print_notes(comparison.notes)
 
 
 def _difference(alpha: AlphaDifference) -> tuple[str, str, str, str, str]:
-    change = "–" if alpha.difference is None else f"{alpha.difference:+.3f}"
+    change = MISSING if alpha.difference is None else f"{alpha.difference:+.3f}"
     return (
         _number(alpha.first),
         _number(alpha.second),
@@ -93,47 +128,50 @@ def print_result(report: PruneReport, folder: Path, url: str | None, shown: Form
     elif shown == "quiet":
         say(url or str(folder))
     else:
-        _print_pruned(report, folder, url)
+        title = f"{report.model}, {report.config.method}, {report.config.allocation}"
+        headings = ("block", "alpha", "± stderr", "alpha after", "target", "measured sparsity")
+        print_table(title, headings, _pruned(report), shown)
+        if shown == "human":
+            _print_summary(report)
+        print_notes(report.notes)
+        numbers = _numbers(report) if shown == "agent" else {}
+        print_done(str(folder), shown, **({"folder": folder} if shown == "agent" else {}), url=url, **numbers)
 
 
-def _print_pruned(report: PruneReport, folder: Path, url: str | None) -> None:
-    title = f"{report.model}, {report.config.method}, {report.config.allocation}"
-    table = _table(title, "block", "alpha", "± stderr", "alpha after", "target", "measured sparsity")
+def _pruned(report: PruneReport) -> list[tuple[str, ...]]:
     before = {b.index: b for b in report.before.blocks} if report.before else {}
     after = {b.index: b for b in report.after.blocks} if report.after else {}
+    rows: list[tuple[str, ...]] = []
     for block in report.blocks:
         dense, pruned = before.get(block.index), after.get(block.index)
-        table.add_row(
-            block.name,
+        alphas = (
             _number(dense.alpha if dense else None),
             _number(dense.alpha_stderr if dense else None, 4),
             _number(pruned.alpha if pruned else None),
-            f"{block.target:.2%}",
-            f"{block.sparsity:.2%}",
         )
-    out.print(table)
-    out.print(
-        f"Sparsity: {report.sparsity:.4%} of the pruned layers, {report.parameter_sparsity:.2%} of all parameters."
-    )
-    if (p := report.perplexity) is not None and p.dense is not None and p.pruned is not None:
-        out.print(
-            f"Perplexity: {p.dense:.2f} dense, {p.pruned:.2f} pruned ({p.config.source}, {p.num_tokens} tokens, "
-            f"context {p.context_length}, {p.dtype})."
-        )
-    print_notes(report.notes)
-    out.print(f"[green]✓[/green] {folder}", soft_wrap=True)
-    if url:
-        out.print(f"  url: {url}", soft_wrap=True)
+        rows.append((block.name, *alphas, f"{block.target:.2%}", f"{block.sparsity:.2%}"))
+    return rows
 
 
-def _table(title: str, first: str, *others: str) -> Table:
-    """A name on the left, numbers on the right."""
-    table = Table(title=title, title_justify="left")
-    table.add_column(first)
-    for heading in others:
-        table.add_column(heading, justify="right")
-    return table
+def _print_summary(report: PruneReport) -> None:
+    say(f"Sparsity: {report.sparsity:.4%} of the pruned layers, {report.parameter_sparsity:.2%} of all parameters.")
+    p = report.perplexity
+    if p is not None and p.dense is not None and p.pruned is not None:
+        uniform = f", {p.uniform:.2f} if all blocks lost the same" if p.uniform is not None else ""
+        text = f"{p.config.source}, {p.num_tokens} tokens, context {p.context_length}, {p.dtype}"
+        say(f"Perplexity: {p.dense:.2f} dense, {p.pruned:.2f} pruned{uniform} ({text}).")
 
 
-def _number(value: float | None, digits: int = 3, none: str = "–") -> str:
+def _numbers(report: PruneReport) -> dict[str, float | None]:
+    p = report.perplexity
+    return {
+        "sparsity": report.sparsity,
+        "parameter_sparsity": report.parameter_sparsity,
+        "dense_perplexity": p.dense if p else None,
+        "pruned_perplexity": p.pruned if p else None,
+        "uniform_perplexity": p.uniform if p else None,
+    }
+
+
+def _number(value: float | None, digits: int = 3, none: str = MISSING) -> str:
     return none if value is None else f"{value:.{digits}f}"

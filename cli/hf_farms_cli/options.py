@@ -1,0 +1,71 @@
+"""Options that several commands share, each declared once: `format_: FormatOption = "auto"`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal, get_args
+
+import typer
+
+__all__ = [
+    "FORMATS",
+    "DebugOption",
+    "DeviceOption",
+    "DryRunOption",
+    "Format",
+    "FormatOption",
+    "JsonOption",
+    "ModelArgument",
+    "PrivateOption",
+    "QuietOption",
+    "RevisionOption",
+    "TokenOption",
+    "YesOption",
+    "complete",
+]
+
+# What `auto` becomes, and what commands are written for.
+Format = Literal["human", "agent", "json", "quiet"]
+FORMATS = ("auto", *get_args(Format))
+
+
+def complete(values: Sequence[str]) -> Callable[[str], list[str]]:
+    """What the shell offers for an option that takes one of these values: `autocompletion=complete(METHODS)`."""
+
+    def beginning_with(incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return beginning_with
+
+
+# Of no match the shell makes names of files.
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Hub id, folder or `demo`.", autocompletion=complete(["demo"]))
+]
+FormatOption = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        metavar=f"[{'|'.join(FORMATS)}]",
+        help="How results are printed; `auto` is `agent` for coding agents and `human` for everybody else.",
+        autocompletion=complete(FORMATS),
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Short for --format json: one JSON document.")]
+QuietOption = Annotated[
+    bool, typer.Option("-q", "--quiet", help="Short for --format quiet: only numbers, paths and ids, one a line.")
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and all warnings.")]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="Where to compute, such as cuda:1; a GPU if there is one, else the CPU.")
+]
+RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of MODEL on the Hub.")]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(envvar="HF_TOKEN", help="Hub token (visible in the process list; prefer `hf auth login`)."),
+]
+PrivateOption = Annotated[
+    bool | None, typer.Option("--private/--no-private", help="Visibility of a new repository.", show_default=False)
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")]
+YesOption = Annotated[bool, typer.Option("-y", "--yes", help="Answer all questions with yes.")]
