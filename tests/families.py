@@ -3,6 +3,8 @@
 import torch
 import transformers
 
+from hf_farms.blocks import ModelBlockSource
+
 C = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 G = {**C, "num_key_value_heads": 2, "head_dim": 8}
 # Multi-head latent attention.
@@ -205,3 +207,9 @@ def roles_of(name):
     """Roles in the first and in the last block."""
     *_, first, last = FAMILIES[name]
     return first, last
+
+
+def layers_of(model):
+    """The layers that are pruned, of all blocks."""
+    source = ModelBlockSource(model)
+    return [x for i in range(len(source)) for x in source.open(i).layers if x.role != "router"]
