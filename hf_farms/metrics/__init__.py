@@ -2,7 +2,7 @@
 
 nll.py          text -> negative log-likelihood; perplexity.py is the module around it
 zeros.py        model -> its zeros; sparsity.py is the module around it
-tasks.py        questions of lm-eval
+tasks.py        questions of lm-eval; scores.py compares their results, quiet.py keeps it quiet
 
 `evaluate.load(hf_farms.metrics.path("perplexity"))` needs no network. `evaluate` copies a module to its cache and runs
 it from there, so that these two import by absolute names, one import on a line.

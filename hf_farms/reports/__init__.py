@@ -2,12 +2,18 @@
 
 spectral.py     analyze: blocks, each with its layers
 pruning.py      prune: the recipe, spectra before and after, sparsity, where the model came from
-evaluation.py   perplexity and tasks
+evaluation.py   perplexity and tasks; eval: what was measured
 base.py         the JSON form
 """
 
 from hf_farms.reports.base import REPORT_NAME, SCHEMA_VERSION, Report, json_converter, versions
-from hf_farms.reports.evaluation import PerplexityRecord, TaskRecord
+from hf_farms.reports.evaluation import (
+    EvaluationReport,
+    PerplexityRecord,
+    PerplexityScore,
+    SparsityScore,
+    TaskRecord,
+)
 from hf_farms.reports.pruning import BaseModelRecord, BlockSparsity, CalibrationRecord, LayerSparsity, PruneReport
 from hf_farms.reports.spectral import BlockSpectrum, LayerRecord, SpectralReport
 
@@ -18,11 +24,14 @@ __all__ = [
     "BlockSparsity",
     "BlockSpectrum",
     "CalibrationRecord",
+    "EvaluationReport",
     "LayerRecord",
     "LayerSparsity",
     "PerplexityRecord",
+    "PerplexityScore",
     "PruneReport",
     "Report",
+    "SparsityScore",
     "SpectralReport",
     "TaskRecord",
     "json_converter",

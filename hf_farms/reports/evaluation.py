@@ -1,12 +1,13 @@
-"""How good a model is: perplexity, and tasks of lm-eval."""
+"""How good a model is: perplexity, zeros, and tasks of lm-eval."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from hf_farms.config import EvaluationConfig
+from hf_farms.reports.base import Report
 
-__all__ = ["PerplexityRecord", "TaskRecord"]
+__all__ = ["EvaluationReport", "PerplexityRecord", "PerplexityScore", "SparsityScore", "TaskRecord"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,9 @@ class TaskRecord:
         version: of the task.
         dense: of the dense model on the same questions; None if not measured.
         dense_stderr: its standard error.
+        difference_stderr: standard error of `value - dense`, paired over questions; None where the metric is not the
+            mean over questions, or with one question.
+        total_samples: questions of the whole task, of which `num_samples` were asked; None: not known.
     """
 
     task: str
@@ -66,3 +70,66 @@ class TaskRecord:
     version: str
     dense: float | None = None
     dense_stderr: float | None = None
+    difference_stderr: float | None = None
+    total_samples: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityScore:
+    """Perplexity of one model, and of the dense one on the same windows.
+
+    Attributes:
+        config: the text and the windows.
+        context_length: tokens in a window.
+        num_tokens: predicted tokens.
+        value: the perplexity.
+        dense: that of the dense model; None if not measured.
+        nll_difference: mean NLL minus that of the dense model, in nats per token.
+        nll_difference_stderr: its paired standard error over windows.
+    """
+
+    config: EvaluationConfig
+    context_length: int
+    num_tokens: int
+    value: float
+    dense: float | None = None
+    nll_difference: float | None = None
+    nll_difference_stderr: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsityScore:
+    """Zeros of one model.
+
+    Attributes:
+        value: as a fraction of the linear layers inside the blocks.
+        of_parameters: as a fraction of all parameters.
+        num_parameters: all parameters, tied ones once.
+    """
+
+    value: float
+    of_parameters: float
+    num_parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport(Report):
+    """What `hf-farms eval` measured.
+
+    Attributes:
+        model: hub id, folder or `demo`.
+        dtype: of weights and forward passes.
+        base: the dense model that it is compared with; None: with none.
+        perplexity: None if not measured.
+        sparsity: None if not measured.
+        tasks: results of lm-eval.
+        notes: what a reader must know.
+    """
+
+    model: str
+    dtype: str
+    base: str | None = None
+    perplexity: PerplexityScore | None = None
+    sparsity: SparsityScore | None = None
+    tasks: tuple[TaskRecord, ...] = ()
+    notes: tuple[str, ...] = ()

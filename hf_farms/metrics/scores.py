@@ -1,0 +1,107 @@
+"""Results of lm-eval: what one model came to, beside the dense one, and beside what was measured earlier."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hf_farms.errors import HfFarmsWarning
+from hf_farms.reports import TaskRecord
+
+__all__ = ["TaskScore", "answers_of", "compare_tasks", "is_finite", "merge_tasks"]
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One metric of one task, with what a paired comparison needs.
+
+    Attributes:
+        record: the result.
+        answers: of each question, where the value is their mean; else None.
+        questions: a hash of each prompt.
+    """
+
+    record: TaskRecord
+    answers: tuple[float, ...] | None
+    questions: tuple[str, ...]
+
+
+def is_finite(value: Any) -> bool:
+    """Whether this is a number; lm-eval writes "N/A" where it has none."""
+    try:
+        return math.isfinite(value)
+    except TypeError:
+        return False
+
+
+def answers_of(samples: Sequence[Mapping[str, Any]], metric: str, value: float) -> tuple[float, ...] | None:
+    """The value of each question, if the result is their mean."""
+    answers: list[Any] = [sample.get(metric) for sample in samples]
+    if not answers or not all(map(is_finite, answers)):
+        return None
+    numbers = tuple(float(answer) for answer in answers)
+    return numbers if math.isclose(math.fsum(numbers) / len(numbers), value, abs_tol=1e-9) else None
+
+
+def compare_tasks(scores: Sequence[TaskScore], dense: Sequence[TaskScore]) -> tuple[TaskRecord, ...]:
+    """The records of a model beside those of the dense one on the same questions."""
+    others = {(score.record.task, score.record.metric): score for score in dense}
+    records = []
+    for score in scores:
+        other = others.get((score.record.task, score.record.metric))
+        if other is None:
+            records.append(score.record)
+            continue
+        assert score.questions == other.questions
+        records.append(
+            replace(
+                score.record,
+                dense=other.record.value,
+                dense_stderr=other.record.stderr,
+                difference_stderr=_paired_stderr(score.answers, other.answers),
+            )
+        )
+    return tuple(records)
+
+
+def _paired_stderr(first: tuple[float, ...] | None, second: tuple[float, ...] | None) -> float | None:
+    if first is None or second is None or len(first) < 2:
+        return None
+    deltas = [a - b for a, b in zip(first, second, strict=True)]
+    mean = math.fsum(deltas) / len(deltas)
+    return math.sqrt(math.fsum((d - mean) ** 2 for d in deltas) / (len(deltas) - 1) / len(deltas))
+
+
+def merge_tasks(earlier: Sequence[TaskRecord], new: Sequence[TaskRecord]) -> tuple[TaskRecord, ...]:
+    """Results of several evaluations of one model.
+
+    A result takes the place of an earlier one of the same task, metric and number of examples, unless it is of fewer
+    questions; what the earlier one knew of the dense model on the same questions is kept.
+    """
+    merged = {_key(record): record for record in earlier}
+    for record in new:
+        old = merged.get(_key(record))
+        if old is not None and old.version == record.version:
+            if old.num_samples > record.num_samples:
+                warnings.warn(
+                    f"{record.task} is kept as it was on {old.num_samples} questions; this was {record.num_samples}.",
+                    HfFarmsWarning,
+                    stacklevel=2,
+                )
+                continue
+            if record.dense is None and old.num_samples == record.num_samples:
+                record = replace(
+                    record,
+                    dense=old.dense,
+                    dense_stderr=old.dense_stderr,
+                    difference_stderr=old.difference_stderr,
+                )
+        merged[_key(record)] = record
+    return tuple(merged.values())
+
+
+def _key(record: TaskRecord) -> tuple[str, str, int]:
+    return record.task, record.metric, record.num_fewshot
