@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 __all__ = [
+    "TIMEOUT",
     "LicenceDuties",
+    "asking_about",
     "copy_licence_files",
     "describe_base",
     "duties_of",
     "generated_name",
+    "hub_api",
     "is_on_the_hub",
     "must_say_built_with_llama",
 ]
@@ -125,10 +128,10 @@ def describe_base(model: str, *, revision: str | None = None, token: str | None 
         return None
     if constants.HF_HUB_OFFLINE:
         return _cached(model, revision)
-    with _explained(model, revision):
-        info = _api(token).model_info(model, revision=revision, timeout=TIMEOUT)
+    with asking_about(model, revision):
+        info = hub_api(token).model_info(model, revision=revision, timeout=TIMEOUT)
         if info.gated:
-            _api(token).auth_check(model)
+            hub_api(token).auth_check(model)
     card = _plain_card(info.card_data)
     tagged = [tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")]
     return _record(
@@ -276,20 +279,21 @@ def _downloaded(base: BaseModelRecord, token: str | None) -> dict[str, Path]:
 
     found = {}
     for name in base.files:
-        with _explained(base.repo_id, base.revision):
+        with asking_about(base.repo_id, base.revision):
             where = hf_hub_download(base.repo_id, name, revision=base.revision, token=token, library_name="hf-farms")
         found[name] = Path(where)
     return found
 
 
-def _api(token: str | None) -> HfApi:
+def hub_api(token: str | None = None) -> HfApi:
+    """The client, under our name; without a token the one that is logged in."""
     from huggingface_hub import HfApi
 
     return HfApi(token=token, library_name="hf-farms", library_version=version("hf-farms"))
 
 
 @contextmanager
-def _explained(model: str, revision: str | None) -> Iterator[None]:
+def asking_about(model: str, revision: str | None) -> Iterator[None]:
     """Turn what the Hub client raises about a model into one sentence."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

@@ -21,10 +21,10 @@ from hf_farms.resolving import (
     architecture_of,
     explained,
     find_device,
+    find_model,
     free_memory,
     parse_dtype,
     quantisation_of,
-    resolve,
     weight_files,
 )
 
@@ -56,12 +56,14 @@ class Loaded:
         tokenizer: of the model.
         source: its blocks.
         weights: the files that hold its weights.
+        notes: what a reader of a result must know of where the weights came from.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     source: ModelBlockSource
     weights: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
 
 
 def load_model(
@@ -72,6 +74,7 @@ def load_model(
     revision: str | None = None,
     tokenizer: bool = True,
     stream: bool | None = False,
+    allow_pickle: bool = False,
 ) -> Loaded:
     """Load a model and its tokenizer.
 
@@ -83,6 +86,7 @@ def load_model(
         tokenizer: whether a tokenizer must be there; one that is missing is an error then.
         stream: leave the blocks on disk and read each when it is needed; None: where the model would take more than
             half of the free memory. What a block computes is the same to the bit.
+        allow_pickle: convert pickled weights in Meta's own layout (`consolidated.NN.pth`); no code in them is run.
 
     Raises:
         ModelError: not found, no weights, no architecture that transformers knows, no tokenizer, or quantised and to
@@ -90,8 +94,10 @@ def load_model(
     """
     from transformers import AutoConfig
 
-    path, weights_dtype, where = resolve(name), parse_dtype(dtype), find_device(device)
+    weights_dtype, where = parse_dtype(dtype), find_device(device)
     with explained(name):
+        place = find_model(name, revision=revision, allow_pickle=allow_pickle, tokenizer=tokenizer)
+        path, revision = place.path, place.revision
         config = AutoConfig.from_pretrained(path, revision=revision)
         weights = weight_files(name, path, revision, allow_pickle=True)
         if stream and (method := quantisation_of(config)) is not None:
@@ -106,7 +112,8 @@ def load_model(
             model = model.to(where)
             align_weights(model)
             source = ModelBlockSource(model)
-    return Loaded(model, _load_tokenizer(name, path, revision) if tokenizer else None, source, tuple(weights))
+    words = _load_tokenizer(name, path, revision) if tokenizer else None
+    return Loaded(model, words, source, tuple(weights), place.notes)
 
 
 def _is_large(weights: list[Path], dtype: str, device: str) -> bool:
@@ -126,7 +133,8 @@ def open_model(
         name: `demo`, a folder, or a hub id, looked for in this order; of a hub id only configs and weights are fetched.
         device: where a quantised checkpoint is loaded; None is a GPU if there is one, else the CPU.
         revision: of a hub id.
-        allow_pickle: read pickled weights (`pytorch_model.bin`) where there are no safetensors; no code in them is run.
+        allow_pickle: read pickled weights (`pytorch_model.bin`) where there are no safetensors, and convert those in
+            Meta's own layout (`consolidated.NN.pth`); no code in them is run.
 
     Raises:
         ModelError: not found, incomplete, pickled, no architecture that transformers knows, or quantised by a method
@@ -135,8 +143,9 @@ def open_model(
     from transformers import AutoConfig
 
     name = str(name)
-    path = resolve(name)
     with explained(name):
+        place = find_model(name, revision=revision, allow_pickle=allow_pickle, tokenizer=False)
+        path, revision = place.path, place.revision
         config = AutoConfig.from_pretrained(path, revision=revision)
         if (method := quantisation_of(config)) is not None:
             return ModelBlockSource(_load_dequantised(name, path, config, method, device, revision))

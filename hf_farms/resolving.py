@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hf_farms.demo import demo_model
-from hf_farms.errors import HfFarmsError, ModelError
+from hf_farms.errors import HfFarmsError, HfFarmsWarning, ModelError
+from hf_farms.original import find_original
 
 __all__ = [
+    "Place",
     "architecture_of",
     "explained",
     "find_device",
+    "find_model",
     "free_memory",
     "parse_dtype",
     "quantisation_of",
@@ -28,8 +33,46 @@ DEMO = "demo"
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where transformers can load a model.
+
+    Attributes:
+        path: a folder or a hub id.
+        revision: of the hub id.
+        notes: what a reader of a result must know: another repository, or a conversion.
+    """
+
+    path: str
+    revision: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def find_model(name: str, *, revision: str | None = None, allow_pickle: bool = False, tokenizer: bool = True) -> Place:
+    """Find what transformers can load for a name.
+
+    For a model in Meta's own layout that is another repository or a converted copy, which is said by a warning.
+
+    Args:
+        name: `demo`, a folder, or a hub id.
+        revision: of a hub id.
+        allow_pickle: convert pickled weights in Meta's layout.
+        tokenizer: whether a tokenizer is converted too.
+
+    Raises:
+        ModelError: a folder without a model, no name that a hub id could have, or as `find_original`.
+        HubError: the Hub cannot be reached.
+    """
+    path = resolve(name)
+    original = find_original(path, revision=revision, allow_pickle=allow_pickle)
+    if original is None:
+        return Place(path=path, revision=revision)
+    warnings.warn(original.note, HfFarmsWarning, stacklevel=2)
+    return Place(path=original.ready(tokenizer=tokenizer), notes=(original.note,))
+
+
 def resolve(name: str) -> str:
-    """What transformers can load: the folder of `demo`, a folder, or a hub id.
+    """The folder of `demo`, a folder, or a hub id.
 
     Raises:
         ModelError: a folder without a model, or no name that a hub id could have.
@@ -39,6 +82,8 @@ def resolve(name: str) -> str:
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
+            if (folder / "params.json").is_file() and any(folder.glob("consolidated.*")):
+                return name
             raise ModelError(
                 f"model folder must have a config.json, got {name!r} without.",
                 hint="Name a folder that save_pretrained wrote.",
