@@ -208,11 +208,31 @@ def free_memory(device: str) -> int:
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
     from accelerate.utils import get_max_memory
 
-    free = int(get_max_memory()["cpu"])
-    group = Path("/sys/fs/cgroup")
+    return min([int(get_max_memory()["cpu"]), *_rooms(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))])
+
+
+def _rooms(mount: Path, membership: Path) -> Iterator[int]:
+    """Bytes that are left in the control group of this process and in those around it, of version 1 and 2.
+
+    Only memory that cannot be given back counts as taken: the page cache does not.
+    """
     try:
-        limit = (group / "memory.max").read_text().strip()
-        used = next(line.split()[1] for line in (group / "memory.stat").read_text().splitlines() if line[:5] == "anon ")
-    except (OSError, StopIteration):
-        return free
-    return free if limit == "max" else min(free, int(limit) - int(used))
+        lines = membership.read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, controllers, own = line.split(":", 2)
+        if not controllers:
+            root, limit, taken = mount, "memory.max", "anon"
+        elif "memory" in controllers.split(","):
+            root, limit, taken = mount / "memory", "memory.limit_in_bytes", "total_rss"
+        else:
+            continue
+        # In a container the name may be that on the host, and only the root is there.
+        inner = [Path(*own.split("/")[1:end]) for end in range(1, len(own.split("/")) + 1)]
+        for group in (root / name for name in inner if ".." not in name.parts):
+            try:
+                stat = dict(line.split(maxsplit=1) for line in (group / "memory.stat").read_text().splitlines())
+                yield int((group / limit).read_text()) - int(stat[taken])
+            except (OSError, ValueError, KeyError):  # not there, or "max"
+                continue
