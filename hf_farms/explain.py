@@ -131,8 +131,9 @@ def _http_error(cause: BaseException, what: str) -> HubError:
         )
     if status == 429:
         return HubError(f"the Hub was asked too often for {what!r} ({said}).", hint=f"{_pause(cause)}, {AGAIN}")
+    repair = "Check HF_ENDPOINT, then" if status == 404 else "Now or later,"
     return HubError(
-        f"the Hub refused a request for {what!r} with status {status} ({said}).", hint=f"Now or later, {AGAIN}"
+        f"the Hub refused a request for {what!r} with status {status} ({said}).", hint=f"{repair} {AGAIN}"
     )
 
 

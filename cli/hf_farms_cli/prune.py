@@ -15,7 +15,28 @@ from hf_farms.config import (
     PruneConfig,
     default_output_name,
 )
-from hf_farms_cli.console import check_format, guarded, out, stages
+from hf_farms.output import OutputFolder
+from hf_farms_cli.console import check_format, guarded, stages
+from hf_farms_cli.options import (
+    DebugOption,
+    DryRunOption,
+    FormatOption,
+    JsonOption,
+    PrivateOption,
+    QuietOption,
+    TokenOption,
+)
+from hf_farms_cli.push import (
+    ForeignOption,
+    MessageOption,
+    RequestOption,
+    check_hub,
+    finish_prune,
+    plan_line,
+    print_plan,
+    prune_lines,
+    use_token,
+)
 from hf_farms_cli.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -96,26 +117,26 @@ def prune_command(
     repo_id: Annotated[
         str | None, typer.Option(help="Repository for --push  [default: <user>/<name of the output folder>]")
     ] = None,
-    private: Annotated[
-        bool | None, typer.Option("--private/--no-private", help="Visibility of a new repository.")
-    ] = None,
-    commit_message: Annotated[str | None, typer.Option(help="Message of the upload.")] = None,
-    token: Annotated[
-        str | None,
-        typer.Option(envvar="HF_TOKEN", help="Hub token (visible in the process list; prefer `hf auth login`)."),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")] = False,
-    format_: Annotated[str, typer.Option("--format", help="human, json or quiet.")] = "human",
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Print only the folder, or the URL with --push.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and all warnings.")] = False,
+    private: PrivateOption = None,
+    create_pr: RequestOption = False,
+    commit_message: MessageOption = None,
+    yes: ForeignOption = False,
+    token: TokenOption = None,
+    dry_run: DryRunOption = False,
+    format_: FormatOption = "auto",
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
 ) -> None:
     """Prune a model: measure its layers, set the least important weights to zero, measure again, describe.
 
-    Examples:  hf-farms prune demo  |  hf-farms prune meta-llama/Llama-2-7b --push
+    Examples:
+    hf-farms prune demo
+    hf-farms prune meta-llama/Llama-2-7b --push
+    hf-farms prune Qwen/Qwen3-0.6B --sparsity 0.6 --push --repo-id my-org/qwen3-sparse --private
+    hf-farms prune Qwen/Qwen3-0.6B --push --dry-run
     """
-    shown = check_format(format_, quiet)
+    shown = check_format(format_, quiet, json_)
     if model.endswith((".yaml", ".yml")):
         recipe = Recipe.load(model)
     else:
@@ -149,19 +170,24 @@ def prune_command(
             ),
         )
     folder = output or Path(default_output_name(recipe.model, recipe.prune))
-    if dry_run:
-        for line in recipe.describe(folder, repo_id or f"<user>/{folder.name}" if push else None):
-            out.print(f"[dry-run] {line}", markup=False)
-        return
+    use_token(token)
+    # The Hub is asked first: torch takes seconds to load.
+    base, target = check_hub(
+        recipe, folder, push=push, repo_id=repo_id, private=private, create_pr=create_pr, overwrite=yes
+    )
+    from hf_farms import hub
     from hf_farms_cli.pipeline import check_before_work, run_prune
     from hf_farms_cli.tables import print_result
 
     report = check_before_work(recipe, folder, overwrite=overwrite)
-    target = url = None
-    if push:
-        from hf_farms import hub
-
-        target = hub.preflight(folder.name, repo_id=repo_id, private=private, token=token)
+    size = hub.weights_size(recipe.model, revision=recipe.revision) if report is None else None
+    OutputFolder(folder).check_space(size or 0)
+    if dry_run:
+        lines = prune_lines(recipe, folder, finished=report, base=base, size=size)
+        print_plan([*lines, f"push: {plan_line(target)}"])
+        return
+    if target is not None:
+        hub.create_repository(target)
     if report is None:
         with stages(shown) as progress:
             report = run_prune(
@@ -171,9 +197,11 @@ def prune_command(
                 device=device,
                 stream=stream,
                 baseline=baseline,
-                repo_id=target,
+                repo_id=target.repo_id if target is not None else None,
                 progress=progress,
+                base=base,
             )
+    url = None
     if target is not None:
-        url = hub.push(folder, target, private=private, commit_message=commit_message, token=token)
+        url = finish_prune(folder, target, private=private, commit_message=commit_message, yes=yes)
     print_result(report, folder, url, shown)

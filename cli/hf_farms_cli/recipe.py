@@ -58,14 +58,17 @@ class Recipe:
         mine, theirs = self.flat(), other.flat()
         return [f"{key}: {mine[key]!r}, there {theirs[key]!r}" for key in mine if mine[key] != theirs[key]]
 
-    def describe(self, folder: Path, repo_id: str | None) -> list[str]:
-        """The plan in words, a line each."""
-        lines = [
+    def describe(self) -> list[str]:
+        """The settings that count, a line each."""
+        return [
             f"{key}: {value}"
             for key, value in self.flat().items()
             if self.prune.needs_calibration or not key.startswith("calibration")
         ]
-        return [*lines, f"output: {folder}", f"push: {repo_id or 'no'}"]
+
+    def texts(self) -> list[str | None]:
+        """Where text is read from."""
+        return [self.calibration.source if self.prune.needs_calibration else None, self.evaluation.source]
 
 
 def _flat(value: dict[str, object], prefix: str = "") -> dict[str, object]:

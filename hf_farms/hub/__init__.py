@@ -8,9 +8,9 @@ sizes.py      what a model takes on disk, and whether a dataset is there
 """
 
 from hf_farms.hub.checks import PushPlan, create_repository, preflight
-from hf_farms.hub.folders import check_folder, folder_report
+from hf_farms.hub.folders import check_folder, folder_report, published_files, replaced_weights
 from hf_farms.hub.sizes import check_dataset, weights_size
-from hf_farms.hub.upload import push
+from hf_farms.hub.upload import plan_push, push
 
 __all__ = [
     "PushPlan",
@@ -18,7 +18,10 @@ __all__ = [
     "check_folder",
     "create_repository",
     "folder_report",
+    "plan_push",
     "preflight",
+    "published_files",
     "push",
+    "replaced_weights",
     "weights_size",
 ]

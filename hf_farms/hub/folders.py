@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_farms.errors import OutputError
 from hf_farms.output import OutputFolder
@@ -16,7 +17,15 @@ if TYPE_CHECKING:
 
     from hf_farms.reports import Report
 
-__all__ = ["IGNORED", "check_folder", "folder_report", "is_published", "is_unfinished_push", "replaced_weights"]
+__all__ = [
+    "IGNORED",
+    "check_folder",
+    "folder_report",
+    "is_published",
+    "is_unfinished_push",
+    "published_files",
+    "replaced_weights",
+]
 
 INDEX = "model.safetensors.index.json"
 # Unfinished work of `OutputFolder`: files and whole folders.
@@ -82,7 +91,7 @@ def folder_report(folder: Path) -> Report | None:
     return load_report(folder) if (folder / REPORT_NAME).is_file() else None
 
 
-def replaced_weights(there: list[str], folder: Path) -> list[str]:
+def replaced_weights(there: Sequence[str], folder: Path) -> list[str]:
     """Weights in a repository that would be loaded beside those of a folder, or instead of them."""
     return [name for name in there if WEIGHTS.fullmatch(name) and not (folder / name).is_file()]
 
@@ -93,13 +102,21 @@ def is_unfinished_push(api: HfApi, repo_id: str, revision: str | None, folder: P
     return not found.mismatches and set(found.missing_paths) <= INITIAL
 
 
-def is_published(api: HfApi, repo_id: str, there: list[str], folder: Path) -> bool:
-    """Whether everything in the folder is in the repository too."""
+def published_files(folder: Path) -> dict[str, Path]:
+    """What a push sends: names in the repository, and where they are."""
     from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
+    from huggingface_hub.utils._paths import DEFAULT_IGNORE_PATTERNS
 
-    mine: list[str] = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    if not set(filter_repo_objects(mine, ignore_patterns=list(IGNORED))) <= set(there):
-        return False
-    # Only now, as it reads all files.
-    found: Any = api.verify_repo_checksums(repo_id, local_dir=folder)
-    return not found.mismatches
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        name: found[name] for name in filter_repo_objects(found, ignore_patterns=[*IGNORED, *DEFAULT_IGNORE_PATTERNS])
+    }
+
+
+def is_published(api: HfApi, repo_id: str, there: Sequence[str], folder: Path) -> bool:
+    """Whether everything in the folder is in the repository too."""
+    # What is missing is known without reading all files.
+    return (
+        set(published_files(folder)) <= set(there)
+        and not api.verify_repo_checksums(repo_id, local_dir=folder).mismatches
+    )

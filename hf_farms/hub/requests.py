@@ -110,17 +110,15 @@ def explained(what: str) -> Iterator[None]:
     Raises:
         HubError: whatever went wrong.
     """
-    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub import constants
 
+    if constants.HF_HUB_OFFLINE:
+        raise HubError(f"a push must reach the Hub, got HF_HUB_OFFLINE for {what!r}.", hint="Unset HF_HUB_OFFLINE.")
     try:
         with _bounded():
             yield
     except HfFarmsError:
         raise
-    except OfflineModeIsEnabled as error:
-        raise HubError(
-            f"a push must reach the Hub, got HF_HUB_OFFLINE for {what!r}.", hint="Unset HF_HUB_OFFLINE."
-        ) from error
     except Exception as error:  # the client lets errors of its HTTP library, of xet, of files and of its own through
         raise (
             _repository_error(error, what)

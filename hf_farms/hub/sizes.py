@@ -8,7 +8,7 @@ from hf_farms.demo import demo_model
 from hf_farms.errors import DataError, HubError
 from hf_farms.hub.folders import WEIGHTS
 from hf_farms.hub.requests import client, explained, retried
-from hf_farms.texts import BUILT_IN
+from hf_farms.texts import BUILT_IN, check_source
 
 __all__ = ["check_dataset", "weights_size"]
 
@@ -52,7 +52,7 @@ def weights_size(model: str, *, revision: str | None = None, token: str | None =
 
 
 def check_dataset(source: str | None, *, token: str | None = None) -> None:
-    """Refuse a dataset of the Hub that is not there, in one request; other sources are for `check_source`.
+    """Refuse a text that is not there: a file by looking, a dataset of the Hub by one request.
 
     With the Hub switched off (HF_HUB_OFFLINE) nothing is asked: it may be on this machine.
 
@@ -61,16 +61,16 @@ def check_dataset(source: str | None, *, token: str | None = None) -> None:
         token: None: the one that is logged in.
 
     Raises:
-        DataError: there is no such dataset, or no access to it.
+        DataError: there is no such file or dataset, or no access to it.
         HubError: the Hub could not be reached.
     """
     from huggingface_hub import constants
     from huggingface_hub import errors as hub
 
-    if source in (None, BUILT_IN, WRITTEN_BY_THE_MODEL) or constants.HF_HUB_OFFLINE:
+    if source is None or source in (BUILT_IN, WRITTEN_BY_THE_MODEL):
         return
-    assert source is not None
-    if Path(source).exists():
+    check_source(source)
+    if Path(source).exists() or constants.HF_HUB_OFFLINE:
         return
     api = client(token)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_farms.errors import NoEffectWarning
 from hf_farms.hub.checks import PushPlan, preflight
@@ -14,7 +14,7 @@ from hf_farms.hub.requests import client, explained, retried
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["push"]
+__all__ = ["plan_push", "push"]
 
 # The client tries each request of an upload again by itself; this is for what it lets through.
 ATTEMPTS = 3
@@ -58,24 +58,39 @@ def push(
         HubError: the Hub refused or could not be reached; the folder is untouched.
         ValueError: as in `preflight`.
     """
-    from hf_farms.base_model import generated_name
-
-    folder = check_folder(folder)
-    base = getattr(folder_report(folder), "base", None)
-    plan = preflight(
-        generated_name(base, folder.absolute().name),
-        repo_id=repo_id,
+    folder = Path(folder)
+    plan = plan_push(
+        folder,
+        repo_id,
         private=private,
-        base=base,
-        folder=folder,
-        revision=revision,
         create_pr=create_pr,
+        revision=revision,
         overwrite=overwrite,
+        create=True,
         token=token,
     )
     message = commit_message or f"Upload {folder.absolute().name}"
     with explained(plan.repo_id):
         return _upload(client(token), plan, folder, message)
+
+
+def plan_push(folder: str | Path, repo_id: str | None = None, **options: Any) -> PushPlan:
+    """What `push` checks before the upload: that the folder is complete, and may be pushed there.
+
+    Args:
+        folder: as for `push`.
+        repo_id: as for `push`.
+        options: of `preflight`.
+
+    Raises:
+        OutputError: as `push`, and the others too.
+    """
+    from hf_farms.base_model import generated_name
+
+    folder = check_folder(folder)
+    base = getattr(folder_report(folder), "base", None)
+    name = generated_name(base, folder.absolute().name)
+    return preflight(name, repo_id=repo_id, base=base, folder=folder, **options)
 
 
 def _upload(api: HfApi, plan: PushPlan, folder: Path, message: str) -> str:
@@ -85,7 +100,7 @@ def _upload(api: HfApi, plan: PushPlan, folder: Path, message: str) -> str:
         url = f"{url}/tree/{revision}"
     if plan.create_pr:
         found = _open_request(api, plan, message)
-        if found is None and is_published(api, plan.repo_id, list(plan.files), folder):
+        if found is None and is_published(api, plan.repo_id, plan.files, folder):
             warnings.warn(
                 f"{plan.repo_id!r} holds all of {str(folder)!r} already: no pull request was opened.",
                 NoEffectWarning,
@@ -97,7 +112,7 @@ def _upload(api: HfApi, plan: PushPlan, folder: Path, message: str) -> str:
             lambda: _open_request(api, plan, message) or _new_request(api, plan, message),
             what="Opening a pull request",
         )
-    stale = replaced_weights(list(plan.files), folder)
+    stale = replaced_weights(plan.files, folder)
     retried(
         lambda: api.upload_folder(
             repo_id=plan.repo_id,

@@ -1,0 +1,239 @@
+"""`hf-farms push DIR`, and what `hf-farms prune --push` shares with it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hf_farms.errors import HubError, OutputError
+from hf_farms_cli.console import check_format, guarded, if_interrupted, out, print_done
+from hf_farms_cli.options import (
+    DebugOption,
+    DryRunOption,
+    FormatOption,
+    JsonOption,
+    PrivateOption,
+    QuietOption,
+    TokenOption,
+)
+
+if TYPE_CHECKING:
+    from hf_farms.hub import PushPlan
+    from hf_farms.reports import BaseModelRecord, PruneReport
+    from hf_farms_cli.recipe import Recipe
+
+__all__ = [
+    "check_hub",
+    "finish_prune",
+    "plan_line",
+    "print_plan",
+    "prune_lines",
+    "push_command",
+    "readable_size",
+    "use_token",
+]
+
+ForeignOption = Annotated[
+    bool, typer.Option("-y", "--yes", help="Push into a repository with files that hf-farms did not write, too.")
+]
+RequestOption = Annotated[
+    bool, typer.Option("--create-pr", help="Open a pull request, or continue the one of an earlier run.")
+]
+MessageOption = Annotated[str | None, typer.Option(help="Title of the commit and the pull request.")]
+
+
+@guarded
+def push_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `hf-farms prune` or `save_pretrained` wrote.")],
+    repo_id: Annotated[
+        str | None, typer.Option(help="Repository  [default: <user>/<name of DIR>]", show_default=False)
+    ] = None,
+    private: PrivateOption = None,
+    create_pr: RequestOption = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to write to; made if it is not there.")] = None,
+    commit_message: MessageOption = None,
+    yes: ForeignOption = False,
+    dry_run: DryRunOption = False,
+    token: TokenOption = None,
+    format_: FormatOption = "auto",
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Upload a finished folder to the Hub, or the rest of one whose upload stopped.
+
+    Examples:
+    hf-farms push demo-farms-wanda-50
+    hf-farms push demo-farms-wanda-50 --repo-id my-org/demo-pruned --private
+    hf-farms push demo-farms-wanda-50 --create-pr --dry-run
+    """
+    shown = check_format(format_, quiet, json_)
+    use_token(token)
+    from hf_farms import hub
+    from hf_farms.reports import REPORT_NAME
+
+    hub.check_folder(folder)
+    report = hub.folder_report(folder)
+    if report is None and repo_id is None:
+        raise OutputError(
+            f"folder must hold {REPORT_NAME} to be pushed under its own name, got {str(folder)!r} without one.",
+            hint=f"Say where to: hf-farms push {shlex.quote(str(folder))} --repo-id NAME",
+        )
+    if dry_run:
+        plan = hub.plan_push(
+            folder, repo_id, private=private, create_pr=create_pr, revision=revision, overwrite=yes, create=False
+        )
+        lines = [f"repository: {plan_line(plan)}", *_sparsity_lines(report), *_file_lines(folder, plan)]
+        print_plan(lines)
+        return
+    with if_interrupted("The same command uploads the rest."):
+        url = hub.push(
+            folder,
+            repo_id,
+            private=private,
+            create_pr=create_pr,
+            revision=revision,
+            commit_message=commit_message,
+            overwrite=yes,
+        )
+    print_done(f"Pushed {folder}", shown, url=url)
+
+
+def use_token(token: str | None) -> None:
+    """Let everything in this process use a token: downloads by transformers and datasets too."""
+    if token:
+        os.environ["HF_TOKEN"] = token
+
+
+def check_hub(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    push: bool,
+    repo_id: str | None,
+    private: bool | None,
+    create_pr: bool,
+    overwrite: bool,
+) -> tuple[BaseModelRecord | None, PushPlan | None]:
+    """Ask the Hub whether the dense model and all texts are there, and whether the result may be pushed.
+
+    Returns:
+        What it says of the dense model, and where the result goes; nothing was made there yet.
+    """
+    from hf_farms import hub
+    from hf_farms.base_model import describe_base, generated_name
+
+    base = describe_base(recipe.model, revision=recipe.revision)
+    for source in recipe.texts():
+        hub.check_dataset(source)
+    if not push:
+        return base, None
+    plan = hub.preflight(
+        generated_name(base, folder.absolute().name),
+        repo_id=repo_id,
+        private=private,
+        base=base,
+        folder=folder,
+        create_pr=create_pr,
+        overwrite=overwrite,
+        create=False,
+    )
+    return base, plan
+
+
+def finish_prune(folder: Path, plan: PushPlan, *, private: bool | None, commit_message: str | None, yes: bool) -> str:
+    """Upload the result of a prune; whatever happens, say how the upload is finished.
+
+    Returns:
+        The URL.
+    """
+    from hf_farms import hub
+
+    options = ["--create-pr"] if plan.create_pr else []
+    options += [] if private is None else ["--private" if private else "--no-private"]
+    options += ["--commit-message", commit_message] if commit_message else []
+    options += ["--yes"] if yes else []
+    again = shlex.join(["hf-farms", "push", str(folder), "--repo-id", plan.repo_id, *options])
+    there = f"The pruned model is complete in {folder}. Run: {again}"
+    try:
+        with if_interrupted(there):
+            return hub.push(
+                folder,
+                plan.repo_id,
+                private=private,
+                create_pr=plan.create_pr,
+                commit_message=commit_message,
+                overwrite=yes,
+            )
+    except HubError as error:
+        raise HubError(str(error), hint=f"{error.hint or ''} {there}".strip()) from error
+
+
+def print_plan(lines: list[str]) -> None:
+    """Print what would be done."""
+    for line in lines:
+        out.print(f"[dry-run] {line}", markup=False)
+
+
+def prune_lines(
+    recipe: Recipe, folder: Path, *, finished: PruneReport | None, base: BaseModelRecord | None, size: int | None
+) -> list[str]:
+    """The plan of a prune, without the push."""
+    from hf_farms.output import OutputFolder
+
+    state = "is finished" if finished else "is continued" if OutputFolder(folder).partial.exists() else "new"
+    free = shutil.disk_usage(next(p for p in folder.absolute().parents if p.exists())).free
+    expected = f"about {readable_size(size)}" if size else "unknown"
+    lines = [
+        *recipe.describe(),
+        f"output: {folder} ({state})",
+        f"size: {expected}, {readable_size(free)} free",
+        f"sparsity: {recipe.prune.sparsity:.2%} of the weights of the pruned layers",
+        "files: model-*.safetensors, config, tokenizer, README.md, hf_farms_report.json, recipe.yaml, figures",
+    ]
+    if base is not None:
+        licence = base.license_name or base.license or "no licence named"
+        lines.append(f"base: {base.repo_id} at {base.revision} ({licence}{', gated' if base.gated else ''})")
+    return lines
+
+
+def plan_line(plan: PushPlan | None) -> str:
+    """Where a push goes, in words."""
+    if plan is None:
+        return "no"
+    visible = {True: "private", False: "public", None: "visibility as the namespace has it"}[plan.private]
+    where = "a pull request" if plan.create_pr else f"branch {plan.revision or 'main'}"
+    return f"{plan.repo_id} ({'exists' if plan.exists else 'new'}, {visible}, {where})"
+
+
+def _sparsity_lines(report: object) -> list[str]:
+    from hf_farms.reports import PruneReport
+
+    if not isinstance(report, PruneReport):
+        return []
+    return [f"sparsity: {report.sparsity:.2%} of the pruned layers, {report.parameter_sparsity:.2%} of all parameters"]
+
+
+def _file_lines(folder: Path, plan: PushPlan) -> list[str]:
+    from hf_farms import hub
+
+    sizes = {name: path.stat().st_size for name, path in hub.published_files(folder).items()}
+    return [
+        *(f"file: {name} ({readable_size(size)})" for name, size in sizes.items()),
+        *(f"removed: {name}, weights of an earlier model" for name in hub.replaced_weights(plan.files, folder)),
+        f"total: {len(sizes)} files, {readable_size(sum(sizes.values()))}",
+    ]
+
+
+def readable_size(size: int) -> str:
+    """Bytes in the unit that fits."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size = size / 1000  # type: ignore[assignment]
+    return f"{size:.3g} GB"
