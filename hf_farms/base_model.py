@@ -127,7 +127,8 @@ def describe_base(model: str, *, revision: str | None = None, token: str | None 
     if not is_on_the_hub(model):
         return None
     if constants.HF_HUB_OFFLINE:
-        return _cached(model, revision)
+        with asking_about(model, revision):
+            return _cached(model, revision)
     with asking_about(model, revision):
         info = hub_api(token).model_info(model, revision=revision, timeout=TIMEOUT)
         if info.gated:
