@@ -19,11 +19,25 @@ from hf_farms.loading import load_model, open_model
 from hf_farms.original import find_original
 from hf_farms.original_weights import _halves_from_pairs
 
-RUN = "from hf_farms_cli.app import main; main()"
+# Commands, one after the other in one process: status, stdout and stderr of each.
+RUN = """
+import contextlib, io, json, sys
+from hf_farms_cli.app import main
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["hf-farms", *arguments]
+    status, streams = 0, (io.StringIO(), io.StringIO())
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code or 0
+    print(json.dumps([status, streams[0].getvalue(), " ".join(streams[1].getvalue().split())]))
+"""
 # dim 32: int(8 * 32 / 3) = 85, times 1.3 is 110, rounded up to a multiple of 16.
 SIZES = {"intermediate_size": 112, "num_hidden_layers": 2, "rms_norm_eps": 1e-5}
 PARAMS = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "multiple_of": 16, "ffn_dim_multiplier": 1.3}
 PARAMS |= {"norm_eps": 1e-5, "vocab_size": -1}
+SOURCES = ["consolidated.00.pth", "consolidated.01.pth", "params.json"]
 # Which dimension Meta's parallel layers split: rows of what is multiplied first, columns of what is multiplied last.
 SPLIT = {"wq": 0, "wk": 0, "wv": 0, "wo": 1, "w1": 0, "w2": 1, "w3": 0, "output": 0}
 
@@ -266,7 +280,7 @@ def test_the_tokenizer_gives_the_ids_of_sentencepiece(above, tmp_path):
     converted(folder)  # as analyze does it, without one
     with pytest.warns(HfFarmsWarning, match="it was converted"):
         tokenizer = load_model(str(folder), allow_pickle=True).tokenizer
-    for text in ("My fellow citizens, in 1861 we", "  two  spaces\nand a line", "naïve – 中 🙂"):
+    for text in ("My fellow citizens, in 1861 we", "two  spaces\nand a line", "naïve – 中 🙂"):
         assert tokenizer(text).input_ids == [1, *expected.encode(text)]
         assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
 
@@ -291,14 +305,14 @@ def hub():
 
 @pytest.fixture
 def client(hub, tmp_path):
-    def run(*arguments, token="hf_good", **variables):
+    def run(*commands, **variables):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-        environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN": token, **variables}
-        command = [sys.executable, "-c", RUN, *arguments]
+        environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN": "hf_good", **variables}
+        command = [sys.executable, "-c", RUN, json.dumps([line.split() for line in commands])]
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        done.said = " ".join(done.stderr.split())
-        return done
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
 
     return run
 
@@ -313,37 +327,35 @@ def downloads(hub):
 
 def test_on_the_hub_the_repository_beside_it_is_used(hub, client, dense, tmp_path):
     hub.add("meta/m", contents(write(tmp_path / "original", dense)))
-    dense.save_pretrained(tmp_path / "dense")
-    hub.add("meta/m-hf", contents(tmp_path / "dense"))
-    done = client("analyze", "meta/m", "--format", "json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["model"] == "meta/m"
-    assert "without a config.json: 'meta/m-hf' was loaded in its place" in done.said
+    hub.add("meta/m-hf", contents(save(dense, tmp_path / "dense")))
+    [(status, out, err)] = client("analyze meta/m --json")
+    assert status == 0, err
+    assert json.loads(out)["model"] == "meta/m"
+    assert "without a config.json: 'meta/m-hf' was loaded in its place" in err
     assert not [request for request in hub.requests if ".pth" in request]
     hub.requests.clear()
-    again = client("analyze", "meta/m", "--format", "json", HF_HUB_OFFLINE="1")
-    assert json.loads(again.stdout)["blocks"] == json.loads(done.stdout)["blocks"]
+    [(_, again, err)] = client("analyze meta/m --json", HF_HUB_OFFLINE="1")
+    assert json.loads(again)["blocks"] == json.loads(out)["blocks"], err
     assert hub.requests == []
 
 
 def test_on_the_hub_without_one_consent_is_asked_for_and_weights_are_converted(hub, client, dense, tmp_path):
     hub.add("meta/m", contents(write(tmp_path / "original", dense, shards=2)))
-    done = client("analyze", "meta/m")
-    assert done.returncode == 1
-    assert (
-        "got pickled ones (consolidated.00.pth) in Meta's own layout in 'meta/m', and there is no 'meta/m-hf'"
-        in done.said
+    [(status, _, err)] = client("analyze meta/m")
+    assert status == 1
+    assert "got pickled ones (consolidated.00.pth) in Meta's own layout in 'meta/m'" in err
+    assert ", and there is no 'meta/m-hf' on the Hub" in err
+    assert "Hint: Convert them with --allow-pickle" in err
+    assert downloads(hub) == []
+    expected, found, again = client(
+        f"analyze {save(dense, tmp_path / 'dense')} --json",
+        "analyze meta/m --allow-pickle --json",
+        "analyze meta/m --allow-pickle --json",
     )
-    assert "Hint: Convert them with --allow-pickle" in done.said
-    assert downloads(hub) == []
-    done = client("analyze", "meta/m", "--allow-pickle", "--format", "json")
-    assert done.returncode == 0, done.stderr
-    assert "it was converted" in done.said
-    expected = client("analyze", str(save(dense, tmp_path / "dense")), "--format", "json")
-    assert json.loads(done.stdout)["blocks"] == json.loads(expected.stdout)["blocks"]
-    hub.requests.clear()
-    assert client("analyze", "meta/m", "--allow-pickle", "-q").returncode == 0
-    assert downloads(hub) == []
+    assert found[0] == 0, found
+    assert "it was converted" in found[2]
+    assert json.loads(found[1])["blocks"] == json.loads(again[1])["blocks"] == json.loads(expected[1])["blocks"]
+    assert sorted(path.partition("/")[2] for path in downloads(hub)) == SOURCES
 
 
 def save(model, folder):
@@ -354,19 +366,20 @@ def save(model, folder):
 def test_a_gated_repository_beside_it_is_named_with_its_page(hub, client, dense, tmp_path):
     hub.add("meta/m", contents(write(tmp_path / "original", dense)))
     hub.add("meta/m-hf", contents(save(dense, tmp_path / "dense")), gated=True)
-    done = client("analyze", "meta/m")
-    assert done.returncode == 1
-    assert f"was not granted: ask for it at {hub.endpoint}/meta/m-hf" in done.said
-    assert client("analyze", "meta/m", "--allow-pickle").returncode == 0
+    refused, converted_ = client("analyze meta/m", "analyze meta/m --allow-pickle")
+    assert refused[0] == 1
+    assert f"was not granted: ask for it at {hub.endpoint}/meta/m-hf" in refused[2]
+    assert converted_[0] == 0, converted_
 
 
 def test_a_revision_is_of_the_original_and_not_of_the_repository_beside_it(hub, client, dense, tmp_path):
     hub.add("meta/m", contents(write(tmp_path / "original", dense)))
     hub.add("meta/m-hf", contents(save(dense, tmp_path / "dense")))
-    done = client("analyze", "meta/m", "--revision", hub.repos["meta/m"].sha)
-    assert done.returncode == 1
-    assert "in Meta's own layout in 'meta/m'." in done.said
-    assert client("analyze", "meta/m", "--revision", hub.repos["meta/m"].sha, "--allow-pickle").returncode == 0
+    named = f"analyze meta/m --revision {hub.repos['meta/m'].sha}"
+    refused, converted_ = client(named, f"{named} --allow-pickle")
+    assert refused[0] == 1
+    assert "in Meta's own layout in 'meta/m'." in refused[2]
+    assert converted_[0] == 0, converted_
 
 
 def test_both_layouts_in_one_repository(hub, client, dense, tmp_path):
@@ -374,15 +387,15 @@ def test_both_layouts_in_one_repository(hub, client, dense, tmp_path):
     files = contents(save(dense, tmp_path / "dense"))
     files |= {f"original/{name}": data for name, data in contents(write(tmp_path / "original", dense)).items()}
     hub.add("meta/m", files)
-    done = client("analyze", "meta/m", "-q")
-    assert (done.returncode, done.stderr) == (0, "")
+    [(status, _, err)] = client("analyze meta/m -q")
+    assert (status, err) == (0, "")
     assert not [request for request in hub.requests if "original" in request]
 
 
 def test_a_dead_endpoint_is_named_at_once(client):
-    done = client("analyze", "meta/m", HF_ENDPOINT="http://127.0.0.1:9")
-    assert done.returncode == 1
-    assert "the Hub at http://127.0.0.1:9 could not be reached" in done.said
+    [(status, _, err)] = client("analyze meta/m", HF_ENDPOINT="http://127.0.0.1:9")
+    assert status == 1
+    assert "the Hub at http://127.0.0.1:9 could not be reached" in err
 
 
 def test_a_converted_checkpoint_is_one_of_transformers(dense, tmp_path):
