@@ -54,17 +54,19 @@ class TextNll:
         return mean, math.sqrt(variance / len(deltas))
 
 
-def require_causal(model: nn.Module) -> None:
+def require_causal(model: nn.Module, *, what: str = "perplexity", hint: str | None = "Use --evaluation none.") -> None:
     """Refuse a model that predicts no next token.
+
+    Args:
+        model: of transformers.
+        what: that is to be measured.
+        hint: what to do instead.
 
     Raises:
         ModelError: it does not generate text.
     """
     if not getattr(model, "can_generate", lambda: False)():
-        raise ModelError(
-            f"perplexity must be measured on a causal language model, got {type(model).__name__}.",
-            hint="Use --evaluation none.",
-        )
+        raise ModelError(f"{what} must be measured on a causal language model, got {type(model).__name__}.", hint=hint)
 
 
 def text_nll(

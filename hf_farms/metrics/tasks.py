@@ -6,6 +6,7 @@ lm-eval is an extra and slow to import, so it is imported when tasks are loaded.
 from __future__ import annotations
 
 import difflib
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -144,9 +145,10 @@ class TaskSuite:
                     bootstrap_iters=BOOTSTRAPS,
                 )
             except Exception as error:  # assertions and Python code of tasks too
+                # An assertion may say nothing but what it asserts.
+                detail = str(error).strip().partition("\n")[0] or traceback.extract_tb(error.__traceback__)[-1].line
                 raise ModelError(
-                    f"tasks must run on this model, got {type(error).__name__}: "
-                    f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}",
+                    f"tasks must run on this model, got {type(error).__name__}: {detail}",
                     hint="Where memory is short, lower --batch-size. --debug shows where it happened.",
                 ) from error
         if cut := sum("exceeds model's maximum length" in line for line in said):
@@ -156,7 +158,7 @@ class TaskSuite:
                 HfFarmsWarning,
                 stacklevel=2,
             )
-        return [score for name in self._asked for score in self._scores(results, name)]
+        return [score for name in dict.fromkeys(self._asked) for score in self._scores(results, name)]
 
     def _scores(self, results: Any, name: str) -> list[TaskScore]:
         found = results["results"][name]
