@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from hf_farms.errors import HfFarmsError, HubError, ModelError
 
-__all__ = ["LOGIN", "explain", "first_line", "known_error", "status_of"]
+__all__ = ["LOGIN", "chain", "explain", "first_line", "known_error", "status_of"]
 
 AGAIN = "run the same command again."
 LOGIN = "Run `hf auth login` with a token that may write, or pass --token."
@@ -35,7 +35,7 @@ def explain(error: BaseException, *, what: str) -> HfFarmsError:
 
 def known_error(error: BaseException, what: str) -> HfFarmsError | None:
     """The sentence of the outermost error in the chain that has one."""
-    for cause in _chain(error):
+    for cause in chain(error):
         found = cause if isinstance(cause, HfFarmsError) else _model_error(cause, what) or _hub_error(cause, what)
         if found is not None:
             return found
@@ -99,7 +99,7 @@ def _endpoint() -> str:
     return str(constants.ENDPOINT)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def chain(error: BaseException) -> Iterator[BaseException]:
     """The error and what it was raised from, outermost first."""
     seen: set[int] = set()
     current: BaseException | None = error
@@ -132,9 +132,7 @@ def _http_error(cause: BaseException, what: str) -> HubError:
     if status == 429:
         return HubError(f"the Hub was asked too often for {what!r} ({said}).", hint=f"{_pause(cause)}, {AGAIN}")
     repair = "Check HF_ENDPOINT, then" if status == 404 else "Now or later,"
-    return HubError(
-        f"the Hub refused a request for {what!r} with status {status} ({said}).", hint=f"{repair} {AGAIN}"
-    )
+    return HubError(f"the Hub refused a request for {what!r} with status {status} ({said}).", hint=f"{repair} {AGAIN}")
 
 
 def _pause(cause: BaseException) -> str:

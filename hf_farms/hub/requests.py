@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_farms.errors import HfFarmsError, HubError
-from hf_farms.explain import LOGIN, first_line, known_error, status_of
+from hf_farms.explain import LOGIN, chain, first_line, known_error, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,27 +63,37 @@ def retried(call: Callable[[], T], *, what: str, attempts: int = ATTEMPTS) -> T:
         try:
             return call()
         except Exception as error:
-            wait = _wait(error, attempt)
+            cause = _cause(error)
+            wait = _wait(cause, attempt)
             if wait is None or attempt == attempts or waited + wait > LONGEST_WAIT:
                 raise
-            reason = f"status {status_of(error)}" if status_of(error) else type(error).__name__
+            reason = f"status {status_of(cause)}" if cause and status_of(cause) else type(cause).__name__
             logger.warning("%s: %s, trying again in %.0f s (%d of %d)", what, reason, wait, attempt, attempts - 1)
             time.sleep(wait)
             waited += wait
     raise AssertionError("unreachable")
 
 
-def _wait(error: Exception, attempt: int) -> float | None:
+def _cause(error: Exception) -> BaseException | None:
+    """What went wrong on the way to the Hub; the client wraps it where it uploads."""
+    return next((e for e in chain(error) if status_of(e) or _kinds(e) & (BROKEN | UNREACHABLE)), None)
+
+
+def _kinds(error: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}
+
+
+def _wait(cause: BaseException | None, attempt: int) -> float | None:
     """Seconds before the next try; None: it would fail again."""
     growing = float(2 ** (attempt - 1))
-    status = status_of(error)
-    if status is not None:
+    if cause is None:
+        return None
+    if (status := status_of(cause)) is not None:
         if status not in PASSING:
             return None
-        asked = _asked_wait(error.response.headers)  # type: ignore[attr-defined]
+        asked = _asked_wait(cause.response.headers)  # type: ignore[attr-defined]
         return growing if asked is None else asked
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    return growing if kinds & BROKEN and not kinds & UNREACHABLE else None
+    return None if _kinds(cause) & UNREACHABLE else growing
 
 
 def _asked_wait(headers: Mapping[str, str]) -> float | None:
