@@ -1,0 +1,285 @@
+"""Results of `eval`: made of what was measured, put into the report of a pruned model, and shown."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_farms_cards import write_card
+
+from hf_farms.errors import HfFarmsWarning
+from hf_farms.metrics.quiet import require_lm_eval
+from hf_farms.metrics.scores import TaskScore, compare_tasks, merge_tasks
+from hf_farms.output import replacing, writing
+from hf_farms.reports import (
+    REPORT_NAME,
+    EvaluationReport,
+    PerplexityRecord,
+    PerplexityScore,
+    PruneReport,
+    SparsityScore,
+    TaskRecord,
+)
+from hf_farms_cli.console import Format, print_notes, print_remark, say
+from hf_farms_cli.tables import MISSING, print_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hf_farms.config import EvaluationConfig
+    from hf_farms.metrics.nll import TextNll
+    from hf_farms.metrics.zeros import Zeros
+
+__all__ = ["Measured", "known_perplexity", "make_result", "print_evaluation", "store", "warn_of_other_weights"]
+
+# Perplexities of one model on two kinds of device differ by less than this share.
+SAME = 0.01
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one model came to."""
+
+    dtype: str
+    nll: TextNll | None = None
+    zeros: Zeros | None = None
+    tasks: tuple[TaskScore, ...] = ()
+
+
+def known_perplexity(
+    mine: Measured, text: EvaluationConfig | None, report: PruneReport | None
+) -> PerplexityRecord | None:
+    """What the report says of the same text."""
+    there = report.perplexity if report is not None else None
+    if there is None or mine.nll is None or there.config != text or there.context_length != mine.nll.context_length:
+        return None
+    return there
+
+
+def warn_of_other_weights(
+    mine: Measured, known: PerplexityRecord | None, report: PruneReport
+) -> PerplexityRecord | None:
+    """Say it when a report is of other weights than those that were measured.
+
+    Returns:
+        What the report says of the same text, if it is of these weights.
+    """
+    different = []
+    if mine.zeros is not None and not math.isclose(mine.zeros.sparsity, report.sparsity):
+        different.append(f"sparsity {mine.zeros.sparsity:.4f}, there {report.sparsity:.4f}")
+    if known is not None and mine.nll is not None and not _agrees(mine.nll.perplexity, known):
+        different.append(f"perplexity {mine.nll.perplexity:.4g}, there {known.pruned:.4g}")
+        known = None
+    if different:
+        warnings.warn(
+            f"the weights are not those that {REPORT_NAME} describes ({'; '.join(different)}). Its own numbers stay "
+            "as they are.",
+            HfFarmsWarning,
+            stacklevel=2,
+        )
+    return known
+
+
+def _agrees(perplexity: float, there: PerplexityRecord) -> bool:
+    return there.pruned is None or math.isclose(perplexity, there.pruned, rel_tol=SAME)
+
+
+def make_result(
+    name: str,
+    mine: Measured,
+    *,
+    text: EvaluationConfig | None,
+    notes: Sequence[str],
+    known: PerplexityRecord | None,
+    base: str | None,
+    dense: Measured | None = None,
+) -> EvaluationReport:
+    """What is written and shown.
+
+    Args:
+        name: of the model.
+        mine: what it came to.
+        text: of the perplexity.
+        notes: what a reader must know.
+        known: what its report says of the same text.
+        base: name of the dense model.
+        dense: what the dense model came to.
+    """
+    tasks = compare_tasks(mine.tasks, dense.tasks if dense is not None else ())
+    few = {task.task: task for task in tasks if task.num_samples < (task.total_samples or 0)}
+    perplexity = _perplexity(text, mine.nll, known, dense.nll if dense is not None else None)
+    compared = dense is not None or (perplexity is not None and perplexity.dense is not None)
+    return EvaluationReport(
+        model=name,
+        dtype=mine.dtype,
+        base=base if compared else None,
+        perplexity=perplexity,
+        sparsity=_sparsity(mine.zeros),
+        tasks=tasks,
+        notes=(*notes, *(f"{t.task}: {t.num_samples} of {t.total_samples} questions." for t in few.values())),
+    )
+
+
+def _sparsity(zeros: Zeros | None) -> SparsityScore | None:
+    if zeros is None:
+        return None
+    return SparsityScore(
+        value=zeros.sparsity, of_parameters=zeros.parameter_sparsity, num_parameters=zeros.num_parameters
+    )
+
+
+def _perplexity(
+    text: EvaluationConfig | None, mine: TextNll | None, known: PerplexityRecord | None, dense: TextNll | None
+) -> PerplexityScore | None:
+    if mine is None or text is None:
+        return None
+    score = PerplexityScore(
+        config=text, context_length=mine.context_length, num_tokens=mine.num_tokens, value=mine.perplexity
+    )
+    if dense is not None:
+        difference, stderr = mine.difference(dense)
+        return replace(score, dense=dense.perplexity, nll_difference=difference, nll_difference_stderr=stderr)
+    if known is not None:
+        return replace(
+            score,
+            dense=known.dense,
+            nll_difference=known.nll_difference,
+            nll_difference_stderr=known.nll_difference_stderr,
+        )
+    return score
+
+
+def store(folder: Path, result: EvaluationReport) -> bool:
+    """Put results into the report of a pruned model, beside those of earlier evaluations, and render its card again.
+
+    Args:
+        folder: with a report.
+        result: of the model in it.
+
+    Returns:
+        Whether there was anything new.
+
+    Raises:
+        OutputError: a file could not be written.
+    """
+    # Read again: another evaluation may have written meanwhile.
+    report = PruneReport.load(folder / REPORT_NAME)
+    merged = replace(
+        report,
+        tasks=merge_tasks(report.tasks, result.tasks),
+        perplexity=_merged_perplexity(report.perplexity, result),
+        versions=report.versions | ({"lm-eval": require_lm_eval()} if result.tasks else {}),
+    )
+    if merged == report:
+        return False
+    with writing(folder):
+        with replacing(folder / REPORT_NAME) as unfinished:
+            merged.save(unfinished)
+        write_card(merged, folder)
+    return True
+
+
+def _merged_perplexity(there: PerplexityRecord | None, result: EvaluationReport) -> PerplexityRecord | None:
+    score = result.perplexity
+    if score is None:
+        return there
+    if there is None:
+        return PerplexityRecord(
+            config=score.config,
+            context_length=score.context_length,
+            num_tokens=score.num_tokens,
+            dtype=result.dtype,
+            dense=score.dense,
+            pruned=score.value,
+            nll_difference=score.nll_difference,
+            nll_difference_stderr=score.nll_difference_stderr,
+        )
+    if (there.config, there.context_length) != (score.config, score.context_length):
+        warnings.warn(
+            f"the report keeps its perplexity of {there.config.source}; that of {score.config.source} is only printed.",
+            HfFarmsWarning,
+            stacklevel=3,
+        )
+    elif there.dense is None and score.dense is not None and _agrees(score.value, there):
+        return replace(
+            there,
+            dense=score.dense,
+            nll_difference=score.nll_difference,
+            nll_difference_stderr=score.nll_difference_stderr,
+        )
+    return there
+
+
+def print_evaluation(result: EvaluationReport, shown: Format) -> None:
+    """Print results in the format asked for."""
+    rows = _rows(result)
+    if shown == "json":
+        say(result.to_json(), newline=False)
+    elif shown == "quiet":
+        for row in rows:
+            say(row[1])
+    else:
+        paired = any(row[3] != MISSING for row in rows)
+        headings = ("result", "value", "± stderr", "dense", "difference", "± stderr", "of")
+        columns = range(7) if paired else (0, 1, 2, 6)
+        print_table(
+            f"{result.model}, {result.dtype}",
+            [headings[column] for column in columns],
+            [[row[column] for column in columns] for row in rows],
+            shown,
+        )
+        if result.perplexity is not None:
+            print_remark(_remark(result.perplexity), shown)
+        print_notes(result.notes)
+
+
+def _remark(p: PerplexityScore) -> str:
+    text = f"Perplexity of {p.config.source} in windows of {p.context_length} tokens"
+    if p.nll_difference is None:
+        return f"{text}."
+    stderr = "" if p.nll_difference_stderr is None else f" ± {p.nll_difference_stderr:.4f}"
+    return f"{text}; its logarithm differs by {p.nll_difference:+.4f}{stderr} (paired over windows)."
+
+
+def _rows(result: EvaluationReport) -> list[tuple[str, ...]]:
+    """Name, value, its error, dense value, difference, its error, of how many."""
+    rows: list[tuple[str, ...]] = []
+    if (p := result.perplexity) is not None:
+        rows.append(_row("perplexity", p.value, None, p.dense, None, f"{p.num_tokens} tokens", digits=2))
+    if (s := result.sparsity) is not None:
+        rows.append(_row("sparsity of the layers", s.value, None, None, None, ""))
+        rows.append(_row("sparsity of all parameters", s.of_parameters, None, None, None, f"{s.num_parameters}"))
+    return [*rows, *map(_task_row, result.tasks)]
+
+
+def _task_row(task: TaskRecord) -> tuple[str, ...]:
+    shots = f" ({task.num_fewshot}-shot)" if task.num_fewshot else ""
+    name = f"{task.task} {task.metric}{shots}"
+    return _row(name, task.value, task.stderr, task.dense, task.difference_stderr, f"{task.num_samples} questions")
+
+
+def _row(
+    name: str,
+    value: float,
+    stderr: float | None,
+    dense: float | None,
+    difference_stderr: float | None,
+    count: str,
+    digits: int = 4,
+) -> tuple[str, ...]:
+    def number(x: float | None, sign: str = "") -> str:
+        return MISSING if x is None else f"{x:{sign}.{digits}f}"
+
+    difference = None if dense is None else value - dense
+    return (
+        name,
+        number(value),
+        number(stderr),
+        number(dense),
+        number(difference, "+"),
+        number(difference_stderr),
+        count or MISSING,
+    )
