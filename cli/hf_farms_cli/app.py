@@ -10,6 +10,7 @@ import typer
 
 from hf_farms_cli.analyze import analyze_command
 from hf_farms_cli.env import env_command
+from hf_farms_cli.eval import eval_command
 from hf_farms_cli.prune import prune_command
 
 __all__ = ["CommandGroup", "app", "main"]
@@ -45,6 +46,7 @@ app = CommandGroup(
 )
 app.command("analyze")(analyze_command)
 app.command("prune")(prune_command)
+app.command("eval")(eval_command)
 app.command("env")(env_command)
 
 
