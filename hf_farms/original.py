@@ -149,7 +149,8 @@ def find_original(name: str, *, revision: str | None = None, allow_pickle: bool 
     if not allow_pickle:
         raise ModelError(
             f"weights must be safetensors, got pickled ones ({shards[0]}) in Meta's own layout in {name!r}{doubt}.",
-            hint=f"Convert them with --allow-pickle (no code in them is run). Or: {ELSEWHERE}",
+            hint="Convert them with --allow-pickle (no code in them is run), or name a repository of this model that "
+            f"has a {CONFIG}.",
         )
     return Original(name=name, revision=commit, shards=shards)
 

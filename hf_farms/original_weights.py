@@ -64,7 +64,8 @@ TRAINED = {10_000: (4096, 1, 2), 500_000: (8192, 128_000, 128_001), 1_000_000: (
 def convert_weights(folder: Path, shards: Sequence[str], target: Path) -> None:
     """Write config and weights of a checkpoint in Meta's layout as transformers has them, block by block.
 
-    Memory grows with one block. Nothing but tensors is read from the pickled files, and no code in them is run.
+    Memory grows with one block, or the embeddings. Nothing but tensors is read from the pickled files, and no code in
+    them is run.
 
     Args:
         folder: holds params.json and the shards.

@@ -339,6 +339,20 @@ def test_on_the_hub_the_repository_beside_it_is_used(hub, client, dense, tmp_pat
     assert hub.requests == []
 
 
+def test_the_users_own_line(hub, client, dense, tmp_path):
+    licence = {"README.md": b"---\nlicense: llama2\n---\n", "LICENSE.txt": b"terms", "USE_POLICY.md": b"policy"}
+    hub.add("meta/Llama-2", contents(write(tmp_path / "original", dense)) | licence)
+    hub.add("meta/Llama-2-hf", contents(save(dense, tmp_path / "dense")))
+    [(status, _, err)] = client("prune meta/Llama-2 --push --method magnitude --evaluation none")
+    assert status == 0, err
+    assert "'meta/Llama-2-hf' was loaded in its place" in err
+    pushed = hub.files("ada/Llama-2-farms-magnitude-50")
+    assert b"base_model: meta/Llama-2\n" in pushed["README.md"]
+    assert b"license: llama2\n" in pushed["README.md"]
+    assert (pushed["LICENSE.txt"], pushed["USE_POLICY.md"]) == (b"terms", b"policy")
+    assert b"LLAMA 2 Community License" in pushed["NOTICE"]
+
+
 def test_on_the_hub_without_one_consent_is_asked_for_and_weights_are_converted(hub, client, dense, tmp_path):
     hub.add("meta/m", contents(write(tmp_path / "original", dense, shards=2)))
     [(status, _, err)] = client("analyze meta/m")
