@@ -116,16 +116,22 @@ def hashes(folder):
     }
 
 
-def random_moment(folder, chance):
-    """Some time after some file has appeared: evenly over what is done, not over the seconds that it takes."""
-    files, pause = chance.randrange(FILES), chance.uniform(0, 0.03)
+def random_moment(folder, chance, share):
+    """Some time after some file has appeared: evenly over what is done, not over the seconds that it takes.
+
+    Args:
+        folder: where the files appear.
+        chance: random numbers.
+        share: from which share of the files to which.
+    """
+    files, pause = FILES * chance.uniform(*share), chance.uniform(0, 0.01)
 
     def wait():
         deadline = time.monotonic() + 100
         while not (folder / "out").exists() and time.monotonic() < deadline:
             if sum(1 for path in folder.rglob("*") if path.is_file()) >= files:
                 break
-            time.sleep(0.005)
+            time.sleep(0.001)
         time.sleep(pause)
 
     return wait
@@ -146,7 +152,9 @@ def check_kills(commands, model, folder, options, number, seed):
     for kill in range(number):
         place = folder / str(kill)
         place.mkdir()
-        code, _ = commands.run(place, *arguments, kill_when=random_moment(place, chance))
+        code, _ = commands.run(
+            place, *arguments, kill_when=random_moment(place, chance, (kill / number, (kill + 1) / number))
+        )
         assert code in (-signal.SIGKILL, 0)
         found.append(len(list(place.glob("out*/*.safetensors"))))
         code, shown = commands.run(place, *arguments)
