@@ -57,7 +57,7 @@ class HubClient:
         self.log = folder / "log.txt"
         self._logged = self.log.open("w")
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", WORKER],
+            [sys.executable, "-c", WORKER],
             env=environment(hub.endpoint, folder / "home", token=token),
             cwd=folder,
             stdin=subprocess.PIPE,

@@ -62,6 +62,7 @@ class Fault:
     Attributes:
         status: answer with this instead.
         retry_after: seconds; sent with the status.
+        page: answer with a page of HTML, as gateways do.
         message: what the answer says.
         delay: seconds before the answer.
         drop: close the connection when half of the request is read, or after it was obeyed.
@@ -73,6 +74,7 @@ class Fault:
     skip: int = 0
     status: int | None = None
     retry_after: int | None = None
+    page: bool = False
     message: str = "injected failure"
     delay: float = 0
     drop: Literal["request", "answer"] | None = None
@@ -99,6 +101,7 @@ class LocalHub:
         self.scopes: dict[str, set[str]] = {}
         self.orgs: dict[str, set[str]] = {}  # organisation -> members
         self.repos: dict[str, Repo] = {}
+        self.sizes: dict[str, dict[str, int]] = {}  # of files that are said to be in a repository
         self.datasets: set[str] = set()
         self.blobs: Files = {}  # by sha256
         self.uploads: list[str] = []  # sha256 of every blob that was sent

@@ -120,6 +120,7 @@ class Handler(WireHandler):
         content = self._files(found, revision or "main")
         sizes = "blobs=" in self.path
         files = [{"rfilename": path} | ({"size": len(data)} if sizes else {}) for path, data in content.items()]
+        files += [{"rfilename": path, "size": size} for path, size in self.hub.sizes.get(repo, {}).items()]
         answer = {"id": repo, "sha": found.sha, "private": found.private, "siblings": files, "tags": []}
         answer["gated"] = "manual" if found.gated else False
         # YAML between the first two lines of dashes, as the Hub reads it.
@@ -133,8 +134,14 @@ class Handler(WireHandler):
 
     def validate(self) -> Answer:
         content = json.loads(self.payload)["content"]
-        ok = content.startswith("---\n")
-        return {"errors": [] if ok else [{"message": "no YAML header"}], "warnings": []}, {}
+        if not content.startswith("---\n"):
+            return {"errors": [], "warnings": [{"message": "empty or missing yaml metadata in repo card"}]}, {}
+        try:
+            yaml.safe_load(content.split("---\n")[1])
+        except yaml.YAMLError as error:
+            errors = [{"message": f"Invalid YAML: {error.problem}"}]
+            raise Refused(400, body={"errors": errors, "warnings": []}) from error
+        return {"errors": [], "warnings": []}, {}
 
     def preupload(self, repo: str, revision: str) -> Answer:
         files = json.loads(self.payload)["files"]

@@ -19,7 +19,9 @@ Answer = tuple[Json | list[Json] | bytes, Headers]
 
 
 class Refused(Exception):  # noqa: N818
-    def __init__(self, status: int, code: str | None = None, message: str = "", body: Json | None = None) -> None:
+    def __init__(
+        self, status: int, code: str | None = None, message: str = "", body: Json | bytes | None = None
+    ) -> None:
         self.status, self.code, self.message, self.body = status, code, message, body
         self.headers: Headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
 
@@ -115,6 +117,9 @@ class WireHandler(BaseHTTPRequestHandler):
 def _refusal(fault: "Fault") -> Refused:
     assert fault.status is not None
     refused = Refused(fault.status, message=fault.message)
+    if fault.page:
+        refused.body = b"<html>Bad gateway</html>"
+        refused.headers["Content-Type"] = "text/html"
     if fault.retry_after is not None:
         refused.headers["Retry-After"] = str(fault.retry_after)
     return refused

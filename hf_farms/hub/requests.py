@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 # Conflicts with another commit (409, 412), limits of the rate, a Hub that is busy. Anything else will be refused again.
 PASSING = frozenset({408, 409, 412, 425, 429, 500, 502, 503, 504})
 # By name, as the client's HTTP library is httpx in some versions and httpx2 in others.
-BROKEN = frozenset({"TimeoutException", "NetworkError", "RemoteProtocolError"})
+# JSON that is none is the page of a gateway.
+BROKEN = frozenset({"TimeoutException", "NetworkError", "RemoteProtocolError", "JSONDecodeError"})
 UNREACHABLE = frozenset({"ConnectError", "ConnectTimeout"})
 ATTEMPTS = 5
 # Limits of the rate are counted over five minutes.
@@ -149,6 +150,12 @@ def _repository_error(error: Exception, what: str) -> HubError | None:
         return HubError(
             f"repository must be there and open to this token, got {what!r}, which the Hub does not show.",
             hint="Check the name and the token, and run the same command again.",
+        )
+    if isinstance(error, ValueError) and "README.md" in str(error):
+        found = " ".join(str(error).splitlines()[1:]).removeprefix("- ")
+        return HubError(
+            f"README.md must be a card that the Hub accepts, got one with: {found}.",
+            hint="Correct the lines between --- at its beginning, and run the same command again.",
         )
     if isinstance(error, hub.RevisionNotFoundError):
         return HubError(f"revision must be a branch of {what!r}, got one that is not there.", hint="Check --revision.")

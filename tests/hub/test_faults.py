@@ -23,6 +23,7 @@ PASSING = {
     "too-often": {"status": 429, "retry_after": 7},
     "broken": {"status": 500},
     "busy": {"status": 503, "retry_after": 3},
+    "gateway": {"status": 502, "page": True},
     "slow": {"delay": 0.3},
     "dropped": {"drop": "request"},
     "lost-answer": {"drop": "answer"},

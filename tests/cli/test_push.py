@@ -1,0 +1,229 @@
+"""`hf-farms push` and `prune --push` against a Hub on this machine."""
+
+import json
+import shutil
+
+import pytest
+from hub_client import HubClient, contents
+from local_hub import LocalHub
+from models import tiny
+
+PRUNE = ("prune", "demo", "--method", "magnitude", "--evaluation", "none", "-q", "-o")
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work")
+    with LocalHub() as hub, HubClient(hub, folder) as client:
+        client.folder = folder
+        done = client.cli(*PRUNE, "pruned")
+        assert done["status"] == 0, done
+        yield client
+
+
+@pytest.fixture
+def hub(client):
+    hub = client.hub
+    for state in (hub.repos, hub.blobs, hub.roles, hub.faults, hub.requests, hub.uploads):
+        state.clear()
+    return hub
+
+
+@pytest.fixture
+def pruned(client, tmp_path):
+    """A copy of the pruned model, to be changed."""
+    shutil.copytree(client.folder / "pruned", tmp_path / "pruned")
+    return tmp_path / "pruned"
+
+
+def edit_report(folder, **changes):
+    path = folder / "hf_farms_report.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refused(done, status=1):
+    assert done["status"] == status, done
+    assert done["stdout"] == ""
+    assert "Traceback" not in done["stderr"]
+    return " ".join(done["stderr"].split())
+
+
+def made(hub):
+    """Requests that changed something."""
+    return [request for request in hub.requests if not request.startswith(("GET", "HEAD"))]
+
+
+def test_push_in_all_formats(client, hub):
+    done = client.cli("push", "pruned", "--format", "human")
+    assert done["status"] == 0, done
+    assert done["stdout"].splitlines()[1:] == [f"  url: {hub.endpoint}/ada/pruned"]
+    assert "✓" in done["stdout"]
+    assert hub.files("ada/pruned") == contents(client.folder / "pruned")
+    assert client.cli("push", "pruned", "-q")["stdout"] == f"{hub.endpoint}/ada/pruned\n"
+    assert json.loads(client.cli("push", "pruned", "--json")["stdout"]) == {"url": f"{hub.endpoint}/ada/pruned"}
+    assert len(hub.uploads) == len(set(hub.uploads))
+
+
+def test_dry_run_shows_repository_files_sizes_and_sparsity(client, hub):
+    done = client.cli("push", "pruned", "--dry-run", "--private")
+    assert done["status"] == 0, done
+    lines = done["stdout"].splitlines()
+    assert all(line.startswith("[dry-run] ") for line in lines)
+    assert lines[0] == "[dry-run] repository: ada/pruned (new, private, branch main)"
+    assert lines[1].startswith("[dry-run] sparsity: 50.00% of the pruned layers, ")
+    names = {line.removeprefix("[dry-run] file: ").split(" (")[0] for line in lines if "file: " in line}
+    assert names == set(contents(client.folder / "pruned"))
+    assert lines[-1].startswith(f"[dry-run] total: {len(names)} files, ")
+    assert not made(hub)
+    assert not hub.repos
+
+
+def test_dry_run_of_prune_with_push_makes_nothing(client, hub):
+    done = client.cli("prune", "demo", "--push", "--dry-run", "-o", "planned")
+    assert "[dry-run] push: ada/planned (new, visibility as the namespace has it, branch main)" in done["stdout"]
+    assert not made(hub)
+    assert not hub.repos
+    assert not list(client.folder.glob("planned*"))
+    hub.add("ada/planned", {"config.json": b"{}"})
+    done = client.cli("prune", "demo", "--push", "--dry-run", "-o", "planned")
+    assert "with other files (config.json)" in refused(done)
+
+
+def test_a_pull_request_is_continued_and_not_opened_twice(client, hub):
+    hub.add("bob/model", {"README.md": b"# Theirs", "model.safetensors": b"old", "config.json": b"{}"})
+    # The answer is lost: the request is there all the same.
+    hub.fault("POST /api/models/bob/model/discussions", drop="answer")
+    hub.fault("POST /api/models/bob/model/commit", status=400)
+    command = ("push", "pruned", "--repo-id", "bob/model", "--create-pr", "-q")
+    assert "status 400" in refused(client.cli(*command))
+    done = client.cli(*command)
+    assert done["stdout"].strip() == f"{hub.endpoint}/bob/model/discussions/1"
+    assert [request.title for request in hub.repos["bob/model"].pull_requests] == ["Upload pruned"]
+    # One model.safetensors would be loaded instead of our shards.
+    assert hub.files("bob/model", "refs/pr/1") == contents(client.folder / "pruned")
+    assert hub.files("bob/model")["README.md"] == b"# Theirs"
+    hub.repos["bob/model"].files = dict(hub.files("bob/model", "refs/pr/1"))
+    hub.repos["bob/model"].pull_requests[0].status = "merged"
+    done = client.cli(*command)
+    assert "holds all of 'pruned' already: no pull request was opened" in done["stderr"]
+    assert len(hub.repos["bob/model"].pull_requests) == 1
+    hub.repos["bob/model"].files["config.json"] = b"{}"
+    assert client.cli(*command)["stdout"].strip().endswith("/discussions/2")
+
+
+def test_a_branch_is_made_and_main_stays(client, hub):
+    hub.add("ada/model", {"README.md": b"# Here"})
+    done = client.cli("push", "pruned", "--repo-id", "model", "--revision", "half", "-q", "--commit-message", "Half")
+    assert done["stdout"].strip() == f"{hub.endpoint}/ada/model/tree/half"
+    assert hub.files("ada/model", "half") == contents(client.folder / "pruned")
+    assert hub.files("ada/model") == {"README.md": b"# Here"}
+
+
+def test_weights_of_an_earlier_model_are_removed(client, hub):
+    old = {"hf_farms_report.json": b"{}", "model.safetensors": b"old", "model-00001-of-00002.safetensors": b"old"}
+    hub.add("ada/pruned", old | {"notes.txt": b"kept"})
+    done = client.cli("push", "pruned", "--dry-run")
+    assert "[dry-run] removed: model.safetensors, weights of an earlier model" in done["stdout"]
+    assert client.cli("push", "pruned", "-q")["status"] == 0
+    assert hub.files("ada/pruned") == contents(client.folder / "pruned") | {"notes.txt": b"kept"}
+
+
+def test_files_of_somebody_else_need_yes(client, hub):
+    hub.add("ada/pruned", {"config.json": b"{}", "notes.txt": b"mine"})
+    said = refused(client.cli("push", "pruned"))
+    assert "repository must be new or one that hf-farms wrote, got 'ada/pruned' with other files" in said
+    assert "--yes" in said
+    assert not made(hub)
+    assert client.cli("push", "pruned", "--yes", "-q")["status"] == 0
+    assert hub.files("ada/pruned")["notes.txt"] == b"mine"
+
+
+def test_the_dense_models_own_repository_is_never_written_to(client, hub, pruned):
+    edit_report(pruned, base={"repo_id": "ada/dense"}, model="ada/dense")
+    for more in ([], ["--yes"], ["--create-pr"]):
+        said = refused(client.cli("push", str(pruned), "--repo-id", "Ada/Dense", *more))
+        assert "repo_id must not be the dense model's own repository, got 'Ada/Dense'" in said
+    assert not made(hub)
+
+
+def test_derivatives_of_gated_models_are_private_unless_told_otherwise(client, hub, pruned):
+    edit_report(pruned, base={"repo_id": "meta/gated", "gated": True}, model="meta/gated")
+    assert client.cli("push", str(pruned), "-q")["status"] == 0
+    assert hub.repos["ada/pruned"].private
+    hub.add("ada/open", {})
+    said = refused(client.cli("push", str(pruned), "--repo-id", "open"))
+    assert "repository must be private, as the dense model is gated, got 'ada/open', which is public" in said
+    assert client.cli("push", str(pruned), "--repo-id", "open", "--no-private", "-q")["status"] == 0
+
+
+def test_the_name_follows_the_licence(client, hub, pruned):
+    edit_report(pruned, base={"repo_id": "meta/x", "license": "llama3.1"}, model="meta/x")
+    assert client.cli("push", str(pruned), "-q")["stdout"].strip() == f"{hub.endpoint}/ada/Llama-pruned"
+
+
+def test_folders_that_cannot_be_pushed(client, hub, pruned):
+    edit_report(pruned, schema_version=99)
+    assert "Upgrade hf-farms: pip install -U hf-farms." in refused(client.cli("push", str(pruned)))
+    (pruned / "hf_farms_report.json").unlink()
+    said = refused(client.cli("push", str(pruned)))
+    assert "folder must hold hf_farms_report.json to be pushed under its own name" in said
+    assert f"hf-farms push {pruned} --repo-id NAME" in said
+    shard = sorted(pruned.glob("*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-8])
+    said = refused(client.cli("push", str(pruned), "--repo-id", "m"))
+    assert f"folder must hold all its weights, got '{shard.name}' missing or damaged" in said
+    shard.unlink()
+    assert shard.name in refused(client.cli("push", str(pruned), "--repo-id", "m"))
+    assert "folder must hold config.json" in refused(client.cli("push", "nowhere"))
+    (client.folder / "begun.partial").mkdir(exist_ok=True)
+    assert "Run the `hf-farms prune` command" in refused(client.cli("push", "begun"))
+    assert not hub.requests
+
+
+def test_any_saved_model_is_pushed_where_it_is_told_to(client, hub, tmp_path):
+    tiny("llama").save_pretrained(tmp_path / "saved")
+    assert client.cli("push", str(tmp_path / "saved"), "--repo-id", "plain", "-q")["status"] == 0
+    assert hub.files("ada/plain") == contents(tmp_path / "saved")
+
+
+def test_a_card_that_the_hub_refuses_is_named(client, hub, pruned):
+    (pruned / "README.md").write_text("---\nlicense: [\n---\n")
+    said = refused(client.cli("push", str(pruned)))
+    assert "README.md must be a card that the Hub accepts, got one with: Invalid YAML" in said
+    (pruned / "README.md").write_text("# No header\n")
+    assert client.cli("push", str(pruned), "-q")["status"] == 0
+
+
+def test_a_failed_upload_after_a_prune_is_finished_by_the_command_that_is_shown(client, hub):
+    hub.fault("PUT /upload", status=403)
+    said = refused(client.cli(*PRUNE, "work/other name", "--push", "--repo-id", "mine", "--private"))
+    again = "hf-farms push 'work/other name' --repo-id ada/mine --private"
+    assert f"The pruned model is complete in work/other name. Run: {again}" in said
+    assert hub.files("ada/mine") == {}
+    done = client.cli("push", "work/other name", "--repo-id", "ada/mine", "--private", "-q")
+    assert done["stdout"].strip() == f"{hub.endpoint}/ada/mine"
+    assert hub.files("ada/mine") == contents(client.folder / "work" / "other name")
+    assert hub.repos["ada/mine"].private
+
+
+def test_a_gated_model_without_access_names_the_page(client, hub):
+    hub.add("meta/gated", {"config.json": b"{}"}, gated=True)
+    said = refused(client.cli("prune", "meta/gated", "--push"))
+    assert "'meta/gated' is gated, and access was not granted to this token." in said
+    assert f"{hub.endpoint}/meta/gated" in said
+    assert not made(hub)
+
+
+def test_texts_are_looked_for_before_the_repository_is_made(client, hub):
+    for option in ("--calibration", "--evaluation"):
+        said = refused(client.cli("prune", "demo", "--push", option, "ada/no-such-texts", "-o", "texts"))
+        assert "text must be a file or a dataset on the Hub, got 'ada/no-such-texts'" in said
+    assert not made(hub)
+
+
+def test_a_disk_that_is_too_small_is_named_before_anything_is_made(client, hub):
+    hub.add("meta/huge", {"config.json": b"{}"})
+    hub.sizes["meta/huge"] = {"model.safetensors": 10**17}
+    said = refused(client.cli("prune", "meta/huge", "--push"))
+    assert "output must fit on the disk, got " in said
+    assert not made(hub)
