@@ -12,6 +12,7 @@ from hf_farms_cli.analyze import analyze_command
 from hf_farms_cli.env import env_command
 from hf_farms_cli.eval import eval_command
 from hf_farms_cli.prune import prune_command
+from hf_farms_cli.push import push_command
 
 __all__ = ["CommandGroup", "app", "main"]
 
@@ -46,6 +47,7 @@ app = CommandGroup(
 )
 app.command("analyze")(analyze_command)
 app.command("prune")(prune_command)
+app.command("push")(push_command)
 app.command("eval")(eval_command)
 app.command("env")(env_command)
 
