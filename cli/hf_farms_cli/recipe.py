@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +14,7 @@ from hf_farms.errors import DataError
 if TYPE_CHECKING:
     from cattrs.preconf.pyyaml import PyyamlConverter
 
-__all__ = ["RECIPE_NAME", "Recipe"]
+__all__ = ["RECIPE_NAME", "Recipe", "shown_command"]
 
 RECIPE_NAME = "recipe.yaml"
 
@@ -71,6 +73,22 @@ class Recipe:
         return [self.calibration.source if self.prune.needs_calibration else None, self.evaluation.source]
 
 
+def shown_command(arguments: Sequence[str]) -> str:
+    """The command line as it can be shown and typed again: quoted for a shell, without the token.
+
+    Args:
+        arguments: what followed the name of the program.
+    """
+    words = ["hf-farms"]
+    rest = iter(arguments)
+    for word in rest:
+        if word == "--token":
+            next(rest, None)
+        elif not word.startswith("--token="):
+            words.append(word)
+    return shlex.join(words)
+
+
 def _flat(value: dict[str, object], prefix: str = "") -> dict[str, object]:
     flat: dict[str, object] = {}
     for key, item in value.items():
@@ -88,3 +106,20 @@ def _converter() -> PyyamlConverter:
     from cattrs.preconf.pyyaml import make_converter
 
     return make_converter(forbid_extra_keys=True)
+
+
+def shown_command(argv: Sequence[str]) -> str:
+    """A command line as it may be published: quoted, and without the token.
+
+    Args:
+        argv: as of `sys.argv`.
+    """
+    shown: list[str] = []
+    secret = False
+    for argument in argv[1:]:
+        if not secret and not argument.startswith("--token="):
+            shown.append(argument)
+        secret = argument == "--token"
+        if secret:
+            shown.pop()
+    return shlex.join(["hf-farms", *shown])
