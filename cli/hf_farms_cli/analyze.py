@@ -10,6 +10,7 @@ import typer
 from hf_farms.config import BLOCK_SCORES, FITS, FarmsConfig
 from hf_farms_cli.console import check_format, guarded, quiet_transformers, stages
 from hf_farms_cli.options import (
+    AllowPickleOption,
     DebugOption,
     DeviceOption,
     FormatOption,
@@ -71,9 +72,7 @@ def analyze_command(
     ] = None,
     device: DeviceOption = None,
     revision: RevisionOption = None,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read pickled weights where there are no safetensors.")
-    ] = False,
+    allow_pickle: AllowPickleOption = False,
     format_: FormatOption = "auto",
     json_: JsonOption = False,
     quiet: QuietOption = False,

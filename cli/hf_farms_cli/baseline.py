@@ -31,6 +31,7 @@ def uniform_nll(
     output: OutputFolder,
     *,
     device: str | None,
+    allow_pickle: bool,
     progress: Stages,
 ) -> TextNll:
     """NLL of the text when every block loses the same share.
@@ -42,7 +43,13 @@ def uniform_nll(
 
     def measure() -> TextNll:
         loaded = load_model(
-            recipe.model, dtype=recipe.dtype, device=device, revision=recipe.revision, tokenizer=False, stream=True
+            recipe.model,
+            dtype=recipe.dtype,
+            device=device,
+            revision=recipe.revision,
+            tokenizer=False,
+            stream=True,
+            allow_pickle=allow_pickle,
         )
         source = loaded.source
         source.attach(CheckpointWriter(loaded.model, folder, len(source), records=folder / "blocks"))

@@ -11,6 +11,7 @@ import typer
 from hf_farms.config import EvaluationConfig
 from hf_farms_cli.console import check_format, guarded, print_remark, stages
 from hf_farms_cli.options import (
+    AllowPickleOption,
     DebugOption,
     DeviceOption,
     FormatOption,
@@ -92,6 +93,7 @@ def eval_command(
         ),
     ] = None,
     revision: RevisionOption = None,
+    allow_pickle: AllowPickleOption = False,
     format_: FormatOption = "auto",
     json_: JsonOption = False,
     quiet: QuietOption = False,
@@ -144,6 +146,7 @@ def eval_command(
             batch_size=size,
             device=device,
             stream=stream,
+            allow_pickle=allow_pickle,
             progress=progress,
         )
         result, written = evaluate(

@@ -43,6 +43,7 @@ class Evaluation:
         batch_size: questions at once.
         device: None is a GPU if there is one.
         stream: as for `load_model`.
+        allow_pickle: as for `load_model`.
         progress: shown on stderr.
     """
 
@@ -55,10 +56,12 @@ class Evaluation:
         batch_size: int | str,
         device: str | None,
         stream: bool | None,
+        allow_pickle: bool,
         progress: Stages,
     ) -> None:
         self.text, self._sparsity, self._suite, self._batch_size = text, sparsity, suite, batch_size
         self._device, self._stream, self._progress = device, stream, progress
+        self._allow_pickle = allow_pickle
         self._read: EvaluationText | None = None
         self.notes: list[str] = []
 
@@ -80,7 +83,13 @@ class Evaluation:
         with_text = perplexity and self.text is not None
         asks = self._suite is not None
         loaded = load_model(
-            name, dtype=dtype, device=self._device, revision=revision, tokenizer=with_text or asks, stream=self._stream
+            name,
+            dtype=dtype,
+            device=self._device,
+            revision=revision,
+            tokenizer=with_text or asks,
+            stream=self._stream,
+            allow_pickle=self._allow_pickle,
         )
         if with_text or asks:
             hint = "Measure its zeros alone: --metrics sparsity."

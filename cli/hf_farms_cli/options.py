@@ -9,6 +9,7 @@ import typer
 
 __all__ = [
     "FORMATS",
+    "AllowPickleOption",
     "DebugOption",
     "DeviceOption",
     "DryRunOption",
@@ -58,6 +59,10 @@ QuietOption = Annotated[
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and all warnings.")]
 DeviceOption = Annotated[
     str | None, typer.Option(help="Where to compute, such as cuda:1; a GPU if there is one, else the CPU.")
+]
+AllowPickleOption = Annotated[
+    bool,
+    typer.Option("--allow-pickle", help="Read pickled weights where there are no safetensors; no code in them is run."),
 ]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of MODEL on the Hub.")]
 TokenOption = Annotated[

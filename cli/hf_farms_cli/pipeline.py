@@ -25,7 +25,7 @@ from hf_farms.texts import check_source
 from hf_farms_cli.baseline import uniform_nll
 from hf_farms_cli.console import Stages, quiet_transformers
 from hf_farms_cli.data import Calibration, EvaluationText, perplexity_record, same_text_note
-from hf_farms_cli.recipe import RECIPE_NAME, Recipe
+from hf_farms_cli.recipe import RECIPE_NAME, Recipe, shown_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,6 +64,7 @@ def run_prune(
     repo_id: str | None,
     progress: Stages,
     stream: bool | None = None,
+    allow_pickle: bool = False,
     baseline: bool = True,
     base: BaseModelRecord | None = None,
     token: str | None = None,
@@ -80,6 +81,7 @@ def run_prune(
         repo_id: where the model will be found, for the card.
         progress: shown on stderr.
         stream: as for `load_model`.
+        allow_pickle: as for `load_model`.
         baseline: measure the perplexity of uniform sparsity too.
         base: what the Hub says of the dense model.
         token: for its licence files; None: the one that is logged in.
@@ -96,6 +98,7 @@ def run_prune(
         revision=recipe.revision,
         tokenizer=recipe.evaluation.source is not None or recipe.prune.needs_calibration,
         stream=stream,
+        allow_pickle=allow_pickle,
     )
     text = EvaluationText(recipe.evaluation, loaded) if recipe.evaluation.source is not None else None
     calibration = Calibration(recipe, loaded)
@@ -113,17 +116,20 @@ def run_prune(
     even = len(set(plan_sparsity(spectra, config=recipe.prune))) == 1
     uniform = None
     if text and baseline and not even:
-        uniform = uniform_nll(recipe, text, batches, output, device=device, progress=progress)
+        uniform = uniform_nll(
+            recipe, text, batches, output, device=device, allow_pickle=allow_pickle, progress=progress
+        )
     report = _prune(loaded, recipe, batches, spectra, output, progress)
     pruned = text.measure(loaded, progress, "Pruned perplexity") if text else None
     if baseline and even and recipe.prune.allocation != "uniform":
         uniform = pruned
+    texts = (*(text.notes if text else ()), *same_text_note(recipe))
     report = replace(
         report,
         perplexity=perplexity_record(recipe.evaluation, report.dtype, dense=dense, pruned=pruned, uniform=uniform),
         base=base,
-        command=" ".join(["hf-farms", *sys.argv[1:]]),
-        notes=(*report.notes, *notes, *(text.notes if text else ()), *same_text_note(recipe), *spectra.notes),
+        command=shown_command(sys.argv),
+        notes=(*loaded.notes, *report.notes, *notes, *texts, *spectra.notes),
     )
     _describe(partial, recipe, report, repo_id)
     output.finish()

@@ -18,12 +18,14 @@ from hf_farms.config import (
 from hf_farms.output import OutputFolder
 from hf_farms_cli.console import check_format, guarded, stages
 from hf_farms_cli.options import (
+    AllowPickleOption,
     DebugOption,
     DryRunOption,
     FormatOption,
     JsonOption,
     PrivateOption,
     QuietOption,
+    RevisionOption,
     TokenOption,
 )
 from hf_farms_cli.push import (
@@ -112,7 +114,8 @@ def prune_command(
             "would take more than half of the free memory]",
         ),
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of MODEL on the Hub.")] = None,
+    revision: RevisionOption = None,
+    allow_pickle: AllowPickleOption = False,
     push: Annotated[bool, typer.Option("--push", help="Upload the result to the Hub.")] = False,
     repo_id: Annotated[
         str | None, typer.Option(help="Repository for --push  [default: <user>/<name of the output folder>]")
@@ -173,7 +176,14 @@ def prune_command(
     use_token(token)
     # The Hub is asked first: torch takes seconds to load.
     base, target = check_hub(
-        recipe, folder, push=push, repo_id=repo_id, private=private, create_pr=create_pr, overwrite=yes
+        recipe,
+        folder,
+        push=push,
+        repo_id=repo_id,
+        private=private,
+        create_pr=create_pr,
+        overwrite=yes,
+        allow_pickle=allow_pickle,
     )
     from hf_farms import hub
     from hf_farms_cli.pipeline import check_before_work, run_prune
@@ -196,6 +206,7 @@ def prune_command(
                 overwrite=overwrite,
                 device=device,
                 stream=stream,
+                allow_pickle=allow_pickle,
                 baseline=baseline,
                 repo_id=target.repo_id if target is not None else None,
                 progress=progress,

@@ -119,6 +119,7 @@ def check_hub(
     private: bool | None,
     create_pr: bool,
     overwrite: bool,
+    allow_pickle: bool,
 ) -> tuple[BaseModelRecord | None, PushPlan | None]:
     """Ask the Hub whether the dense model and all texts are there, and whether the result may be pushed.
 
@@ -127,7 +128,10 @@ def check_hub(
     """
     from hf_farms import hub
     from hf_farms.base_model import describe_base, generated_name
+    from hf_farms.original import find_original
 
+    # Meta's own layout needs another repository or consent: that is found out from the list of files.
+    find_original(recipe.model, revision=recipe.revision, allow_pickle=allow_pickle)
     base = describe_base(recipe.model, revision=recipe.revision)
     for source in recipe.texts():
         hub.check_dataset(source)
