@@ -1,4 +1,4 @@
-"""lm-eval as a guest: that it is there, and that it neither prints nor draws bars of its own."""
+"""lm-eval as a guest: that it and what it needs are there, and that it neither prints nor draws bars of its own."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from functools import wraps
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from hf_farms.errors import HfFarmsError
+from hf_farms.errors import DataError, HfFarmsError
 
-__all__ = ["quiet_lm_eval", "require_lm_eval"]
+__all__ = ["quiet_lm_eval", "require_hub", "require_lm_eval"]
 
 INSTALL = 'pip install -U "hf-farms[eval]"'
 OLDEST = (0, 4, 13)
+CONNECT_TIMEOUT = 5  # seconds
 
 
 def require_lm_eval() -> str:
@@ -33,6 +34,26 @@ def require_lm_eval() -> str:
     if numbers < OLDEST:
         raise HfFarmsError(f"lm-eval must be {'.'.join(map(str, OLDEST))} or newer, got {found}.", hint=INSTALL)
     return found
+
+
+def require_hub() -> None:
+    """Ask the Hub for a sign of life: datasets would try for half a minute.
+
+    Raises:
+        DataError: it cannot be reached.
+    """
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=CONNECT_TIMEOUT)
+    except Exception as error:  # the HTTP library differs between versions of the client
+        raise DataError(
+            f"questions of these tasks are on the Hub, and {constants.ENDPOINT} cannot be reached "
+            f"({type(error).__name__}).",
+            hint="Check the network and HF_ENDPOINT. For questions that are on this machine already set HF_HUB_OFFLINE=1.",
+        ) from error
 
 
 class _Kept(logging.Handler):

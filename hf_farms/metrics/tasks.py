@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_farms.errors import DataError, HfFarmsWarning, ModelError
-from hf_farms.metrics.quiet import quiet_lm_eval, require_lm_eval
+from hf_farms.metrics.quiet import quiet_lm_eval, require_hub, require_lm_eval
 from hf_farms.metrics.scores import TaskScore, answers_of, is_finite
 from hf_farms.reports import TaskRecord
 
@@ -199,6 +199,7 @@ def _manager(names: list[str], include_path: str | Path | None) -> Any:
 
     Raises:
         ValueError: nothing has this name.
+        DataError: it is of lm-eval, whose questions are on the Hub, which cannot be reached.
     """
     from lm_eval.tasks import TaskManager
 
@@ -213,6 +214,10 @@ def _manager(names: list[str], include_path: str | Path | None) -> Any:
             close = difflib.get_close_matches(name, known, n=1)
             repair = f"Did you mean {close[0]!r}?" if close else "`lm-eval ls tasks` lists them."
             raise ValueError(f"tasks must be names that lm-eval knows, got {name!r}. {repair}")
+    folder = Path(include_path).resolve() if include_path is not None else None
+    places = [manager.task_index[name].yaml_path for name in names]
+    if folder is None or not all(place and place.resolve().is_relative_to(folder) for place in places):
+        require_hub()
     return manager
 
 

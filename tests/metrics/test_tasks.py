@@ -2,6 +2,9 @@
 
 import logging
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -158,8 +161,6 @@ def test_nothing_is_printed(demo, tokenizer, folder, capfd, caplog):
 
 
 def test_bars_and_settings_are_as_before(demo, tokenizer, folder):
-    import os
-
     from tqdm import tqdm
 
     begin, level = tqdm.__init__, logging.getLogger("lm_eval").level
@@ -260,6 +261,23 @@ def test_missing_questions_are_explained(tmp_path):
     (tmp_path / "farms_after.jsonl").unlink()
     with pytest.raises(DataError, match="task must have questions that can be loaded, got 'farms_after'"):
         TaskSuite(["farms_after"], include_path=tmp_path)
+
+
+def test_a_hub_that_cannot_be_reached_is_named_at_once():
+    code = (
+        "from hf_farms.metrics.quiet import require_hub\nfrom hf_farms.errors import DataError\n"
+        "try:\n    require_hub()\nexcept DataError as error:\n    print(error, error.hint)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"HF_ENDPOINT": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+    )
+    assert "http://127.0.0.1:9 cannot be reached (ConnectError)" in done.stdout
+    assert "set HF_HUB_OFFLINE=1" in done.stdout
+    assert done.stderr == ""
 
 
 def test_code_that_a_model_writes_is_not_run(tmp_path):
