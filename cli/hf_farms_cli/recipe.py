@@ -73,22 +73,6 @@ class Recipe:
         return [self.calibration.source if self.prune.needs_calibration else None, self.evaluation.source]
 
 
-def shown_command(arguments: Sequence[str]) -> str:
-    """The command line as it can be shown and typed again: quoted for a shell, without the token.
-
-    Args:
-        arguments: what followed the name of the program.
-    """
-    words = ["hf-farms"]
-    rest = iter(arguments)
-    for word in rest:
-        if word == "--token":
-            next(rest, None)
-        elif not word.startswith("--token="):
-            words.append(word)
-    return shlex.join(words)
-
-
 def _flat(value: dict[str, object], prefix: str = "") -> dict[str, object]:
     flat: dict[str, object] = {}
     for key, item in value.items():

@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-from hf_farms_cli.recipe import shown_command
 from hub_client import HubClient, contents
 from local_hub import LocalHub
 from models import tiny
@@ -52,19 +51,6 @@ def refused(done, status=1):
 def made(hub):
     """Requests that changed something."""
     return [request for request in hub.requests if not request.startswith(("GET", "HEAD"))]
-
-
-@pytest.mark.parametrize(
-    ("typed", "shown"),
-    [
-        (["prune", "demo", "--token", "hf_x", "--push"], "hf-farms prune demo --push"),
-        (["prune", "demo", "--token=hf_x"], "hf-farms prune demo"),
-        (["prune", "demo", "--token"], "hf-farms prune demo"),
-        (["prune", "my model", "-o", "a'b"], """hf-farms prune 'my model' -o 'a'"'"'b'"""),
-    ],
-)
-def test_the_command_is_shown_without_the_token_and_can_be_typed_again(typed, shown):
-    assert shown_command(typed) == shown
 
 
 def test_push_in_all_formats(client, hub):
