@@ -52,7 +52,7 @@ def require_hub() -> None:
         raise DataError(
             f"questions of these tasks are on the Hub, and {constants.ENDPOINT} cannot be reached "
             f"({type(error).__name__}).",
-            hint="Check the network and HF_ENDPOINT. For questions that are on this machine already set HF_HUB_OFFLINE=1.",
+            hint="Check the network and HF_ENDPOINT. To use questions that are on this machine, set HF_HUB_OFFLINE=1.",
         ) from error
 
 
