@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import signal
 import sys
+
+from hf_farms_cli.interrupts import interrupts
 
 __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line; an interrupt at any moment is one line."""
+    """Run the command line; Ctrl-C at any moment is one line and status 130."""
+    status: object = 130
+    interrupts.watch()
     try:
         from hf_farms_cli.app import main as run
 
         run()
-    except KeyboardInterrupt:  # commands have their own answer; this is before and after them
-        print("Interrupted.", file=sys.stderr)  # noqa: T201
-        raise SystemExit(130) from None
+    except KeyboardInterrupt:
+        interrupts.asked = True
+    except SystemExit as end:
+        status = end.code
+        if not interrupts.asked:
+            raise
     finally:
-        # What still runs at the exit of Python is ended by a second Ctrl-C without a traceback.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        interrupts.forget_handler()
+    if interrupts.asked:
+        if not interrupts.said:  # commands have their own answer; this is before and after them
+            print("Interrupted.", file=sys.stderr)  # noqa: T201
+        raise SystemExit(status)
 
 
 if __name__ == "__main__":

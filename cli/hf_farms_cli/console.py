@@ -8,31 +8,27 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shlex
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import Any, ParamSpec
 
 import typer
 
 from hf_farms.errors import HfFarmsError, HfFarmsWarning
-from hf_farms.parallel import is_main_process
+from hf_farms_cli.interrupts import interrupts
 from hf_farms_cli.options import FORMATS, Format
 from hf_farms_cli.progress import Lines, Stages, bars
-
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+from hf_farms_cli.streams import IS_MAIN, err, out, say
 
 __all__ = [
     "IS_MAIN",
     "Format",
     "Stages",
     "check_format",
-    "command_line",
     "err",
     "guarded",
     "if_interrupted",
@@ -48,45 +44,8 @@ __all__ = [
 
 P = ParamSpec("P")
 
-# Of several launched processes one speaks.
-IS_MAIN = is_main_process()
 # What a warning has said is not said again by a note.
 _warned: set[str] = set()
-
-
-class Stream:
-    """stdout or stderr. rich is imported with the first line; styles are for people at a terminal."""
-
-    def __init__(self, *, stderr: bool) -> None:
-        self._stderr, self._styled = stderr, True
-        self._console: Console | None = None
-
-    @property
-    def console(self) -> Console:
-        """The console of rich behind it."""
-        if self._console is None:
-            from rich.console import Console
-
-            colors = "auto" if self._styled else None
-            self._console = Console(stderr=self._stderr, highlight=False, quiet=not IS_MAIN, color_system=colors)  # type: ignore[arg-type]
-        return self._console
-
-    @property
-    def is_terminal(self) -> bool:
-        """Whether a person is looking at it."""
-        return self._styled and self.console.is_terminal
-
-    def style(self, wanted: bool) -> None:
-        """Allow or forbid colours and bars."""
-        if wanted != self._styled:
-            self._styled, self._console = wanted, None
-
-    def print(self, text: RenderableType, *, markup: bool = True, soft_wrap: bool = True) -> None:
-        """Print text, not wrapped, or whatever rich can draw."""
-        self.console.print(text, markup=markup, soft_wrap=soft_wrap)
-
-
-out, err = Stream(stderr=False), Stream(stderr=True)
 
 
 def check_format(name: str, quiet: bool, json: bool = False) -> Format:
@@ -99,7 +58,7 @@ def check_format(name: str, quiet: bool, json: bool = False) -> Format:
     """
     if name not in FORMATS:
         raise typer.BadParameter(f"format must be one of {', '.join(FORMATS)}, got {name!r}.")
-    given = {f"--format {name}": name not in ("auto", "human"), "--json": json, "-q": quiet}
+    given = {f"--format {name}": name != "auto", "--json": json, "-q": quiet}
     if sum(given.values()) > 1:
         options = " and ".join(option for option, is_given in given.items() if is_given)
         raise typer.BadParameter(f"format must be given once, got {options}. Leave one out.")
@@ -123,12 +82,6 @@ def _no_foreign_bars() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     with warnings.catch_warnings(action="ignore"):  # that an environment variable has priority
         disable_progress_bars()
-
-
-def say(text: str, *, newline: bool = True) -> None:
-    """Print data to stdout as it is."""
-    if IS_MAIN:
-        typer.echo(text, nl=newline)
 
 
 def print_done(message: str, shown: Format, **fields: object) -> None:
@@ -181,18 +134,6 @@ def print_notes(notes: Sequence[str]) -> None:
             err.print(f"Note: {note}", markup=False)
 
 
-def command_line() -> str:
-    """The command as it was typed, for reports: it can be pasted into a shell, and holds no token."""
-    words = ["hf-farms"]
-    arguments = iter(sys.argv[1:])
-    for word in arguments:
-        if word == "--token":
-            next(arguments, None)
-        elif not word.startswith("--token="):
-            words.append(word)
-    return shlex.join(words)
-
-
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
     """Turn expected errors into one sentence and exit status 1; `--debug` keeps the traceback."""
 
@@ -203,7 +144,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             with _quiet_libraries(debug):
                 command(*args, **kwargs)
         except KeyboardInterrupt as interrupt:
-            err.print(" ".join(["Interrupted.", *getattr(interrupt, "__notes__", ())]), markup=False)
+            _say_interrupted(interrupt)
             raise typer.Exit(130) from None
         except BrokenPipeError:
             # The reader of our output (such as `head`) has seen enough; nothing may be flushed to it at exit.
@@ -214,10 +155,18 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except Exception as error:
             if debug:
                 raise
+            if interrupts.asked:
+                _say_interrupted(error)
+                raise typer.Exit(130) from None
             _explain(error)
             raise typer.Exit(1) from None
 
     return run
+
+
+def _say_interrupted(error: BaseException) -> None:
+    interrupts.said = True
+    err.print(" ".join(["Interrupted.", *getattr(error, "__notes__", ())]), markup=False)
 
 
 def _explain(error: Exception) -> None:
@@ -242,9 +191,9 @@ def if_interrupted(sentence: str, *, there: Path | None = None) -> Iterator[None
     """
     try:
         yield
-    except KeyboardInterrupt as interrupt:
-        if there is None or there.exists():
-            interrupt.add_note(sentence)
+    except BaseException as error:
+        if (interrupts.asked or isinstance(error, KeyboardInterrupt)) and (there is None or there.exists()):
+            error.add_note(sentence)
         raise
 
 

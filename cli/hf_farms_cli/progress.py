@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from hf_farms_cli.interrupts import interrupts
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -19,12 +21,20 @@ __all__ = ["Bars", "Lines", "Stages", "bars"]
 # Short stages are one line, and hours are not silent.
 STEP, SECONDS_AT_LEAST, SECONDS_AT_MOST = 0.1, 10.0, 600.0
 
+# Stages that the library names after its functions.
+LABELS = {"analyze": "Measuring spectra", "capture": "Inputs of the first block", "prune": "Pruning blocks"}
+
 
 class Stages:
     """The `progress` of library functions, which is called with a stage, steps done and steps in all; shows nothing."""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """So many steps of a stage are done."""
+        interrupts.check()
+        self._show(stage, done, total)
+
+    def _show(self, stage: str, done: int, total: int) -> None:
+        """Nothing."""
 
     def of(self, stage: str) -> Callable[[int, int], None]:
         """The same for a function that knows only one stage."""
@@ -38,10 +48,9 @@ class Bars(Stages):
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Move the bar of one stage."""
+    def _show(self, stage: str, done: int, total: int) -> None:
         if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(stage, total=total)
+            self._tasks[stage] = self._progress.add_task(_label(stage), total=total)
         self._progress.update(self._tasks[stage], completed=done, total=total)
 
 
@@ -90,15 +99,14 @@ class Lines(Stages):
     """
 
     def __init__(self, show: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._show, self._clock = show, clock
+        self._print, self._clock = show, clock
         self._stages: dict[str, _Begun] = {}
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Print a line, if it is time for one."""
+    def _show(self, stage: str, done: int, total: int) -> None:
         now, begun = self._clock(), self._stages.get(stage)
         if begun is None or done < begun.shown_done:
             self._stages[stage] = _Begun(now, done, now, done)
-            self._show(f"{stage}: {done} of {total}")
+            self._print(f"{_label(stage)}: {done} of {total}")
             return
         waited, steps = now - begun.shown_at, done - begun.shown_done
         due = done == total or steps >= STEP * total or waited >= SECONDS_AT_MOST
@@ -106,7 +114,14 @@ class Lines(Stages):
             begun.shown_at, begun.shown_done = now, done
             # What an earlier run has done took no time in this one.
             left = (now - begun.at) / (done - begun.done) * (total - done)
-            self._show(f"{stage}: {done} of {total}, {_duration(now - begun.at)} so far, {_duration(left)} left")
+            self._print(
+                f"{_label(stage)}: {done} of {total}, {_duration(now - begun.at)} so far, {_duration(left)} left"
+            )
+
+
+def _label(stage: str) -> str:
+    first, _, rest = stage.partition(" ")
+    return f"{LABELS.get(first, first)} {rest}".rstrip()
 
 
 def _duration(seconds: float) -> str:

@@ -1,0 +1,58 @@
+"""stdout and stderr of all commands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from hf_farms.parallel import is_main_process
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+__all__ = ["IS_MAIN", "Stream", "err", "out", "say"]
+
+# Of several launched processes one speaks.
+IS_MAIN = is_main_process()
+
+
+class Stream:
+    """stdout or stderr. rich is imported with the first line; styles are for people at a terminal."""
+
+    def __init__(self, *, stderr: bool) -> None:
+        self._stderr, self._styled = stderr, True
+        self._console: Console | None = None
+
+    @property
+    def console(self) -> Console:
+        """The console of rich behind it."""
+        if self._console is None:
+            from rich.console import Console
+
+            colors = "auto" if self._styled else None
+            self._console = Console(stderr=self._stderr, highlight=False, quiet=not IS_MAIN, color_system=colors)  # type: ignore[arg-type]
+        return self._console
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person is looking at it."""
+        return self._styled and self.console.is_terminal
+
+    def style(self, wanted: bool) -> None:
+        """Allow or forbid colours and bars."""
+        if wanted != self._styled:
+            self._styled, self._console = wanted, None
+
+    def print(self, text: RenderableType, *, markup: bool = True, soft_wrap: bool = True) -> None:
+        """Print text, not wrapped, or whatever rich can draw."""
+        self.console.print(text, markup=markup, soft_wrap=soft_wrap)
+
+
+out, err = Stream(stderr=False), Stream(stderr=True)
+
+
+def say(text: str, *, newline: bool = True) -> None:
+    """Print data to stdout as it is."""
+    if IS_MAIN:
+        typer.echo(text, nl=newline)
