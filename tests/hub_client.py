@@ -9,10 +9,11 @@ import subprocess
 import sys
 
 WORKER = """
-import json, sys, time
+import json, os, sys, time
 from pathlib import Path
 answers, sys.stdout = sys.stdout, sys.stderr
 waits, sleep = [], time.sleep
+variables = dict(os.environ)
 
 def brief(seconds):
     # Waits are noted and cut short.
@@ -33,6 +34,8 @@ def call(name, arguments, options):
 
 for line in sys.stdin:
     waits.clear()
+    os.environ.clear()
+    os.environ.update(variables)  # a command is a process of its own
     try:
         said = call(*json.loads(line))
     except Exception as error:
@@ -52,13 +55,13 @@ def environment(endpoint, home, *, token="hf_good", **more):
 class HubClient:
     """`with HubClient(hub, folder) as client:` works in that folder; what it logs is in `log`."""
 
-    def __init__(self, hub, folder, *, token="hf_good"):
+    def __init__(self, hub, folder, *, token="hf_good", **variables):
         self.hub = hub
         self.log = folder / "log.txt"
         self._logged = self.log.open("w")
         self._process = subprocess.Popen(
             [sys.executable, "-c", WORKER],
-            env=environment(hub.endpoint, folder / "home", token=token),
+            env=environment(hub.endpoint, folder / "home", token=token, **variables),
             cwd=folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Literal
 
 from local_hub_routes import Handler
@@ -104,6 +105,7 @@ class LocalHub:
         self.sizes: dict[str, dict[str, int]] = {}  # of files that are said to be in a repository
         self.datasets: set[str] = set()
         self.blobs: Files = {}  # by sha256
+        self.xet: Path | None = None  # folder that large files go to, by clients that use xet
         self.uploads: list[str] = []  # sha256 of every blob that was sent
         self.faults: list[Fault] = []
         self.requests: list[str] = []  # "METHOD /path" of each

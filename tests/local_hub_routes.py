@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from local_hub import PullRequest, Repo
 
 LFS_SUFFIXES = (".safetensors", ".png", ".bin")
+XET = b"in xet: "
 REPO = r"(?P<repo>[^/]+/[^/]+)"
 REVISION = r"(?P<revision>[^/]+)"
 
@@ -27,6 +28,7 @@ class Handler(WireHandler):
         ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", "lfs_batch"),
         ("PUT", r"/upload/(?P<oid>\w+)", "lfs_put"),
         ("POST", r"/verify", "lfs_verify"),
+        ("GET", rf"/api/models/{REPO}/xet-write-token/{REVISION}", "xet_token"),
         ("POST", rf"/api/models/{REPO}/commit/{REVISION}", "commit"),
         ("POST", rf"/api/models/{REPO}/branch/{REVISION}", "branch"),
         ("GET", rf"/api/models/{REPO}/auth-check(?P<write>/write)?", "auth_check"),
@@ -181,6 +183,14 @@ class Handler(WireHandler):
             raise Refused(404, message="not uploaded")
         return {}, {}
 
+    def xet_token(self, repo: str, revision: str) -> Answer:
+        self._writable(repo, revision)
+        return {"casUrl": f"local://{self.hub.xet}", "accessToken": "xet", "exp": 2**33}, {}
+
+    def _blob(self, oid: str) -> bytes:
+        """Of what went to xet only the hash is known here."""
+        return XET + oid.encode() if self.hub.xet and oid not in self.hub.blobs else self.hub.blobs[oid]
+
     def commit(self, repo: str, revision: str) -> Answer:
         found = self._writable(repo, revision)
         files = dict(self._files(found, revision))
@@ -190,7 +200,7 @@ class Handler(WireHandler):
             if entry["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
-                files[value["path"]] = self.hub.blobs[value["oid"]]
+                files[value["path"]] = self._blob(value["oid"])
             elif entry["key"] == "deletedFile":
                 files.pop(value["path"], None)
         found.commit(revision, files)
@@ -261,4 +271,6 @@ def _shown(repo: str, request: "PullRequest") -> Json:
 
 
 def _oid(data: bytes, lfs: bool) -> str:
+    if data.startswith(XET):
+        return data.removeprefix(XET).decode()
     return hashlib.sha256(data).hexdigest() if lfs else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
