@@ -9,10 +9,15 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from hf_farms.comparison import SpectralComparison
-from hf_farms.reports import SCHEMA_VERSION, PruneReport, SpectralReport
+from hf_farms.reports import SCHEMA_VERSION, PruneReport, SpectralReport, TrainReport
 
 FOLDER = Path(__file__).parents[1] / "hf_farms" / "schemas"
-REPORTS = {"spectral_report": SpectralReport, "prune_report": PruneReport, "spectral_comparison": SpectralComparison}
+REPORTS = {
+    "spectral_report": SpectralReport,
+    "prune_report": PruneReport,
+    "spectral_comparison": SpectralComparison,
+    "train_report": TrainReport,
+}
 
 
 def schema_of(report: type) -> dict[str, Any]:

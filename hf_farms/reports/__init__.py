@@ -3,6 +3,8 @@
 spectral.py     analyze: blocks, each with its layers
 pruning.py      prune: the recipe, spectra before and after, sparsity, where the model came from
 evaluation.py   perplexity and tasks; eval: what was measured
+training.py     a training with one of the callbacks
+folders.py      a folder: its report, or what the files of a training say
 base.py         the JSON form
 """
 
@@ -16,6 +18,7 @@ from hf_farms.reports.evaluation import (
 )
 from hf_farms.reports.pruning import BaseModelRecord, BlockSparsity, CalibrationRecord, LayerSparsity, PruneReport
 from hf_farms.reports.spectral import BlockSpectrum, LayerRecord, SpectralReport
+from hf_farms.reports.training import TrainReport
 
 __all__ = [
     "REPORT_NAME",
@@ -34,6 +37,7 @@ __all__ = [
     "SparsityScore",
     "SpectralReport",
     "TaskRecord",
+    "TrainReport",
     "json_converter",
     "versions",
 ]

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from hf_farms_cards.card import render_card
+from hf_farms_cards.card import render_card, write_card
 
-__all__ = ["render_card"]
+__all__ = ["render_card", "write_card"]

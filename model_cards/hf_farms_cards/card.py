@@ -1,95 +1,122 @@
-"""Report -> text of a model card."""
+"""Reports -> model cards: the text, and the folder with the figures that it shows."""
 
 from __future__ import annotations
 
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hf_farms.config import default_output_name
 from hf_farms.reports import PruneReport
+from hf_farms.reports.training import TrainReport
+from hf_farms_cards.figures import BLOCKS, dark_of, draw_blocks
+from hf_farms_cards.markdown import environment
+from hf_farms_cards.pruned import pruned_card
+from hf_farms_cards.trained import trained_card
+from hf_farms_cards.training import LR, SELECTION, draw_selection, draw_training
+from hf_farms_cards.usage import Checkpoint
 
 if TYPE_CHECKING:
-    from huggingface_hub import ModelCardData
+    from collections.abc import Callable
 
-__all__ = ["FIGURE", "render_card"]
+__all__ = ["FIGURE", "is_ours", "render_card", "repo_of", "write_card", "write_figures"]
 
-# Where the figure lies, relative to the card.
-FIGURE = "figures/blocks.png"
+# A tag of every card.
+MARK = "\n- hf-farms\n"
+# The line of the quick start that names the repository.
+QUICK_START = re.compile(r'(?:^name = |from_pretrained\(|model=)"([\w.-]+/[\w.-]+)"', re.MULTILINE)
+FIGURE = BLOCKS
 
 
-def render_card(report: PruneReport, *, repo_id: str | None = None) -> str:
-    """Describe a pruned model in the form that the Hub shows.
+def render_card(
+    report: PruneReport | TrainReport, *, repo_id: str | None = None, checkpoint: Checkpoint | None = None
+) -> str:
+    """Describe a pruned or trained model in the form that the Hub shows.
 
     Args:
-        report: what `prune` or the command line measured.
-        repo_id: where the model will be found; None: the name of the output folder.
+        report: what `prune`, the command line or a training measured.
+        repo_id: where the model will be found; None: the name that the command line gives the folder.
+        checkpoint: what the model's files say, see `Checkpoint.of`.
 
     Returns:
-        Markdown with a YAML header. The figure is expected at `FIGURE` beside it.
+        Markdown with a YAML header. `write_figures` draws what it shows.
     """
     from huggingface_hub import ModelCard
-    from jinja2 import Environment, StrictUndefined
 
-    # StrictUndefined: a card with a hole in it must fail here and not on the Hub.
-    environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters["number"] = _number
-    template = environment.from_string(files(__package__).joinpath("templates/prune.md.j2").read_text(encoding="utf-8"))
-    name = repo_id or default_output_name(report.model, report.config)
-    body = template.render(
-        report=report,
-        name=name,
-        base=report.model,
-        base_link=_hub_id(report.model),
-        rows=_rows(report),
-        figure=FIGURE,
-        command=report.command or f"hf-farms prune {report.model}",
-    )
-    return str(ModelCard(f"---\n{_card_data(report, name).to_yaml()}\n---\n\n{body}"))
+    checkpoint = checkpoint or Checkpoint()
+    if isinstance(report, TrainReport):
+        template = "train.md.j2"
+        data, values = trained_card(report, repo_id=repo_id, checkpoint=checkpoint)
+    else:
+        template = "prune.md.j2"
+        data, values = pruned_card(report, repo_id=repo_id, checkpoint=checkpoint)
+    body = environment().get_template(template).render(**values, figures=_links(report))
+    text = re.sub(r"\n{3,}", "\n\n", body)
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text.rstrip()}\n"))
 
 
-def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+def write_card(
+    report: PruneReport | TrainReport, folder: str | Path, *, repo_id: str | None = None, target: Path | None = None
+) -> Path:
+    """Write README.md and its figures into the folder of a model, whose other files are read for it.
+
+    Args:
+        report: of that model.
+        folder: an existing folder.
+        repo_id: where the model will be found; None: where the card that is there says, else the name of the folder.
+        target: write the card here, and its figures beside it; None: README.md in the folder.
+
+    Returns:
+        The card.
+
+    Raises:
+        OSError: a file could not be written.
+    """
+    folder = Path(folder)
+    card = folder / "README.md" if target is None else target
+    name = repo_id or repo_of(folder / "README.md") or folder.absolute().name.removesuffix(".partial")
+    text = render_card(report, repo_id=name, checkpoint=Checkpoint.of(folder))
+    write_figures(report, card.parent)
+    unfinished = card.with_name(f"{card.name}.tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, card)
+    return card
 
 
-def _hub_id(model: str) -> str | None:
-    """The model's id on the Hub, if its name can be one."""
-    parts = model.split("/")
-    return model if len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~") else None
+def write_figures(report: PruneReport | TrainReport, folder: Path) -> None:
+    """Draw the figures of a card, each for light and for dark pages, into `folder/figures`."""
+    for name, draw in _figures(report).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        draw(folder / name, False)
+        draw(folder / dark_of(name), True)
 
 
-def _card_data(report: PruneReport, name: str) -> ModelCardData:
-    from huggingface_hub import EvalResult, ModelCardData
-
-    base = _hub_id(report.model)
-    results = None
-    if report.perplexity is not None and report.perplexity.pruned is not None:
-        source = str(report.perplexity.config.source)
-        results = [
-            EvalResult(
-                task_type="text-generation",
-                dataset_type=source,
-                dataset_name=source,
-                metric_type="perplexity",
-                metric_value=round(float(report.perplexity.pruned), 4),
-                metric_name=f"perplexity (context {report.perplexity.context_length})",
-            )
-        ]
-    return ModelCardData(
-        library_name="transformers",
-        base_model=base,
-        base_model_relation="finetune" if base else None,
-        tags=["hf-farms", "farms", "pruned", "sparse", report.config.method],
-        model_name=name.rsplit("/", 1)[-1] if results else None,
-        eval_results=results,
-    )
+def _figures(report: PruneReport | TrainReport) -> dict[str, Callable[[Path, bool], None]]:
+    """What is drawn for a report, by the name of the light file."""
+    if isinstance(report, PruneReport):
+        return {BLOCKS: lambda path, dark: draw_blocks(report, path, dark=dark)}
+    found: dict[str, Callable[[Path, bool], None]] = {}
+    if (rates := report.farms_lr) is not None and rates.measurements:
+        found[LR] = lambda path, dark: draw_training(rates, path, dark=dark)
+    if (selection := report.s2ft) is not None and selection.layers:
+        found[SELECTION] = lambda path, dark: draw_selection(selection, path, dark=dark)
+    return found
 
 
-def _rows(report: PruneReport) -> list[dict[str, Any]]:
-    """One row per block for the table."""
-    before = {b.index: b for b in report.before.blocks} if report.before else {}
-    after = {b.index: b for b in report.after.blocks} if report.after else {}
-    return [
-        {"block": block, "before": before.get(block.index), "after": after.get(block.index)} for block in report.blocks
-    ]
+def _links(report: PruneReport | TrainReport) -> dict[str, tuple[str, str]]:
+    """For each figure its light and its dark file, by the light one's stem."""
+    return {Path(name).stem: (name, dark_of(name)) for name in _figures(report)}
+
+
+def is_ours(card: Path) -> bool:
+    """Whether hf-farms wrote this card."""
+    try:
+        return MARK in card.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+
+
+def repo_of(card: Path) -> str | None:
+    """The repository that an earlier card of ours names in its quick start; None: none, or no such card."""
+    found = QUICK_START.search(card.read_text(encoding="utf-8")) if is_ours(card) else None
+    return found[1] if found else None

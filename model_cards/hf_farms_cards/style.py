@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +14,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "CARD_WIDTH",
     "Estimate",
+    "Palette",
+    "card_figure",
     "depth_axis",
     "draw_estimates",
     "new_figure",
     "or_nan",
+    "page",
     "role_styles",
     "save_figure",
     "shorten",
@@ -31,6 +37,42 @@ ROLE_COLOURS = {
 OTHER_COLOURS = ("#8c6d46", "#5f7f8f", "#c77fb5", "#7a9a3a", "#a05a4a", "#4f6fae")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GRID = "#e4e4e4"
+
+# Inches of a figure in a card. With the resolution of `card_figure` twice the pixels of the Hub's column, and letters
+# of the size of its text.
+CARD_WIDTH = 8.0
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Colours of a figure on a light or on a dark page.
+
+    Attributes:
+        page: background.
+        text: letters and axes.
+        grid: lines behind the values.
+        muted: what is of second rank.
+        first: what was there before, or first.
+        second: what came out.
+        heat: name of a colour map, whose strong end means little trained.
+    """
+
+    page: str
+    text: str
+    grid: str
+    muted: str
+    first: str
+    second: str
+    heat: str
+
+
+LIGHT = Palette(
+    page="#ffffff", text="#1f2328", grid="#e4e4e4", muted="#6e7781", first="#2a62c9", second="#c8560f", heat="YlOrRd"
+)
+# The background of the Hub's dark pages.
+DARK = Palette(
+    page="#0b0f19", text="#d8dee6", grid="#2a303c", muted="#9aa4b2", first="#79a8ff", second="#ffa05c", heat="plasma"
+)
 
 # A value and its standard error.
 Estimate = tuple[float | None, float | None]
@@ -54,6 +96,27 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", dpi=120)
 
 
+@contextmanager
+def page(*, dark: bool) -> Iterator[Palette]:
+    """The colours of a light or a dark page, for everything that is drawn and saved inside."""
+    import matplotlib as mpl
+
+    palette = DARK if dark else LIGHT
+    options: dict[Any, Any] = {"grid.color": palette.grid, "font.size": 10.0, "axes.axisbelow": True}
+    inks = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    options |= dict.fromkeys(inks, palette.text)
+    options |= dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), palette.page)
+    with mpl.rc_context(options):
+        yield palette
+
+
+def card_figure(height: float) -> Figure:
+    """An empty figure as wide as a card, in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(CARD_WIDTH, height), layout="constrained", dpi=200)
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG file, the same bytes for the same figure."""
     figure.savefig(path, metadata={"Software": None})
@@ -64,14 +127,14 @@ def width_for(blocks: int) -> float:
     return min(16.0, max(6.0, 0.22 * blocks + 2))
 
 
-def draw_estimates(axes: Axes, x: Sequence[int], estimates: Sequence[Estimate], label: str, **style: Any) -> None:
+def draw_estimates(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], label: str, **style: Any) -> None:
     """Points with error bars; a gap in the line where there is no value."""
     values = [or_nan(value) for value, _ in estimates]
     errors = [error or 0.0 for _, error in estimates]
     axes.errorbar(x, values, yerr=errors, label=label, elinewidth=0.9, capsize=1.5, **style)
 
 
-def depth_axis(axes: Axes, *, grid: bool = True, label: bool = True) -> None:
+def depth_axis(axes: Axes, *, grid: bool = True, label: bool = True, colour: str = GRID) -> None:
     """Blocks along x."""
     from matplotlib.ticker import MaxNLocator
 
@@ -79,7 +142,7 @@ def depth_axis(axes: Axes, *, grid: bool = True, label: bool = True) -> None:
     if label:
         axes.set_xlabel("block (0 is nearest to the input)")
     if grid:
-        axes.grid(axis="y", color=GRID, linewidth=0.8)
+        axes.grid(axis="y", color=colour, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
 

@@ -1,66 +1,251 @@
+import math
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from hf_farms_cards import render_card
-from hf_farms_cards.figures import draw_blocks
+import yaml
 from huggingface_hub import ModelCard
 from jinja2 import UndefinedError
 
+sys.path.append(str(Path(__file__).parent))
+from examples import EXAMPLES, blocks, demo, farms_lr, full, minimal, s2ft
+from hf_farms_cards import render_card
+from hf_farms_cards.markdown import environment
+from hf_farms_cards.usage import Checkpoint, task_of
+
 from hf_farms.config import PruneConfig
+from hf_farms.reports import BaseModelRecord, TaskRecord
 
-sys.path.append(str(__import__("pathlib").Path(__file__).parents[1]))
-from test_reports import pruned
-
-
-def test_a_reader_finds_what_was_measured():
-    card = ModelCard(render_card(pruned(), repo_id="me/y-farms-wanda-50"))
-    assert card.data.base_model == "x/y"
-    assert {"hf-farms", "pruned", "sparse", "farms", "wanda"} <= set(card.data.tags)
-    assert card.data.eval_results[0].metric_value == 20.0
-    for words in (
-        "50.00% of the weights of its linear layers set to zero; perplexity 10.00 → 20.00 (speeches, context 64)",
-        'from_pretrained("me/y-farms-wanda-50")',
-        "| model.layers.0 | 2.500 | – | 2.500 | 50.00% | 50.00% |",
-        "50.0000% of the pruned layers, 40.00% of all 2000 parameters",
-        "0.6900 ± 0.0100 (paired over windows)",
-        "2306.11695",
-        "2506.06280",
-        "(figures/blocks.png)",
-    ):
-        assert words in card.text, words
+GOLDEN = Path(__file__).parent / "golden"
 
 
-def test_what_was_not_measured_is_not_claimed():
-    report = replace(
-        pruned(),
-        perplexity=None,
-        after=None,
-        before=None,
-        calibration=None,
-        config=PruneConfig(method="magnitude", allocation="uniform"),
+def header(text):
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def section(text, title):
+    return text.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_rendered_card_is_the_one_that_was_read(name):
+    report, repo_id, checkpoint = EXAMPLES[name]
+    text = render_card(report(), repo_id=repo_id, checkpoint=checkpoint)
+    assert text == (GOLDEN / f"{name}.md").read_text(encoding="utf-8"), "python tests/cards/update.py, and read it"
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_no_card_has_a_hole_or_a_number_that_is_none(name):
+    report, repo_id, checkpoint = EXAMPLES[name]
+    text = render_card(report(), repo_id=repo_id, checkpoint=checkpoint)
+    for words in ("More Information Needed", "None", "nan", "inf", "{{", "{%", "\n\n\n", "Markup", "Undefined"):
+        assert words not in text.replace("model-index", ""), words
+
+
+def test_the_header_is_what_the_hub_reads():
+    found = header(render_card(full(), repo_id="me/Llama-pruned"))
+    assert found["base_model"] == "meta-llama/Llama-3.1-8B"
+    assert found["base_model_relation"] == "finetune"
+    assert (found["license"], found["language"]) == ("llama3.1", ["en", "de", "fr"])
+    assert {"hf-farms", "pruned", "sparse", "farms", "sparsegpt"} <= set(found["tags"])
+    assert (found["library_name"], found["pipeline_tag"]) == ("transformers", "text-generation")
+    (index,) = found["model-index"]
+    assert index["name"] == "Llama-pruned"
+    values = [metric["value"] for result in index["results"] for metric in result["metrics"]]
+    assert values == [11.87, 0.7012, 0.731, 5.2]
+    assert all(type(value) is float for value in values)
+    assert index["results"][0]["dataset"]["config"] == "wikitext-2-raw-v1"
+
+
+def test_a_licence_of_its_own_is_inherited_with_name_and_link():
+    base = BaseModelRecord(
+        repo_id="a/b", license="other", license_name="b-licence", license_link="https://a.example/licence"
     )
-    card = ModelCard(render_card(report))
-    assert "Perplexity was not measured." in card.text
-    assert "| model.layers.0 | – | – | – | 50.00% | 50.00% |" in card.text
-    assert card.data.eval_results is None
-    assert "2306.11695" not in card.text
-    assert "2410.10912" not in card.text
+    text = render_card(replace(full(), base=base))
+    found = header(text)
+    assert (found["license"], found["license_name"]) == ("other", "b-licence")
+    assert found["license_link"] == "https://a.example/licence"
+    assert "[b-licence](https://a.example/licence)" in section(text, "Licence")
+    assert "Statement of changes: weights of the linear layers were set to zero" in text
+    assert "Built with" not in text
 
 
-@pytest.mark.parametrize("model", ["demo", "/a/folder", "./folder/x", "../x", "folder"])
+@pytest.mark.parametrize(
+    ("licence", "display", "notice"),
+    [
+        ("llama2", None, "LLAMA 2 Community License"),
+        ("llama3", "Built with Meta Llama 3", "Meta Llama 3 Community License"),
+        ("llama3.2", "Built with Llama", "Llama 3.2 Community License"),
+        ("gemma", None, "Gemma Terms of Use"),
+        ("mit", None, None),
+    ],
+)
+def test_the_duties_of_the_licence_are_met(licence, display, notice):
+    text = render_card(replace(full(), base=BaseModelRecord(repo_id="a/b", license=licence, files=("LICENSE",))))
+    assert (f"\n**{display}**\n" in text) == bool(display)
+    assert ("Built with" in text) == bool(display)
+    quoted = [line for line in section(text, "Licence").splitlines() if line.startswith("> ")]
+    assert len(quoted) == bool(notice)
+    assert notice is None or notice in quoted[0]
+    assert ("`LICENSE`, `NOTICE`" in text) == bool(notice)
+
+
+def test_only_licence_files_that_lie_there_are_named():
+    text = render_card(full(), checkpoint=Checkpoint(files=frozenset({"LICENSE"})))
+    assert "Its files lie beside this card: `LICENSE`.\n" in text
+    assert "Its files" not in render_card(farms_lr())
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_numbers_that_yaml_has_no_word_for_stay_out(value):
+    report = full()
+    p = replace(report.perplexity, pruned=value, uniform_nll_difference=-value, nll_difference=value)
+    text = render_card(replace(report, perplexity=p, tasks=()))
+    assert "model-index" not in text
+    assert "a recovery of" not in text
+    assert "| – |" in text
+    assert not {"inf", "nan"} & set(text.replace("*", " ").split())
+
+
+def test_what_was_not_measured_is_not_claimed_and_what_measures_it_is_named():
+    text = render_card(minimal())
+    assert "Perplexity was not measured; `hf-farms prune` does it with `--evaluation`." in text
+    assert "Spectra were not measured." in text
+    assert "alpha" not in section(text, "Blocks")
+    assert "No calibration data" in text
+    assert not {"2306.11695", "2410.10912", "2301.00774"} & set(text.replace("}", " ").replace(":", " ").split())
+    report = demo()
+    without = replace(report.perplexity, uniform=None, uniform_nll_difference=None, uniform_nll_difference_stderr=None)
+    text = render_card(replace(report, perplexity=without))
+    assert "Uniform sparsity was not measured; `hf-farms prune` does it with `--baseline`." in text
+    assert "| uniform" not in text
+    text = render_card(replace(report, perplexity=without, config=PruneConfig(allocation="uniform")))
+    assert "--baseline" not in text
+
+
+def test_a_single_window_has_no_error():
+    report = demo()
+    text = render_card(replace(report, perplexity=replace(report.perplexity, nll_difference_stderr=None)))
+    assert "with a single window it has no standard error" in text
+    assert "| dense | 46.55 | +0.224 |" in text
+
+
+@pytest.mark.parametrize(
+    ("difference", "error", "this", "uniform"),
+    [
+        (-0.084, 0.003, "**11.87**", "12.91"),
+        (0.084, 0.003, "11.87", "**12.91**"),
+        (-0.084, 0.05, "11.87", "12.91"),
+        (-0.084, None, "11.87", "12.91"),
+    ],
+)
+def test_bold_only_beyond_two_standard_errors(difference, error, this, uniform):
+    p = replace(full().perplexity, uniform_nll_difference=difference, uniform_nll_difference_stderr=error)
+    text = render_card(replace(full(), perplexity=p))
+    assert f"| this model | {this} |" in text
+    assert f"every block | {uniform} |" in text
+    assert ("Bold: better" in text) == ("**" in this + uniform)
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "error", "shown"),
+    [
+        ("acc", 0.7, 0.01, "| **0.8000 ± 0.0100** | 0.7000 ± 0.0100 |"),
+        ("acc", 0.9, 0.01, "| 0.8000 ± 0.0100 | **0.9000 ± 0.0100** |"),
+        ("word_perplexity", 0.7, 0.01, "| 0.8000 ± 0.0100 | **0.7000 ± 0.0100** |"),
+        ("acc", 0.7, 0.06, "| 0.8000 ± 0.0100 | 0.7000 ± 0.0100 |"),
+        ("acc", 0.78, None, "| 0.8000 ± 0.0100 | 0.7800 ± 0.0100 |"),
+        ("acc", 0.7, None, "| **0.8000 ± 0.0100** | 0.7000 ± 0.0100 |"),
+    ],
+)
+def test_tasks_are_bold_beyond_two_errors_of_the_difference(metric, value, error, shown):
+    task = TaskRecord(
+        task="t",
+        metric=metric,
+        value=value,
+        stderr=0.01,
+        num_fewshot=0,
+        num_samples=100,
+        version="1",
+        dense=0.8,
+        dense_stderr=0.01,
+        difference_stderr=error,
+    )
+    assert shown in render_card(replace(full(), tasks=(task,)))
+
+
+@pytest.mark.parametrize(("count", "folded"), [(40, False), (41, True)])
+def test_long_tables_are_folded(count, folded):
+    text = section(render_card(replace(demo(), blocks=blocks([0.5] * count))), "Blocks")
+    assert ("<details>" in text) == folded
+    assert f"`model.layers.{count - 1}`" in text
+
+
+@pytest.mark.parametrize("model", ["demo", "/a/folder", "./folder/x", "../x", "folder", "C:\\models\\x", "a/b/c"])
 def test_a_local_model_is_no_base_model(model):
-    assert ModelCard(render_card(replace(pruned(), model=model))).data.base_model is None
+    assert ModelCard(render_card(replace(demo(), model=model))).data.base_model is None
 
 
-def test_no_blank_is_left(monkeypatch):
-    monkeypatch.setattr("hf_farms_cards.card._rows", lambda report: [{"block": {}}])
-    with pytest.raises(UndefinedError, match="has no attribute"):
-        render_card(pruned())
+def test_a_folder_that_looks_like_a_hub_id_is_no_base_model(tmp_path, monkeypatch):
+    (tmp_path / "me" / "model").mkdir(parents=True)
+    assert header(render_card(replace(demo(), model="me/model")))["base_model"] == "me/model"
+    monkeypatch.chdir(tmp_path)
+    assert "base_model" not in header(render_card(replace(demo(), model="me/model")))
 
 
-def test_figure(tmp_path):
-    draw_blocks(pruned(), tmp_path / "blocks.png")
-    assert (tmp_path / "blocks.png").read_bytes().startswith(b"\x89PNG")
-    draw_blocks(replace(pruned(), before=None, after=None), tmp_path / "bare.png")
-    assert (tmp_path / "bare.png").stat().st_size > 1000
+def test_nobodys_folders_are_published():
+    report = replace(minimal(), perplexity=demo().perplexity)
+    report = replace(
+        report,
+        perplexity=replace(report.perplexity, config=replace(report.perplexity.config, source="/home/x/y.txt")),
+    )
+    text = render_card(report)
+    assert "/home" not in text
+    assert "y.txt" in text
+
+
+@pytest.mark.parametrize("template", ["prune.md.j2", "train.md.j2", "farms_lr.md.j2"])
+def test_a_template_with_a_missing_value_fails(template):
+    with pytest.raises(UndefinedError, match="is undefined"):
+        environment().get_template(template).render(report=demo())
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture", "auto_class"),
+    [
+        ("llama", None, "AutoModelForCausalLM"),
+        ("bert", None, "AutoModelForMaskedLM"),
+        ("bert", "BertForSequenceClassification", "AutoModelForSequenceClassification"),
+        ("vit", None, "AutoModelForImageClassification"),
+        ("t5", None, "AutoModelForSeq2SeqLM"),
+        ("t5", "T5ForConditionalGeneration", "AutoModelForSeq2SeqLM"),
+        ("gemma3", "Gemma3ForConditionalGeneration", "AutoModelForImageTextToText"),
+        ("gpt2", "GPT2LMHeadModel", "AutoModelForCausalLM"),
+        ("mystery", "MysteryModel", "AutoModel"),
+    ],
+)
+def test_the_class_follows_the_model(model_type, architecture, auto_class):
+    import transformers
+
+    assert task_of(model_type, architecture).auto_class == auto_class
+    assert hasattr(transformers, auto_class)
+    text = render_card(replace(demo(), model_type=model_type), checkpoint=Checkpoint(architecture=architecture))
+    assert f"{auto_class}.from_pretrained" in text or "pipeline(" in text
+
+
+def test_trained_models_say_what_was_trained():
+    text = render_card(s2ft())
+    assert "2,880 of 29,664 parameters (9.71%) were trained" in text
+    assert "| `model.layers.2` | 19 | 18 |" in text
+    assert "Which model it was trained from was not recorded." in text
+    assert {"hf-farms", "s2ft"} <= set(header(text)["tags"])
+    text = render_card(farms_lr(), repo_id="me/x")
+    assert "factors on the learning rate from 0.700 to 1.300" in text
+    assert 'FarmsLRConfig(map="sigmoid", interval=0.25)' in text
+    assert header(text)["base_model"] == "Qwen/Qwen3-0.6B"
+    assert header(text)["model-index"][0]["results"][0]["metrics"][0] == {
+        "type": "loss",
+        "value": 1.3456,
+        "name": "loss",
+    }

@@ -1,0 +1,71 @@
+"""What a card says of the licence of the dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from hf_farms.base_model import duties_of
+from hf_farms.reports import BaseModelRecord
+
+__all__ = ["Licence", "licence_of"]
+
+# Names and texts of licences that are common among models, by the identifier of the Hub.
+KNOWN = {
+    "apache-2.0": ("Apache License 2.0", "https://www.apache.org/licenses/LICENSE-2.0"),
+    "mit": ("MIT License", "https://opensource.org/license/mit"),
+    "bsd-3-clause": ("BSD 3-Clause License", "https://opensource.org/license/bsd-3-clause"),
+    "cc-by-4.0": ("CC BY 4.0", "https://creativecommons.org/licenses/by/4.0/"),
+    "cc-by-nc-4.0": ("CC BY-NC 4.0", "https://creativecommons.org/licenses/by-nc/4.0/"),
+    "cc-by-sa-4.0": ("CC BY-SA 4.0", "https://creativecommons.org/licenses/by-sa/4.0/"),
+    "llama2": ("Llama 2 Community License", "https://ai.meta.com/llama/license/"),
+    "llama3": ("Meta Llama 3 Community License", "https://www.llama.com/llama3/license/"),
+    "llama3.1": ("Llama 3.1 Community License", "https://www.llama.com/llama3_1/license/"),
+    "llama3.2": ("Llama 3.2 Community License", "https://www.llama.com/llama3_2/license/"),
+    "llama3.3": ("Llama 3.3 Community License", "https://www.llama.com/llama3_3/license/"),
+    "llama4": ("Llama 4 Community License", "https://www.llama.com/llama4/license/"),
+    "gemma": ("Gemma Terms of Use", "https://ai.google.dev/gemma/terms"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Licence:
+    """The licence section of a card.
+
+    Attributes:
+        name: as a reader knows it; None: the dense model's card names none.
+        url: of its text; None: not known.
+        display: words that must be shown, such as "Built with Llama"; None: none.
+        notice: line that a NOTICE file must hold; None: none.
+        files: licence files that lie beside the card.
+    """
+
+    name: str | None
+    url: str | None
+    display: str | None
+    notice: str | None
+    files: tuple[str, ...]
+
+
+def licence_of(base: BaseModelRecord, there: Collection[str] | None = None) -> Licence:
+    """What is known of the licence of a model on the Hub, and what it asks of a model made from it.
+
+    Args:
+        base: the model on the Hub.
+        there: files beside the card; None: all that belong there.
+    """
+    name, url = KNOWN.get(base.license or "", (base.license, None))
+    if base.license in (None, "other"):
+        name = base.license_name
+    duties = duties_of(base)
+    files = tuple(file for file in base.files if "/" not in file)
+    notice = duties.notice if duties else None
+    if notice and not any(file.upper().startswith("NOTICE") for file in files):
+        files = (*files, "NOTICE")
+    return Licence(
+        name=name,
+        url=base.license_link or url,
+        display=duties.display if duties else None,
+        notice=notice,
+        files=tuple(file for file in files if there is None or file in there),
+    )
