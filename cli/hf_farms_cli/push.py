@@ -193,12 +193,22 @@ def prune_lines(
     state = "is finished" if finished else "is continued" if OutputFolder(folder).partial.exists() else "new"
     free = shutil.disk_usage(next(p for p in folder.absolute().parents if p.exists())).free
     expected = f"about {readable_size(size)}" if size else "unknown"
+    files = [
+        "model-*.safetensors",
+        "config",
+        "tokenizer",
+        "README.md",
+        "hf_farms_report.json",
+        "recipe.yaml",
+        "figures",
+    ]
+    files += base.files if base is not None else ()
     lines = [
         *recipe.describe(),
         f"output: {folder} ({state})",
         f"size: {expected}, {readable_size(free)} free",
         f"sparsity: {recipe.prune.sparsity:.2%} of the weights of the pruned layers",
-        "files: model-*.safetensors, config, tokenizer, README.md, hf_farms_report.json, recipe.yaml, figures",
+        f"files: {', '.join(files)}",
     ]
     if base is not None:
         licence = base.license_name or base.license or "no licence named"

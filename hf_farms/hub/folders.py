@@ -52,6 +52,8 @@ def check_folder(folder: str | Path) -> Path:
             f"folder must be finished, got {str(folder)!r}, whose work is not.",
             hint="Run the `hf-farms prune` command that began it again: it goes on where it stopped.",
         )
+    if not folder.is_dir():
+        raise OutputError(f"folder must be an existing one, got {str(folder)!r}.", hint="Check the path.")
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise OutputError(
             f"folder must hold config.json and *.safetensors, got {str(folder)!r}.",

@@ -35,7 +35,7 @@ ATTEMPTS = 5
 # Limits of the rate are counted over five minutes.
 LONGEST_WAIT = 300.0
 # Seconds. The client itself waits for ever.
-CONNECT_TIMEOUT, ANSWER_TIMEOUT = 3.0, 300.0
+CONNECT_TIMEOUT, UPLOAD_TIMEOUT = 3.0, 300.0
 
 
 def client(token: str | None) -> HfApi:
@@ -115,8 +115,12 @@ def _asked_wait(headers: Mapping[str, str]) -> float | None:
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
+def explained(what: str, *, upload: bool = False) -> Iterator[None]:
     """Turn what the Hub client raises about a push into one sentence; no request waits for ever meanwhile.
+
+    Args:
+        what: repository, model or dataset.
+        upload: whether answers may take minutes; else the client's own HF_HUB_DOWNLOAD_TIMEOUT.
 
     Raises:
         HubError: whatever went wrong.
@@ -126,7 +130,7 @@ def explained(what: str) -> Iterator[None]:
     if constants.HF_HUB_OFFLINE:
         raise HubError(f"a push must reach the Hub, got HF_HUB_OFFLINE for {what!r}.", hint="Unset HF_HUB_OFFLINE.")
     try:
-        with _bounded():
+        with _bounded(UPLOAD_TIMEOUT if upload else float(constants.HF_HUB_DOWNLOAD_TIMEOUT)):
             yield
     except HfFarmsError:
         raise
@@ -163,14 +167,14 @@ def _repository_error(error: Exception, what: str) -> HubError | None:
 
 
 @contextmanager
-def _bounded() -> Iterator[None]:
+def _bounded(answer: float) -> Iterator[None]:
     """Time limits for the client's session, unless somebody has set others."""
     from huggingface_hub import get_session
 
     session: Any = get_session()
     before = session.timeout
     if before.connect is None and before.read is None:
-        session.timeout = type(before)(ANSWER_TIMEOUT, connect=CONNECT_TIMEOUT, pool=None)
+        session.timeout = type(before)(answer, connect=CONNECT_TIMEOUT, pool=None)
     try:
         yield
     finally:

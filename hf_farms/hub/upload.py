@@ -70,7 +70,7 @@ def push(
         token=token,
     )
     message = commit_message or f"Upload {folder.absolute().name}"
-    with explained(plan.repo_id):
+    with explained(plan.repo_id, upload=True):
         return _upload(client(token), plan, folder, message)
 
 

@@ -174,7 +174,9 @@ def test_folders_that_cannot_be_pushed(client, hub, pruned):
     assert f"folder must hold all its weights, got '{shard.name}' missing or damaged" in said
     shard.unlink()
     assert shard.name in refused(client.cli("push", str(pruned), "--repo-id", "m"))
-    assert "folder must hold config.json" in refused(client.cli("push", "nowhere"))
+    assert "folder must be an existing one, got 'nowhere'" in refused(client.cli("push", "nowhere"))
+    (client.folder / "empty").mkdir(exist_ok=True)
+    assert "folder must hold config.json and *.safetensors, got 'empty'" in refused(client.cli("push", "empty"))
     (client.folder / "begun.partial").mkdir(exist_ok=True)
     assert "Run the `hf-farms prune` command" in refused(client.cli("push", "begun"))
     assert not hub.requests

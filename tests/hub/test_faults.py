@@ -110,3 +110,15 @@ def test_what_was_uploaded_before_a_failure_is_not_sent_again(client):
     assert client("push", client.folder, "ada/m")["result"] == f"{client.hub.endpoint}/ada/m"
     assert client.hub.uploads == sent
     check_complete(client)
+
+
+def test_an_answer_that_does_not_come_is_asked_for_again_and_then_given_up(client, tmp_path):
+    with HubClient(client.hub, tmp_path, HF_HUB_DOWNLOAD_TIMEOUT="1") as impatient:
+        client.hub.fault("GET /api/whoami", delay=1.3)
+        done = impatient("preflight", "m")
+        assert done["result"]["repo_id"] == "ada/m"
+        assert done["waits"] == [1]
+        client.hub.fault("GET /api/whoami", delay=1.3, times=5)
+        done = impatient("preflight", "m")
+        assert "the Hub at " in done["message"]
+        assert "could not be reached (ReadTimeout)." in done["message"]
