@@ -13,8 +13,8 @@ from local_hub import LocalHub
 
 TOKEN = "hf_SecretOfAda"
 RUN = [sys.executable, "-c", "from hf_farms_cli.app import main; main()"]
-COMMAND = ("prune", "demo", "--push", "--token", TOKEN, "--no-baseline", "-q", "--format", "auto")
-COMMAND += ("--calibration-samples", "4", "--calibration-length", "64", "--evaluation-windows", "4")
+COMMAND = ("prune", "demo", "--push", "--token", TOKEN, "--no-baseline", "-q")
+COMMAND += ("--calibration-samples", "4", "--calibration-length", "64", "--evaluation", "none")
 NAME = "demo-farms-wanda-50"
 PULL = """
 import sys, torch
