@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from hf_farms_cli.analyze import analyze_command
+from hf_farms_cli.card import card_command
 from hf_farms_cli.env import env_command
 from hf_farms_cli.eval import eval_command
 from hf_farms_cli.prune import prune_command
@@ -49,6 +50,7 @@ app.command("analyze")(analyze_command)
 app.command("prune")(prune_command)
 app.command("push")(push_command)
 app.command("eval")(eval_command)
+app.command("card")(card_command)
 app.command("env")(env_command)
 
 
