@@ -62,7 +62,7 @@ class Fault:
 
     Attributes:
         status: answer with this instead.
-        retry_after: seconds; sent with the status.
+        retry_after: seconds or a date; sent with the status.
         page: answer with a page of HTML, as gateways do.
         message: what the answer says.
         delay: seconds before the answer.
@@ -74,7 +74,7 @@ class Fault:
     times: int = 1
     skip: int = 0
     status: int | None = None
-    retry_after: int | None = None
+    retry_after: int | str | None = None
     page: bool = False
     message: str = "injected failure"
     delay: float = 0

@@ -28,17 +28,8 @@ from hf_farms_cli.options import (
     RevisionOption,
     TokenOption,
 )
-from hf_farms_cli.push import (
-    ForeignOption,
-    MessageOption,
-    RequestOption,
-    check_hub,
-    finish_prune,
-    plan_line,
-    print_plan,
-    prune_lines,
-    use_token,
-)
+from hf_farms_cli.plan import plan_line, print_plan, prune_lines
+from hf_farms_cli.push import ForeignOption, MessageOption, RequestOption, check_hub, finish_prune, use_token
 from hf_farms_cli.recipe import Recipe
 
 if TYPE_CHECKING:

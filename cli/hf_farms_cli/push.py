@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hf_farms.errors import HubError, OutputError
-from hf_farms_cli.console import check_format, guarded, if_interrupted, out, print_done
+from hf_farms_cli.console import check_format, guarded, if_interrupted, print_done
 from hf_farms_cli.options import (
     DebugOption,
     DryRunOption,
@@ -21,20 +20,20 @@ from hf_farms_cli.options import (
     QuietOption,
     TokenOption,
 )
+from hf_farms_cli.plan import print_plan, push_lines
 
 if TYPE_CHECKING:
     from hf_farms.hub import PushPlan
-    from hf_farms.reports import BaseModelRecord, PruneReport
+    from hf_farms.reports import BaseModelRecord
     from hf_farms_cli.recipe import Recipe
 
 __all__ = [
+    "ForeignOption",
+    "MessageOption",
+    "RequestOption",
     "check_hub",
     "finish_prune",
-    "plan_line",
-    "print_plan",
-    "prune_lines",
     "push_command",
-    "readable_size",
     "use_token",
 ]
 
@@ -88,8 +87,7 @@ def push_command(
         plan = hub.plan_push(
             folder, repo_id, private=private, create_pr=create_pr, revision=revision, overwrite=yes, create=False
         )
-        lines = [f"repository: {plan_line(plan)}", *_sparsity_lines(report), *_file_lines(folder, plan)]
-        print_plan(lines)
+        print_plan(push_lines(folder, plan, report))
         return
     with if_interrupted("The same command uploads the rest."):
         url = hub.push(
@@ -176,78 +174,3 @@ def finish_prune(folder: Path, plan: PushPlan, *, private: bool | None, commit_m
             )
     except HubError as error:
         raise HubError(str(error), hint=f"{error.hint or ''} {there}".strip()) from error
-
-
-def print_plan(lines: list[str]) -> None:
-    """Print what would be done."""
-    for line in lines:
-        out.print(f"[dry-run] {line}", markup=False)
-
-
-def prune_lines(
-    recipe: Recipe, folder: Path, *, finished: PruneReport | None, base: BaseModelRecord | None, size: int | None
-) -> list[str]:
-    """The plan of a prune, without the push."""
-    from hf_farms.output import OutputFolder
-
-    state = "is finished" if finished else "is continued" if OutputFolder(folder).partial.exists() else "new"
-    free = shutil.disk_usage(next(p for p in folder.absolute().parents if p.exists())).free
-    expected = f"about {readable_size(size)}" if size else "unknown"
-    files = [
-        "model-*.safetensors",
-        "config",
-        "tokenizer",
-        "README.md",
-        "hf_farms_report.json",
-        "recipe.yaml",
-        "figures",
-    ]
-    files += base.files if base is not None else ()
-    lines = [
-        *recipe.describe(),
-        f"output: {folder} ({state})",
-        f"size: {expected}, {readable_size(free)} free",
-        f"sparsity: {recipe.prune.sparsity:.2%} of the weights of the pruned layers",
-        f"files: {', '.join(files)}",
-    ]
-    if base is not None:
-        licence = base.license_name or base.license or "no licence named"
-        lines.append(f"base: {base.repo_id} at {base.revision} ({licence}{', gated' if base.gated else ''})")
-    return lines
-
-
-def plan_line(plan: PushPlan | None) -> str:
-    """Where a push goes, in words."""
-    if plan is None:
-        return "no"
-    visible = {True: "private", False: "public", None: "visibility as the namespace has it"}[plan.private]
-    where = "a pull request" if plan.create_pr else f"branch {plan.revision or 'main'}"
-    return f"{plan.repo_id} ({'exists' if plan.exists else 'new'}, {visible}, {where})"
-
-
-def _sparsity_lines(report: object) -> list[str]:
-    from hf_farms.reports import PruneReport
-
-    if not isinstance(report, PruneReport):
-        return []
-    return [f"sparsity: {report.sparsity:.2%} of the pruned layers, {report.parameter_sparsity:.2%} of all parameters"]
-
-
-def _file_lines(folder: Path, plan: PushPlan) -> list[str]:
-    from hf_farms import hub
-
-    sizes = {name: path.stat().st_size for name, path in hub.published_files(folder).items()}
-    return [
-        *(f"file: {name} ({readable_size(size)})" for name, size in sizes.items()),
-        *(f"removed: {name}, weights of an earlier model" for name in hub.replaced_weights(plan.files, folder)),
-        f"total: {len(sizes)} files, {readable_size(sum(sizes.values()))}",
-    ]
-
-
-def readable_size(size: int) -> str:
-    """Bytes in the unit that fits."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size = size / 1000  # type: ignore[assignment]
-    return f"{size:.3g} GB"

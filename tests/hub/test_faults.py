@@ -1,5 +1,8 @@
 """Every fault at every request of a push ends in success, or in one sentence and success of the same call."""
 
+import time
+from email.utils import formatdate
+
 import pytest
 from hub_client import HubClient, contents
 from local_hub import LocalHub
@@ -101,6 +104,13 @@ def test_a_long_pause_is_not_slept_through(client):
     assert "the Hub was asked too often for 'ada/m'" in done["message"]
     assert done["hint"] == "Wait 3600 seconds, run the same command again."
     assert done["waits"] == []
+
+
+def test_a_pause_until_a_date_is_kept(client):
+    client.hub.fault("POST /api/repos/create", status=429, retry_after=formatdate(time.time() + 20, usegmt=True))
+    done = client("push", client.folder, "ada/m")
+    assert "error" not in done, done
+    assert 10 < done["waits"][0] <= 20
 
 
 def test_what_was_uploaded_before_a_failure_is_not_sent_again(client):
