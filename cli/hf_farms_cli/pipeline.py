@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_farms_cards.card import FIGURE, render_card
-from hf_farms_cards.figures import draw_blocks
+from hf_farms_cards import write_card
 
 from hf_farms.allocation.plan import plan_sparsity
 from hf_farms.base_model import copy_licence_files
@@ -206,10 +205,8 @@ def _finished(recipe: Recipe, folder: Path) -> PruneReport | None:
 
 
 def _describe(folder: Path, recipe: Recipe, report: PruneReport, repo_id: str | None) -> None:
-    """Write report, recipe, figure and card."""
+    """Write report, recipe, figures and card."""
     with writing(folder):
         report.save(folder / REPORT_NAME)
         recipe.save(folder / RECIPE_NAME)
-        (folder / FIGURE).parent.mkdir(exist_ok=True)
-        draw_blocks(report, folder / FIGURE)
-        (folder / "README.md").write_text(render_card(report, repo_id=repo_id), encoding="utf-8")
+        write_card(report, folder, repo_id=repo_id)
