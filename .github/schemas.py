@@ -9,12 +9,13 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from hf_farms.comparison import SpectralComparison
-from hf_farms.reports import SCHEMA_VERSION, PruneReport, SpectralReport, TrainReport
+from hf_farms.reports import SCHEMA_VERSION, EvaluationReport, PruneReport, SpectralReport, TrainReport
 
 FOLDER = Path(__file__).parents[1] / "hf_farms" / "schemas"
 REPORTS = {
     "spectral_report": SpectralReport,
     "prune_report": PruneReport,
+    "evaluation_report": EvaluationReport,
     "spectral_comparison": SpectralComparison,
     "train_report": TrainReport,
 }

@@ -6,23 +6,35 @@ import jsonschema
 import pytest
 
 from hf_farms.comparison import compare_spectra
-from hf_farms.config import PruneConfig
+from hf_farms.config import FarmsLRConfig, PruneConfig
 from hf_farms.pruning.pruner import prune
+from hf_farms.reports import EvaluationReport, TaskRecord, TrainReport
+from hf_farms.reports.training import FarmsLRRecord
 from hf_farms.spectra.analysis import analyze
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "hf_farms" / "schemas"
-NAMES = ["spectral_report", "prune_report", "spectral_comparison"]
+NAMES = ["spectral_report", "prune_report", "spectral_comparison", "evaluation_report", "train_report"]
 
 
 @pytest.fixture
 def reports(llama):
     spectra = analyze(llama, outside=True)
     report = prune(llama, PruneConfig(method="magnitude"), spectra=spectra).report
+    task = TaskRecord(
+        task="t", metric="acc", value=0.5, stderr=None, num_fewshot=0, num_samples=2, version="1", dense=0.5
+    )
+    evaluation = EvaluationReport(model="m", dtype="float32", tasks=(task,))
+    rates = FarmsLRRecord(config=FarmsLRConfig(), measurements=())
+    training = TrainReport(
+        model=None, model_type="llama", num_parameters=1, num_trained=1, steps=2, epochs=0.5, farms_lr=rates
+    )
     return {
         "spectral_report": spectra,
         "prune_report": report,
         "spectral_comparison": compare_spectra(spectra, analyze(llama)),
+        "evaluation_report": evaluation,
+        "train_report": training,
     }
 
 
