@@ -16,7 +16,7 @@ from hf_farms.config import (
     default_output_name,
 )
 from hf_farms.output import OutputFolder
-from hf_farms_cli.console import check_format, guarded, stages
+from hf_farms_cli.console import check_format, guarded, if_interrupted, stages
 from hf_farms_cli.options import (
     AllowPickleOption,
     DebugOption,
@@ -190,7 +190,9 @@ def prune_command(
     if target is not None:
         hub.create_repository(target)
     if report is None:
-        with stages(shown) as progress:
+        partial = OutputFolder(folder).partial
+        note = f"Unfinished work is in {partial}: the same command goes on with it."
+        with if_interrupted(note, there=partial), stages(shown) as progress:
             report = run_prune(
                 recipe,
                 folder,

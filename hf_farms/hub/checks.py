@@ -87,6 +87,7 @@ def preflight(
             f"repo_id must not be the dense model's own repository, got {target!r}.",
             hint="Choose another --repo-id.",
         )
+    _check_name(target, base)
     with explained(target):
         plan = _plan(api, target, private, base, revision=revision, create_pr=create_pr, user=account["name"])
         if plan.exists and not create_pr:
@@ -142,6 +143,21 @@ def _full_name(wanted: str, user: str) -> str:
             f"repo_id must be a valid repository name, got {target!r}. Choose one with --repo-id."
         ) from error
     return target
+
+
+def _check_name(target: str, base: BaseModelRecord | None) -> None:
+    """Say when the licence of the dense model asks for another name than the user gave."""
+    from hf_farms.base_model import generated_name
+
+    name = target.rpartition("/")[2]
+    asked = generated_name(base, name)
+    if base is not None and asked != name:
+        warnings.warn(
+            f"the licence of {base.repo_id!r} asks for another name than {name!r}, such as {asked!r}. "
+            "Choose it with --repo-id.",
+            HfFarmsWarning,
+            stacklevel=3,
+        )
 
 
 def _plan(

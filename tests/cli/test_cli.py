@@ -257,7 +257,7 @@ def test_interrupt_leaves_only_the_partial_folder(tmp_path):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Interrupted" in stderr
+    assert f"Interrupted. Unfinished work is in {tmp_path / 'out.partial'}: the same command goes on with it." in stderr
     assert "Traceback" not in stderr
     assert [p.name for p in tmp_path.iterdir()] == ["out.partial"]
 

@@ -159,6 +159,9 @@ def test_derivatives_of_gated_models_are_private_unless_told_otherwise(client, h
 def test_the_name_follows_the_licence(client, hub, pruned):
     edit_report(pruned, base={"repo_id": "meta/x", "license": "llama3.1"}, model="meta/x")
     assert client.cli("push", str(pruned), "-q")["stdout"].strip() == f"{hub.endpoint}/ada/Llama-pruned"
+    done = client.cli("push", str(pruned), "--repo-id", "mine", "-q")
+    assert done["status"] == 0
+    assert "the licence of 'meta/x' asks for another name than 'mine', such as 'Llama-mine'." in done["stderr"]
 
 
 def test_folders_that_cannot_be_pushed(client, hub, pruned):
