@@ -93,6 +93,8 @@ def draw_training(record: FarmsLRRecord, path: Path, *, dark: bool = False) -> N
     with page(dark=dark) as palette:
         figure = card_figure(5.4)
         top, bottom = figure.subplots(2, 1, height_ratios=(3, 2))
+        # What has no alpha.
+        top.patch.set(hatch="////", edgecolor=palette.grid)
         image = top.imshow(alphas, cmap=palette.heat, aspect="auto", interpolation="none", origin="lower")
         bar = figure.colorbar(image, ax=top, pad=0.02)
         bar.set_label("alpha")
@@ -111,6 +113,8 @@ def draw_training(record: FarmsLRRecord, path: Path, *, dark: bool = False) -> N
         bottom.set_ylabel(f"factor on the {quantity.partition(',')[0]}", fontsize="small")
         bottom.legend(frameon=False, fontsize="small")
         depth_axis(bottom, colour=palette.grid)
+        # Under their columns of the heat map.
+        bottom.set_xlim(top.get_xlim())
         save_figure(figure, path)
 
 
