@@ -106,8 +106,10 @@ def is_unfinished_push(api: HfApi, repo_id: str, revision: str | None, folder: P
 
 def published_files(folder: Path) -> dict[str, Path]:
     """What a push sends: names in the repository, and where they are."""
-    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
-    from huggingface_hub.utils._paths import DEFAULT_IGNORE_PATTERNS
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        DEFAULT_IGNORE_PATTERNS,
+        filter_repo_objects,
+    )
 
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {
