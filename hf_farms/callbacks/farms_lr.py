@@ -23,6 +23,7 @@ from hf_farms.config import FarmsConfig, FarmsLRConfig
 from hf_farms.errors import HfFarmsWarning, ModelError, NoEffectWarning
 from hf_farms.parallel import ONE_PROCESS, launched_ranks
 from hf_farms.reports import SpectralReport
+from hf_farms.reports.folders import record_training
 from hf_farms.spectra.analysis import analyze
 
 __all__ = ["FarmsLRCallback"]
@@ -133,10 +134,19 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave the optimizer as it was; have the figure and the section of the card written."""
+        """Leave the optimizer as it was; have the figure and the section of the card written, and the report."""
         self._detach()
         if self._history is not None:
             self._history.draw(self.config)
+            parameters = list(kwargs["model"].parameters())
+            record_training(
+                args,
+                state,
+                kwargs["model"],
+                farms_lr=self.config,
+                num_parameters=sum(p.numel() for p in parameters),
+                num_trained=sum(p.numel() for p in parameters if p.requires_grad),
+            )
         if self.memory["step"] is not None and not self._moved:
             warnings.warn(
                 "FarmsLRCallback had no effect: alphas differed by no more than chance, or scales are 1, so that all "

@@ -22,6 +22,7 @@ from hf_farms.callbacks.slices import check_optimizer, hand_over, keep_slices, t
 from hf_farms.config import S2FTConfig
 from hf_farms.errors import ModelError, NoEffectWarning
 from hf_farms.parallel import launched_ranks
+from hf_farms.reports.folders import record_training
 from hf_farms.s2ft.checks import check_plain
 from hf_farms.s2ft.files import save_selection
 from hf_farms.s2ft.selection import Batches, Selection, select_channels
@@ -123,6 +124,27 @@ class S2FTCallback(TrainerCallback):
         folder = Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if selection is not None and state.is_world_process_zero and folder.is_dir():
             save_selection(selection, folder, model=kwargs["model"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write into the output folder what was trained, for the card."""
+        model = kwargs["model"]
+        selection = selection_of(model)
+        if selection is None:
+            return
+        numbers = summary(model)
+        trained = int(numbers["trainable_parameters"])
+        record_training(
+            args,
+            state,
+            model,
+            num_trained=trained,
+            num_parameters=round(trained / numbers["trainable_share"]),
+            s2ft=(selection.config, selection.channels),
+        )
+        if state.is_world_process_zero:
+            save_selection(selection, args.output_dir or ".", model=model)
 
     def _apply(self, model: nn.Module) -> bool:
         """Change the model, unless it is changed already as it should be; whether it has an effect."""

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import TrainerCallback
 
 sys.path.append(str(Path(__file__).parents[1] / "callbacks"))
 from hf_farms_cards import write_card
@@ -31,36 +30,18 @@ def farms(tmp_path_factory):
     return folder
 
 
-class Record(TrainerCallback):
-    """What the callback itself is to do at the end."""
-
-    def on_train_end(self, args, state, control, **kwargs):
-        model = kwargs["model"]
-        selection, numbers = selection_of(model), summary(model)
-        trained = int(numbers["trainable_parameters"])
-        self.path = record_training(
-            args,
-            state,
-            model,
-            num_parameters=round(trained / numbers["trainable_share"]),
-            num_trained=trained,
-            s2ft=(selection.config, selection.channels),
-        )
-
-
 @pytest.fixture(scope="module")
 def selective(tmp_path_factory):
     """The folder, and what was trained."""
     folder = tmp_path_factory.mktemp("trained") / "s2ft"
     options = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
     run = s2ft_trainer(folder, S2FTCallback(S2FTConfig(budget=0.1)), **options)
-    run.add_callback(Record())
     run.train()
     return folder, selection_of(run.model), summary(run.model)
 
 
 def test_layer_wise_rates_from_the_files_alone(farms):
-    report = load_report(farms)
+    report = training_report(farms)
     lines = [json.loads(line) for line in (farms / "farms_lr.jsonl").read_text().splitlines()]
     assert (report.method, report.model_type, report.steps, report.epochs) == ("farms-lr", "llama", 8, 0.5)
     assert report.farms_lr.config == FAST
@@ -110,6 +91,14 @@ def test_what_the_callback_records_is_all_of_it(selective):
     assert "| `learning_rate` | 0.01 |" in card
     channels = len(selection.channels["model.layers.0.mlp.down_proj"])
     assert f"| `model.layers.0` | {channels} |" in card
+
+
+def test_what_the_other_callback_records_is_all_of_it_too(farms):
+    report, seen = load_report(farms), training_report(farms)
+    assert report.arguments["learning_rate"] > 0
+    assert report.farms_lr.config == FAST
+    assert report.farms_lr.measurements == seen.farms_lr.measurements
+    assert (report.num_trained, report.num_parameters) == (29_664, 29_664)
 
 
 @pytest.mark.parametrize("first", ["farms", "s2ft"])
@@ -174,7 +163,7 @@ def test_broken_files_are_one_sentence(name, content, message, farms, tmp_path):
     shutil.copytree(farms, copy)
     (copy / name).write_text(content)
     with pytest.raises(DataError, match=message):
-        load_report(copy)
+        training_report(copy)
 
 
 def test_what_is_no_report_of_a_model_is_refused(tmp_path):
