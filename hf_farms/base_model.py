@@ -6,98 +6,21 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hf_farms.errors import HfFarmsError, HubError, ModelError
 from hf_farms.explain import explain
+from hf_farms.licences import duties_of
 from hf_farms.output import replacing, writing
 from hf_farms.reports import BaseModelRecord
+from hf_farms.requests import client, retried
 
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-
-__all__ = [
-    "TIMEOUT",
-    "LicenceDuties",
-    "asking_about",
-    "copy_licence_files",
-    "describe_base",
-    "duties_of",
-    "generated_name",
-    "hub_api",
-    "is_on_the_hub",
-    "must_say_built_with_llama",
-]
+__all__ = ["TIMEOUT", "asking_about", "copy_licence_files", "describe_base", "is_on_the_hub"]
 
 TIMEOUT = 10  # seconds; of one answer
 NOTICE = "NOTICE"
 LICENCE_FILE = re.compile(r"(LICEN[CS]E|USE_POLICY|NOTICE)([-_.].*)?", re.IGNORECASE)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LicenceDuties:
-    """What a licence asks of those who publish a modified model.
-
-    Attributes:
-        name_prefix: what the name must begin with, as a repository can have it; None: anything.
-        display: words that the card must show; None: none.
-        notice: line that a NOTICE file must hold; None: no such file is asked for.
-        source: where the licence says so.
-    """
-
-    name_prefix: str | None = None
-    display: str | None = None
-    notice: str | None = None
-    source: str
-
-
-def _llama(release: str, *, name_prefix: str | None, display: str | None, notice: str, section: str) -> LicenceDuties:
-    source = f"https://www.llama.com/{release}/license, section {section}"
-    return LicenceDuties(name_prefix=name_prefix, display=display, notice=notice, source=source)
-
-
-def _later_llama(number: str) -> LicenceDuties:
-    licence = f"Llama {number} Community License"
-    return _llama(
-        f"llama{number.replace('.', '_')}",
-        name_prefix="Llama",
-        display="Built with Llama",
-        notice=f"Llama {number} is licensed under the {licence}, Copyright © Meta Platforms, Inc. All Rights Reserved.",
-        section="1.b",
-    )
-
-
-# By the identifier that model cards use. Licence files of the base model are always carried, and every card says what
-# was changed: that is all that other licences ask (Apache-2.0, section 4).
-DUTIES = {
-    "llama2": _llama(
-        "llama2",
-        name_prefix=None,
-        display=None,
-        notice="Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. "
-        "All Rights Reserved.",
-        section="1.b",
-    ),
-    "llama3": _llama(
-        "llama3",
-        # "Llama 3" in the licence; a repository's name has no spaces.
-        name_prefix="Llama-3",
-        display="Built with Meta Llama 3",
-        notice="Meta Llama 3 is licensed under the Meta Llama 3 Community License, Copyright © Meta Platforms, Inc. "
-        "All Rights Reserved.",
-        section="1.b",
-    ),
-    **{f"llama{number}": _later_llama(number) for number in ("3.1", "3.2", "3.3", "4")},
-    "gemma": LicenceDuties(
-        notice="Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms",
-        source="https://ai.google.dev/gemma/terms, section 3.1",
-    ),
-}
-# Neither a letter nor a digit after the number: open_llama_3b is a size.
-LLAMA_NAME = re.compile(r"(?<![a-z])llama[-_ ]?([234](?:\.\d)?)(?![a-z0-9.])", re.IGNORECASE)
 
 
 def is_on_the_hub(model: str) -> bool:
@@ -130,9 +53,10 @@ def describe_base(model: str, *, revision: str | None = None, token: str | None 
         with asking_about(model, revision):
             return _cached(model, revision)
     with asking_about(model, revision):
-        info = hub_api(token).model_info(model, revision=revision, timeout=TIMEOUT)
+        api, what = client(token), f"Asking for {model}"
+        info = retried(lambda: api.model_info(model, revision=revision, timeout=TIMEOUT), what=what)
         if info.gated:
-            hub_api(token).auth_check(model)
+            retried(lambda: api.auth_check(model), what=what)
     card = _plain_card(info.card_data)
     tagged = [tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")]
     return _record(
@@ -199,48 +123,6 @@ def _first(value: object) -> str | None:
     return next(iter(_texts(value)), None)
 
 
-def duties_of(base: BaseModelRecord | None) -> LicenceDuties | None:
-    """What the licence of the dense model asks of a pruned one, beyond a copy of it and a word on what changed.
-
-    A licence without an identifier (`other`, or none) goes by its own name, then by the name of the model.
-    """
-    if base is None:
-        return None
-    if base.license in DUTIES:
-        return DUTIES[base.license]
-    if base.license not in (None, "other"):
-        return None
-    if base.license_name in DUTIES:
-        return DUTIES[base.license_name]
-    found = LLAMA_NAME.search(base.license_name or "") or LLAMA_NAME.search(base.repo_id.rpartition("/")[2])
-    return DUTIES.get(f"llama{found[1]}") if found else None
-
-
-def must_say_built_with_llama(base: BaseModelRecord | None) -> bool:
-    """Whether the card must say so; `duties_of(base).display` has the words."""
-    duties = duties_of(base)
-    return duties is not None and duties.display is not None
-
-
-def generated_name(base: BaseModelRecord | None, folder_name: str) -> str:
-    """Name of the repository where the user gave none: that of the folder, begun as the licence wants it.
-
-    `Meta-Llama-3-8B-farms-wanda-50` becomes `Llama-3-8B-farms-wanda-50`.
-    """
-    duties = duties_of(base)
-    prefix = duties.name_prefix if duties is not None else None
-    if prefix is None:
-        return folder_name
-    name = re.sub(r"^meta[-_]?(?=llama)", "", folder_name, flags=re.IGNORECASE)
-    if _plain(name).startswith(_plain(prefix)):
-        return "Llama" + name[len("Llama") :]
-    return f"{prefix}-{name}"
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_ ]", "", name).lower()
-
-
 def copy_licence_files(base: BaseModelRecord | Path, folder: Path, *, token: str | None = None) -> tuple[str, ...]:
     """Put the licence files of the dense model into a folder, and the NOTICE that its licence asks for.
 
@@ -281,16 +163,15 @@ def _downloaded(base: BaseModelRecord, token: str | None) -> dict[str, Path]:
     found = {}
     for name in base.files:
         with asking_about(base.repo_id, base.revision):
-            where = hf_hub_download(base.repo_id, name, revision=base.revision, token=token, library_name="hf-farms")
-        found[name] = Path(where)
+            found[name] = Path(
+                retried(
+                    lambda name=name: hf_hub_download(  # type: ignore[misc]
+                        base.repo_id, name, revision=base.revision, token=token, library_name="hf-farms"
+                    ),
+                    what=f"Downloading {name}",
+                )
+            )
     return found
-
-
-def hub_api(token: str | None = None) -> HfApi:
-    """The client, under our name; without a token the one that is logged in."""
-    from huggingface_hub import HfApi
-
-    return HfApi(token=token, library_name="hf-farms", library_version=version("hf-farms"))
 
 
 @contextmanager

@@ -13,10 +13,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_farms.base_model import TIMEOUT, asking_about, hub_api, is_on_the_hub
+from hf_farms.base_model import TIMEOUT, asking_about, is_on_the_hub
 from hf_farms.errors import ModelError
 from hf_farms.original_weights import TOKENIZER_FILES, convert_tokenizer, convert_weights
 from hf_farms.output import writing
+from hf_farms.requests import client, retried
 
 __all__ = ["Original", "find_original"]
 
@@ -186,7 +187,7 @@ def _files_on_hub(name: str, revision: str | None) -> tuple[list[str], str | Non
         cached = _cached(name, PARAMS, revision)
         return ([path.name for path in cached.parent.iterdir()], cached.parent.name) if cached else ([], None)
     with asking_about(name, revision):
-        info = hub_api().model_info(name, revision=revision, timeout=TIMEOUT)
+        info = retried(lambda: client().model_info(name, revision=revision, timeout=TIMEOUT), what=f"Asking for {name}")
     return [file.rfilename for file in info.siblings or ()], info.sha
 
 
@@ -211,9 +212,9 @@ def _find_sibling(name: str) -> tuple[str | None, str]:
         return (sibling, "") if _cached(sibling, CONFIG, None) else (None, f", and {sibling!r} is not on this machine")
     with asking_about(sibling, None):
         try:
-            info = hub_api().model_info(sibling, timeout=TIMEOUT)
+            info = retried(lambda: client().model_info(sibling, timeout=TIMEOUT), what=f"Asking for {sibling}")
             if info.gated:
-                hub_api().auth_check(sibling)
+                retried(lambda: client().auth_check(sibling), what=f"Asking for {sibling}")
         except GatedRepoError:
             page = f"{constants.ENDPOINT}/{sibling}"
             return None, f", and access to {sibling!r}, which has others, was not granted: ask for it at {page}"

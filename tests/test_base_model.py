@@ -8,7 +8,8 @@ import sys
 import pytest
 from local_hub import LocalHub
 
-from hf_farms.base_model import copy_licence_files, describe_base, duties_of, generated_name, must_say_built_with_llama
+from hf_farms.base_model import copy_licence_files, describe_base
+from hf_farms.licences import duties_of, generated_name
 from hf_farms.reports import BaseModelRecord
 
 # Describe a model, fetch its licence files into a folder, print the record or the error.
@@ -93,6 +94,13 @@ def test_a_card_that_says_nothing_and_one_that_is_strange(hub, client):
     assert (found["license"], found["languages"], found["written"]) == ("mit", ["en"], [])
 
 
+@pytest.mark.parametrize("request_", ["GET /api/models/meta/busy", "/meta/busy/resolve/"])
+def test_a_hub_that_is_busy_is_asked_again(request_, hub, client):
+    hub.add("meta/busy", FILES)
+    hub.fault(request_, status=503, retry_after=0, times=2)
+    assert json.loads(client("meta/busy"))["written"] == ["LICENSE.txt", "USE_POLICY.md", "NOTICE"]
+
+
 def test_gated_with_access_and_without(hub, client, tmp_path):
     hub.add("ada/gated", FILES, gated=True)
     hub.add("meta/gated", FILES, gated=True)
@@ -175,7 +183,6 @@ def test_demo_and_folders_have_no_record_but_carry_their_licence(tmp_path):
 def test_names_and_words_that_a_licence_asks_for(repo_id, licence, licence_name, folder, name, display):
     base = BaseModelRecord(repo_id=repo_id, license=licence, license_name=licence_name)
     assert generated_name(base, folder) == name
-    assert must_say_built_with_llama(base) == (display is not None)
     duties = duties_of(base)
     assert (duties.display if duties else None) == display
     assert generated_name(None, folder) == folder

@@ -125,7 +125,8 @@ def check_hub(
         What it says of the dense model, and where the result goes; nothing was made there yet.
     """
     from hf_farms import hub
-    from hf_farms.base_model import describe_base, generated_name
+    from hf_farms.base_model import describe_base
+    from hf_farms.licences import generated_name
     from hf_farms.original import find_original
 
     # Meta's own layout needs another repository or consent: that is found out from the list of files.

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_farms.errors import HfFarmsWarning, HubError
+from hf_farms.hub.explained import explained
 from hf_farms.hub.folders import INITIAL, is_unfinished_push
-from hf_farms.hub.requests import client, explained, retried
 from hf_farms.reports import REPORT_NAME, BaseModelRecord
+from hf_farms.requests import client, retried
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -147,7 +148,7 @@ def _full_name(wanted: str, user: str) -> str:
 
 def _check_name(target: str, base: BaseModelRecord | None) -> None:
     """Say when the licence of the dense model asks for another name than the user gave."""
-    from hf_farms.base_model import generated_name
+    from hf_farms.licences import generated_name
 
     name = target.rpartition("/")[2]
     asked = generated_name(base, name)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from hf_farms.demo import demo_model
 from hf_farms.errors import DataError, HubError
+from hf_farms.hub.explained import explained
 from hf_farms.hub.folders import WEIGHTS
-from hf_farms.hub.requests import client, explained, retried
+from hf_farms.requests import client, retried
 from hf_farms.texts import BUILT_IN, check_source
 
 __all__ = ["check_dataset", "weights_size"]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from hf_farms.errors import NoEffectWarning
 from hf_farms.hub.checks import PushPlan, preflight
+from hf_farms.hub.explained import explained
 from hf_farms.hub.folders import IGNORED, check_folder, folder_report, is_published, replaced_weights
-from hf_farms.hub.requests import client, explained, retried
+from hf_farms.requests import client, retried
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -85,7 +86,7 @@ def plan_push(folder: str | Path, repo_id: str | None = None, **options: Any) ->
     Raises:
         OutputError: as `push`, and the others too.
     """
-    from hf_farms.base_model import generated_name
+    from hf_farms.licences import generated_name
 
     folder = check_folder(folder)
     base = getattr(folder_report(folder), "base", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from hf_farms.base_model import duties_of
+from hf_farms.licences import duties_of
 from hf_farms.reports import BaseModelRecord
 
 __all__ = ["Licence", "licence_of"]

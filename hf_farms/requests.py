@@ -1,25 +1,23 @@
-"""Requests to the Hub: one client, tries again where that can help, errors in a sentence."""
+"""Requests to the Hub: one client, and tries again where that can help."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from hf_farms.errors import HfFarmsError, HubError
-from hf_farms.explain import LOGIN, chain, first_line, known_error, status_of
+from hf_farms.explain import chain, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from huggingface_hub import HfApi
 
-__all__ = ["client", "explained", "retried"]
+__all__ = ["client", "retried"]
 
 T = TypeVar("T")
 
@@ -34,12 +32,10 @@ UNREACHABLE = frozenset({"ConnectError", "ConnectTimeout"})
 ATTEMPTS = 5
 # Limits of the rate are counted over five minutes.
 LONGEST_WAIT = 300.0
-# Seconds. The client itself waits for ever.
-CONNECT_TIMEOUT, UPLOAD_TIMEOUT = 3.0, 300.0
 
 
-def client(token: str | None) -> HfApi:
-    """The client of the Hub, under our name."""
+def client(token: str | None = None) -> HfApi:
+    """The client of the Hub, under our name; without a token the one that is logged in."""
     from huggingface_hub import HfApi
 
     return HfApi(token=token, library_name="hf-farms", library_version=version("hf-farms"))
@@ -112,70 +108,3 @@ def _asked_wait(headers: Mapping[str, str]) -> float | None:
         return max(0.0, (when - datetime.now(when.tzinfo or UTC)).total_seconds())
     limit = parse_ratelimit_headers(headers)
     return float(limit.reset_in_seconds) if limit is not None and limit.remaining == 0 else None
-
-
-@contextmanager
-def explained(what: str, *, upload: bool = False) -> Iterator[None]:
-    """Turn what the Hub client raises about a push into one sentence; no request waits for ever meanwhile.
-
-    Args:
-        what: repository, model or dataset.
-        upload: whether answers may take minutes; else the client's own HF_HUB_DOWNLOAD_TIMEOUT.
-
-    Raises:
-        HubError: whatever went wrong.
-    """
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        raise HubError(f"a push must reach the Hub, got HF_HUB_OFFLINE for {what!r}.", hint="Unset HF_HUB_OFFLINE.")
-    try:
-        with _bounded(UPLOAD_TIMEOUT if upload else float(constants.HF_HUB_DOWNLOAD_TIMEOUT)):
-            yield
-    except HfFarmsError:
-        raise
-    except Exception as error:  # the client lets errors of its HTTP library, of xet, of files and of its own through
-        raise (
-            _repository_error(error, what)
-            or known_error(error, what)
-            or HubError(f"{what!r} could not be pushed ({first_line(error)}).", hint="Run the same command again.")
-        ) from error
-
-
-def _repository_error(error: Exception, what: str) -> HubError | None:
-    """What a missing repository or branch means where something is written."""
-    from huggingface_hub import errors as hub
-
-    if isinstance(error, hub.GatedRepoError):
-        return None
-    if isinstance(error, hub.RepositoryNotFoundError):
-        if status_of(error) == 401:
-            return HubError("the Hub did not accept the token.", hint=LOGIN)
-        return HubError(
-            f"repository must be there and open to this token, got {what!r}, which the Hub does not show.",
-            hint="Check the name and the token, and run the same command again.",
-        )
-    if isinstance(error, ValueError) and "README.md" in str(error):
-        found = " ".join(str(error).splitlines()[1:]).removeprefix("- ")
-        return HubError(
-            f"README.md must be a card that the Hub accepts, got one with: {found}.",
-            hint="Correct the lines between --- at its beginning, and run the same command again.",
-        )
-    if isinstance(error, hub.RevisionNotFoundError):
-        return HubError(f"revision must be a branch of {what!r}, got one that is not there.", hint="Check --revision.")
-    return None
-
-
-@contextmanager
-def _bounded(answer: float) -> Iterator[None]:
-    """Time limits for the client's session, unless somebody has set others."""
-    from huggingface_hub import get_session
-
-    session: Any = get_session()
-    before = session.timeout
-    if before.connect is None and before.read is None:
-        session.timeout = type(before)(answer, connect=CONNECT_TIMEOUT, pool=None)
-    try:
-        yield
-    finally:
-        session.timeout = before

@@ -1,0 +1,109 @@
+"""What the licence of a model asks of those who publish a modified one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from hf_farms.reports import BaseModelRecord
+
+__all__ = ["LicenceDuties", "duties_of", "generated_name"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LicenceDuties:
+    """What a licence asks of those who publish a modified model.
+
+    Attributes:
+        name_prefix: what the name must begin with, as a repository can have it; None: anything.
+        display: words that the card must show; None: none.
+        notice: line that a NOTICE file must hold; None: no such file is asked for.
+        source: where the licence says so.
+    """
+
+    name_prefix: str | None = None
+    display: str | None = None
+    notice: str | None = None
+    source: str
+
+
+def _llama(release: str, *, name_prefix: str | None, display: str | None, notice: str, section: str) -> LicenceDuties:
+    source = f"https://www.llama.com/{release}/license, section {section}"
+    return LicenceDuties(name_prefix=name_prefix, display=display, notice=notice, source=source)
+
+
+def _later_llama(number: str) -> LicenceDuties:
+    licence = f"Llama {number} Community License"
+    return _llama(
+        f"llama{number.replace('.', '_')}",
+        name_prefix="Llama",
+        display="Built with Llama",
+        notice=f"Llama {number} is licensed under the {licence}, Copyright © Meta Platforms, Inc. All Rights Reserved.",
+        section="1.b",
+    )
+
+
+# By the identifier that model cards use. Licence files of the base model are always carried, and every card says what
+# was changed: that is all that other licences ask (Apache-2.0, section 4).
+DUTIES = {
+    "llama2": _llama(
+        "llama2",
+        name_prefix=None,
+        display=None,
+        notice="Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. "
+        "All Rights Reserved.",
+        section="1.b",
+    ),
+    "llama3": _llama(
+        "llama3",
+        # "Llama 3" in the licence; a repository's name has no spaces.
+        name_prefix="Llama-3",
+        display="Built with Meta Llama 3",
+        notice="Meta Llama 3 is licensed under the Meta Llama 3 Community License, Copyright © Meta Platforms, Inc. "
+        "All Rights Reserved.",
+        section="1.b",
+    ),
+    **{f"llama{number}": _later_llama(number) for number in ("3.1", "3.2", "3.3", "4")},
+    "gemma": LicenceDuties(
+        notice="Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms",
+        source="https://ai.google.dev/gemma/terms, section 3.1",
+    ),
+}
+# Neither a letter nor a digit after the number: open_llama_3b is a size.
+LLAMA_NAME = re.compile(r"(?<![a-z])llama[-_ ]?([234](?:\.\d)?)(?![a-z0-9.])", re.IGNORECASE)
+
+
+def duties_of(base: BaseModelRecord | None) -> LicenceDuties | None:
+    """What the licence of the dense model asks of a pruned one, beyond a copy of it and a word on what changed.
+
+    A licence without an identifier (`other`, or none) goes by its own name, then by the name of the model.
+    """
+    if base is None:
+        return None
+    if base.license in DUTIES:
+        return DUTIES[base.license]
+    if base.license not in (None, "other"):
+        return None
+    if base.license_name in DUTIES:
+        return DUTIES[base.license_name]
+    found = LLAMA_NAME.search(base.license_name or "") or LLAMA_NAME.search(base.repo_id.rpartition("/")[2])
+    return DUTIES.get(f"llama{found[1]}") if found else None
+
+
+def generated_name(base: BaseModelRecord | None, folder_name: str) -> str:
+    """Name of the repository where the user gave none: that of the folder, begun as the licence wants it.
+
+    `Meta-Llama-3-8B-farms-wanda-50` becomes `Llama-3-8B-farms-wanda-50`.
+    """
+    duties = duties_of(base)
+    prefix = duties.name_prefix if duties is not None else None
+    if prefix is None:
+        return folder_name
+    name = re.sub(r"^meta[-_]?(?=llama)", "", folder_name, flags=re.IGNORECASE)
+    if _plain(name).startswith(_plain(prefix)):
+        return "Llama" + name[len("Llama") :]
+    return f"{prefix}-{name}"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_ ]", "", name).lower()
