@@ -83,16 +83,17 @@ def push_command(
             f"folder must hold {REPORT_NAME} to be pushed under its own name, got {str(folder)!r} without one.",
             hint=f"Say where to: hf-farms push {shlex.quote(str(folder))} --repo-id NAME",
         )
+    plan = hub.plan_push(
+        folder, repo_id, private=private, create_pr=create_pr, revision=revision, overwrite=yes, create=False
+    )
     if dry_run:
-        plan = hub.plan_push(
-            folder, repo_id, private=private, create_pr=create_pr, revision=revision, overwrite=yes, create=False
-        )
         print_plan(push_lines(folder, plan, report))
         return
+    _name_in_card(folder, plan.repo_id)
     with if_interrupted("The same command uploads the rest."):
         url = hub.push(
             folder,
-            repo_id,
+            plan.repo_id,
             private=private,
             create_pr=create_pr,
             revision=revision,
@@ -100,6 +101,18 @@ def push_command(
             overwrite=yes,
         )
     print_done(f"Pushed {folder}", shown, url=url)
+
+
+def _name_in_card(folder: Path, repo_id: str) -> None:
+    """Write a card of ours again if its quick start names another repository."""
+    from hf_farms_cards import write_card
+    from hf_farms_cards.card import is_ours, repo_of
+
+    from hf_farms.reports.folders import load_report
+
+    card = folder / "README.md"
+    if is_ours(card) and repo_of(card) != repo_id:
+        write_card(load_report(folder), folder, repo_id=repo_id)
 
 
 def use_token(token: str | None) -> None:
@@ -163,6 +176,7 @@ def finish_prune(folder: Path, plan: PushPlan, *, private: bool | None, commit_m
     options += ["--yes"] if yes else []
     again = shlex.join(["hf-farms", "push", str(folder), "--repo-id", plan.repo_id, *options])
     there = f"The pruned model is complete in {folder}. Run: {again}"
+    _name_in_card(folder, plan.repo_id)
     try:
         with if_interrupted(there):
             return hub.push(

@@ -64,6 +64,18 @@ def test_push_in_all_formats(client, hub):
     assert len(hub.uploads) == len(set(hub.uploads))
 
 
+def test_the_card_names_the_repository(client, hub, pruned):
+    before = contents(pruned)
+    assert b'name = "ada/other"' not in before["README.md"]
+    assert client.cli("push", pruned, "--repo-id", "ada/other", "--dry-run")["status"] == 0
+    assert contents(pruned) == before
+    assert client.cli("push", pruned, "--repo-id", "ada/other", "-q")["status"] == 0
+    assert b'name = "ada/other"' in hub.files("ada/other")["README.md"]
+    (pruned / "README.md").write_text("# By hand")
+    assert client.cli("push", pruned, "-q")["status"] == 0
+    assert hub.files("ada/pruned")["README.md"] == b"# By hand"
+
+
 def test_dry_run_shows_repository_files_sizes_and_sparsity(client, hub):
     done = client.cli("push", "pruned", "--dry-run", "--private")
     assert done["status"] == 0, done
