@@ -123,7 +123,7 @@ def inverse_factor(products: Tensor, *, damping: float = DAMPING, name: str = ""
         )
     del hessian, diagonal
     # Transposed, because the solver works in place on Fortran's order only.
-    inverse = torch.eye(len(lower), device=lower.device).mT
+    inverse = torch.eye(len(lower), dtype=lower.dtype, device=lower.device).mT
     torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
     del lower
     return InverseFactor(inverse.flip(0, 1).contiguous(), unused.flip(0), damping)

@@ -160,6 +160,19 @@ def test_the_factor_is_that_of_the_inverse():
     assert torch.allclose(product, torch.eye(40, dtype=torch.float64), atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_changes_nothing(dtype):
+    products = correlated(200, 64).square().T @ correlated(200, 64).square()
+    expected = inverse_factor(products).upper
+    torch.set_default_dtype(dtype)
+    try:
+        found = inverse_factor(products).upper
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
 def test_duplicated_inputs_are_damped_enough_as_they_are():
     inputs = correlated(500, 32).repeat(1, 3)
     factor = factor_of(inputs)
