@@ -20,7 +20,8 @@ __all__ = ["TIMEOUT", "asking_about", "copy_licence_files", "describe_base", "is
 
 TIMEOUT = 10  # seconds; of one answer
 NOTICE = "NOTICE"
-LICENCE_FILE = re.compile(r"(LICEN[CS]E|USE_POLICY|NOTICE)([-_.].*)?", re.IGNORECASE)
+# Beside the weights; a folder of that name is not one.
+LICENCE_FILE = re.compile(r"(LICEN[CS]E|USE_POLICY|NOTICE)([-_.][^/]*)?", re.IGNORECASE)
 
 
 def is_on_the_hub(model: str) -> bool:
@@ -76,7 +77,7 @@ def _cached(model: str, revision: str | None) -> BaseModelRecord:
         found = try_to_load_from_cache(model, file, revision=revision)
         if isinstance(found, str):
             snapshot = Path(found).parent
-            return _record(model, snapshot.name, _card_of(snapshot), files=[path.name for path in snapshot.iterdir()])
+            return _record(model, snapshot.name, _card_of(snapshot), files=_files_in(snapshot))
     raise ModelError(
         f"{model!r} is not on this machine and the Hub is switched off (HF_HUB_OFFLINE).",
         hint="Unset HF_HUB_OFFLINE, or name a local folder.",
@@ -91,6 +92,10 @@ def _card_of(folder: Path) -> dict[str, Any]:
         return _plain_card(ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data)
     except Exception:  # a card is text of others: yaml and the card class raise their own
         return {}
+
+
+def _files_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.is_file()]
 
 
 def _plain_card(data: Any) -> dict[str, Any]:
@@ -140,7 +145,7 @@ def copy_licence_files(base: BaseModelRecord | Path, folder: Path, *, token: str
         OutputError: the folder cannot be written.
     """
     if isinstance(base, Path):
-        record = _record(base.name, None, _card_of(base), files=[path.name for path in base.iterdir()])
+        record = _record(base.name, None, _card_of(base), files=_files_in(base))
         found = {name: base / name for name in record.files}
     else:
         record, found = base, _downloaded(base, token)

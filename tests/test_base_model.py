@@ -35,7 +35,7 @@ pipeline_tag: text-generation
 ---
 # A model
 """
-FILES = {"config.json": b"{}", "README.md": CARD, "LICENSE.txt": b"terms", "USE_POLICY.md": b"policy", "a/LICENSE": b""}
+FILES = {"config.json": b"{}", "README.md": CARD, "LICENSE.txt": b"terms", "USE_POLICY.md": b"policy", "a/LICENSE": b"", "LICENSE-others/MIT.txt": b""}
 
 
 @pytest.fixture
@@ -158,6 +158,7 @@ def test_demo_and_folders_have_no_record_but_carry_their_licence(tmp_path):
         if "/" not in name:
             (dense / name).write_bytes(text)
     (dense / "NOTICE.txt").write_text("theirs", encoding="utf-8")
+    (dense / "LICENSE-others").mkdir()
     assert copy_licence_files(dense, out) == ("LICENSE.txt", "NOTICE.txt", "USE_POLICY.md")
     assert (out / "NOTICE.txt").read_text(encoding="utf-8") == "theirs"
 
