@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_farms_cli.console import out
+from hf_farms_cli.console import say
 
 if TYPE_CHECKING:
     from hf_farms.hub import PushPlan
     from hf_farms.reports import BaseModelRecord, PruneReport
+    from hf_farms_cli.options import Format
     from hf_farms_cli.recipe import Recipe
 
 __all__ = ["plan_line", "print_plan", "prune_lines", "push_lines"]
@@ -27,10 +29,13 @@ ARTEFACTS = (
 )
 
 
-def print_plan(lines: list[str]) -> None:
-    """Print what would be done."""
+def print_plan(lines: list[str], shown: Format) -> None:
+    """Print what would be done, in the format asked for."""
+    if shown == "json":
+        say(json.dumps({"dry_run": True, "plan": lines}, indent=2))
+        return
     for line in lines:
-        out.print(f"[dry-run] {line}", markup=False)
+        say(f"[dry-run] {line}")
 
 
 def prune_lines(

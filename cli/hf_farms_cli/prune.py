@@ -15,7 +15,6 @@ from hf_farms.config import (
     PruneConfig,
     default_output_name,
 )
-from hf_farms.output import OutputFolder
 from hf_farms_cli.console import check_format, guarded, if_interrupted, stages
 from hf_farms_cli.options import (
     AllowPickleOption,
@@ -27,6 +26,7 @@ from hf_farms_cli.options import (
     QuietOption,
     RevisionOption,
     TokenOption,
+    complete,
 )
 from hf_farms_cli.plan import plan_line, print_plan, prune_lines
 from hf_farms_cli.push import ForeignOption, MessageOption, RequestOption, check_hub, finish_prune, use_token
@@ -41,21 +41,32 @@ PRUNE, CALIBRATION, EVALUATION = PruneConfig(), CalibrationConfig(), EvaluationC
 @guarded
 def prune_command(
     model: Annotated[
-        str, typer.Argument(help="Hub id, folder, `demo`, or the recipe.yaml of an earlier run.", metavar="MODEL")
+        str,
+        typer.Argument(
+            help="Hub id, folder, `demo`, or the recipe.yaml of an earlier run.",
+            metavar="MODEL",
+            autocompletion=complete(["demo"]),
+        ),
     ],
     sparsity: Annotated[float, typer.Option("-s", "--sparsity", help="Zeros as a fraction of the pruned layers.")] = (
         PRUNE.sparsity
     ),
-    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = PRUNE.method,
+    method: Annotated[
+        str, typer.Option(help=f"{', '.join(METHODS)}.", autocompletion=complete(METHODS))
+    ] = PRUNE.method,
     pattern: Annotated[
         str,
         typer.Option(
-            help="`unstructured`; `2:4` or any N:M: N of every M neighbours stay; `N:8`: each block has its own N."
+            help="`unstructured`; `2:4` or any N:M: N of every M neighbours stay; `N:8`: each block has its own N.",
+            autocompletion=complete(["unstructured", "2:4", "4:8", "N:8"]),
         ),
     ] = PRUNE.pattern,
-    allocation: Annotated[str, typer.Option(help=f"How it is spread over blocks: {', '.join(ALLOCATIONS)}.")] = (
-        PRUNE.allocation
-    ),
+    allocation: Annotated[
+        str,
+        typer.Option(
+            help=f"How it is spread over blocks: {', '.join(ALLOCATIONS)}.", autocompletion=complete(ALLOCATIONS)
+        ),
+    ] = PRUNE.allocation,
     spread: Annotated[float, typer.Option(help="How far block sparsities may differ (epsilon).")] = PRUNE.spread,
     calibration: Annotated[
         str,
@@ -177,6 +188,7 @@ def prune_command(
         allow_pickle=allow_pickle,
     )
     from hf_farms import hub
+    from hf_farms.output import OutputFolder
     from hf_farms_cli.pipeline import check_before_work, run_prune
     from hf_farms_cli.tables import print_result
 
@@ -185,7 +197,7 @@ def prune_command(
     OutputFolder(folder).check_space(size or 0)
     if dry_run:
         lines = prune_lines(recipe, folder, finished=report, base=base, size=size)
-        print_plan([*lines, f"push: {plan_line(target)}"])
+        print_plan([*lines, f"push: {plan_line(target)}"], shown)
         return
     if target is not None:
         hub.create_repository(target)

@@ -87,7 +87,7 @@ def push_command(
         folder, repo_id, private=private, create_pr=create_pr, revision=revision, overwrite=yes, create=False
     )
     if dry_run:
-        print_plan(push_lines(folder, plan, report))
+        print_plan(push_lines(folder, plan, report), shown)
         return
     _name_in_card(folder, plan.repo_id)
     with if_interrupted("The same command uploads the rest."):

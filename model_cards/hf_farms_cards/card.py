@@ -19,13 +19,12 @@ from hf_farms_cards.usage import Checkpoint
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["FIGURE", "is_ours", "render_card", "repo_of", "write_card", "write_figures"]
+__all__ = ["is_ours", "render_card", "repo_of", "write_card", "write_figures"]
 
 # A tag of every card.
 MARK = "\n- hf-farms\n"
 # The line of the quick start that names the repository.
 QUICK_START = re.compile(r'(?:^name = |from_pretrained\(|model=)"([\w.-]+/[\w.-]+)"', re.MULTILINE)
-FIGURE = BLOCKS
 
 
 def render_card(

@@ -86,6 +86,8 @@ def test_dry_run_shows_repository_files_sizes_and_sparsity(client, hub):
     names = {line.removeprefix("[dry-run] file: ").split(" (")[0] for line in lines if "file: " in line}
     assert names == set(contents(client.folder / "pruned"))
     assert lines[-1].startswith(f"[dry-run] total: {len(names)} files, ")
+    plan = json.loads(client.cli("push", "pruned", "--dry-run", "--private", "--json")["stdout"])
+    assert plan == {"dry_run": True, "plan": [line.removeprefix("[dry-run] ") for line in lines]}
     assert not made(hub)
     assert not hub.repos
 
