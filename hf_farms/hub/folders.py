@@ -69,17 +69,28 @@ def _check_shards(folder: Path) -> None:
 
     names = {path.name for path in folder.glob("*.safetensors")}
     if (folder / INDEX).is_file():
-        names |= set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        names |= _shards_of(folder / INDEX)
     for name in sorted(names):
         try:
             # Only the header is read; it knows how long the file must be.
             with safe_open(folder / name, framework="numpy"):
                 pass
         except (OSError, SafetensorError) as error:
-            raise OutputError(
-                f"folder must hold all its weights, got {name!r} missing or damaged in {str(folder)!r}.",
-                hint="Write the folder again.",
-            ) from error
+            raise _damaged(folder / name) from error
+
+
+def _shards_of(index: Path) -> set[str]:
+    try:
+        return {str(Path(name)) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(index) from error
+
+
+def _damaged(path: Path) -> OutputError:
+    return OutputError(
+        f"folder must hold all its weights, got {path.name!r} missing or damaged in {str(path.parent)!r}.",
+        hint="Write the folder again.",
+    )
 
 
 def folder_report(folder: Path) -> Report | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,8 +91,24 @@ def plan_push(folder: str | Path, repo_id: str | None = None, **options: Any) ->
 
     folder = check_folder(folder)
     base = getattr(folder_report(folder), "base", None)
+    if base is not None and not base.gated:
+        base = replace(base, gated=_is_gated(base.repo_id, options.get("token")))
     name = generated_name(base, folder.absolute().name)
     return preflight(name, repo_id=repo_id, base=base, folder=folder, **options)
+
+
+def _is_gated(repo_id: str, token: str | None) -> bool:
+    """Whether the dense model has conditions now: a prune with the Hub switched off could not know."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    api = client(token)
+    with explained(repo_id):
+        try:
+            return bool(retried(lambda: api.model_info(repo_id), what=f"Asking for {repo_id}").gated)
+        except GatedRepoError:
+            return True
+        except RepositoryNotFoundError:
+            return False
 
 
 def _upload(api: HfApi, plan: PushPlan, folder: Path, message: str) -> str:

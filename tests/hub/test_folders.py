@@ -1,0 +1,41 @@
+"""What a folder says of itself, and what the Hub says of the model that it was made from."""
+
+import dataclasses
+
+import pytest
+from hub_client import HubClient
+from local_hub import LocalHub
+from models import tiny
+
+from hf_farms import PruneConfig, prune
+from hf_farms.errors import OutputError
+from hf_farms.hub import check_folder
+from hf_farms.reports import REPORT_NAME, BaseModelRecord
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 1}}'])
+def test_a_damaged_index_is_named(tmp_path, text):
+    tiny("llama").save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(OutputError, match=r"got 'model\.safetensors\.index\.json' missing or damaged"):
+        check_folder(tmp_path)
+
+
+def test_a_base_model_that_was_not_known_to_be_gated_is_asked_for_at_the_push(tmp_path):
+    """With the Hub switched off nobody knows, and conditions may be new."""
+    model = tiny("llama")
+    report = prune(model, PruneConfig(method="magnitude", allocation="uniform")).report
+    model.save_pretrained(tmp_path / "pruned")
+    report = dataclasses.replace(report, model="meta/m", base=BaseModelRecord(repo_id="meta/m"))
+    report.save(tmp_path / "pruned" / REPORT_NAME)
+    with LocalHub() as hub, HubClient(hub, tmp_path) as client:
+        hub.add("meta/m", {}, gated=True)
+        client("push", tmp_path / "pruned", "mine")
+        assert hub.repos["ada/mine"].private
+        assert "error" not in client("push", tmp_path / "pruned", "open", private=False)
+        assert not hub.repos["ada/open"].private
+        hub.repos["meta/m"].gated = False
+        client("push", tmp_path / "pruned", "too")
+        assert not hub.repos["ada/too"].private
+        del hub.repos["meta/m"]
+        assert "error" not in client("push", tmp_path / "pruned", "gone")
