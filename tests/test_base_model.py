@@ -35,7 +35,14 @@ pipeline_tag: text-generation
 ---
 # A model
 """
-FILES = {"config.json": b"{}", "README.md": CARD, "LICENSE.txt": b"terms", "USE_POLICY.md": b"policy", "a/LICENSE": b"", "LICENSE-others/MIT.txt": b""}
+FILES = {
+    "config.json": b"{}",
+    "README.md": CARD,
+    "LICENSE.txt": b"terms",
+    "USE_POLICY.md": b"policy",
+    "a/LICENSE": b"",
+    "LICENSE-others/MIT.txt": b"",
+}
 
 
 @pytest.fixture
