@@ -59,6 +59,9 @@ class ModuleStore:
 
 def count_zeros(tensor: Tensor) -> int:
     """How many entries are zero; a pass over them that makes no mask."""
+    if tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1:
+        # torch does not count those of float8.
+        return int((tensor == 0).sum())
     return tensor.numel() - int(tensor.count_nonzero())
 
 

@@ -34,6 +34,16 @@ def test_a_tied_head_counts_once():
     assert count_model_zeros(model).num_zero_parameters == 32
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.int8])
+def test_parameters_of_any_dtype_are_counted(llama, dtype):
+    weight = torch.tensor([[0.0, -0.0, 1.0], [2.0, 0.0, -1.0]]).to(dtype)
+    before = count_model_zeros(llama)
+    llama.register_parameter("packed", torch.nn.Parameter(weight, requires_grad=False))
+    after = count_model_zeros(llama)
+    assert after.num_zero_parameters - before.num_zero_parameters == 3
+    assert after.num_parameters - before.num_parameters == 6
+
+
 def test_it_is_the_sparsity_that_pruning_reports(llama):
     report = prune(llama, PruneConfig(method="magnitude", sparsity=0.3, allocation="uniform")).report
     found = count_model_zeros(llama)
