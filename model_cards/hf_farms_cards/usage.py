@@ -119,7 +119,9 @@ model = {auto_class}.from_pretrained(name)
 tokenizer = AutoTokenizer.from_pretrained(name)
 
 messages = [{{"role": "user", "content": "What is a forest?"}}]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
 output = model.generate(**inputs, max_new_tokens=40)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
 
