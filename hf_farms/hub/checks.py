@@ -184,8 +184,8 @@ def _plan(
         return PushPlan(repo_id=target, user=user, exists=False, private=wanted, revision=revision, create_pr=create_pr)
     try:
         files = retried(lambda: api.list_repo_files(target, revision=revision), what=f"Listing {target}")
-    except RevisionNotFoundError:
-        files = []  # a branch to be; it begins as a copy of main
+    except RevisionNotFoundError:  # a branch to be, which begins as a copy of main
+        files = retried(lambda: api.list_repo_files(target), what=f"Listing {target}")
     if wanted and not info.private:
         why = "the dense model is gated" if private is None else "--private was given"
         raise HubError(
@@ -220,6 +220,14 @@ def _check_contents(api: HfApi, plan: PushPlan, folder: Path | None) -> None:
 
 
 def _is_ours(api: HfApi, plan: PushPlan, folder: Path) -> bool:
-    return retried(
-        lambda: is_unfinished_push(api, plan.repo_id, plan.revision, folder), what=f"Comparing {plan.repo_id}"
-    )
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    def compared(revision: str | None) -> bool:
+        return retried(
+            lambda: is_unfinished_push(api, plan.repo_id, revision, folder), what=f"Comparing {plan.repo_id}"
+        )
+
+    try:
+        return compared(plan.revision)
+    except RevisionNotFoundError:
+        return compared(None)

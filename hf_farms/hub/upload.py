@@ -130,7 +130,9 @@ def _upload(api: HfApi, plan: PushPlan, folder: Path, message: str) -> str:
             lambda: _open_request(api, plan, message) or _new_request(api, plan, message),
             what="Opening a pull request",
         )
-    stale = replaced_weights(plan.files, folder)
+    # A pull request that is continued has other files than main.
+    there = list(plan.files) if not plan.create_pr else _files_at(api, plan.repo_id, revision)
+    stale = replaced_weights(there, folder)
     retried(
         lambda: api.upload_folder(
             repo_id=plan.repo_id,
@@ -144,6 +146,10 @@ def _upload(api: HfApi, plan: PushPlan, folder: Path, message: str) -> str:
         attempts=ATTEMPTS,
     )
     return url
+
+
+def _files_at(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
+    return retried(lambda: api.list_repo_files(repo_id, revision=revision), what=f"Listing {repo_id}")
 
 
 def _open_request(api: HfApi, plan: PushPlan, title: str) -> tuple[str, str] | None:

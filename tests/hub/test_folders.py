@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from hub_client import HubClient
+from hub_client import HubClient, contents
 from local_hub import LocalHub
 from models import tiny
 
@@ -39,3 +39,32 @@ def test_a_base_model_that_was_not_known_to_be_gated_is_asked_for_at_the_push(tm
         assert not hub.repos["ada/too"].private
         del hub.repos["meta/m"]
         assert "error" not in client("push", tmp_path / "pruned", "gone")
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A client and its folder `m`, of two shards, without a report."""
+    tiny("llama").save_pretrained(tmp_path / "m", max_shard_size="100KB")
+    with LocalHub() as hub, HubClient(hub, tmp_path) as client:
+        yield client, tmp_path / "m"
+
+
+def test_a_new_branch_begins_with_what_main_has(two):
+    client, folder = two
+    client.hub.add("ada/m", {REPORT_NAME: b"{}", "model.safetensors": b"old"})
+    assert "error" not in client("push", folder, "ada/m", revision="next")
+    # Else it would be loaded in place of the shards.
+    assert "model.safetensors" not in client.hub.files("ada/m", "next")
+    assert client.hub.files("ada/m")["model.safetensors"] == b"old"
+    client.hub.add("ada/theirs", {"config.json": b"{}", "notes.txt": b"mine"})
+    assert "with other files" in client("push", folder, "ada/theirs", revision="next")["message"]
+
+
+def test_a_pull_request_that_is_continued_loses_the_weights_of_its_earlier_model(two):
+    client, folder = two
+    client.hub.add("bob/m", {"README.md": b"# Theirs"})
+    (folder / "pytorch_model.bin").write_bytes(b"old")
+    first = client("push", folder, "bob/m", create_pr=True)
+    (folder / "pytorch_model.bin").unlink()
+    assert client("push", folder, "bob/m", create_pr=True)["result"] == first["result"]
+    assert client.hub.files("bob/m", "refs/pr/1").keys() == contents(folder).keys() | {"README.md"}
