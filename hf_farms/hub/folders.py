@@ -110,9 +110,12 @@ def replaced_weights(there: Sequence[str], folder: Path) -> list[str]:
 
 
 def is_unfinished_push(api: HfApi, repo_id: str, revision: str | None, folder: Path) -> bool:
-    """Whether everything in a repository is in the folder too: an upload of it that stopped half-way."""
+    """Whether everything in a repository is in the folder too: an upload of it that stopped half-way.
+
+    The card may have been written again meanwhile.
+    """
     found = api.verify_repo_checksums(repo_id, revision=revision, local_dir=folder)
-    return not found.mismatches and set(found.missing_paths) <= INITIAL
+    return {*found.missing_paths, *(mismatch["path"] for mismatch in found.mismatches)} <= INITIAL
 
 
 def published_files(folder: Path) -> dict[str, Path]:

@@ -49,6 +49,16 @@ def two(tmp_path):
         yield client, tmp_path / "m"
 
 
+def test_a_push_that_stopped_is_known_though_its_card_was_written_again(two):
+    client, folder = two
+    (folder / "README.md").write_text("# New")
+    half = {"model-00001-of-00002.safetensors", "README.md", "config.json"}
+    there = {name: data for name, data in contents(folder).items() if name in half}
+    client.hub.add("ada/m", there | {"README.md": b"# Old"})
+    assert "error" not in client("push", folder, "ada/m")
+    assert client.hub.files("ada/m") == contents(folder)
+
+
 def test_a_new_branch_begins_with_what_main_has(two):
     client, folder = two
     client.hub.add("ada/m", {REPORT_NAME: b"{}", "model.safetensors": b"old"})
