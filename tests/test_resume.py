@@ -177,13 +177,13 @@ def test_kill_9_at_ten_moments(commands, model, tmp_path, stream):
     assert len(set(finished)) > 3, finished
 
 
-def prepared(commands, model, folder, *options):
+def prepared(commands, model, folder, *options, where="blocks"):
     """A run that was killed when two blocks were finished."""
     arguments = ("prune", model, *SETTINGS, *options)
 
     def two_blocks():
         deadline = time.monotonic() + 100
-        records = folder / "out.partial" / ".hf-farms-unfinished" / "blocks"
+        records = folder / "out.partial" / ".hf-farms-unfinished" / where
         while len(list(records.glob("*.json"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.005)
 
@@ -203,6 +203,24 @@ def test_finished_blocks_are_not_pruned_again_and_other_settings_are_refused(com
     assert commands.run(tmp_path, *arguments, "--stream")[0] == 0
     after = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("out/*.safetensors")}
     assert {p.name for p, stamp in before.items() if after[p.name] == stamp} == {p.name for p in before}
+
+
+def test_a_kill_while_uniform_sparsity_is_measured(commands, model, tmp_path):
+    folders = [tmp_path / name for name in ("peace", "killed", "without")]
+    for folder in folders:
+        folder.mkdir()
+    peace, killed, without = folders
+    options = ("--allocation", "alpha")
+    assert commands.run(peace, "prune", model, *SETTINGS, *options)[0] == 0
+    arguments = prepared(commands, model, killed, *options, where="uniform/blocks")
+    assert commands.run(killed, *arguments)[0] == 0
+    assert hashes(killed / "out") == hashes(peace / "out")
+    # It decides no byte of the model: who has lost patience may leave it out.
+    arguments = prepared(commands, model, without, *options, where="uniform/blocks")
+    assert commands.run(without, *arguments, "--no-baseline")[0] == 0
+    different = {name for name, value in hashes(peace / "out").items() if hashes(without / "out")[name] != value}
+    assert different == {"README.md", "hf_farms_report.json"}
+    assert not (without / "out" / ".hf-farms-unfinished").exists()
 
 
 def test_other_weights_under_the_same_name_are_refused(commands, model, tmp_path):
