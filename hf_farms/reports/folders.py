@@ -266,4 +266,6 @@ def _number(value: object) -> float | None:
 
 def _plain(value: Any) -> str | int | float | bool | None:
     value = getattr(value, "value", value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no number for it
     return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -93,6 +93,13 @@ def test_what_the_callback_records_is_all_of_it(selective):
     assert f"| `model.layers.0` | {channels} |" in card
 
 
+def test_an_argument_that_json_has_no_number_for_does_not_end_the_training(tmp_path):
+    s2ft_trainer(tmp_path, S2FTCallback(S2FTConfig(budget=0.1)), max_grad_norm=float("inf")).train()
+    report = load_report(tmp_path)
+    assert report.arguments["max_grad_norm"] == "inf"
+    assert "| `max_grad_norm` | inf |" in write_card(report, tmp_path).read_text(encoding="utf-8")
+
+
 def test_what_the_other_callback_records_is_all_of_it_too(farms):
     report, seen = load_report(farms), training_report(farms)
     assert report.arguments["learning_rate"] > 0
