@@ -2,11 +2,13 @@
 #
 #   TORCH    what pip installs as torch; default: the version pinned in constraints.txt
 #   PIP_ARGS more arguments for pip, such as an index for CPU or CUDA builds of torch
+#   WORKERS  how many processes run the tests
 #   PYTHON   the interpreter that the virtual environment is made with
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 PIP_ARGS ?=
+WORKERS ?= 2
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-slow schemas lint types clean
@@ -15,8 +17,9 @@ demo: $(VENV)/.installed
 	$(BIN)/hf-farms prune demo --output out/demo-farms-wanda-50 --overwrite
 	@echo "Read out/demo-farms-wanda-50/README.md"
 
+# Side by side in as many processes as there are workers, one thread each; the tests of a file share what they set up.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow --timeout=3600
