@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hf_farms.checkpoint import CheckpointWriter
+from hf_farms.errors import HfFarmsWarning, ModelError
 from hf_farms.loading import load_model
 from hf_farms.pruning.pruner import prune
 from hf_farms_cli.data import EvaluationText, load_nll, save_nll
@@ -33,8 +35,8 @@ def uniform_nll(
     device: str | None,
     allow_pickle: bool,
     progress: Stages,
-) -> TextNll:
-    """NLL of the text when every block loses the same share.
+) -> TextNll | None:
+    """NLL of the text when every block loses the same share; None, with a warning, where the model cannot be had so.
 
     The dense blocks are read from disk one at a time, beside whatever is in memory, and the pruned ones are kept only
     until they are measured: a pass of pruning and one of measuring more, and the size of the model on disk meanwhile.
@@ -62,6 +64,11 @@ def uniform_nll(
         )
         return text.measure(loaded, progress, "Uniform perplexity")
 
-    found = output.kept("uniform_perplexity.json", measure, save_nll, load_nll)
+    try:
+        found = output.kept("uniform_perplexity.json", measure, save_nll, load_nll)
+    except ModelError as error:
+        # What is only there for comparison must not stand in the way of the result.
+        warnings.warn(f"Uniform sparsity was not measured: {error}", HfFarmsWarning, stacklevel=2)
+        found = None
     shutil.rmtree(folder, ignore_errors=True)
     return found

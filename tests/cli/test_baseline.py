@@ -1,11 +1,15 @@
 """The perplexity of uniform sparsity, which `prune` measures beside its own."""
 
+import json
 import math
+import shutil
 
 import pytest
+import torch
 from hf_farms_cli.app import app
 from typer.testing import CliRunner
 
+from hf_farms.demo import demo_model
 from hf_farms.reports import PruneReport
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -39,3 +43,17 @@ def test_an_allocation_that_comes_to_the_same_is_its_own_baseline(tmp_path):
 
 def test_it_is_left_out_on_request(tmp_path):
     assert perplexity(tmp_path / "a", "--allocation", "alpha", "--no-baseline").uniform is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="fp8 stays fp8 where there is a GPU")
+def test_a_model_that_it_cannot_be_measured_on_is_pruned_all_the_same(tmp_path):
+    # Without a GPU transformers loads these as plain weights, but they are not read block by block.
+    shutil.copytree(demo_model(), tmp_path / "dense")
+    config = json.loads((tmp_path / "dense" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (tmp_path / "dense" / "config.json").write_text(json.dumps(config))
+    command = ["prune", str(tmp_path / "dense"), "-o", str(tmp_path / "a"), *FEW, "--allocation", "alpha"]
+    done = CliRunner().invoke(app, [*command, "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    assert "Uniform sparsity was not measured: weights must be plain to be read block by block, got fp8" in done.stderr
+    assert PruneReport.load(tmp_path / "a" / "hf_farms_report.json").perplexity.uniform is None
