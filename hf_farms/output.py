@@ -29,10 +29,17 @@ class OutputFolder:
     Args:
         path: the folder to be.
         overwrite: whether a folder that is there, or the beginning of another result, may be replaced.
+
+    Raises:
+        OutputError: the root of a disk.
     """
 
     def __init__(self, path: str | Path, *, overwrite: bool = False) -> None:
         self.path = Path(path)
+        if self.path.name in ("", ".."):
+            self.path = Path(os.path.abspath(path))
+        if not self.path.name:
+            raise OutputError(f"output must be a folder with a name, got {str(path)!r}. Choose another --output.")
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.state = self.partial / _STATE
         self._old = self.path.with_name(self.path.name + ".old.partial")
@@ -47,6 +54,10 @@ class OutputFolder:
         """
         if self.path.is_file() or self.path.is_symlink():
             raise OutputError(f"output must be a folder, got the file {str(self.path)!r}. Choose another --output.")
+        if Path.cwd().is_relative_to(self.path.absolute()):
+            raise OutputError(
+                f"output must not be the folder that this runs in, got {str(self.path)!r}. Choose another --output."
+            )
         if self.path.is_dir() and any(self.path.iterdir()) and not self._overwrite:
             whose = (
                 "an earlier result" if (self.path / REPORT_NAME).exists() else "a folder that hf-farms did not write"

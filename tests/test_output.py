@@ -67,6 +67,18 @@ def test_a_file_is_no_folder(tmp_path):
         OutputFolder(tmp_path / "out", overwrite=True).check()
 
 
+def test_a_folder_by_its_place(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    assert OutputFolder(".").partial == tmp_path / "a" / "b.partial"
+    assert OutputFolder("..").partial == tmp_path / "a.partial"
+    for path in (".", "..", tmp_path / "a"):
+        with pytest.raises(OutputError, match="output must not be the folder that this runs in"):
+            OutputFolder(path, overwrite=True).check()
+    with pytest.raises(OutputError, match="output must be a folder with a name, got '/'"):
+        OutputFolder("/")
+
+
 def test_the_same_settings_continue(tmp_path):
     (begun(tmp_path / "out").partial / "shard").write_text("x")
     again = begun(tmp_path / "out")

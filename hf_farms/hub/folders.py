@@ -47,7 +47,7 @@ def check_folder(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     unfinished = OutputFolder(folder)
-    if folder.name.endswith(".partial") or (not folder.exists() and unfinished.partial.exists()):
+    if unfinished.path.name.endswith(".partial") or (not folder.exists() and unfinished.partial.exists()):
         raise OutputError(
             f"folder must be finished, got {str(folder)!r}, whose work is not.",
             hint="Run the `hf-farms prune` command that began it again: it goes on where it stopped.",

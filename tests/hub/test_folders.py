@@ -21,6 +21,15 @@ def test_a_damaged_index_is_named(tmp_path, text):
         check_folder(tmp_path)
 
 
+def test_the_folder_that_one_is_in(tmp_path, monkeypatch):
+    tiny("llama").save_pretrained(tmp_path / "m")
+    monkeypatch.chdir(tmp_path / "m")
+    assert (check_folder(".") / "config.json").is_file()
+    (tmp_path / "m").rename(tmp_path / "m.partial")
+    with pytest.raises(OutputError, match="folder must be finished"):
+        check_folder(".")
+
+
 def test_a_base_model_that_was_not_known_to_be_gated_is_asked_for_at_the_push(tmp_path):
     """With the Hub switched off nobody knows, and conditions may be new."""
     model = tiny("llama")
