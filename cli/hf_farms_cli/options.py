@@ -23,6 +23,7 @@ __all__ = [
     "TokenOption",
     "YesOption",
     "complete",
+    "given",
 ]
 
 # What `auto` becomes, and what commands are written for.
@@ -37,6 +38,21 @@ def complete(values: Sequence[str]) -> Callable[[str], list[str]]:
         return [value for value in values if value.startswith(incomplete)]
 
     return beginning_with
+
+
+def given(context: typer.Context, names: Sequence[str]) -> list[str]:
+    """Options that stand on the command line, as they are written there.
+
+    Args:
+        context: of the command.
+        names: of its parameters.
+    """
+    return [
+        max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if parameter.name in names
+        and getattr(context.get_parameter_source(parameter.name), "name", "") == "COMMANDLINE"
+    ]
 
 
 # Of no match the shell makes names of files.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,16 +13,17 @@ from hf_farms_cards import write_card
 
 from hf_farms.allocation.plan import plan_sparsity
 from hf_farms.base_model import copy_licence_files
-from hf_farms.blocks import StreamedBlockSource
+from hf_farms.blocks import BlockSource, StreamedBlockSource
 from hf_farms.checkpoint import CheckpointWriter
-from hf_farms.errors import OutputError
+from hf_farms.errors import HfFarmsWarning, ModelError
 from hf_farms.fingerprint import fingerprint
 from hf_farms.loading import Loaded, load_model
 from hf_farms.output import OutputFolder, writing
+from hf_farms.pruning.cuts import plan_cuts
 from hf_farms.pruning.pruner import prune
 from hf_farms.reports import REPORT_NAME, BaseModelRecord, PruneReport, SpectralReport
+from hf_farms.resolving import DEMO
 from hf_farms.spectra.analysis import analyze
-from hf_farms.texts import check_source
 from hf_farms_cli.baseline import uniform_nll
 from hf_farms_cli.console import Stages, quiet_transformers
 from hf_farms_cli.data import Calibration, EvaluationText, perplexity_record, same_text_note
@@ -31,27 +34,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["check_before_work", "run_prune"]
+    from hf_farms.config import PruneConfig
+    from hf_farms.metrics.nll import TextNll
 
-
-def check_before_work(recipe: Recipe, folder: Path, *, overwrite: bool) -> PruneReport | None:
-    """Refuse what cannot end well, before anything is loaded or uploaded.
-
-    Returns:
-        The report of the folder, if it is complete and came from the same recipe: it is used as it is then.
-
-    Raises:
-        OutputError: the folder must not be replaced.
-        DataError: a text file does not exist.
-    """
-    if not overwrite and (finished := _finished(recipe, folder)):
-        OutputFolder(folder).tidy()
-        return finished
-    OutputFolder(folder, overwrite=overwrite).check()
-    for source in (recipe.calibration.source, recipe.evaluation.source):
-        if source is not None and source != "self":
-            check_source(source)
-    return None
+__all__ = ["run_prune"]
 
 
 def run_prune(
@@ -101,7 +87,7 @@ def run_prune(
     )
     text = EvaluationText(recipe.evaluation, loaded) if recipe.evaluation.source is not None else None
     calibration = Calibration(recipe, loaded)
-    output.check_space(_bytes_needed(loaded, calibration.known))
+    output.check_space(_bytes_needed(loaded, calibration.known, baseline=baseline))
     partial = _begin(output, recipe, loaded, calibration, text)
     spectra = output.kept(
         "spectra.json",
@@ -112,17 +98,19 @@ def run_prune(
     base = _with_licence(recipe.model, base, partial, token)
     dense = text.measure_once(loaded, progress, "Dense perplexity", output) if text else None
     batches, notes = calibration.batches(output)
-    even = len(set(plan_sparsity(spectra, config=recipe.prune))) == 1
+    even = _is_even(loaded.source, spectra, recipe.prune)
     uniform = None
     if text and baseline and not even:
         uniform = uniform_nll(
             recipe, text, batches, output, device=device, allow_pickle=allow_pickle, progress=progress
         )
     report = _prune(loaded, recipe, batches, spectra, output, progress)
-    pruned = text.measure(loaded, progress, "Pruned perplexity") if text else None
+    pruned = _pruned_nll(text, loaded, progress) if text else None
     if baseline and even and recipe.prune.allocation != "uniform":
         uniform = pruned
     texts = (*(text.notes if text else ()), *same_text_note(recipe))
+    if text and pruned is None:
+        texts = (*texts, "The perplexity of the pruned model is not finite.")
     report = replace(
         report,
         perplexity=perplexity_record(recipe.evaluation, report.dtype, dense=dense, pruned=pruned, uniform=uniform),
@@ -160,11 +148,31 @@ def _prune(
     )
 
 
+def _is_even(source: BlockSource, spectra: SpectralReport, config: PruneConfig) -> bool:
+    """Whether the allocation takes from every block what uniform sparsity takes."""
+    uniform = replace(config, allocation="uniform")
+    cuts = plan_cuts(source, plan_sparsity(spectra, config=config), config)
+    return cuts == plan_cuts(source, plan_sparsity(spectra, config=uniform), uniform)
+
+
+def _pruned_nll(text: EvaluationText, loaded: Loaded, progress: Stages) -> TextNll | None:
+    """NLL of the pruned model; None, with a warning, where it is not finite: the model is finished all the same."""
+    try:
+        found = text.measure(loaded, progress, "Pruned perplexity")
+    except ModelError as error:
+        warnings.warn(f"The pruned model has no perplexity: {error}", HfFarmsWarning, stacklevel=2)
+        return None
+    if math.isfinite(found.perplexity):
+        return found
+    warnings.warn("The pruned model has no finite perplexity: too much was removed.", HfFarmsWarning, stacklevel=2)
+    return None
+
+
 def _with_licence(model: str, base: BaseModelRecord | None, folder: Path, token: str | None) -> BaseModelRecord | None:
     """Put the licence files of the dense model beside the pruned one, and their names into its record."""
     if base is not None:
         return replace(base, files=copy_licence_files(base, folder, token=token))
-    if Path(model).is_dir():
+    if model != DEMO and Path(model).is_dir():
         copy_licence_files(Path(model), folder)
     return None
 
@@ -178,30 +186,16 @@ def _begin(
     )
 
 
-def _bytes_needed(loaded: Loaded, batches: Sequence[Tensor]) -> int:
-    """Bytes on disk: the weights, and of a streamed model the hidden states of the calibration data."""
+def _bytes_needed(loaded: Loaded, batches: Sequence[Tensor], *, baseline: bool) -> int:
+    """Bytes on disk: the weights, and of a streamed model the hidden states of the calibration data.
+
+    The baseline is streamed whatever the model is; its weights are gone before those of the result are written.
+    """
     weights = sum(parameter.nbytes for parameter in loaded.source.model.parameters())
-    if not isinstance(loaded.source, StreamedBlockSource):
+    if not isinstance(loaded.source, StreamedBlockSource) and not baseline:
         return weights
     width = int(getattr(loaded.source.config, "hidden_size", 0))
     return weights + sum(ids.numel() for ids in batches) * width * loaded.model.dtype.itemsize
-
-
-def _finished(recipe: Recipe, folder: Path) -> PruneReport | None:
-    """The report of a complete folder, if it came from the same recipe.
-
-    Raises:
-        OutputError: it came from another one.
-    """
-    if not (folder / REPORT_NAME).exists() or not (folder / RECIPE_NAME).exists():
-        return None
-    different = recipe.differences(Recipe.load(folder / RECIPE_NAME))
-    if different:
-        raise OutputError(
-            f"output must be a new folder, got {str(folder)!r} with other settings ({'; '.join(different)}).",
-            hint="Choose another --output, or replace it with --overwrite.",
-        )
-    return PruneReport.load(folder / REPORT_NAME)
 
 
 def _describe(folder: Path, recipe: Recipe, report: PruneReport, repo_id: str | None) -> None:

@@ -27,6 +27,7 @@ from hf_farms_cli.options import (
     RevisionOption,
     TokenOption,
     complete,
+    given,
 )
 from hf_farms_cli.plan import plan_line, print_plan, prune_lines
 from hf_farms_cli.push import ForeignOption, MessageOption, RequestOption, check_hub, finish_prune, use_token
@@ -37,9 +38,19 @@ if TYPE_CHECKING:
 
 PRUNE, CALIBRATION, EVALUATION = PruneConfig(), CalibrationConfig(), EvaluationConfig()
 
+# What a recipe says too, and what only a push needs.
+RECIPE_OPTIONS = (
+    *("sparsity", "method", "pattern", "allocation", "spread", "dtype", "revision", "seed", "context_length"),
+    *("calibration", "calibration_column", "calibration_subset", "calibration_split"),
+    *("calibration_samples", "calibration_length"),
+    *("evaluation", "evaluation_column", "evaluation_subset", "evaluation_split", "evaluation_windows"),
+)
+PUSH_OPTIONS = ("repo_id", "private", "create_pr", "commit_message", "yes")
+
 
 @guarded
 def prune_command(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Argument(
@@ -142,7 +153,13 @@ def prune_command(
     hf-farms prune Qwen/Qwen3-0.6B --push --dry-run
     """
     shown = check_format(format_, quiet, json_)
+    if not push and (there := given(context, PUSH_OPTIONS)):
+        raise ValueError(f"{there[0]} must come with --push, got it without. Add --push, or leave it out.")
     if model.endswith((".yaml", ".yml")):
+        if there := given(context, RECIPE_OPTIONS):
+            raise ValueError(
+                f"{there[0]} must be left out beside a recipe, which says it, got both. Edit {model}, or name a model."
+            )
         recipe = Recipe.load(model)
     else:
         recipe = Recipe(
@@ -176,23 +193,27 @@ def prune_command(
         )
     folder = output or Path(default_output_name(recipe.model, recipe.prune))
     use_token(token)
-    # The Hub is asked first: torch takes seconds to load.
-    base, target = check_hub(
-        recipe,
-        folder,
-        push=push,
-        repo_id=repo_id,
-        private=private,
-        create_pr=create_pr,
-        overwrite=yes,
-        allow_pickle=allow_pickle,
-    )
+    from hf_farms_cli.finished import check_before_work
+
+    report = check_before_work(recipe, folder, overwrite=overwrite, baseline=baseline)
+    base = target = None
+    if report is None or push:
+        # The Hub is asked first: torch takes seconds to load.
+        base, target = check_hub(
+            recipe,
+            folder,
+            push=push,
+            repo_id=repo_id,
+            private=private,
+            create_pr=create_pr,
+            overwrite=yes,
+            allow_pickle=allow_pickle,
+        )
     from hf_farms import hub
     from hf_farms.output import OutputFolder
-    from hf_farms_cli.pipeline import check_before_work, run_prune
+    from hf_farms_cli.pipeline import run_prune
     from hf_farms_cli.tables import print_result
 
-    report = check_before_work(recipe, folder, overwrite=overwrite)
     size = hub.weights_size(recipe.model, revision=recipe.revision) if report is None else None
     OutputFolder(folder).check_space(size or 0)
     if dry_run:

@@ -176,9 +176,9 @@ def finish_prune(folder: Path, plan: PushPlan, *, private: bool | None, commit_m
     options += ["--yes"] if yes else []
     again = shlex.join(["hf-farms", "push", str(folder), "--repo-id", plan.repo_id, *options])
     there = f"The pruned model is complete in {folder}. Run: {again}"
-    _name_in_card(folder, plan.repo_id)
     try:
         with if_interrupted(there):
+            _name_in_card(folder, plan.repo_id)
             return hub.push(
                 folder,
                 plan.repo_id,

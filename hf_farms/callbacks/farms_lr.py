@@ -17,7 +17,7 @@ from hf_farms.allocation.lr import allocate_lr, smoothed
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.callbacks.following import followed_layers
 from hf_farms.callbacks.groups import Key, LayerwiseGroups, innermost, mean_factor
-from hf_farms.callbacks.history import History
+from hf_farms.callbacks.history import History, recording
 from hf_farms.callbacks.refusals import check_supported
 from hf_farms.config import FarmsConfig, FarmsLRConfig
 from hf_farms.errors import HfFarmsWarning, ModelError, NoEffectWarning
@@ -137,16 +137,17 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
         """Leave the optimizer as it was; have the figure and the section of the card written, and the report."""
         self._detach()
         if self._history is not None:
-            self._history.draw(self.config)
             parameters = list(kwargs["model"].parameters())
-            record_training(
-                args,
-                state,
-                kwargs["model"],
-                farms_lr=self.config,
-                num_parameters=sum(p.numel() for p in parameters),
-                num_trained=sum(p.numel() for p in parameters if p.requires_grad),
-            )
+            with recording():
+                self._history.draw(self.config)
+                record_training(
+                    args,
+                    state,
+                    kwargs["model"],
+                    farms_lr=self.config,
+                    num_parameters=sum(p.numel() for p in parameters),
+                    num_trained=sum(p.numel() for p in parameters if p.requires_grad),
+                )
         if self.memory["step"] is not None and not self._moved:
             warnings.warn(
                 "FarmsLRCallback had no effect: alphas differed by no more than chance, or scales are 1, so that all "

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,10 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_farms.callbacks.groups import mean_factor
 from hf_farms.config import FarmsLRConfig
+from hf_farms.errors import DataError, HfFarmsWarning
 from hf_farms.reports import SpectralReport
 
-__all__ = ["History", "read_history", "track"]
+__all__ = ["History", "read_history", "recording", "track"]
 
 FILE = "farms_lr.jsonl"
 # Who draws it: the library does not know the package of cards, it asks what is installed.
@@ -93,6 +97,15 @@ def read_history(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return found
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """What only describes a training must not end it: a full disk or a broken file is a warning."""
+    try:
+        yield
+    except (OSError, ValueError, DataError) as error:
+        warnings.warn(f"What was trained could not be recorded for the card: {error}", HfFarmsWarning, stacklevel=3)
 
 
 def track(args: TrainingArguments, state: TrainerState, logs: dict[str, float], model: Any) -> None:

@@ -16,7 +16,7 @@ from transformers.utils import logging
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.callbacks.farms_lr import MARK as LEARNING_RATES
 from hf_farms.callbacks.groups import innermost
-from hf_farms.callbacks.history import track
+from hf_farms.callbacks.history import recording, track
 from hf_farms.callbacks.refusals import check_steps
 from hf_farms.callbacks.slices import check_optimizer, hand_over, keep_slices, take_up
 from hf_farms.config import S2FTConfig
@@ -135,16 +135,17 @@ class S2FTCallback(TrainerCallback):
             return
         numbers = summary(model)
         trained = int(numbers["trainable_parameters"])
-        record_training(
-            args,
-            state,
-            model,
-            num_trained=trained,
-            num_parameters=round(trained / numbers["trainable_share"]),
-            s2ft=(selection.config, selection.channels),
-        )
-        if state.is_world_process_zero:
-            save_selection(selection, args.output_dir or ".", model=model)
+        with recording():
+            record_training(
+                args,
+                state,
+                model,
+                num_trained=trained,
+                num_parameters=round(trained / numbers["trainable_share"]),
+                s2ft=(selection.config, selection.channels),
+            )
+            if state.is_world_process_zero:
+                save_selection(selection, args.output_dir or ".", model=model)
 
     def _apply(self, model: nn.Module) -> bool:
         """Change the model, unless it is changed already as it should be; whether it has an effect."""

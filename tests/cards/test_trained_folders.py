@@ -13,7 +13,7 @@ from test_farms_lr import FAST, trainer
 from test_s2ft import trainer as s2ft_trainer
 
 from hf_farms import FarmsLRCallback, S2FTCallback, S2FTConfig
-from hf_farms.errors import DataError
+from hf_farms.errors import DataError, HfFarmsWarning
 from hf_farms.reports import REPORT_NAME, SpectralReport, TrainReport
 from hf_farms.reports.folders import load_report, record_training, training_report
 from hf_farms.s2ft.surgery import selection_of, summary
@@ -106,6 +106,15 @@ def test_what_the_other_callback_records_is_all_of_it_too(farms):
     assert report.farms_lr.config == FAST
     assert report.farms_lr.measurements == seen.farms_lr.measurements
     assert (report.num_trained, report.num_parameters) == (29_664, 29_664)
+
+
+@pytest.mark.parametrize("callback", [FarmsLRCallback(FAST), S2FTCallback(S2FTConfig(budget=0.1))])
+def test_a_place_that_cannot_be_written_does_not_end_the_training(callback, tmp_path):
+    (tmp_path / f"{REPORT_NAME}.tmp").mkdir()
+    run = trainer(tmp_path, callback) if isinstance(callback, FarmsLRCallback) else s2ft_trainer(tmp_path, callback)
+    with pytest.warns(HfFarmsWarning, match="could not be recorded for the card"):
+        run.train()
+    assert run.state.global_step > 0
 
 
 @pytest.mark.parametrize("first", ["farms", "s2ft"])

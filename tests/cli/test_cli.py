@@ -171,6 +171,8 @@ def prepare_bert(folder):
         (["analyze", "demo", "--window-rows", "many"], "window_rows must be a number or auto, got 'many'"),
         (["analyze", "demo", "--fit", "best"], "fit must be one of mid, peak, goodness_of_fit, got 'best'"),
         (["prune", "none.yaml"], "recipe must be a readable file, got 'none.yaml'"),
+        (["prune", "none.yaml", "-s", "0.3"], "--sparsity must be left out beside a recipe, which says it"),
+        (["prune", "demo", "--no-private"], "--private must come with --push, got it without"),
         (["prune", "demo", "-o", "THEIRS"], "which is a folder that hf-farms did not write"),
         (["analyze", "no/such-model"], "'no/such-model'"),
         (["prune", "BERT"], "perplexity must be measured on a causal language model, got BertForMaskedLM"),

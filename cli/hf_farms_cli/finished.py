@@ -1,0 +1,60 @@
+"""The output folder before the work: finished already, free, or refused. Loads no torch."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from hf_farms.errors import HfFarmsWarning, OutputError
+from hf_farms.output import OutputFolder
+from hf_farms.reports import REPORT_NAME, PruneReport
+from hf_farms.texts import check_source
+from hf_farms_cli.recipe import RECIPE_NAME, Recipe
+
+__all__ = ["check_before_work"]
+
+
+def check_before_work(recipe: Recipe, folder: Path, *, overwrite: bool, baseline: bool) -> PruneReport | None:
+    """Refuse what cannot end well, before anything is loaded or uploaded.
+
+    Returns:
+        The report of the folder, if it is complete and came from the same recipe: it is used as it is then.
+
+    Raises:
+        OutputError: the folder must not be replaced.
+        DataError: a text file does not exist.
+    """
+    if not overwrite and (finished := _finished(recipe, folder, baseline=baseline)):
+        OutputFolder(folder).tidy()
+        return finished
+    OutputFolder(folder, overwrite=overwrite).check()
+    for source in (recipe.calibration.source, recipe.evaluation.source):
+        if source is not None and source != "self":
+            check_source(source)
+    return None
+
+
+def _finished(recipe: Recipe, folder: Path, *, baseline: bool) -> PruneReport | None:
+    """The report of a complete folder, if it came from the same recipe.
+
+    Raises:
+        OutputError: it came from another one.
+    """
+    if not (folder / REPORT_NAME).exists() or not (folder / RECIPE_NAME).exists():
+        return None
+    different = recipe.differences(Recipe.load(folder / RECIPE_NAME))
+    if different:
+        raise OutputError(
+            f"output must be a new folder, got {str(folder)!r} with other settings ({'; '.join(different)}).",
+            hint="Choose another --output, or replace it with --overwrite.",
+        )
+    report = PruneReport.load(folder / REPORT_NAME)
+    measured = report.perplexity
+    if baseline and measured is not None and measured.uniform is None and recipe.prune.allocation != "uniform":
+        warnings.warn(
+            f"{folder} is used as it is, without the perplexity of uniform sparsity. To measure it, prune again with "
+            "--overwrite.",
+            HfFarmsWarning,
+            stacklevel=2,
+        )
+    return report
