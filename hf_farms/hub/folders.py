@@ -29,7 +29,21 @@ __all__ = [
 
 INDEX = "model.safetensors.index.json"
 # Unfinished work of `OutputFolder`: files and whole folders.
-IGNORED = ("*.partial", "*.partial/*", ".hf-farms-unfinished/*")
+UNFINISHED = ("*.partial", "*.partial/*", ".hf-farms-unfinished/*")
+# What a training goes on from, often larger than the model. The arguments may hold the token of whoever trained.
+TRAINING_STATE = (
+    "training_args.bin",
+    "optimizer.pt",
+    "optimizer.bin",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state*.pth",
+    "checkpoint-*/*",
+    "global_step*/*",
+)
+SECRETS = (".env", ".env.*")
+# A `*` matches folders too: the second form finds the same deeper down.
+IGNORED = UNFINISHED + tuple(f"{place}{name}" for name in TRAINING_STATE + SECRETS for place in ("", "*/"))
 # Every new repository may have these.
 INITIAL = frozenset({".gitattributes", "README.md"})
 # Weights that transformers would look for, in the root of a repository.

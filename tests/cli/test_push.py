@@ -4,9 +4,11 @@ import json
 import shutil
 
 import pytest
+import torch
 from hub_client import HubClient, contents
 from local_hub import LocalHub
 from models import tiny
+from transformers import TrainingArguments
 
 PRUNE = ("prune", "demo", "--method", "magnitude", "--evaluation", "none", "-q", "-o")
 
@@ -203,6 +205,27 @@ def test_any_saved_model_is_pushed_where_it_is_told_to(client, hub, tmp_path):
     tiny("llama").save_pretrained(tmp_path / "saved")
     assert client.cli("push", str(tmp_path / "saved"), "--repo-id", "plain", "-q")["status"] == 0
     assert hub.files("ada/plain") == contents(tmp_path / "saved")
+
+
+def test_secrets_and_the_state_of_a_training_stay_on_this_machine(client, hub, tmp_path):
+    folder, token = tmp_path / "trained", b"hf_good"
+    arguments = TrainingArguments(output_dir=folder, hub_token=token.decode(), use_cpu=True, report_to="none")
+    tiny("llama").save_pretrained(folder)
+    kept = set(contents(folder)) | {"trainer_state.json", "runs/nov/events.out.tfevents", "checkpoint-notes.md"}
+    state = {"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_0.pth", ".env"}
+    state |= {f"checkpoint-5/{name}" for name in state} | {"checkpoint-5/model.safetensors", "sub/.env.local"}
+    for name in state | kept - set(contents(folder)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"TOKEN=" + token if name in state else b"{}")
+    for name in ("training_args.bin", "checkpoint-5/training_args.bin"):
+        torch.save(arguments, folder / name)
+        assert token in (folder / name).read_bytes()
+    command = ("push", str(folder), "--repo-id", "trained")
+    lines = client.cli(*command, "--dry-run")["stdout"].splitlines()
+    assert {line.removeprefix("[dry-run] file: ").split(" (")[0] for line in lines if "file: " in line} == kept
+    assert client.cli(*command, "-q")["status"] == 0
+    assert set(hub.files("ada/trained")) == kept
+    assert not any(token in data for data in (*hub.files("ada/trained").values(), *hub.blobs.values()))
 
 
 def test_a_card_that_the_hub_refuses_is_named(client, hub, pruned):
