@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from hf_farms.config import FarmsLRConfig, S2FTConfig
-from hf_farms.reports.training import TrainReport
+from hf_farms.reports.training import S2FTRecord, TrainReport
 from hf_farms_cards.figures import dark_of
 from hf_farms_cards.licences import licence_of
 from hf_farms_cards.markdown import one_line
@@ -32,18 +33,20 @@ def trained_card(
     base = hub_id(report.model, report.base)
     task = task_of(report.model_type, checkpoint.architecture)
     tags = [tag for tag, used in (("s2ft", report.s2ft), ("farms-lr", report.farms_lr)) if used is not None]
+    by_alpha = report.s2ft is not None and report.s2ft.config.budget_allocation == "farms"
+    measured = by_alpha or report.farms_lr is not None
     data = card_data(
         name=name,
         base=report.base,
         base_id=base,
-        tags=["farms", *tags],
+        tags=[*(["farms"] if measured else []), *tags],
         pipeline_tag=task.pipeline_tag,
         results=metric_results(report.metrics),
     )
-    selected = selected_by_block(report.s2ft) if report.s2ft else {}
     known = report.num_trained is not None and report.num_parameters
     rates = report.farms_lr if report.farms_lr and report.farms_lr.measurements else None
     factors = [block.factor for block in rates.measurements[-1].blocks] if rates else []
+    about_rates = section(rates) if rates else {"quantity": None}
     values = {
         "report": report,
         "title": name.rsplit("/", 1)[-1],
@@ -53,15 +56,16 @@ def trained_card(
         "licence": licence_of(report.base, checkpoint.files or frozenset()) if report.base else None,
         "share": report.num_trained / report.num_parameters if known else None,  # type: ignore[operator]
         "range": (min(factors), max(factors)) if any(factor != 1 for factor in factors) else None,
+        "still": rates is not None and not about_rates["moved"],
+        "measured": measured,
         "evaluated": any(name.startswith("eval_") for name in report.metrics),
-        "selected": selected,
-        "kinds": list(dict.fromkeys(kind for counts in selected.values() for kind in counts)),
+        **_selection(report.s2ft),
         "snippet": _snippet(report),
-        "quick_start": quick_start(name, task, chat=checkpoint.chat),
+        "quick_start": quick_start(name, task, chat=checkpoint.chat, tokenizer=checkpoint.has_tokenizer),
         "change": "some of the weights were trained further; all others are unchanged."
         if report.s2ft
         else "the weights were trained further.",
-        **(section(rates) if rates else {"quantity": None}),
+        **about_rates,
         "figure": (LR, dark_of(LR)),
     }
     return data, values
@@ -69,6 +73,25 @@ def trained_card(
 
 def _last_part(model: str | None) -> str:
     return one_line((model or "model").replace("\\", "/").rstrip("/")).rsplit("/", 1)[-1]
+
+
+def _selection(record: S2FTRecord | None) -> dict[str, Any]:
+    """What was really selected: a small budget leaves roles out."""
+    selected = selected_by_block(record) if record else {}
+    chosen = [layer.name for layer in record.layers if layer.num_selected] if record else []
+    # Inside their blocks.
+    layers = list(dict.fromkeys(re.sub(r"^.*?\.\d+\.", "", name) for name in chosen))
+    return {
+        "selected": selected,
+        "kinds": list(dict.fromkeys(kind for counts in selected.values() for kind in counts)),
+        "layers": layers,
+        "heads": any(map(_is_attention, layers)) or not layers,
+        "channels": not all(map(_is_attention, layers)) or not layers,
+    }
+
+
+def _is_attention(path: str) -> bool:
+    return "attn" in path.lower() or "attention" in path.lower()
 
 
 def _snippet(report: TrainReport) -> str:

@@ -11,6 +11,10 @@ from typing import Any
 __all__ = ["Checkpoint", "Task", "as_call", "quick_start", "task_of"]
 
 
+# As transformers' tokenizers write them; `merges.txt` never comes alone.
+TOKENIZER_FILE = re.compile(r"tokenizer(_config)?\.json|tekken\.json|.*\.model|.*vocab.*\.(json|txt)|.*\.tiktoken")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """What the files of a model say, beside its report.
@@ -39,6 +43,11 @@ class Checkpoint:
             recipe=recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else None,
             files=frozenset(path.name for path in folder.iterdir()),
         )
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer is among the files; they may not be known, and most models have one."""
+        return self.files is None or any(TOKENIZER_FILE.fullmatch(name) for name in self.files)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -139,15 +148,18 @@ zeros = sum(int((p == 0).sum()) for p in model.parameters())
 print(f"{{zeros / model.num_parameters():.2%}} of the parameters are zero")"""
 
 
-def quick_start(name: str, task: Task, *, chat: bool = False) -> str:
+def quick_start(name: str, task: Task, *, chat: bool = False, tokenizer: bool = True) -> str:
     """Python that loads the model and prints something.
 
     Args:
         name: of the repository or folder.
         task: of the model.
         chat: its tokenizer has a chat template.
+        tokenizer: it has one; without it the model alone is loaded.
     """
     safe = re.sub(r'["\\\n\r]', "", name)
+    if not tokenizer:
+        return COUNT.format(auto_class=task.auto_class, name=safe)
     if task.pipeline_tag == "text-generation" and chat:
         return CHAT.format(auto_class=task.auto_class, name=safe)
     if task.pipeline_tag in ("text-generation", "text2text-generation"):

@@ -14,7 +14,7 @@ from hf_farms_cards import render_card
 from hf_farms_cards.markdown import environment
 from hf_farms_cards.usage import Checkpoint, task_of
 
-from hf_farms.config import PruneConfig
+from hf_farms.config import PruneConfig, S2FTConfig
 from hf_farms.reports import BaseModelRecord, TaskRecord
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -249,3 +249,41 @@ def test_trained_models_say_what_was_trained():
         "value": 1.3456,
         "name": "loss",
     }
+
+
+def test_a_small_budget_is_not_said_to_train_what_it_left_out():
+    report = s2ft()
+    record = replace(report.s2ft, config=S2FTConfig(), layers=report.s2ft.layers[1::2])
+    text = render_card(replace(report, s2ft=record))
+    assert "fine-tuned on a few of its feed-forward channels**" in text
+    assert "some feed-forward channels are selected" in text
+    assert "Trained layers: `mlp.down_proj`." in text
+    assert "heads" not in text
+    heads = render_card(replace(report, s2ft=replace(record, layers=report.s2ft.layers[::2])))
+    assert "fine-tuned on a few of its attention heads**" in heads
+    assert "Trained layers: `self_attn.o_proj`." in heads
+
+
+def test_farms_is_cited_only_where_alphas_were_used():
+    report = s2ft()
+    text = render_card(report)
+    assert "farms" in header(text)["tags"]
+    assert "2506.06280" in text
+    text = render_card(replace(report, s2ft=replace(report.s2ft, config=S2FTConfig())))
+    assert "farms" not in header(text)["tags"]
+    assert "2506.06280" not in text
+    assert "2412.06289" in section(text, "Citation")
+
+
+def test_factors_that_stayed_at_1_are_no_layer_wise_learning_rates():
+    report = farms_lr()
+    lines = report.farms_lr.measurements
+    still = tuple(replace(line, blocks=tuple(replace(b, factor=1.0) for b in line.blocks)) for line in lines)
+    text = render_card(replace(report, farms_lr=replace(report.farms_lr, measurements=still)))
+    assert (
+        "fine-tuned**: layer-wise learning rates were asked for, but all factors were 1, because the alphas of the "
+        "blocks differed by no more than chance.\n"
+    ) in text
+    # They moved, and came back.
+    text = render_card(replace(report, farms_lr=replace(report.farms_lr, measurements=(lines[0], *still[1:]))))
+    assert "fine-tuned with layer-wise learning rates**.\n" in text

@@ -19,7 +19,7 @@ from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
 sys.path.append(str(Path(__file__).parent))
-from examples import both, demo, full, minimal
+from examples import both, demo, full, minimal, s2ft
 
 from hf_farms.demo import demo_model
 
@@ -65,6 +65,14 @@ def test_the_quick_start_of_what_writes_no_text_counts_zeros(tmp_path, monkeypat
     zeros = sum(int((p == 0).sum()) for p in model.parameters()) / model.num_parameters()
     assert shown == f"{zeros:.2%} of the parameters are zero"
     assert zeros > 0.01
+
+
+def test_the_quick_start_without_a_tokenizer_loads_the_model_alone(folder, monkeypatch):
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    code = quick_start(write_card(s2ft(), folder))
+    assert "Tokenizer" not in code
+    assert run(code, folder, monkeypatch).endswith("of the parameters are zero")
 
 
 def test_the_folder_has_everything_that_the_card_shows(folder):
