@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +54,8 @@ class OutputFolder:
         Raises:
             OutputError: something is there that may not be replaced, or the parent cannot be written.
         """
+        if not self._parent().is_dir():
+            raise OutputError(f"output must be in a folder, got {str(self.path)!r}, which is in a file.")
         if self.path.is_file() or self.path.is_symlink():
             raise OutputError(f"output must be a folder, got the file {str(self.path)!r}. Choose another --output.")
         if Path.cwd().is_relative_to(self.path.absolute()):
@@ -73,6 +77,29 @@ class OutputFolder:
             )
         if not os.access(self._parent(), os.W_OK):
             raise OutputError(f"output must be in a folder that can be written, got {str(self._parent())!r}.")
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """While open, no other process of this machine and user writes there; what may be there is checked again.
+
+        Raises:
+            OutputError: another one does, or has finished meanwhile.
+        """
+        from filelock import FileLock, Timeout
+
+        # In the folder for temporary files, as the lock stays behind. A kill frees it.
+        key = hashlib.sha256(str(self.path.absolute()).encode()).hexdigest()[:16]
+        user = os.getuid() if hasattr(os, "getuid") else ""
+        lock = FileLock(Path(tempfile.gettempdir()) / f"hf-farms-{user}-{key}.lock", timeout=0)
+        try:
+            with lock:
+                self.check()
+                yield
+        except Timeout as error:
+            raise OutputError(
+                f"output must not be in use, got {str(self.path)!r}, which another hf-farms is writing.",
+                hint="Wait for it, or choose another --output.",
+            ) from error
 
     def check_space(self, needed: int) -> None:
         """Refuse a disk that the result does not fit on.
@@ -206,5 +233,6 @@ def writing(folder: Path) -> Iterator[None]:
         reason = "the disk is full" if full else str(error)
         raise OutputError(
             f"{str(folder)!r} could not be written: {reason}.",
-            hint="Free some space or choose another --output, and run the same command again.",
+            hint=f"{'Free some space' if full else 'Check the folder'}, or choose another --output, and run the same "
+            "command again.",
         ) from error

@@ -137,6 +137,30 @@ def test_a_disk_that_is_too_small_is_refused(tmp_path):
     output.check_space(2 * free)
 
 
+def test_two_runs_do_not_write_to_one_folder(tmp_path):
+    output = OutputFolder(tmp_path / "out")
+    with output.in_use():
+        with (
+            pytest.raises(OutputError, match=r"output must not be in use, got .*, which another hf-farms is writing"),
+            OutputFolder(tmp_path / "out").in_use(),
+        ):
+            pass
+        with OutputFolder(tmp_path / "other").in_use():
+            pass
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "file").touch()
+    # Freed, but finished by the other one meanwhile.
+    with pytest.raises(OutputError, match="output must be a new folder"), output.in_use():
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def test_a_folder_inside_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"output must be in a folder, got .*, which is in a file"):
+        OutputFolder(tmp_path / "file" / "out").check()
+
+
 def test_fingerprints_tell_weights_and_data_apart(tmp_path):
     one, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     one.write_bytes(bytes(1000))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hf_farms.blocks import StreamedBlockSource
-from hf_farms.errors import HfFarmsWarning
+from hf_farms.errors import DataError, HfFarmsWarning
 from hf_farms.metrics.nll import TextNll, require_causal, text_nll
 from hf_farms.pruning.calibration import calibration_sequences, context_limit, require_writer
 from hf_farms.reports import PerplexityRecord
@@ -45,6 +45,12 @@ class EvaluationText:
         self.ids = torch.tensor(tokenize(loaded.tokenizer, text))
         limit = context_limit(loaded.source.model) or config.context_length
         self.context_length = min(config.context_length, limit)
+        if len(self.ids) < self.context_length:
+            raise DataError(
+                f"evaluation text must have at least {self.context_length} tokens, got {len(self.ids)} in "
+                f"{config.source!r}.",
+                hint="Give a longer text or a smaller --context-length.",
+            )
         self.max_windows = config.max_windows
         lowered = self.context_length < config.context_length
         self.notes = (

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 from hf_farms.errors import HfFarmsWarning, OutputError
+from hf_farms.hub.folders import check_folder
 from hf_farms.output import OutputFolder
 from hf_farms.reports import REPORT_NAME, PruneReport
 from hf_farms.texts import check_source
@@ -48,6 +49,10 @@ def _finished(recipe: Recipe, folder: Path, *, baseline: bool) -> PruneReport | 
             f"output must be a new folder, got {str(folder)!r} with other settings ({'; '.join(different)}).",
             hint="Choose another --output, or replace it with --overwrite.",
         )
+    try:
+        check_folder(folder)
+    except OutputError as error:
+        raise OutputError(str(error), hint="Write it again with --overwrite, or choose another --output.") from error
     report = PruneReport.load(folder / REPORT_NAME)
     measured = report.perplexity
     if baseline and measured is not None and measured.uniform is None and recipe.prune.allocation != "uniform":

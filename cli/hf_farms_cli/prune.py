@@ -15,7 +15,7 @@ from hf_farms.config import (
     PruneConfig,
     default_output_name,
 )
-from hf_farms_cli.console import check_format, guarded, if_interrupted, stages
+from hf_farms_cli.console import check_format, guarded, if_interrupted, print_remark, stages
 from hf_farms_cli.options import (
     AllowPickleOption,
     DebugOption,
@@ -216,6 +216,8 @@ def prune_command(
 
     size = hub.weights_size(recipe.model, revision=recipe.revision) if report is None else None
     OutputFolder(folder).check_space(size or 0)
+    if report is not None:
+        print_remark(f"{folder} is finished already: nothing was pruned.", shown)
     if dry_run:
         lines = prune_lines(recipe, folder, finished=report, base=base, size=size)
         print_plan([*lines, f"push: {plan_line(target)}"], shown)
@@ -225,7 +227,8 @@ def prune_command(
     if report is None:
         partial = OutputFolder(folder).partial
         note = f"Unfinished work is in {partial}: the same command goes on with it."
-        with if_interrupted(note, there=partial), stages(shown) as progress:
+        in_use = OutputFolder(folder, overwrite=overwrite).in_use()
+        with if_interrupted(note, there=partial), in_use, stages(shown) as progress:
             report = run_prune(
                 recipe,
                 folder,

@@ -21,7 +21,7 @@ from hf_farms.pruning.cuts import check_layers, plan_cuts, to_prune
 from hf_farms.pruning.measuring import Measured, Run, measure, parts
 from hf_farms.pruning.methods import METHODS, PruningMethod
 from hf_farms.pruning.patterns import Cut
-from hf_farms.pruning.reporting import make_report, unmeasured_note
+from hf_farms.pruning.reporting import make_report, sparse_note, unmeasured_note
 from hf_farms.reports import BlockSparsity, LayerSparsity, PruneReport, SpectralReport, json_converter
 from hf_farms.spectra.analysis import analyze
 
@@ -86,8 +86,10 @@ def prune(
     with source.evaluation(), torch.no_grad():
         hidden = Activations(Path(activations) if activations is not None else None)
         blocks = _walk(source, config, batches, hidden, targets, cuts, tick)
-    if unmeasured := unmeasured_note(source, [layer for block in blocks for layer in block.layers]):
-        warnings.warn(unmeasured, HfFarmsWarning, stacklevel=2)
+    layers = [layer for block in blocks for layer in block.layers]
+    for said in (unmeasured_note(source, layers), sparse_note(layers)):
+        if said is not None:
+            warnings.warn(said, HfFarmsWarning, stacklevel=2)
     return PruneResult(make_report(source, config, blocks, spectra, batches, cuts))
 
 
@@ -172,6 +174,7 @@ def _prune_block(
 
 def _prune_layer(layer: LayerView, cut: Cut, method: PruningMethod, measured: Measured | None) -> LayerSparsity:
     weight, prepared = layer.read(), None
+    before = count_zeros(weight)
     if measured is not None and measured.num_tokens == 0:
         method = METHODS["magnitude"]
     elif measured is not None:
@@ -182,6 +185,7 @@ def _prune_layer(layer: LayerView, cut: Cut, method: PruningMethod, measured: Me
         name=layer.name,
         num_weights=weight.numel(),
         num_zeros=count_zeros(pruned),
+        num_zeros_before=before,
         num_tokens=measured.num_tokens if measured is not None else None,
         damping=getattr(prepared, "damping", None),
     )

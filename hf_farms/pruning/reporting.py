@@ -14,7 +14,10 @@ from hf_farms.pruning.patterns import Cut
 from hf_farms.pruning.sparsegpt import DAMPING
 from hf_farms.reports import BlockSparsity, CalibrationRecord, LayerSparsity, PruneReport, SpectralReport
 
-__all__ = ["make_report", "unmeasured_note"]
+__all__ = ["make_report", "sparse_note", "unmeasured_note"]
+
+# From this share of the zeros on a model is said to have been sparse before.
+SPARSE = 0.5
 
 
 def make_report(
@@ -79,6 +82,8 @@ def _layer_notes(source: BlockSource, layers: list[LayerSparsity]) -> list[str]:
     kinds = {layer.name: layer.kind for i in range(len(source)) for layer in source.metadata(i).layers}
     if unmeasured := unmeasured_note(source, layers):
         notes.append(unmeasured)
+    if sparse := sparse_note(layers):
+        notes.append(sparse)
     experts = [x.num_tokens for x in layers if kinds[x.name] == "expert" and x.num_tokens is not None]
     if experts:
         notes.append(
@@ -97,6 +102,18 @@ def _layer_notes(source: BlockSource, layers: list[LayerSparsity]) -> list[str]:
             f"{most.damping:.3g} of the mean diagonal was added (in {most.name}) instead of {DAMPING:g}."
         )
     return notes
+
+
+def sparse_note(layers: list[LayerSparsity]) -> str | None:
+    """That the model was sparse before, in a sentence; None: it was dense."""
+    before = sum(layer.num_zeros_before or 0 for layer in layers)
+    if before == 0 or before < SPARSE * sum(layer.num_zeros for layer in layers):
+        return None
+    share = before / sum(layer.num_weights for layer in layers)
+    return (
+        f"{share:.2%} of the weights of the pruned layers were zero before: little or nothing was removed, and what is "
+        "called dense here is that sparse model."
+    )
 
 
 def unmeasured_note(source: BlockSource, layers: list[LayerSparsity]) -> str | None:

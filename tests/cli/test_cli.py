@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,7 +77,13 @@ def test_the_recipe_gives_the_same_bytes_and_a_finished_folder_is_kept(pruned_de
     stamp = (out / "README.md").stat().st_mtime_ns
     done = run("prune", "demo", "-o", out, "-q")
     assert done.stdout.strip() == str(out)
+    assert "is finished already: nothing was pruned" in done.stderr
     assert (out / "README.md").stat().st_mtime_ns == stamp
+    damaged = shutil.copytree(out, tmp_path / "damaged")
+    next(damaged.glob("model-00002*")).unlink()
+    done = run("prune", "demo", "-o", damaged)
+    assert done.exit_code == 1
+    assert "Hint: Write it again with --overwrite" in " ".join(done.stderr.split())
     done = run("prune", "demo", "-o", out, "--sparsity", "0.4")
     assert done.exit_code == 1
     assert "with other settings (prune.sparsity: 0.4, there 0.5)" in " ".join(done.stderr.split())
@@ -170,6 +177,7 @@ def prepare_bert(folder):
         (["analyze", "EMPTY"], "model folder must have a config.json"),
         (["analyze", "demo", "--window-rows", "many"], "window_rows must be a number or auto, got 'many'"),
         (["analyze", "demo", "--fit", "best"], "fit must be one of mid, peak, goodness_of_fit, got 'best'"),
+        (["prune", "demo", "--evaluation", "SHORT"], "evaluation text must have at least 256 tokens, got 3 in 'SHORT'"),
         (["prune", "none.yaml"], "recipe must be a readable file, got 'none.yaml'"),
         (["prune", "none.yaml", "-s", "0.3"], "--sparsity must be left out beside a recipe, which says it"),
         (["prune", "demo", "--no-private"], "--private must come with --push, got it without"),
@@ -187,6 +195,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(arguments, message, tmp_pa
     (tmp_path / "THEIRS").mkdir()
     (tmp_path / "THEIRS" / "file").touch()
     (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "SHORT").write_text("the people")
     if "BERT" in arguments:
         prepare_bert(tmp_path / "BERT")
     if "NOTOKENIZER" in arguments:

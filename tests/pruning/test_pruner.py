@@ -167,6 +167,15 @@ def test_nothing_to_remove_is_a_warning(llama, ids):
     assert zeros(llama) == 0
 
 
+def test_a_model_that_is_sparse_already_is_said_to_be(llama):
+    config = PruneConfig(method="magnitude", allocation="uniform")
+    report = prune(llama, config).report
+    assert not any("were zero before" in note for note in report.notes)
+    with pytest.warns(HfFarmsWarning, match=r"50\.00% of the weights of the pruned layers were zero before"):
+        again = prune(llama, config).report
+    assert any("were zero before" in note for note in again.notes)
+
+
 def test_finished_blocks_are_committed_in_order(llama, ids):
     from hf_farms.blocks import ModelBlockSource
 
