@@ -23,6 +23,7 @@ class LayerSparsity:
         num_tokens: calibration tokens that it was multiplied with; None where the method needs none. An expert that
             got none was pruned by magnitude.
         damping: of the Hessian, in units of its mean diagonal; None where the method has none.
+        num_zeros_before: zeros that were there before; None: not counted.
     """
 
     name: str
@@ -30,6 +31,7 @@ class LayerSparsity:
     num_zeros: int
     num_tokens: int | None = None
     damping: float | None = None
+    num_zeros_before: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +56,10 @@ class CalibrationRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModelRecord:
-    """What the Hub says of the dense model, and a derived model must repeat.
+    """What the Hub says of the dense model, or the files of its folder do, and a derived model must repeat.
 
     Attributes:
-        repo_id: on the Hub.
+        repo_id: on the Hub; of a folder its name.
         revision: commit that was used.
         license: identifier, such as `apache-2.0` or `llama3`; None: the card names none.
         license_name: of a licence that has no identifier.
@@ -66,6 +68,8 @@ class BaseModelRecord:
         languages: codes.
         pipeline_tag: such as `text-generation`.
         files: names of the licence files (LICENSE, USE_POLICY, NOTICE) that a copy must carry.
+        card_read: whether the card was there to be read; else nothing is known of the licence.
+        local: whether it is a folder and not on the Hub.
     """
 
     repo_id: str
@@ -77,6 +81,8 @@ class BaseModelRecord:
     languages: tuple[str, ...] = ()
     pipeline_tag: str | None = None
     files: tuple[str, ...] = ()
+    card_read: bool = True
+    local: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +102,7 @@ class PruneReport(Report):
         after: spectra of the pruned model; None if not measured.
         calibration: None where the method needs none.
         perplexity: None if not measured.
-        base: what the Hub says of the dense model; None where it did not come from there.
+        base: what the Hub, or its folder, says of the dense model; None: nothing is known.
         tasks: results of lm-eval.
         command: the command line that did it, if there was one.
         notes: what a reader must know.
