@@ -186,5 +186,6 @@ def _load_tokenizer(name: str, path: str, revision: str | None) -> PreTrainedTok
     except Exception as error:  # a missing tokenizer is an OSError, a ValueError or one of the tokenizers library
         raise ModelError(
             f"model must have a tokenizer, got {name!r} without one that can be loaded.",
-            hint="Save one beside it, or do without text: --method magnitude --evaluation none.",
+            hint="Save one beside it, or do without text (prune: --method magnitude --evaluation none; eval: --metrics "
+            "sparsity).",
         ) from error

@@ -60,7 +60,7 @@ def find_model(name: str, *, revision: str | None = None, allow_pickle: bool = F
         tokenizer: whether a tokenizer is converted too.
 
     Raises:
-        ModelError: a folder without a model, no name that a hub id could have, or as `find_original`.
+        ModelError: a folder without a model, a file, no name that a hub id could have, or as `find_original`.
         HubError: the Hub cannot be reached.
     """
     path = resolve(name)
@@ -75,7 +75,7 @@ def resolve(name: str) -> str:
     """The folder of `demo`, a folder, or a hub id.
 
     Raises:
-        ModelError: a folder without a model, or no name that a hub id could have.
+        ModelError: a folder without a model, a file, or no name that a hub id could have.
     """
     if name == DEMO:
         return str(demo_model())
@@ -91,6 +91,8 @@ def resolve(name: str) -> str:
         if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
             raise ModelError(f"model folder must have weights (*.safetensors), got {name!r} without.")
         return name
+    if folder.is_file():
+        raise ModelError(f"model must be a folder or a hub id, got the file {name!r}.")
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise ModelError(f"model must be a hub id or an existing folder, got {name!r}. Check the path.")
     return name

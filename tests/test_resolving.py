@@ -1,8 +1,9 @@
-"""How much memory is free, told from the files of control groups."""
+"""Names of models; how much memory is free, told from the files of control groups."""
 
 import pytest
 
-from hf_farms.resolving import _rooms, free_memory
+from hf_farms.errors import ModelError
+from hf_farms.resolving import _rooms, free_memory, resolve
 
 V1_UNLIMITED = 9223372036854771712
 
@@ -46,3 +47,11 @@ def test_in_a_container_only_the_root_is_there(name, tmp_path):
 def test_without_control_groups(tmp_path):
     assert list(_rooms(tmp_path, tmp_path / "nothing")) == []
     assert free_memory("cpu") > 0
+
+
+def test_a_file_is_no_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("theirs")
+    with pytest.raises(ModelError, match=r"^model must be a folder or a hub id, got the file 'README.md'\.$"):
+        resolve("README.md")
+    assert resolve("ada/README.md") == "ada/README.md"

@@ -54,8 +54,13 @@ def block_alphas(report: SpectralReport) -> tuple[list[float], list[float | None
 
 
 def spread_note(report: SpectralReport, config: PruneConfig) -> str | None:
-    """What shrinkage did to the spread, in a sentence; None where it does not apply."""
-    if config.allocation == "uniform" or not config.shrink:
+    """What shrinkage did to the spread, in a sentence; None where it does not apply or did nothing."""
+    if config.allocation == "uniform" or not config.shrink or len(report.blocks) < 2:
         return None
     trust = reliability(*block_alphas(report))
-    return f"Reliability of the block scores {trust:.3f}: spread {config.spread:g} became {config.spread * trust:.4g}."
+    shrunk, before = f"{config.spread * trust:.4g}", f"{config.spread:.4g}"
+    if shrunk == before:
+        return None
+    if trust == 0:
+        return f"The blocks' alphas differ by no more than chance (reliability 0.000): spread {before} became {shrunk}."
+    return f"Reliability of the block scores {trust:.3f}: spread {before} became {shrunk}."

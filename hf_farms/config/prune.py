@@ -101,7 +101,7 @@ class PruneConfig:
             "allocation",
             f"'uniform' for pattern {self.pattern!r}",
             self.allocation,
-            f"Blocks may differ under pattern='N:{size}'.",
+            f"Say --allocation uniform, or --pattern N:{size}, under which blocks may differ.",
         )
 
     @property

@@ -29,7 +29,7 @@ def require_lm_eval() -> str:
     try:
         found = version("lm-eval")
     except PackageNotFoundError:
-        raise HfFarmsError("tasks must have lm-eval to run them, got none installed.", hint=INSTALL) from None
+        raise HfFarmsError("tasks must have lm-eval, which is not installed.", hint=INSTALL) from None
     numbers = tuple(int(part) if part.isdigit() else 0 for part in found.split("."))
     if numbers < OLDEST:
         raise HfFarmsError(f"lm-eval must be {'.'.join(map(str, OLDEST))} or newer, got {found}.", hint=INSTALL)

@@ -1,3 +1,6 @@
+from dataclasses import replace
+from statistics import stdev
+
 import pytest
 
 from hf_farms.allocation.plan import plan_sparsity, spread_note
@@ -39,6 +42,18 @@ def test_a_block_without_alpha_gets_the_mean(llama):
 
 def test_the_note_says_what_shrinkage_did(llama):
     report = analyze(llama)
-    assert "spread 0.1 became" in spread_note(report, PruneConfig())
+    deviation = stdev(block.alpha for block in report.blocks)
+
+    def note(error):
+        blocks = tuple(replace(block, alpha_stderr=error) for block in report.blocks)
+        return spread_note(replace(report, blocks=blocks), PruneConfig())
+
+    # 1 - 0.4^2
+    assert note(0.4 * deviation) == "Reliability of the block scores 0.840: spread 0.1 became 0.084."
+    assert note(deviation) == (
+        "The blocks' alphas differ by no more than chance (reliability 0.000): spread 0.1 became 0."
+    )
+    assert note(None) is None
+    assert spread_note(replace(report, blocks=report.blocks[:1]), PruneConfig()) is None
     assert spread_note(report, PruneConfig(allocation="uniform")) is None
     assert spread_note(report, PruneConfig(shrink=False)) is None

@@ -89,7 +89,7 @@ def demo():
             uniform_nll_difference_stderr=0.0,
         ),
         command="hf-farms prune demo",
-        notes=("Reliability of the block scores 0.000: spread 0.1 became 0.",),
+        notes=("The blocks' alphas differ by no more than chance (reliability 0.000): spread 0.1 became 0.",),
     )
 
 

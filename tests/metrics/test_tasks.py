@@ -298,7 +298,8 @@ def test_a_model_that_cannot_answer_is_named(tokenizer, folder):
 
 
 @pytest.mark.parametrize(
-    ("found", "message"), [(None, "got none installed"), ("0.4.9.1", "must be 0.4.13 or newer, got 0.4.9.1")]
+    ("found", "message"),
+    [(None, "tasks must have lm-eval, which is not installed"), ("0.4.9.1", "must be 0.4.13 or newer, got 0.4.9.1")],
 )
 def test_lm_eval_must_be_there_and_new_enough(found, message, monkeypatch, folder):
     def version(name):
