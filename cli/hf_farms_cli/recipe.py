@@ -48,8 +48,9 @@ class Recipe:
         except OSError as error:
             raise DataError(f"recipe must be a readable file, got {str(path)!r} ({error.strerror}).") from error
         except Exception as error:
-            cause = next((e for e in _leaves(error) if isinstance(e, ValueError)), error)
-            raise DataError(f"recipe must be one that hf-farms wrote, got {str(path)!r} ({cause}).") from error
+            raise DataError(
+                f"recipe must be one that hf-farms wrote, got {str(path)!r} ({_reasons(error)})."
+            ) from error
 
     def flat(self) -> dict[str, object]:
         """Every setting by its dotted name."""
@@ -80,10 +81,19 @@ def _flat(value: dict[str, object], prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [error]
+def _reasons(error: Exception) -> str:
+    """What is wrong, and in which fields."""
+    from cattrs import BaseValidationError, transform_error
+    from cattrs.v import format_exception
+
+    if not isinstance(error, BaseValidationError):
+        return " ".join(str(error).split())
+
+    def reason(error: BaseException, kind: type | None) -> str:
+        # The configs say what they want, and Python what it cannot convert.
+        return str(error).rstrip(".") if isinstance(error, ValueError) else format_exception(error, kind)
+
+    return "; ".join(transform_error(error, "recipe", reason)).replace(" @ ", " at ")
 
 
 def _converter() -> PyyamlConverter:
