@@ -26,6 +26,7 @@ from hf_farms_cli.evaluation_results import (
     known_perplexity,
     make_result,
     store,
+    warn_of_another_text,
     warn_of_other_weights,
 )
 from hf_farms_cli.recipe import RECIPE_NAME, Recipe
@@ -216,6 +217,8 @@ def evaluate(
     dense_name, dense_revision = _dense_model(report, Path(name)) if report is not None else (None, None)
     make = partial(make_result, name, mine, text=evaluation.text, known=known, base=dense_name)
     result = make(notes=evaluation.notes)
+    if writes and report is not None:
+        warn_of_another_text(result, report)
     written = writes and store(Path(name), result)
     wanted = mine.nll is not None and (known is None or known.dense is None)
     if base and dense_name is not None and (wanted or mine.tasks):

@@ -33,7 +33,15 @@ if TYPE_CHECKING:
     from hf_farms.metrics.nll import TextNll
     from hf_farms.metrics.zeros import Zeros
 
-__all__ = ["Measured", "known_perplexity", "make_result", "print_evaluation", "store", "warn_of_other_weights"]
+__all__ = [
+    "Measured",
+    "known_perplexity",
+    "make_result",
+    "print_evaluation",
+    "store",
+    "warn_of_another_text",
+    "warn_of_other_weights",
+]
 
 # Perplexities of one model on two kinds of device differ by less than this share.
 SAME = 0.01
@@ -54,9 +62,42 @@ def known_perplexity(
 ) -> PerplexityRecord | None:
     """What the report says of the same text."""
     there = report.perplexity if report is not None else None
-    if there is None or mine.nll is None or there.config != text or there.context_length != mine.nll.context_length:
+    if there is None or mine.nll is None or text is None:
         return None
-    return there
+    return None if _differences(text, mine.nll.context_length, there) else there
+
+
+def warn_of_another_text(result: EvaluationReport, report: PruneReport) -> None:
+    """Say it when a perplexity cannot go into the report, which has one of another text or other windows."""
+    if (score := result.perplexity) is None or (there := report.perplexity) is None:
+        return
+    if different := _differences(score.config, score.context_length, there):
+        warnings.warn(
+            f"the report keeps its perplexity of {there.config.source}: this one was measured otherwise "
+            f"({'; '.join(different)}) and is only printed.",
+            HfFarmsWarning,
+            stacklevel=2,
+        )
+
+
+def _differences(text: EvaluationConfig, context_length: int, there: PerplexityRecord) -> list[str]:
+    """What tells two measurements apart; of the context lengths those count that the models allowed."""
+    mine, theirs = (
+        {
+            "text": config.source,
+            "column": config.column,
+            "subset": config.subset,
+            "split": config.split,
+            "context length": length,
+            "windows": config.max_windows or "all",
+        }
+        for config, length in ((text, context_length), (there.config, there.context_length))
+    )
+    return [
+        f"{name} {value or 'none'}, there {theirs[name] or 'none'}"
+        for name, value in mine.items()
+        if value != theirs[name]
+    ]
 
 
 def warn_of_other_weights(
@@ -197,13 +238,8 @@ def _merged_perplexity(there: PerplexityRecord | None, result: EvaluationReport)
             nll_difference=score.nll_difference,
             nll_difference_stderr=score.nll_difference_stderr,
         )
-    if (there.config, there.context_length) != (score.config, score.context_length):
-        warnings.warn(
-            f"the report keeps its perplexity of {there.config.source}; that of {score.config.source} is only printed.",
-            HfFarmsWarning,
-            stacklevel=3,
-        )
-    elif there.dense is None and score.dense is not None and _agrees(score.value, there):
+    same = not _differences(score.config, score.context_length, there)
+    if same and there.dense is None and score.dense is not None and _agrees(score.value, there):
         return replace(
             there,
             dense=score.dense,

@@ -119,7 +119,12 @@ def test_another_text_is_only_printed(folder, tmp_path):
     result = EvaluationReport.from_json(done.stdout)
     assert (result.perplexity.context_length, result.perplexity.num_tokens) == (64, 126)
     assert result.perplexity.dense is not None
-    assert "the report keeps its perplexity of speeches" in said(done)
+    assert "the report keeps its perplexity of speeches: this one was measured otherwise (text " in said(done)
+    assert "; context length 64, there 256; windows 2, there 4) and is only printed." in said(done)
+    assert said(done).count("is only printed") == 1
+    assert (folder / REPORT).read_bytes() == before
+    done = run(folder, "--windows", 2, "--no-base", "--json")
+    assert "measured otherwise (windows 2, there 4) and is only printed." in said(done)
     assert (folder / REPORT).read_bytes() == before
 
 
@@ -214,6 +219,14 @@ def test_a_model_without_text_has_zeros_alone(tmp_path):
     assert "Hint: Measure its zeros alone: --metrics sparsity." in said(done)
 
 
+def test_without_a_tokenizer_the_hint_is_one_for_eval(tmp_path):
+    shutil.copytree(demo_model(), tmp_path / "m", ignore=shutil.ignore_patterns("tokenizer*"))
+    done = run(tmp_path / "m")
+    assert "without one that can be loaded. Hint: Save one beside it, or do without text (prune: --method" in said(done)
+    assert "eval: --metrics sparsity)." in said(done)
+    assert measured(tmp_path / "m", "--metrics", "sparsity").perplexity is None
+
+
 def test_tasks_without_lm_eval_are_explained_before_anything_is_loaded(monkeypatch):
     def version(name):
         raise quiet.PackageNotFoundError(name)
@@ -221,7 +234,7 @@ def test_tasks_without_lm_eval_are_explained_before_anything_is_loaded(monkeypat
     monkeypatch.setattr(quiet, "version", version)
     done = run("no-such-model", "--tasks", "hellaswag")
     assert done.exit_code == 1
-    assert said(done).endswith('none installed. Hint: pip install -U "hf-farms[eval]"')
+    assert said(done).endswith('which is not installed. Hint: pip install -U "hf-farms[eval]"')
 
 
 @pytest.mark.parametrize(
