@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_farms.errors import HubError, OutputError
+from hf_farms.errors import HubError, ModelError, OutputError
 from hf_farms_cli.console import check_format, guarded, if_interrupted, print_done
 from hf_farms_cli.options import (
     DebugOption,
@@ -142,6 +142,8 @@ def check_hub(
     from hf_farms.licences import generated_name
     from hf_farms.original import find_original
 
+    if Path(recipe.model).is_file():
+        raise ModelError(f"model must be a folder or a hub id, got the file {recipe.model!r}.")
     # Meta's own layout needs another repository or consent: that is found out from the list of files.
     find_original(recipe.model, revision=recipe.revision, allow_pickle=allow_pickle)
     base = describe_base(recipe.model, revision=recipe.revision)

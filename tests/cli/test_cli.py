@@ -177,6 +177,7 @@ def prepare_bert(folder):
         (["analyze", "EMPTY"], "model folder must have a config.json"),
         (["analyze", "demo", "--window-rows", "many"], "window_rows must be a number or auto, got 'many'"),
         (["analyze", "demo", "--fit", "best"], "fit must be one of mid, peak, goodness_of_fit, got 'best'"),
+        (["prune", "SHORT"], "model must be a folder or a hub id, got the file 'SHORT'"),
         (["prune", "demo", "--evaluation", "SHORT"], "evaluation text must have at least 256 tokens, got 3 in 'SHORT'"),
         (["prune", "none.yaml"], "recipe must be a readable file, got 'none.yaml'"),
         (["prune", "none.yaml", "-s", "0.3"], "--sparsity must be left out beside a recipe, which says it"),
