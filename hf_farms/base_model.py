@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import re
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hf_farms.errors import HfFarmsError, HubError, ModelError
+from hf_farms.errors import HfFarmsError, HfFarmsWarning, HubError, ModelError
 from hf_farms.explain import explain
 from hf_farms.licences import duties_of
 from hf_farms.output import replacing, writing
 from hf_farms.reports import BaseModelRecord
 from hf_farms.requests import client, retried
 
-__all__ = ["TIMEOUT", "asking_about", "copy_licence_files", "describe_base", "is_on_the_hub"]
+__all__ = ["TIMEOUT", "asking_about", "copy_licence_files", "describe_base", "describe_folder", "is_on_the_hub"]
 
 TIMEOUT = 10  # seconds; of one answer
 NOTICE = "NOTICE"
@@ -32,7 +33,7 @@ def is_on_the_hub(model: str) -> bool:
 def describe_base(model: str, *, revision: str | None = None, token: str | None = None) -> BaseModelRecord | None:
     """Ask the Hub about the dense model, in one call, or two where it is gated.
 
-    With the Hub switched off (HF_HUB_OFFLINE), what is in the cache answers.
+    With the Hub switched off (HF_HUB_OFFLINE), what is in the cache answers, with a warning where the card is missing.
 
     Args:
         model: `demo`, a folder, or a hub id.
@@ -69,29 +70,50 @@ def describe_base(model: str, *, revision: str | None = None, token: str | None 
     )
 
 
+def describe_folder(folder: Path) -> BaseModelRecord | None:
+    """What the card and the licence files in a folder say of the dense model.
+
+    Returns:
+        None where there are neither.
+    """
+    card, files = _card_of(folder), _files_in(folder)
+    record = _record(folder.absolute().name, None, card, files=files, local=True)
+    return record if card or record.files else None
+
+
 def _cached(model: str, revision: str | None) -> BaseModelRecord:
     """The record of a model that is on this machine."""
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 
     for file in ("config.json", "params.json", "README.md"):
         found = try_to_load_from_cache(model, file, revision=revision)
         if isinstance(found, str):
             snapshot = Path(found).parent
-            return _record(model, snapshot.name, _card_of(snapshot), files=_files_in(snapshot))
+            card: dict[str, Any] | None = {}
+            if try_to_load_from_cache(model, "README.md", revision=revision) is not _CACHED_NO_EXIST:
+                card = _card_of(snapshot)
+            if card is None:
+                warnings.warn(
+                    f"The card of {model!r} is not on this machine and the Hub is switched off (HF_HUB_OFFLINE): "
+                    f"its licence and licence files are not known. Run `hf download {model}` before.",
+                    HfFarmsWarning,
+                    stacklevel=3,
+                )
+            return _record(model, snapshot.name, card, files=_files_in(snapshot))
     raise ModelError(
         f"{model!r} is not on this machine and the Hub is switched off (HF_HUB_OFFLINE).",
         hint="Unset HF_HUB_OFFLINE, or name a local folder.",
     )
 
 
-def _card_of(folder: Path) -> dict[str, Any]:
-    """Front matter of a README.md; empty where there is none, or none that can be read."""
+def _card_of(folder: Path) -> dict[str, Any] | None:
+    """Front matter of a README.md; None: no such file, or none that can be read."""
     from huggingface_hub import ModelCard
 
     try:
         return _plain_card(ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data)
     except Exception:  # a card is text of others: yaml and the card class raise their own
-        return {}
+        return None
 
 
 def _files_in(folder: Path) -> list[str]:
@@ -103,8 +125,15 @@ def _plain_card(data: Any) -> dict[str, Any]:
 
 
 def _record(
-    model: str, revision: str | None, card: dict[str, Any], *, files: Iterable[str], gated: bool = False
+    model: str,
+    revision: str | None,
+    card: dict[str, Any] | None,
+    *,
+    files: Iterable[str],
+    gated: bool = False,
+    local: bool = False,
 ) -> BaseModelRecord:
+    read, card = card is not None, card or {}
     return BaseModelRecord(
         repo_id=model,
         revision=revision,
@@ -115,6 +144,8 @@ def _record(
         languages=tuple(_texts(card.get("language"))),
         pipeline_tag=_first(card.get("pipeline_tag")),
         files=tuple(sorted(filter(LICENCE_FILE.fullmatch, files))),
+        card_read=read,
+        local=local,
     )
 
 
@@ -145,7 +176,7 @@ def copy_licence_files(base: BaseModelRecord | Path, folder: Path, *, token: str
         OutputError: the folder cannot be written.
     """
     if isinstance(base, Path):
-        record = _record(base.name, None, _card_of(base), files=_files_in(base))
+        record = _record(base.absolute().name, None, _card_of(base), files=_files_in(base), local=True)
         found = {name: base / name for name in record.files}
     else:
         record, found = base, _downloaded(base, token)

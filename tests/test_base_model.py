@@ -1,31 +1,39 @@
 """The licence of the dense model: asked of a Hub on this machine, by the unmodified client in processes of its own."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from local_hub import LocalHub
 
-from hf_farms.base_model import copy_licence_files, describe_base
+from hf_farms.base_model import copy_licence_files, describe_base, describe_folder
 from hf_farms.licences import duties_of, generated_name
 from hf_farms.reports import BaseModelRecord
 
 # Describe a model, fetch its licence files into a folder, print the record or the error.
 DESCRIBE = """
-import dataclasses, json, pathlib, sys, time
+import dataclasses, json, pathlib, sys, time, warnings
 from hf_farms.base_model import copy_licence_files, describe_base
 from hf_farms.errors import HfFarmsError
 begin = time.monotonic()
 try:
-    base = describe_base(sys.argv[1], revision=sys.argv[2] or None)
+    with warnings.catch_warnings(record=True) as said:
+        base = describe_base(sys.argv[1], revision=sys.argv[2] or None)
+    said = [str(warning.message) for warning in said]
     written = copy_licence_files(base, pathlib.Path(sys.argv[3]))
-    print(json.dumps(dataclasses.asdict(base) | {"written": written, "torch": "torch" in sys.modules}))
+    print(json.dumps(dataclasses.asdict(base) | {"written": written, "said": said, "torch": "torch" in sys.modules}))
 except HfFarmsError as error:
     print(type(error).__name__, error, "|", error.hint)
 print(time.monotonic() - begin, file=sys.stderr)
 """
+NO_CARD = (
+    "The card of 'meta/m' is not on this machine and the Hub is switched off (HF_HUB_OFFLINE): "
+    "its licence and licence files are not known. Run `hf download meta/m` before."
+)
 CARD = b"""---
 license: llama3.2
 language:
@@ -80,7 +88,10 @@ def test_what_the_hub_says_is_recorded_and_licence_files_are_carried(hub, client
         "languages": ["en", "de"],
         "pipeline_tag": "text-generation",
         "files": ["LICENSE.txt", "USE_POLICY.md"],
+        "card_read": True,
+        "local": False,
         "written": ["LICENSE.txt", "USE_POLICY.md", "NOTICE"],
+        "said": [],
         "torch": False,
     }
     out = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "out").iterdir()}
@@ -149,10 +160,38 @@ def test_with_the_hub_switched_off_the_cache_answers(hub, client, tmp_path):
     client("meta/m", code="import sys, huggingface_hub as h; h.hf_hub_download(sys.argv[1], 'config.json')")
     found = json.loads(client("meta/m", HF_HUB_OFFLINE="1"))
     assert (found["license"], found["files"], found["revision"]) == (None, [], hub.repos["meta/m"].sha)
+    assert (found["card_read"], found["said"]) == (False, [NO_CARD])
     client("meta/m", code="import sys, huggingface_hub as h; h.snapshot_download(sys.argv[1])")
     found = json.loads(client("meta/m", HF_HUB_OFFLINE="1"))
     assert (found["license"], found["files"]) == ("llama3.2", ["LICENSE.txt", "USE_POLICY.md"])
+    assert (found["card_read"], found["said"]) == (True, [])
     assert (tmp_path / "out" / "LICENSE.txt").read_bytes() == b"terms"
+
+
+def test_with_the_hub_switched_off_a_repository_without_a_card_is_known_to_have_none(hub, client, tmp_path):
+    hub.add("a/none", {"config.json": b"{}"})
+    client("a/none", code="import sys, huggingface_hub as h; h.hf_hub_download(sys.argv[1], 'config.json')")
+    assert json.loads(client("a/none", HF_HUB_OFFLINE="1"))["card_read"] is False
+    # What the client leaves behind when the Hub has said that a file is not there.
+    missing = tmp_path / "home" / "hub" / "models--a--none" / ".no_exist" / hub.repos["a/none"].sha / "README.md"
+    missing.parent.mkdir(parents=True)
+    missing.touch()
+    found = json.loads(client("a/none", HF_HUB_OFFLINE="1"))
+    assert (found["license"], found["card_read"], found["said"]) == (None, True, [])
+
+
+def test_what_a_folder_says_of_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert describe_folder(tmp_path) is None
+    (tmp_path / "LICENSE").write_text("terms")
+    record = BaseModelRecord(repo_id=tmp_path.name, files=("LICENSE",), card_read=False, local=True)
+    assert describe_folder(Path(".")) == record
+    (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
+    assert describe_folder(tmp_path) == record
+    (tmp_path / "README.md").write_bytes(CARD)
+    assert describe_folder(tmp_path) == dataclasses.replace(
+        record, license="llama3.2", languages=("en", "de"), pipeline_tag="text-generation", card_read=True
+    )
 
 
 def test_demo_and_folders_have_no_record_but_carry_their_licence(tmp_path):

@@ -38,6 +38,7 @@ class Licence:
         display: words that must be shown, such as "Built with Llama"; None: none.
         notice: line that a NOTICE file must hold; None: none.
         files: licence files that lie beside the card.
+        known: whether the dense model's card was there to be read.
     """
 
     name: str | None
@@ -45,13 +46,14 @@ class Licence:
     display: str | None
     notice: str | None
     files: tuple[str, ...]
+    known: bool
 
 
 def licence_of(base: BaseModelRecord, there: Collection[str] | None = None) -> Licence:
-    """What is known of the licence of a model on the Hub, and what it asks of a model made from it.
+    """What is known of the licence of a model, and what it asks of a model made from it.
 
     Args:
-        base: the model on the Hub.
+        base: the dense model.
         there: files beside the card; None: all that belong there.
     """
     name, url = KNOWN.get(base.license or "", (base.license, None))
@@ -68,4 +70,5 @@ def licence_of(base: BaseModelRecord, there: Collection[str] | None = None) -> L
         display=duties.display if duties else None,
         notice=notice,
         files=tuple(file for file in files if there is None or file in there),
+        known=base.card_read,
     )

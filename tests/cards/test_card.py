@@ -14,6 +14,7 @@ from hf_farms_cards import render_card
 from hf_farms_cards.markdown import environment
 from hf_farms_cards.usage import Checkpoint, task_of
 
+from hf_farms.base_model import describe_folder
 from hf_farms.config import PruneConfig, S2FTConfig
 from hf_farms.reports import BaseModelRecord, TaskRecord
 
@@ -95,6 +96,35 @@ def test_only_licence_files_that_lie_there_are_named():
     text = render_card(full(), checkpoint=Checkpoint(files=frozenset({"LICENSE"})))
     assert "Its files lie beside this card: `LICENSE`.\n" in text
     assert "Its files" not in render_card(farms_lr())
+
+
+def test_a_card_that_nobody_could_read_is_not_said_to_name_no_licence():
+    unread = BaseModelRecord(repo_id="a/b", card_read=False)
+    text = section(render_card(replace(full(), base=unread)), "Licence")
+    assert "No card of [a/b](https://huggingface.co/a/b) was at hand when this was made." in text
+    assert "look it up on [its page](https://huggingface.co/a/b)." in text
+    assert "names no licence" not in text
+    text = section(render_card(replace(full(), base=replace(unread, card_read=True))), "Licence")
+    assert "The card of [a/b](https://huggingface.co/a/b) names no licence" in text
+    text = section(render_card(replace(full(), base=replace(unread, license="mit"))), "Licence")
+    assert "[MIT License]" in text
+
+
+def test_the_licence_of_a_folder_is_passed_on_and_the_folder_is_no_base_model_on_the_hub(tmp_path):
+    (tmp_path / "dense").mkdir()
+    (tmp_path / "dense" / "README.md").write_text("---\nlicense: llama3\nlanguage: de\n---\n")
+    (tmp_path / "dense" / "LICENSE").write_text("terms")
+    report = replace(full(), model=str(tmp_path / "dense"), base=describe_folder(tmp_path / "dense"))
+    text = render_card(report)
+    found = header(text)
+    assert (found["license"], found["language"]) == ("llama3", ["de"])
+    assert not {"base_model", "base_model_relation"} & set(found)
+    assert "\n**Built with Meta Llama 3**\n" in text
+    said = section(text, "Licence")
+    assert "That of `dense`: [Meta Llama 3 Community License](https://www.llama.com/llama3/license/)." in said
+    assert "Its files lie beside this card: `LICENSE`, `NOTICE`." in said
+    assert "huggingface.co/dense" not in text
+    assert str(tmp_path) not in text
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
