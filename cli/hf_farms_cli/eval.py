@@ -116,7 +116,7 @@ def eval_command(
         raise ValueError("metrics must not be none without tasks, as nothing would be measured. Name some --tasks.")
     _check_output(output)
     from hf_farms_cli.evaluation import Evaluation, check_model, evaluate
-    from hf_farms_cli.evaluation_results import print_evaluation
+    from hf_farms_cli.evaluation_tables import print_evaluation
 
     report, writes = check_model(model, revision=revision, base=base)
     config = _text(
