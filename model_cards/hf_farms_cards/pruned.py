@@ -65,7 +65,7 @@ def pruned_card(
         "bold": report.perplexity is not None and _better(report.perplexity) is not None,
         "tasks": [_task(record) for record in report.tasks],
         "tasks_have_dense": any(record.dense is not None for record in report.tasks),
-        "quick_start": quick_start(name, task, chat=checkpoint.chat),
+        "quick_start": quick_start(name, task, chat=checkpoint.chat, tokenizer=checkpoint.has_tokenizer),
         "made_by": ("bash", report.command) if report.command else ("python", _call(report)),
         "recipe": checkpoint.recipe,
     }
