@@ -72,7 +72,7 @@ def load_model(
     dtype: str = "auto",
     device: str | None = None,
     revision: str | None = None,
-    tokenizer: bool = True,
+    tokenizer: bool | None = True,
     stream: bool | None = False,
     allow_pickle: bool = False,
 ) -> Loaded:
@@ -83,7 +83,7 @@ def load_model(
         dtype: "auto" is the dtype of the checkpoint.
         device: None is a GPU if there is one, else the CPU.
         revision: of a hub id.
-        tokenizer: whether a tokenizer must be there; one that is missing is an error then.
+        tokenizer: whether a tokenizer must be there; one that is missing is an error then. None: if there is one.
         stream: leave the blocks on disk and read each when it is needed; None: where the model would take more than
             half of the free memory. What a block computes is the same to the bit.
         allow_pickle: convert pickled weights in Meta's own layout (`consolidated.NN.pth`); no code in them is run.
@@ -96,7 +96,7 @@ def load_model(
 
     weights_dtype, where = parse_dtype(dtype), find_device(device)
     with explained(name):
-        place = find_model(name, revision=revision, allow_pickle=allow_pickle, tokenizer=tokenizer)
+        place = find_model(name, revision=revision, allow_pickle=allow_pickle, tokenizer=bool(tokenizer))
         path, revision = place.path, place.revision
         config = AutoConfig.from_pretrained(path, revision=revision)
         weights = weight_files(name, path, revision, allow_pickle=True)
@@ -112,7 +112,13 @@ def load_model(
             model = model.to(where)
             align_weights(model)
             source = ModelBlockSource(model)
-    words = _load_tokenizer(name, path, revision) if tokenizer else None
+    words = None
+    if tokenizer is not False:
+        try:
+            words = _load_tokenizer(name, path, revision)
+        except ModelError:
+            if tokenizer:
+                raise
     return Loaded(model, words, source, tuple(weights), place.notes)
 
 

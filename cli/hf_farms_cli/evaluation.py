@@ -232,7 +232,7 @@ def evaluate(
 
 def _dense_model(report: PruneReport, folder: Path) -> tuple[str, str | None]:
     """Name and revision of the model that was pruned."""
-    if report.base is not None:
+    if report.base is not None and not report.base.local:
         return report.base.repo_id, report.base.revision
     recipe = folder / RECIPE_NAME
     return report.model, Recipe.load(recipe).revision if recipe.is_file() else None

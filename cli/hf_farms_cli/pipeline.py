@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hf_farms_cards import write_card
 
 from hf_farms.allocation.plan import plan_sparsity
-from hf_farms.base_model import copy_licence_files
+from hf_farms.base_model import copy_licence_files, describe_folder
 from hf_farms.blocks import BlockSource, StreamedBlockSource
 from hf_farms.checkpoint import CheckpointWriter
 from hf_farms.errors import HfFarmsWarning, ModelError
@@ -81,7 +81,8 @@ def run_prune(
         dtype=recipe.dtype,
         device=device,
         revision=recipe.revision,
-        tokenizer=recipe.evaluation.source is not None or recipe.prune.needs_calibration,
+        # One that is not needed goes along too.
+        tokenizer=recipe.evaluation.source is not None or recipe.prune.needs_calibration or None,
         stream=stream,
         allow_pickle=allow_pickle,
     )
@@ -173,7 +174,8 @@ def _with_licence(model: str, base: BaseModelRecord | None, folder: Path, token:
     if base is not None:
         return replace(base, files=copy_licence_files(base, folder, token=token))
     if model != DEMO and Path(model).is_dir():
-        copy_licence_files(Path(model), folder)
+        base, files = describe_folder(Path(model)), copy_licence_files(Path(model), folder)
+        return replace(base, files=files) if base is not None else None
     return None
 
 

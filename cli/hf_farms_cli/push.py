@@ -138,7 +138,7 @@ def check_hub(
         What it says of the dense model, and where the result goes; nothing was made there yet.
     """
     from hf_farms import hub
-    from hf_farms.base_model import describe_base
+    from hf_farms.base_model import describe_base, describe_folder
     from hf_farms.licences import generated_name
     from hf_farms.original import find_original
 
@@ -151,8 +151,11 @@ def check_hub(
         hub.check_dataset(source)
     if not push:
         return base, None
+    licensed = base
+    if licensed is None and recipe.model != "demo" and Path(recipe.model).is_dir():
+        licensed = describe_folder(Path(recipe.model))
     plan = hub.preflight(
-        generated_name(base, folder.absolute().name),
+        generated_name(licensed, folder.absolute().name),
         repo_id=repo_id,
         private=private,
         base=base,

@@ -91,7 +91,7 @@ def plan_push(folder: str | Path, repo_id: str | None = None, **options: Any) ->
 
     folder = check_folder(folder)
     base = getattr(folder_report(folder), "base", None)
-    if base is not None and not base.gated:
+    if base is not None and not base.gated and not base.local:
         base = replace(base, gated=_is_gated(base.repo_id, options.get("token")))
     name = generated_name(base, folder.absolute().name)
     return preflight(name, repo_id=repo_id, base=base, folder=folder, **options)

@@ -98,7 +98,7 @@ def test_a_card_that_is_written_again_keeps_its_repository(folder):
 
 def test_a_card_in_an_unfinished_folder_has_the_name_to_be(tmp_path):
     (tmp_path / "x.partial").mkdir()
-    assert 'name = "x"' in write_card(demo(), tmp_path / "x.partial").read_text(encoding="utf-8")
+    assert 'from_pretrained("x")' in write_card(demo(), tmp_path / "x.partial").read_text(encoding="utf-8")
 
 
 def test_broken_files_beside_it_do_no_harm(folder):

@@ -10,6 +10,8 @@ from local_hub import LocalHub
 from models import tiny
 from transformers import TrainingArguments
 
+from hf_farms.demo import demo_model
+
 PRUNE = ("prune", "demo", "--method", "magnitude", "--evaluation", "none", "-q", "-o")
 
 
@@ -178,6 +180,27 @@ def test_the_name_follows_the_licence(client, hub, pruned):
     done = client.cli("push", str(pruned), "--repo-id", "mine", "-q")
     assert done["status"] == 0
     assert "the licence of 'meta/x' asks for another name than 'mine', such as 'Llama-mine'." in done["stderr"]
+
+
+def test_the_licence_of_a_local_folder_goes_with_what_was_made_from_it(client, hub, tmp_path):
+    dense = tmp_path / "my dense"
+    shutil.copytree(demo_model(), dense)
+    (dense / "README.md").write_text("---\nlicense: llama3.1\nlanguage: en\n---\n")
+    (dense / "LICENSE").write_text("terms")
+    command = ("prune", str(dense), "--method", "magnitude", "--evaluation", "none", "-q", "-o")
+    assert client.cli(*command, str(tmp_path / "sparse"))["status"] == 0
+    done = client.cli("push", str(tmp_path / "sparse"), "-q")
+    assert done["stdout"].strip() == f"{hub.endpoint}/ada/Llama-sparse", done
+    sent = hub.files("ada/Llama-sparse")
+    assert sent["LICENSE"] == b"terms"
+    assert sent["NOTICE"].startswith(b"Llama 3.1 is licensed")
+    card = sent["README.md"].decode()
+    assert "license: llama3.1\n" in card
+    assert "base_model" not in card.split("---")[1]
+    assert "**Built with Llama**" in card
+    assert "That of `my dense`: [Llama 3.1 Community License]" in card
+    # Nobody else is told the folder's name.
+    assert not any("dense" in request for request in hub.requests)
 
 
 def test_folders_that_cannot_be_pushed(client, hub, pruned):
