@@ -17,7 +17,7 @@ from hf_farms.reports import PruneReport, SpectralReport
 
 pytestmark = pytest.mark.filterwarnings("default")  # what users of the command see is decided by the command
 runner = CliRunner()
-RUN = [sys.executable, "-c", "from hf_farms_cli.app import main; main()"]
+RUN = [sys.executable, "-m", "hf_farms_cli"]
 
 
 def run(*arguments):
