@@ -35,6 +35,9 @@ class Interrupts:
     def forget_handler(self) -> None:
         """What still runs at the exit of Python is ended by another Ctrl-C, without a traceback."""
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        # Where Ctrl-C ended an exec of text (as dataclasses do), Python ends by the signal whatever the status, until
+        # another text was executed.
+        exec("")
 
 
 interrupts = Interrupts()

@@ -176,6 +176,18 @@ def after(seconds):
     return lambda _: time.monotonic() - start >= seconds
 
 
+def test_ctrl_c_inside_generated_code_keeps_the_status(tmp_path):
+    lines = [
+        "import hf_farms_cli.app",
+        "from hf_farms_cli.__main__ import main",
+        "hf_farms_cli.app.main = lambda: exec('raise KeyboardInterrupt')",
+        "main()",
+    ]
+    (tmp_path / "interrupted.py").write_text("\n".join(lines))
+    done = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "Interrupted.\n")
+
+
 @pytest.mark.parametrize("seconds", [0.15, 0.6, 1.5])
 def test_ctrl_c_before_there_is_work_is_one_line(seconds, tmp_path):
     assert interrupt([*RUN, "prune", "demo", "-q"], tmp_path, after(seconds)).startswith("Interrupted.")
