@@ -52,7 +52,6 @@ def run_prune(
     allow_pickle: bool = False,
     baseline: bool = True,
     base: BaseModelRecord | None = None,
-    token: str | None = None,
 ) -> PruneReport:
     """Do what the recipe says; `folder` appears when everything in it is complete.
 
@@ -69,7 +68,6 @@ def run_prune(
         allow_pickle: as for `load_model`.
         baseline: measure the perplexity of uniform sparsity too.
         base: what the Hub says of the dense model.
-        token: for its licence files; None: the one that is logged in.
 
     Raises:
         OutputError: the disk is too small, or `DIR.partial` holds the beginning of something else.
@@ -96,7 +94,7 @@ def run_prune(
         SpectralReport.save,
         SpectralReport.load,
     )
-    base = _with_licence(recipe.model, base, partial, token)
+    base = _with_licence(recipe.model, base, partial)
     dense = text.measure_once(loaded, progress, "Dense perplexity", output) if text else None
     batches, notes = calibration.batches(output)
     even = _is_even(loaded.source, spectra, recipe.prune)
@@ -169,10 +167,10 @@ def _pruned_nll(text: EvaluationText, loaded: Loaded, progress: Stages) -> TextN
     return None
 
 
-def _with_licence(model: str, base: BaseModelRecord | None, folder: Path, token: str | None) -> BaseModelRecord | None:
+def _with_licence(model: str, base: BaseModelRecord | None, folder: Path) -> BaseModelRecord | None:
     """Put the licence files of the dense model beside the pruned one, and their names into its record."""
     if base is not None:
-        return replace(base, files=copy_licence_files(base, folder, token=token))
+        return replace(base, files=copy_licence_files(base, folder))
     if model != DEMO and Path(model).is_dir():
         base, files = describe_folder(Path(model)), copy_licence_files(Path(model), folder)
         return replace(base, files=files) if base is not None else None

@@ -1,6 +1,6 @@
 """The Hub: checks before the work, the upload after it.
 
-requests.py   one client, tries again where that can help, errors in a sentence
+explained.py  what goes wrong, in a sentence
 checks.py     may this be pushed there? asked before hours of work
 folders.py    is the folder complete? what of it is on the Hub?
 upload.py     the upload, into a branch or a pull request
