@@ -22,7 +22,7 @@ test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m slow --timeout=3600
+	$(BIN)/python -m pytest -m slow --timeout=7200
 
 schemas: $(VENV)/.installed-test
 	$(BIN)/python .github/schemas.py

@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 
+from processes import LIMIT
+
 WORKER = """
 import json, os, sys, time
 from pathlib import Path
@@ -48,6 +50,8 @@ def environment(endpoint, home, *, token="hf_good", **more):
     """Variables of a user of that Hub."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     variables |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home)}
+    # On a busy machine an answer takes its time.
+    variables |= {"HF_HUB_ETAG_TIMEOUT": str(LIMIT), "HF_HUB_DOWNLOAD_TIMEOUT": str(LIMIT)}
     variables |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     return variables | ({"HF_TOKEN": token} if token else {}) | more
 
@@ -74,7 +78,7 @@ class HubClient:
 
     def __exit__(self, *_):
         self._process.stdin.close()
-        self._process.wait(timeout=30)
+        self._process.wait(LIMIT)
         self._process.stdout.close()
         self._logged.close()
 

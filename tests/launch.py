@@ -1,23 +1,20 @@
 """Several processes on this machine, as torchrun starts them."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
+
+from processes import LIMIT, finished
 
 TESTS = Path(__file__).parent
 
 
 def launch(*arguments, processes=2):
     """Run a script, or `-m module`, in so many processes with one thread each."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return subprocess.run(
-        [*command, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=250,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+    # On a busy machine they may be slow to answer each other.
+    command += ["--rdzv_conf", f"read_timeout={LIMIT},timeout={LIMIT},keep_alive_max_attempt={LIMIT}"]
+    return finished([*command, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def run_script(text, folder, *arguments, processes=2):

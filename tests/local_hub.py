@@ -66,7 +66,8 @@ class Fault:
         page: answer with a page of HTML, as gateways do.
         message: what the answer says.
         delay: seconds before the answer.
-        drop: close the connection when half of the request is read, or after it was obeyed.
+        drop: close the connection when half of the request is read, or after it was obeyed; or say nothing for as long
+            as the client waits.
         call: when half of the request is read.
     """
 
@@ -78,7 +79,7 @@ class Fault:
     page: bool = False
     message: str = "injected failure"
     delay: float = 0
-    drop: Literal["request", "answer"] | None = None
+    drop: Literal["request", "answer", "silence"] | None = None
     call: Callable[[], None] | None = None
 
 

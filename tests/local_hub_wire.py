@@ -46,7 +46,9 @@ class WireHandler(BaseHTTPRequestHandler):
         try:
             if fault is not None:
                 time.sleep(fault.delay)
-                if fault.drop == "request":
+                if fault.drop == "silence":
+                    self.connection.recv(1)  # until the client hangs up
+                if fault.drop in ("request", "silence"):
                     return self._hang_up()
                 if fault.status is not None:
                     raise _refusal(fault)

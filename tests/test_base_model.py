@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hub_client import environment
 from local_hub import LocalHub
+from processes import finished
 
 from hf_farms.base_model import copy_licence_files, describe_base, describe_folder
 from hf_farms.licences import duties_of, generated_name
@@ -16,10 +16,9 @@ from hf_farms.reports import BaseModelRecord
 
 # Describe a model, fetch its licence files into a folder, print the record or the error.
 DESCRIBE = """
-import dataclasses, json, pathlib, sys, time, warnings
+import dataclasses, json, pathlib, sys, warnings
 from hf_farms.base_model import copy_licence_files, describe_base
 from hf_farms.errors import HfFarmsError
-begin = time.monotonic()
 try:
     with warnings.catch_warnings(record=True) as said:
         base = describe_base(sys.argv[1], revision=sys.argv[2] or None)
@@ -28,7 +27,6 @@ try:
     print(json.dumps(dataclasses.asdict(base) | {"written": written, "said": said, "torch": "torch" in sys.modules}))
 except HfFarmsError as error:
     print(type(error).__name__, error, "|", error.hint)
-print(time.monotonic() - begin, file=sys.stderr)
 """
 NO_CARD = (
     "The card of 'meta/m' is not on this machine and the Hub is switched off (HF_HUB_OFFLINE): "
@@ -64,11 +62,9 @@ def client(hub, tmp_path):
     (tmp_path / "out").mkdir()
 
     def run(model, revision="", *, code=DESCRIBE, token="hf_good", **variables):
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-        environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", **variables} | ({"HF_TOKEN": token} if token else {})
-        command = [sys.executable, "-c", code, model, revision, str(tmp_path / "out")]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        variables = environment(hub.endpoint, tmp_path / "home", token=token, **variables)
+        command = [sys.executable, "-c", code, model, revision, tmp_path / "out"]
+        done = finished(command, env=variables, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 

@@ -3,13 +3,14 @@
 import json
 import os
 import pickle
-import subprocess
 import sys
 
 import pytest
 import torch
+from hub_client import contents, environment
 from local_hub import LocalHub
 from models import tiny
+from processes import finished
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -306,19 +307,13 @@ def hub():
 @pytest.fixture
 def client(hub, tmp_path):
     def run(*commands, **variables):
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-        environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN": "hf_good", **variables}
+        variables = environment(hub.endpoint, tmp_path / "home", **variables)
         command = [sys.executable, "-c", RUN, json.dumps([line.split() for line in commands])]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        done = finished(command, env=variables, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     return run
-
-
-def contents(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def downloads(hub):

@@ -1,5 +1,7 @@
 import json
 import shutil
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from hf_farms.errors import OutputError
 from hf_farms.fingerprint import fingerprint, hash_of_file, hash_of_tokens
 from hf_farms.output import OutputFolder
+from hf_farms.reports import base, versions
 
 SETTINGS = {"prune.sparsity": 0.5, "model": "m"}
 
@@ -171,8 +174,22 @@ def test_fingerprints_tell_weights_and_data_apart(tmp_path):
     assert len({hash_of_tokens(t) for t in ([ids[None]], [ids.view(2, 3)], [ids[None] + 1], [], [ids, ids])}) == 5
     found = fingerprint({"x": 1}, weights=[one], tokens={"calibration": [ids]}, device="cpu")
     assert found["weights.a.safetensors"] == hash_of_file(one)
-    assert found["versions.torch"].startswith(torch.__version__.split("+")[0])
+    assert found["versions.torch"] == torch.__version__.partition("+")[0]
     assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize("build", ["2.13.0", "2.13.0+cpu", "2.13.0+cu130"])
+def test_any_build_of_a_release_goes_on_with_the_work_of_another(tmp_path, monkeypatch, build):
+    output = OutputFolder(tmp_path / "out")
+    begun = {"versions.torch": "2.13.0", "versions.transformers": versions()["transformers"]}
+    output.begin(begun)
+    output.kept("stage", lambda: "done", lambda result, path: path.write_text(result), Path.read_text)
+    monkeypatch.setattr(base, "version", lambda name: build if name == "torch" else version(name))
+    found = fingerprint({}, weights=[], tokens={}, device="cpu")
+    output.begin({name: found[name] for name in begun})
+    assert (output.state / "stage").exists()
+    with pytest.raises(OutputError, match=r"versions\.torch: '2\.14\.0', there '2\.13\.0'"):
+        output.begin(begun | {"versions.torch": "2.14.0"})
 
 
 def test_files_of_the_hub_cache_are_not_read_again(tmp_path):

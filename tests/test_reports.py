@@ -13,6 +13,7 @@ from hf_farms.reports import (
     PerplexityRecord,
     PruneReport,
     SpectralReport,
+    base,
 )
 
 
@@ -86,6 +87,12 @@ def test_json_is_plain_and_names_its_schema():
     assert data["schema_version"] == 1
     assert data["before"]["blocks"][0]["layers"][0]["shape"] == [48, 32]
     assert data["versions"]["python"]
+
+
+def test_versions_are_releases_whatever_build_is_installed(monkeypatch):
+    monkeypatch.setattr(base, "version", lambda name: {"torch": "2.13.0+cu130"}.get(name, "1.0rc1"))
+    found = base.versions()
+    assert (found["torch"], found["transformers"]) == ("2.13.0", "1.0rc1")
 
 
 @pytest.mark.parametrize(

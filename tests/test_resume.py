@@ -8,16 +8,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from models import tiny
+from processes import LIMIT, MOMENTS
 
 from hf_farms.demo import demo_model
 
-# Imports once; every line is a command that runs in a fork and can be killed there.
+# Imports once; every line is a command that runs in a fork and kills itself there at a moment.
 SERVER = """
 import json, os, sys
+from sitecustomize import Moment
 import transformers
 from transformers.models.llama import modeling_llama
 import hf_farms_cli.app, hf_farms_cli.pipeline
@@ -32,17 +33,16 @@ for line in sys.stdin:
             os.dup2(log, 1)
             os.dup2(log, 2)
             sys.argv = ["hf-farms", *job["arguments"]]
+            moment = Moment(**job["moment"])
             hf_farms_cli.app.main()
             code = 0
         except SystemExit as end:
             code = int(end.code or 0)
         finally:
+            print("changes:", moment.changes)
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    print(pid, flush=True)
-    # Not before it is asked for: until then the number is not given to another process.
-    sys.stdin.readline()
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
@@ -51,32 +51,29 @@ class Commands:
     """Commands of `hf-farms`, one after another."""
 
     def __init__(self):
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(MOMENTS)}
         self._server = subprocess.Popen(
             [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def run(self, folder, *arguments, kill_when=None):
-        """Exit status (minus the signal) and what was printed.
+    def run(self, folder, *arguments, **moment):
+        """Exit status (minus the signal) and what was printed, the number of changes last.
 
         Args:
-            kill_when: returns when the command is to be killed; it may have ended by then.
+            folder: where it runs.
+            arguments: of the command.
+            moment: when it is killed, as `at` has it.
         """
-        job = {"folder": str(folder), "arguments": [str(a) for a in arguments]}
+        moment |= {"signal": signal.SIGKILL} if moment else {}
+        job = {"folder": str(folder), "arguments": [str(a) for a in arguments], "moment": moment}
         self._server.stdin.write(json.dumps(job) + "\n")
-        self._server.stdin.flush()
-        pid = int(self._server.stdout.readline())
-        if kill_when is not None:
-            kill_when()
-            os.kill(pid, signal.SIGKILL)
-        self._server.stdin.write("\n")
         self._server.stdin.flush()
         code = int(self._server.stdout.readline())
         return code, " ".join((folder / "log").read_text().split())
 
     def close(self):
         self._server.stdin.close()
-        self._server.wait(timeout=60)
+        self._server.wait(LIMIT)
         self._server.stdout.close()
 
 
@@ -104,8 +101,6 @@ def model(tmp_path_factory):
 
 
 SETTINGS = ("--calibration-samples", 16, "--calibration-length", 64, "--evaluation-windows", 4, "-o", "out")
-# What a run leaves behind one after another: 9 shards, 8 records, stages, configs, report, card.
-FILES = 24
 
 
 def hashes(folder):
@@ -116,34 +111,14 @@ def hashes(folder):
     }
 
 
-def random_moment(folder, chance, share):
-    """Some time after some file has appeared: evenly over what is done, not over the seconds that it takes.
-
-    Args:
-        folder: where the files appear.
-        chance: random numbers.
-        share: from which share of the files to which.
-    """
-    files, pause = FILES * chance.uniform(*share), chance.uniform(0, 0.01)
-
-    def wait():
-        deadline = time.monotonic() + 100
-        while not (folder / "out").exists() and time.monotonic() < deadline:
-            if sum(1 for path in folder.rglob("*") if path.is_file()) >= files:
-                break
-            time.sleep(0.001)
-        time.sleep(pause)
-
-    return wait
-
-
 def check_kills(commands, model, folder, options, number, seed):
-    """Kill at random moments, each time run again, compare; returns how many shards there were at each kill."""
+    """Kill before random changes of files, each time run again, compare; returns how many shards each kill left."""
     arguments = ("prune", model, *SETTINGS, *options)
     peace = folder / "peace"
     peace.mkdir()
     code, shown = commands.run(peace, *arguments)
     assert code == 0, shown
+    changes = int(shown.rpartition("changes: ")[2])
     expected = hashes(peace / "out")
     assert {"README.md", "hf_farms_report.json", "recipe.yaml", "config.json"} < expected.keys()
     assert sum(name.endswith(".safetensors") for name in expected) == 9
@@ -152,14 +127,15 @@ def check_kills(commands, model, folder, options, number, seed):
     for kill in range(number):
         place = folder / str(kill)
         place.mkdir()
-        code, _ = commands.run(
-            place, *arguments, kill_when=random_moment(place, chance, (kill / number, (kill + 1) / number))
-        )
-        assert code in (-signal.SIGKILL, 0)
+        # Evenly over the work, and every other one in the middle of a file: the last changes remove what is left over.
+        half = kill % 2 == 0
+        moment = {"change": 1 + int(changes * (0.8 if half else 1) * (kill + chance.random()) / number), "half": half}
+        code, shown = commands.run(place, *arguments, **moment)
+        assert code == -signal.SIGKILL, shown
         found.append(len(list(place.glob("out*/*.safetensors"))))
         code, shown = commands.run(place, *arguments)
         assert code == 0, shown
-        assert hashes(place / "out") == expected, (kill, found)
+        assert hashes(place / "out") == expected, (moment, found)
         assert sorted(path.name for path in place.iterdir()) == ["log", "out"]
     return found
 
@@ -181,13 +157,8 @@ def prepared(commands, model, folder, *options, where="blocks"):
     """A run that was killed when two blocks were finished."""
     arguments = ("prune", model, *SETTINGS, *options)
 
-    def two_blocks():
-        deadline = time.monotonic() + 100
-        records = folder / "out.partial" / ".hf-farms-unfinished" / where
-        while len(list(records.glob("*.json"))) < 2 and time.monotonic() < deadline:
-            time.sleep(0.005)
-
-    assert commands.run(folder, *arguments, kill_when=two_blocks)[0] == -signal.SIGKILL
+    second = f"*/.hf-farms-unfinished/{where}/*.json"
+    assert commands.run(folder, *arguments, made=second, number=2)[0] == -signal.SIGKILL
     return arguments
 
 

@@ -72,11 +72,15 @@ class Report:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, this package and what it stands on, without importing them."""
+    """Versions of Python, this package and what it stands on, without importing them.
+
+    Releases without the build behind "+": of one and the same torch, wheels of PyPI leave it out of their metadata
+    (`2.13.0`), those of pytorch.org have it (`2.13.0+cpu`), and `torch.__version__` says it in either.
+    """
     found = {"python": platform.python_version()}
     for name in ("hf-farms", "torch", "transformers", "huggingface_hub"):
         try:
-            found[name] = version(name)
+            found[name] = version(name).partition("+")[0]
         except PackageNotFoundError:  # run from a source tree, or a part that is not installed
             continue
     return found

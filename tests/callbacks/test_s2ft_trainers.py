@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from families import family_model
-from launch import launch
+from launch import run_script
 from models import tiny
 
 sys.path.append(str(Path(__file__).parent))
@@ -213,8 +213,6 @@ def test_seq2seq(early, tmp_path):
 
 
 SCRIPT = """
-import sys
-sys.path[:0] = {paths!r}
 import torch
 from test_s2ft import INDEXED, S2FTCallback, follows, plain, trainer
 run = trainer(sys.argv[1], S2FTCallback(INDEXED), per_device_train_batch_size=2)
@@ -225,18 +223,14 @@ try:
     late.train()
 except ValueError as error:
     refused = str(error)
-torch.save((plain(run.model), refused), f"{{sys.argv[1]}}/{{run.args.process_index}}.pt")
+torch.save((plain(run.model), refused), f"{sys.argv[1]}/{run.args.process_index}.pt")
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """
 
 
 def test_two_processes_stay_identical_and_cannot_add_it_late(tmp_path):
-    here = Path(__file__).parent
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT.format(paths=[str(here), str(here.parent)]))
-    done = launch(script, tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script(SCRIPT, tmp_path)
     (first, refused), (second, other) = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert same(first, second)
     # As one process with both shares of every batch.

@@ -1,6 +1,5 @@
 import json
 import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from hf_farms_cli.app import app
 from launch import launch
 from models import tiny
+from processes import finished
 from typer.testing import CliRunner
 
 from hf_farms.comparison import SpectralComparison
@@ -174,15 +174,10 @@ def test_a_warning_is_not_repeated_as_a_note(tmp_path):
 
 def test_two_processes_of_accelerate_give_the_report_of_one(tmp_path):
     options = ["demo", "--outside", "--format", "json", "-o", str(tmp_path / "r.json")]
-    # --multi_gpu starts processes beside each other; without a GPU they work on the CPU.
+    # --multi_gpu starts processes beside each other; without a GPU they work on the CPU. Port 0 is a free one.
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    done = subprocess.run(
-        [*command, "-m", "hf_farms_cli", "analyze", *options],
-        capture_output=True,
-        text=True,
-        timeout=250,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    command += ["--main_process_port", "0", "-m", "hf_farms_cli", "analyze", *options]
+    done = finished(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     report = SpectralReport.from_json(done.stdout)
     assert SpectralReport.load(tmp_path / "r.json") == report

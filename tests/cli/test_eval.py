@@ -1,15 +1,16 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 from hf_farms_cli.app import app
+from hub_client import environment
 from lm_tasks import WORDS, write_tasks
 from local_hub import LocalHub, Repo
 from models import tiny, tiny_bert
+from processes import finished
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -199,10 +200,9 @@ def test_a_report_on_the_hub_names_the_dense_model(pruned, tmp_path):
     files = {p.relative_to(pruned).as_posix(): p.read_bytes() for p in pruned.rglob("*") if p.is_file()}
     with LocalHub() as hub:
         hub.repos["me/pruned"] = Repo(files=files)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+        variables = environment(hub.endpoint, tmp_path / "home", token=None)
         command = [sys.executable, "-m", "hf_farms_cli", "eval", "me/pruned", "--base", "--windows", "4", "--json"]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+        done = finished(command, env=variables, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = EvaluationReport.from_json(done.stdout)
     known = PruneReport.load(pruned / REPORT).perplexity

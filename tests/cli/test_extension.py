@@ -16,6 +16,7 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pytest
+from processes import finished
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -130,7 +131,7 @@ def hf(tmp_path_factory):
 
     def run(*arguments):
         command = [sys.executable, HF, *arguments]
-        return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=250)
+        return finished(command, env=environment, cwd=folder)
 
     yield run
     server.shutdown()

@@ -107,10 +107,11 @@ def test_a_long_pause_is_not_slept_through(client):
 
 
 def test_a_pause_until_a_date_is_kept(client):
-    client.hub.fault("POST /api/repos/create", status=429, retry_after=formatdate(time.time() + 20, usegmt=True))
+    begin = int(time.time())
+    client.hub.fault("POST /api/repos/create", status=429, retry_after=formatdate(begin + 200, usegmt=True))
     done = client("push", client.folder, "ada/m")
     assert "error" not in done, done
-    assert 10 < done["waits"][0] <= 20
+    assert 200 - (time.time() - begin) <= done["waits"][0] <= 200
 
 
 def test_what_was_uploaded_before_a_failure_is_not_sent_again(client):
@@ -124,11 +125,11 @@ def test_what_was_uploaded_before_a_failure_is_not_sent_again(client):
 
 def test_an_answer_that_does_not_come_is_asked_for_again_and_then_given_up(client, tmp_path):
     with HubClient(client.hub, tmp_path, HF_HUB_DOWNLOAD_TIMEOUT="1") as impatient:
-        client.hub.fault("GET /api/whoami", delay=1.3)
+        client.hub.fault("GET /api/whoami", drop="silence")
         done = impatient("preflight", "m")
         assert done["result"]["repo_id"] == "ada/m"
-        assert done["waits"] == [1]
-        client.hub.fault("GET /api/whoami", delay=1.3, times=5)
+        assert done["waits"][0] == 1
+        client.hub.fault("GET /api/whoami", drop="silence", times=100)
         done = impatient("preflight", "m")
         assert "the Hub at " in done["message"]
         assert "could not be reached (ReadTimeout)." in done["message"]

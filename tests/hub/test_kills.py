@@ -5,11 +5,11 @@ import random
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from hub_client import contents, environment
 from local_hub import LocalHub
+from processes import at, ended, finished
 
 TOKEN = "hf_SecretOfAda"
 RUN = [sys.executable, "-c", "from hf_farms_cli.app import main; main()"]
@@ -26,17 +26,17 @@ print(torch.equal(pulled, kept), sum(int((p == 0).sum()) for p in Model.from_pre
 
 
 class Killed:
-    """The command in a folder, to be killed at moments of the work or of the Hub."""
+    """The command in a folder, killed at moments of its work or by the Hub."""
 
     def __init__(self, hub, folder):
         self.hub, self.folder = hub, folder
         self.said = ""
 
-    def start(self):
+    def start(self, **variables):
         self.process = subprocess.Popen(
             [*RUN, *COMMAND],
             cwd=self.folder,
-            env=environment(self.hub.endpoint, self.folder / "home", token=None, OMP_NUM_THREADS="1"),
+            env=environment(self.hub.endpoint, self.folder / "home", token=None, OMP_NUM_THREADS="1", **variables),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -46,26 +46,21 @@ class Killed:
         os.kill(self.process.pid, signal.SIGKILL)
 
     def end(self):
-        stdout, stderr = self.process.communicate(timeout=120)
-        self.said += stdout + stderr
-        return self.process.returncode, stdout, stderr
+        done = ended(self.process)
+        self.said += done.stdout + done.stderr
+        return done
 
-    def kill_when_files_are_there(self, number):
-        """Of the unfinished work."""
-        self.start()
-        deadline = time.monotonic() + 120
-        while sum(p.is_file() for p in (self.folder / f"{NAME}.partial").rglob("*")) < number:
-            assert self.process.poll() is None, self.end()
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        self.kill()
-        assert self.end()[0] == -signal.SIGKILL
+    def kill_at_change(self, number):
+        """Of a file or folder."""
+        self.start(**at(signal.SIGKILL, change=number))
+        done = self.end()
+        assert done.returncode == -signal.SIGKILL, done.stderr
 
     def kill_at_request(self, pattern, **fault):
         self.hub.fault(pattern, call=self.kill, **fault)
         self.start()
-        status, _, stderr = self.end()
-        assert status == -signal.SIGKILL, stderr
+        done = self.end()
+        assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def check_no_half_folder(folder):
@@ -81,8 +76,8 @@ def test_killed_five_times_and_completed(tmp_path):
         hub.tokens = {TOKEN: "ada"}
         work = Killed(hub, tmp_path)
         moments = [
-            lambda: work.kill_when_files_are_there(chance.randint(1, 5)),
-            lambda: work.kill_when_files_are_there(chance.randint(8, 14)),
+            lambda: work.kill_at_change(chance.randint(1, 20)),
+            lambda: work.kill_at_change(chance.randint(20, 35)),
             lambda: work.kill_at_request("PUT /upload", skip=chance.randint(1, 4), drop="request"),
             lambda: work.kill_at_request(f"POST /api/models/ada/{NAME}/commit", drop="request"),
             lambda: work.kill_at_request(f"POST /api/models/ada/{NAME}/commit"),
@@ -91,18 +86,16 @@ def test_killed_five_times_and_completed(tmp_path):
             moment()
             check_no_half_folder(tmp_path)
         work.start()
-        status, stdout, stderr = work.end()
-        assert status == 0, stderr
-        assert stdout.strip() == f"{hub.endpoint}/ada/{NAME}"
+        done = work.end()
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == f"{hub.endpoint}/ada/{NAME}"
         assert {path.name for path in tmp_path.iterdir()} <= {NAME, "home"}
         assert hub.files(f"ada/{NAME}") == contents(tmp_path / NAME)
         assert ".hf-farms-unfinished" not in {path.name for path in (tmp_path / NAME).iterdir()}
         # Sent whole at most once, though the command ran six times.
         assert len(hub.uploads) == len(set(hub.uploads))
         variables = environment(hub.endpoint, tmp_path / "home", token=None)
-        pulled = subprocess.run(
-            [sys.executable, "-c", PULL, f"ada/{NAME}", tmp_path / NAME], env=variables, capture_output=True, text=True
-        )
+        pulled = finished([sys.executable, "-c", PULL, f"ada/{NAME}", tmp_path / NAME], env=variables)
         assert pulled.stdout.split() == ["True", "True"], pulled.stderr
         places = {**contents(tmp_path), **hub.files(f"ada/{NAME}"), "output": work.said.encode()}
         assert [name for name, data in places.items() if TOKEN.encode() in data] == []
@@ -118,12 +111,10 @@ def test_killed_five_times_and_completed(tmp_path):
 )
 def test_a_hub_that_cannot_be_reached_is_said_before_torch_is_loaded(tmp_path, variables, sentence):
     code = RUN[2].replace("main()", "sys.modules['torch'] = None; main()").replace("from", "import sys; from", 1)
-    done = subprocess.run(
+    done = finished(
         [sys.executable, "-c", code, "prune", "demo", "--push"],
         env=environment("http://127.0.0.1:9", tmp_path / "home", **variables),
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
     )
     assert done.returncode == 1
     assert sentence in " ".join(done.stderr.split())

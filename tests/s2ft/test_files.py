@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_farms import FarmsConfig, S2FTConfig, select_channels
 from hf_farms.errors import DataError
+from hf_farms.reports import versions
 from hf_farms.s2ft import files
 from hf_farms.s2ft.files import CONFIG_NAME, WEIGHTS_NAME, load_selection, save_selection
 from hf_farms.s2ft.selection import Selection
@@ -32,7 +33,7 @@ def test_a_selection_comes_back(saved):
     content = json.loads((folder / CONFIG_NAME).read_text())
     assert content["schema_version"] == 1
     assert content["selection"]["roles"] == ["v", "down"]
-    assert content["versions"]["torch"] == torch.__version__
+    assert content["versions"] == versions()
 
 
 def test_the_base_model_is_written_down(tmp_path):
