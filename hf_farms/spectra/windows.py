@@ -28,7 +28,7 @@ __all__ = [
 # 8 x 8 windows of an eighth are disjoint on a square layer. Chosen in BENCHMARKS.md, "Windows" and "Block scores".
 SIDES_PER_WINDOW = 8
 SMALLEST_AUTO_ROWS = 32
-# Windows along each side of a weight; where fewer fit side by side they overlap, where more fit they are spread out.
+# Windows along each side of a matrix; where fewer fit side by side they overlap, where more fit they are spread out.
 WINDOWS_PER_DIM = 8
 
 
@@ -110,6 +110,11 @@ def model_window_rows(shapes: Iterable[tuple[int, ...]], aspect_ratio: float = 1
 def plan_windows(m: int, n: int, config: FarmsConfig) -> WindowPlan:
     """Where the windows of one weight lie.
 
+    Rows that do not fit are lowered to the largest r with r <= m and round(Q r) <= n. For Q = 1 that is the clamp of
+    the released code, r <= min(m, n). For other Q the two differ, and this one keeps the larger window of the right
+    aspect ratio: for Q = 1/4 a weight of 512 x 64 keeps windows of 128 x 32, which fit, where the released code clamps
+    them to 64 x 16; for Q > 1 the released clamp can leave fewer than Q r columns.
+
     Args:
         m: rows of the weight.
         n: columns of the weight.
@@ -146,8 +151,9 @@ def plan_convolution(m: int, n: int, kernel: int, config: FarmsConfig) -> Window
     """Where the windows of a convolution lie: the paper's slicing.
 
     For every place of the kernel there is an `(m, n)` matrix, transposed if need be so that it has more rows than
-    columns, and cut along its rows into pieces as wide as the matrix, Q times as long. `window_rows` as a number makes
-    the pieces smaller where they are larger than that; "auto" leaves them as wide as the layer.
+    columns, and cut along its rows into pieces as wide as the matrix, Q times as long. The pieces lie side by side from
+    the first row on; rows that are left over at the end are in none of them. `window_rows` as a number makes the pieces
+    smaller where they are larger than that; "auto" leaves them as wide as the layer.
 
     Args:
         m: output channels.
@@ -162,7 +168,7 @@ def plan_convolution(m: int, n: int, kernel: int, config: FarmsConfig) -> Window
     side = short if config.window_rows == "auto" else min(short, config.window_rows)
     side = max(1, min(side, largest_fitting_rows(short, long, ratio)))
     rows = min(long, window_cols(side, ratio))
-    row_starts, col_starts = _starts(long, rows, long // rows), _starts(short, side, short // side)
+    row_starts, col_starts = _side_by_side(long, rows), _side_by_side(short, side)
     pieces = len(row_starts) * len(col_starts)
     return WindowPlan(
         rows,
@@ -187,6 +193,11 @@ def _starts(size: int, window: int, count: int) -> tuple[int, ...]:
         return (0,)
     step = max(1, (size - window) // (count - 1))
     return tuple(index * step for index in range(min(count, (size - window) // step + 1)))
+
+
+def _side_by_side(size: int, window: int) -> tuple[int, ...]:
+    """As many windows as fit along one side without overlap or gap."""
+    return tuple(range(0, size - window + 1, window))
 
 
 def sample_windows(weight: Tensor, config: FarmsConfig) -> Tensor:

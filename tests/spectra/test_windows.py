@@ -114,12 +114,49 @@ def test_windows_of_convolutions_equal_the_slow_twin(out, ins, kernel, aspect_ra
         side = max(s for s in range(1, side + 1) if round(aspect_ratio * s) <= long)
         length = round(aspect_ratio * side)
     assert (plan.rows, plan.cols, plan.kernel) == (length, side, len(matrices))
-    starts = [i * max(1, (long - length) // max(1, long // length - 1)) for i in range(long // length)]
     pieces = windows.flatten(0, 1)
     assert pieces.shape[0] == plan.pieces
-    for piece, start in zip(pieces[:: len(plan.col_starts)], starts, strict=True):
+    for number, piece in enumerate(pieces[:: len(plan.col_starts)]):
+        start = number * length
+        assert piece.shape[1] == length
         expected = torch.stack([matrix[start : start + length, :side] for matrix in matrices])
         assert torch.equal(piece, expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "starts"),
+    [
+        ((48, 20, 5, 5), (0, 20)),
+        ((20, 48, 3), (0, 20)),
+        ((31, 10, 3, 3, 3), (0, 10, 20)),
+        ((19, 10, 1), (0,)),
+        ((32, 4, 3, 3), tuple(range(0, 32, 4))),
+        ((30, 30, 3, 3), (0,)),
+    ],
+)
+def test_pieces_of_a_convolution_lie_side_by_side_and_what_is_left_over_is_in_none(shape, starts):
+    plan = plan_weight(shape, FarmsConfig())
+    assert plan.row_starts == starts
+    assert plan.col_starts == (0,)
+    assert plan.rows == plan.cols == min(shape[:2])
+
+
+def test_smaller_pieces_of_a_convolution_lie_side_by_side_in_both_directions():
+    plan = plan_weight((23, 17, 3, 3), FarmsConfig(window_rows=5))
+    assert plan.row_starts == (0, 5, 10, 15)
+    assert plan.col_starts == (0, 5, 10)
+    assert plan.pieces == 12
+
+
+def test_flat_windows_that_fit_are_kept_where_the_released_code_clamps_to_the_smaller_side():
+    plan = plan_windows(512, 64, FarmsConfig(window_rows=128, aspect_ratio=0.25))
+    assert (plan.rows, plan.cols, plan.lowered) == (128, 32, False)
+    released = min(128, 512, 64)
+    assert released < plan.rows
+    plan = plan_windows(512, 64, FarmsConfig(window_rows=1000, aspect_ratio=0.25))
+    assert (plan.rows, plan.cols, plan.lowered) == (258, 64, True)
+    for m, n in ((512, 64), (64, 512), (100, 100)):
+        assert plan_windows(m, n, FarmsConfig(window_rows=1000)).rows == min(1000, m, n)
 
 
 def test_no_layers_no_windows():
