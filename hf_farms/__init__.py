@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hf_farms.pruning.pruner import prune
     from hf_farms.reports import PruneReport, SpectralReport
     from hf_farms.s2ft.selection import select_channels
-    from hf_farms.s2ft.surgery import apply_s2ft, restore
+    from hf_farms.s2ft.surgery import apply_s2ft, restore, write_back
     from hf_farms.spectra.analysis import analyze
     from hf_farms.spectra.spectrum import layer_spectrum
 
@@ -47,6 +47,7 @@ __all__ = [
     "push",
     "restore",
     "select_channels",
+    "write_back",
 ]
 
 _HOME = {
@@ -70,6 +71,7 @@ _HOME = {
     "push": "hub",
     "restore": "s2ft.surgery",
     "select_channels": "s2ft.selection",
+    "write_back": "s2ft.surgery",
 }
 
 

@@ -73,7 +73,7 @@ def keep_slices(optimizer: torch.optim.Optimizer, model: nn.Module, lengths: Seq
             "channels": channels,
             "slices": {name: layer.selected.detach() for name, layer in layers.items()},
         }
-        kept["bases"] = {name: layer.s2ft_base for name, layer in layers.items() if layer.s2ft_base is not None}
+        kept["bases"] = {name: layer.slice_of_weight() for name, layer in layers.items() if not layer.s2ft_write_back}
         if lengths is not None:
             kept["state"] = _by_name(optimizer, state, {layer.selected: name for name, layer in layers.items()})
             _stretch(state, lengths)

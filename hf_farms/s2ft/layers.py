@@ -3,7 +3,8 @@
 The forward pass is one product with the live weight. For the backward pass only what the trained channels need is kept:
 of a layer that trains inputs (o, down) a copy of the selected inputs, so that |x[:, selected]| stays and not |x|; of
 one that trains outputs (q, k, v, up, gate) its input. The trained slice is a Parameter of its own, in float32 under
-half precision weights, which is written into the weight after every step of the optimizer that holds it.
+half precision weights, which is written into the weight after every step of the optimizer that holds it. The slice is
+what counts: state dicts and `release` take it, also where something else changed it and the weight is behind.
 
 Symbols: t tokens, m outputs, n inputs, s selected channels; weight (m, n), Conv1D of transformers (n, m).
 """
@@ -11,6 +12,7 @@ Symbols: t tokens, m outputs, n inputs, s selected channels; weight (m, n), Conv
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -69,10 +71,11 @@ class SelectiveLayer(InOriginalOrder):
     weight: Any
     bias: Any
     selected: nn.Parameter
+    s2ft_channels: Tensor
     s2ft_index: Tensor
-    s2ft_base: Tensor | None
     s2ft_start: int | None
     s2ft_inputs: bool
+    s2ft_write_back: bool
 
     def select(self, index: Tensor, *, inputs: bool, write_back: bool) -> None:
         """Begin to train these channels.
@@ -85,16 +88,20 @@ class SelectiveLayer(InOriginalOrder):
         start = int(index[0])
         together = bool((index == torch.arange(start, start + len(index))).all())
         self.s2ft_inputs, self.s2ft_start = inputs, start if together else None
-        self.register_buffer("s2ft_index", index.to(self.weight.device), persistent=False)
+        self.s2ft_write_back = write_back
+        # Not a buffer: DDP broadcasts those in every forward pass, casts and `to_empty` change them. The one on the CPU
+        # outlives a stay on the meta device.
+        self.s2ft_channels = index.cpu()
+        self.s2ft_index = index.to(self.weight.device)
         dtype = torch.float32 if self.weight.dtype in (torch.bfloat16, torch.float16) else self.weight.dtype
         self.selected = nn.Parameter(self.slice_of_weight().to(dtype))
-        self.register_buffer("s2ft_base", None if write_back else self.slice_of_weight(), persistent=False)
-        _LAYERS.add(self)
+        _LAYERS[self] = None
 
     def release(self) -> None:
         """End it; the weight is the trained one."""
         self.write_into(self.matrix)
-        for name in (SLICE, "s2ft_index", "s2ft_base", "s2ft_start", "s2ft_inputs"):
+        _LAYERS.pop(self, None)
+        for name in (SLICE, "s2ft_channels", "s2ft_index", "s2ft_start", "s2ft_inputs", "s2ft_write_back"):
             delattr(self, name)
 
     @property
@@ -105,65 +112,97 @@ class SelectiveLayer(InOriginalOrder):
 
     def slice_of_weight(self) -> Tensor:
         """A copy of the selected part of the weight, `(m, s)` or `(s, n)`."""
-        return self.matrix.index_select(int(self.s2ft_inputs), self.s2ft_index)
+        matrix = self.matrix
+        return matrix.index_select(int(self.s2ft_inputs), self._index(matrix.device))
 
     @torch.no_grad()
     def write_into(self, matrix: Tensor) -> None:
         """Put the trained slice into a matrix `(m, n)`."""
-        matrix.index_copy_(int(self.s2ft_inputs), self.s2ft_index, self.selected.detach().to(matrix.dtype))
+        self._put(self.selected.detach(), matrix)
 
     def after_step(self) -> None:
-        """The optimizer has changed the slice."""
-        if self.s2ft_base is None:
+        """The slice has changed: the weight follows, unless a second product does."""
+        if self.s2ft_write_back:
             self.write_into(self.matrix)
 
     @torch.no_grad()
     def resume(self, selected: Tensor, base: Tensor | None) -> None:
         """Go on with a slice, `(m, s)` or `(s, n)`, and the weights below it where the weight does not follow."""
         self.selected.copy_(selected)
-        if self.s2ft_base is not None and base is not None:
-            self.s2ft_base.copy_(base)
-            self.matrix.index_copy_(int(self.s2ft_inputs), self.s2ft_index, self.s2ft_base)
+        if not self.s2ft_write_back and base is not None:
+            self._put(base, self.matrix)
         self.after_step()
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., n)` -> `(..., m)`."""
-        if self.s2ft_base is not None:
-            return self._two_products(x, self.s2ft_base)
+        if not self.s2ft_write_back:
+            return self._two_products(x)
         if not torch.is_grad_enabled():
             return cast(Tensor, super().forward(x))
         function: Any = _TrainedInputs if self.s2ft_inputs else _TrainedOutputs
-        return cast(Tensor, function.apply(x, self.selected, self.matrix, self.bias, self.s2ft_index, self.s2ft_start))
+        index = self._index(x.device)
+        return cast(Tensor, function.apply(x, self.selected, self.matrix, self.bias, index, self.s2ft_start))
 
-    def _two_products(self, x: Tensor, base: Tensor) -> Tensor:
+    def _two_products(self, x: Tensor) -> Tensor:
         y = super().forward(x)
-        change = (self.selected - base).to(self.weight.dtype)
+        change = (self.selected - self.slice_of_weight()).to(self.weight.dtype)
+        index = self._index(x.device)
         if self.s2ft_inputs:
-            return cast(Tensor, y + linear(_pick(x, self.s2ft_index, self.s2ft_start), change))
-        return cast(Tensor, y.index_add(-1, self.s2ft_index, linear(x, change).to(y.dtype)))
+            return cast(Tensor, y + linear(_pick(x, index, self.s2ft_start), change))
+        return cast(Tensor, y.index_add(-1, index, linear(x, change).to(y.dtype)))
+
+    def _index(self, device: torch.device) -> Tensor:
+        """The channels on this device; that of a replica of DataParallel, say, is another one than the model's."""
+        return self.s2ft_index if self.s2ft_index.device == device else self.s2ft_channels.to(device)
+
+    def _put(self, part: Tensor, matrix: Tensor) -> None:
+        matrix.index_copy_(int(self.s2ft_inputs), self._index(matrix.device), part.to(matrix))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SelectiveLayer:
+        """Move and cast like any layer, with a slice (and its gradient) that is never cast below float32."""
+        kept, dtype = (self.selected, self.selected.grad), self.weight.dtype
+
+        def apply(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            narrow = moved.is_floating_point() and moved.dtype.itemsize < torch.float32.itemsize
+            return tensor.to(moved.device) if narrow and any(tensor is own for own in kept) else moved
+
+        cast(Any, super())._apply(apply, recurse)
+        self.s2ft_index = self.s2ft_channels.to(self.weight.device)
+        if self.weight.dtype != dtype:
+            # Cast back from half precision, for instance: the slice has what the weight has lost.
+            self.after_step()
+        return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         del destination[prefix + SLICE]
-        if self.s2ft_base is not None:
+        if not self._is_written():
             whole = self.weight.detach().clone()
             self.write_into(whole.mT if isinstance(self, Conv1D) else whole)
             destination[prefix + "weight"] = undo_orders(whole, self.s2ft_orders.get("weight", {}))
+
+    def _is_written(self) -> bool:
+        """Whether the weight holds the slice."""
+        if not self.s2ft_write_back or self.weight.is_meta:
+            return self.s2ft_write_back
+        return torch.equal(self.slice_of_weight(), self.selected.detach().to(self.weight))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         _, _, missing, *_ = args
         if prefix + SLICE in missing:
             missing.remove(prefix + SLICE)
-        if prefix + "weight" in state_dict:
+        if prefix + SLICE in state_dict:
+            # As `dict(model.named_parameters())` has it, say: the slice is the more exact of the two.
+            self.after_step()
+        elif prefix + "weight" in state_dict:
             with torch.no_grad():
                 self.selected.copy_(self.slice_of_weight())
-                if self.s2ft_base is not None:
-                    self.s2ft_base.copy_(self.slice_of_weight())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         cast(Any, super()).__setstate__(state)
-        _LAYERS.add(self)
+        _LAYERS[self] = None
 
 
 class SelectiveLinear(SelectiveLayer, nn.Linear):
@@ -261,8 +300,9 @@ def _pick(x: Tensor, index: Tensor, start: int | None) -> Tensor:
 
 
 # Every layer that trains, so that whatever optimizer steps, in whatever loop and wrapper, its layers follow. A fused
-# optimizer changes a parameter without moving its version, so nothing in the forward pass could notice.
-_LAYERS: weakref.WeakSet[SelectiveLayer] = weakref.WeakSet()
+# optimizer changes a parameter without moving its version, so nothing in the forward pass could notice. In the order in
+# which they began, which is the same in every process (that of a WeakSet is one of addresses).
+_LAYERS: weakref.WeakKeyDictionary[SelectiveLayer, None] = weakref.WeakKeyDictionary()
 
 
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

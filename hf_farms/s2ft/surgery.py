@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,12 +22,12 @@ from hf_farms.coupling import (
     permute_structure,
     undo_orders,
 )
-from hf_farms.errors import ModelError
+from hf_farms.errors import ModelError, NoEffectWarning
 from hf_farms.s2ft.checks import check_module, check_plain, check_unshared
 from hf_farms.s2ft.layers import InOriginalOrder, SelectiveLayer, ordered_class, selective_class
 from hf_farms.s2ft.selection import Batches, Selection, select_channels
 
-__all__ = ["apply_s2ft", "restore", "selection_of", "selective_layers", "summary"]
+__all__ = ["apply_s2ft", "restore", "selection_of", "selective_layers", "summary", "write_back"]
 
 # Where a model keeps what `restore` needs.
 MARK = "_hf_farms_s2ft"
@@ -51,7 +52,9 @@ def apply_s2ft(
     """Make a few heads and channels of a model the only parameters that train (S2FT, arXiv 2412.06289).
 
     Everything else is frozen. Build the optimizer afterwards, over the parameters with `requires_grad`; after each of
-    its steps the weights follow. State dicts and `save_pretrained` write the plain model. `restore` ends it.
+    its steps the weights follow (after anything else that changes slices, call `write_back`). State dicts and
+    `save_pretrained` write the plain model, `hf_farms.s2ft.files.save_selection` what is trained of it. `restore` ends
+    it. Casts of the model (`model.to(torch.bfloat16)`) leave the slices in float32.
 
     Memory: the trained slices, in float32 under half precision weights. Layout "permuted" copies one weight at a time
     here, and every permuted weight in a state dict.
@@ -84,7 +87,9 @@ def apply_s2ft(
         _permute(model, source, selection)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    for module, (index, inputs) in plan.items():
+    # In the order of the model, whatever that of the selection is: files have their layers sorted by name.
+    for module in [module for module in model.modules() if module in plan]:
+        index, inputs = plan[module]
         orders = getattr(module, "s2ft_orders", {})
         plain = getattr(module, "s2ft_plain_class", type(module))
         layer: Any = module
@@ -117,6 +122,35 @@ def restore(model: M) -> M:
             module.__class__ = plain  # type: ignore[assignment]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in applied.learned)
+    return model
+
+
+def write_back(model: M) -> M:
+    """Write the trained slices into the weights, after something other than an optimizer's step has changed them.
+
+    After a step of a torch optimizer this happens by itself. Call it where slices were set in another way: an average
+    over steps or models (EMA, SWA), a search without gradients, or plain assignment. Until then the forward pass has
+    the weights of before; state dicts and `restore` take the slices as they are.
+
+    With `S2FTConfig(write_back=False)` nothing is to be written: the forward pass reads the slices themselves.
+
+    Example:
+        >>> for _, layer in selective_layers(model):  # from hf_farms.s2ft.surgery
+        ...     layer.selected.data.mul_(0.5)
+        >>> write_back(model)
+
+    Args:
+        model: with S2FT on it, also inside a wrapper (DDP, AveragedModel, torch.compile); changed in place.
+    """
+    layers = [layer for _, layer in selective_layers(model)]
+    if not layers:
+        warnings.warn(
+            f"write_back has no effect: {type(model).__name__} has no S2FT on it. Call apply_s2ft(model) first.",
+            NoEffectWarning,
+            stacklevel=2,
+        )
+    for layer in layers:
+        layer.after_step()
     return model
 
 

@@ -223,7 +223,8 @@ try:
     late.train()
 except ValueError as error:
     refused = str(error)
-torch.save((plain(run.model), refused), f"{sys.argv[1]}/{run.args.process_index}.pt")
+broadcast = [list(buffer.shape) for buffer in run.model_wrapped.modules_buffers]
+torch.save((plain(run.model), refused, broadcast), f"{sys.argv[1]}/{run.args.process_index}.pt")
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """
@@ -231,8 +232,12 @@ torch.distributed.destroy_process_group()
 
 def test_two_processes_stay_identical_and_cannot_add_it_late(tmp_path):
     run_script(SCRIPT, tmp_path)
-    (first, refused), (second, other) = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    (first, refused, broadcast), (second, other, _) = (
+        torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)
+    )
     assert same(first, second)
+    # DDP sends those of the model in every forward pass, and nothing of S2FT.
+    assert broadcast == [list(buffer.shape) for buffer in tiny("llama").buffers()]
     # As one process with both shares of every batch.
     assert close(first, trained(tmp_path / "one", per_device_train_batch_size=4), limit=1e-2)
     assert refused == other

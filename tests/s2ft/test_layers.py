@@ -207,8 +207,10 @@ def test_a_layer_used_twice_adds_up(inputs):
 
 
 def kept_bytes(call, *modules):
-    """Bytes of the different storages that are saved, parameters and buffers left out."""
-    own = {t.untyped_storage().data_ptr() for m in modules for t in [*m.parameters(), *m.buffers()]}
+    """Bytes of the different storages that are saved, parameters, buffers and indices left out."""
+    theirs = [t for m in modules for t in [*m.parameters(), *m.buffers()]]
+    theirs += [layer.s2ft_index for m in modules for layer in m.modules() if isinstance(layer, SelectiveLayer)]
+    own = {t.untyped_storage().data_ptr() for t in theirs}
     kept = {}
 
     def pack(tensor):
