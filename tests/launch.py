@@ -20,13 +20,14 @@ def launch(*arguments, processes=2):
 def run_script(text, folder, *arguments, processes=2):
     """Run a script that can import what tests import; it gets `folder` and the arguments, and must end with `leave()`.
 
-    Its results are what it writes into the folder; a process that fails fails the test.
+    Its results are what it writes into the folder, and what it prints; a process that fails fails the test.
     """
     script = folder / "script.py"
     paths = [str(TESTS), str(TESTS / "callbacks")]
     script.write_text(f"import sys\nsys.path[:0] = {paths!r}\nfrom launch import leave\n{text}\nleave()\n")
     done = launch(script, folder, *arguments, processes=processes)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done
 
 
 def leave():

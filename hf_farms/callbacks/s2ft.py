@@ -11,7 +11,6 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import logging
 
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.callbacks.farms_lr import MARK as LEARNING_RATES
@@ -27,6 +26,7 @@ from hf_farms.s2ft.checks import check_plain
 from hf_farms.s2ft.files import save_selection
 from hf_farms.s2ft.selection import Batches, Selection, select_channels
 from hf_farms.s2ft.surgery import apply_s2ft, selection_of, summary
+from hf_farms.s2ft.trainable import print_trainable_parameters
 
 __all__ = ["S2FTCallback"]
 
@@ -37,16 +37,30 @@ DISTRIBUTED = (
     "call apply_s2ft(trainer.model, ...) before trainer.train()."
 )
 
-# Below the Trainer's own, so that `log_level` decides about it.
-logger = logging.get_logger(f"transformers.{__name__}")
+# Printed at the end: what a Trainer writes for itself is all that a callback is told of.
+ELSEWHERE = (
+    "S2FT: what was trained lies in {folder}. Into another folder trainer.save_model writes the model alone; "
+    "hf_farms.s2ft.files.save_selection(selection_of(model), FOLDER, model=model) adds the rest."
+)
 
 
 class S2FTCallback(TrainerCallback):
     """Train a few heads and channels of a model, in place, and nothing else (S2FT, arXiv 2412.06289).
 
     `Trainer(..., callbacks=[S2FTCallback(S2FTConfig(budget=0.01))])`, or `trainer.add_callback(...)` in one process.
-    Checkpoints are those of the plain model; beside them lie `s2ft_config.json` and the selected channels. The model
-    stays selective after the training, so that another one can follow; `hf_farms.restore(model)` makes it plain.
+    Checkpoints are those of the plain model; beside them, and in `output_dir` when the training ends, lie
+    `s2ft_config.json` and the selected channels. `trainer.save_model(FOLDER)` tells no callback about its folder: there
+    `hf_farms.s2ft.files.save_selection(selection_of(model), FOLDER, model=model)` writes them, with `selection_of` of
+    `hf_farms.s2ft.surgery`, before `restore`. The model stays selective after the training, so that another one can
+    follow; `hf_farms.restore(model)` makes it plain. Where something else than the optimizer changes the slices (EMA,
+    SWA, assignment), `hf_farms.write_back(model)` makes the weights follow.
+
+    What is trained is printed when the training begins, as PEFT does it: parameters, and the heads and channels of
+    every block. Slices stay in float32, whatever the model is cast to. With `bf16_full_eval` or `fp16_full_eval` a
+    Trainer casts the model for `evaluate()` outside a training and leaves it so: of a float32 model all weights are
+    rounded from then on, as without S2FT (the trained ones follow their exact slices again after `model.float()`); a
+    model that has that dtype already goes on as if it had not been evaluated.
+
     Resume with the callback given as it was before, as an argument or added: the optimizer's file is laid out for it.
 
     Args:
@@ -75,7 +89,7 @@ class S2FTCallback(TrainerCallback):
             raise ValueError("config must be left out beside a selection, which has its own, got another one.")
         self.config = selection.config if selection is not None else config or S2FTConfig()
         self._calibration, self._exclude, self._selection = calibration, exclude, selection
-        self._early = self._applied = False
+        self._early = self._applied = self._printed = False
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Change the model before there is an optimizer."""
@@ -117,6 +131,8 @@ class S2FTCallback(TrainerCallback):
             # Else nothing that goes into a checkpointed block requires a gradient, and none comes out of it.
             model.enable_input_require_grads()
         _log(args, state, model)
+        if state.is_world_process_zero and not self._printed:
+            print_trainable_parameters(model)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write beside the checkpoint what was trained."""
@@ -146,6 +162,9 @@ class S2FTCallback(TrainerCallback):
             )
             if state.is_world_process_zero:
                 save_selection(selection, args.output_dir or ".", model=model)
+                if not self._printed:
+                    print(ELSEWHERE.format(folder=args.output_dir or "."))  # noqa: T201 - beside the line at the start
+                self._printed = True
 
     def _apply(self, model: nn.Module) -> bool:
         """Change the model, unless it is changed already as it should be; whether it has an effect."""
@@ -219,8 +238,3 @@ def _log(args: TrainingArguments, state: TrainerState, model: nn.Module) -> None
     logs = {f"s2ft/{name}": number for name, number in numbers.items()}
     state.log_history.append({**logs, "epoch": state.epoch or 0.0, "step": state.global_step})
     track(args, state, logs, model)
-    channels = [f"{count} channels of {name.rpartition('/')[2]}" for name, count in numbers.items() if "/" in name]
-    logger.info(
-        f"S2FT trains {numbers['trainable_parameters']:,} parameters, {numbers['trainable_share']:.3%} of the model: "
-        f"{', '.join(channels)}."
-    )

@@ -1,13 +1,10 @@
 """S2FTCallback in a real, unmodified Trainer."""
 
-import logging
-import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from families import family_model
 from models import tiny
 
@@ -18,8 +15,10 @@ from transformers import Trainer
 
 from hf_farms import S2FTCallback, S2FTConfig, apply_s2ft, restore, select_channels
 from hf_farms.callbacks.groups import innermost
-from hf_farms.errors import NoEffectWarning
+from hf_farms.errors import DataError, NoEffectWarning
+from hf_farms.s2ft.files import load_selection, save_selection
 from hf_farms.s2ft.surgery import selection_of, selective_layers
+from hf_farms.s2ft.trainable import trainable_text
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")
 
@@ -138,21 +137,34 @@ def test_what_is_trained_is_logged(early, tmp_path):
     assert all(type(value) in (int, float) for value in entry.values())
 
 
-def test_the_log_level_of_the_trainer_shows_it(tmp_path):
-    said = []
-    handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())
-    root, level = logging.getLogger("transformers"), transformers.logging.get_verbosity()
-    root.addHandler(handler)
-    try:
-        trainer(tmp_path, S2FTCallback(INDEXED), early=True, log_level="info", max_steps=1).train()
-    finally:
-        root.removeHandler(handler)
-        transformers.logging.set_verbosity(level)
-    (sentence,) = [message for message in said if message.startswith("S2FT trains")]
-    assert re.fullmatch(
-        r"S2FT trains [\d,]+ parameters, 9\.\d{3}% of the model: \d+ channels of o, \d+ channels of down\.", sentence
-    )
+@EARLY
+def test_what_is_trained_is_printed_once(early, tmp_path, capsys):
+    """To stdout, whatever the log level, as PEFT does it; and where the selection lies."""
+    run = trainer(tmp_path, S2FTCallback(INDEXED), early=early, log_level="error", max_steps=1)
+    run.train()
+    run.train()
+    said = capsys.readouterr().out
+    (line,) = [line for line in said.splitlines() if line.startswith("trainable params: ")]
+    assert said.count(trainable_text(run.model)) == 1
+    total = tiny("llama").num_parameters()
+    count = sum(layer.selected.numel() for layer in layers(run.model))
+    assert line == f"trainable params: {count:,} || all params: {total:,} || trainable%: {100 * count / total:.4f}"
+    (end,) = [line for line in said.splitlines() if line.startswith("S2FT: what was trained lies in ")]
+    assert str(tmp_path) in end
+    assert said.index(line) < said.index("train_runtime") < said.index(end)
+
+
+def test_the_selection_for_a_folder_that_save_model_wrote(tmp_path, capsys):
+    """As the line at the end says it."""
+    run = trainer(tmp_path / "out", S2FTCallback(INDEXED), max_steps=1)
+    run.train()
+    assert "save_selection(selection_of(model), FOLDER, model=model)" in capsys.readouterr().out
+    assert load_selection(tmp_path / "out") == selection_of(run.model)
+    run.save_model(str(tmp_path / "elsewhere"))
+    with pytest.raises(DataError, match="must hold a selection"):
+        load_selection(tmp_path / "elsewhere")
+    save_selection(selection_of(run.model), tmp_path / "elsewhere", model=run.model)
+    assert load_selection(tmp_path / "elsewhere") == selection_of(run.model)
 
 
 class Scale(torch.nn.Module):

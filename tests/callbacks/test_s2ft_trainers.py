@@ -231,7 +231,8 @@ torch.distributed.destroy_process_group()
 
 
 def test_two_processes_stay_identical_and_cannot_add_it_late(tmp_path):
-    run_script(SCRIPT, tmp_path)
+    done = run_script(SCRIPT, tmp_path)
+    assert done.stdout.count("trainable params: ") == done.stdout.count("S2FT: what was trained lies in ") == 1
     (first, refused, broadcast), (second, other, _) = (
         torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)
     )
