@@ -35,11 +35,14 @@ class CheckpointWriter:
         folder: an existing folder. Blocks that an earlier writer finished there stay finished.
         num_blocks: shards of blocks to come.
         records: a folder for what is to be known of each block, and for files that are not finished; on the same disk.
+        absent: weights that the model was loaded without, and that are not written either.
     """
 
-    def __init__(self, model: PreTrainedModel, folder: Path, num_blocks: int, *, records: Path) -> None:
+    def __init__(
+        self, model: PreTrainedModel, folder: Path, num_blocks: int, *, records: Path, absent: Collection[str] = ()
+    ) -> None:
         self._model, self._folder, self._shards = model, folder, num_blocks + 1
-        self._records = records
+        self._records, self._absent = records, frozenset(absent)
 
     def write(self, index: int, name: str, state: dict[str, Tensor], record: Mapping[str, Any]) -> None:
         """Write the shard of one finished block; of `BlockResults`."""
@@ -72,7 +75,11 @@ class CheckpointWriter:
             blocks: names of the blocks.
         """
         prefixes = tuple(f"{name}." for name in blocks)
-        rest = {key: value for key, value in self._model.state_dict().items() if not key.startswith(prefixes)}
+        rest = {
+            key: value
+            for key, value in self._model.state_dict().items()
+            if not key.startswith(prefixes) and key not in self._absent
+        }
         with writing(self._folder):
             # transformers itself drops tied weights and writes config, generation config and custom code. In a folder
             # of its own, because it deletes the shards of others.

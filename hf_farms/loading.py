@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,18 +15,22 @@ from hf_farms.blocks import (
     BlockReader,
     ModelBlockSource,
     StoredBlockReader,
+    StoredTensors,
     StreamedBlockSource,
     TensorFiles,
     align_weights,
 )
-from hf_farms.errors import ModelError
+from hf_farms.dtypes import parse_dtype, require_computing
+from hf_farms.errors import HfFarmsWarning, ModelError
+from hf_farms.missing import check_complete, enumerated
+from hf_farms.model_config import read_config
+from hf_farms.refusals import custom_code_error
 from hf_farms.resolving import (
     architecture_of,
     explained,
     find_device,
     find_model,
     free_memory,
-    parse_dtype,
     quantisation_of,
     weight_files,
 )
@@ -56,6 +63,7 @@ class Loaded:
         tokenizer: of the model.
         source: its blocks.
         weights: the files that hold its weights.
+        absent: weights of the head or a pooler that the files do not hold and that nothing here uses; random.
         notes: what a reader of a result must know of where the weights came from.
     """
 
@@ -63,6 +71,7 @@ class Loaded:
     tokenizer: PreTrainedTokenizerBase | None
     source: ModelBlockSource
     weights: tuple[Path, ...]
+    absent: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -75,6 +84,7 @@ def load_model(
     tokenizer: bool | None = True,
     stream: bool | None = False,
     allow_pickle: bool = False,
+    head: bool = True,
 ) -> Loaded:
     """Load a model and its tokenizer.
 
@@ -86,40 +96,88 @@ def load_model(
         tokenizer: whether a tokenizer must be there; one that is missing is an error then. None: if there is one.
         stream: leave the blocks on disk and read each when it is needed; None: where the model would take more than
             half of the free memory. What a block computes is the same to the bit.
-        allow_pickle: convert pickled weights in Meta's own layout (`consolidated.NN.pth`); no code in them is run.
+        allow_pickle: read pickled weights (`pytorch_model.bin`) where there are no safetensors, and convert those in
+            Meta's own layout (`consolidated.NN.pth`); no code in them is run.
+        head: whether the head of a language model is used, and must be there; one that is missing is a warning else.
 
     Raises:
-        ModelError: not found, no weights, no architecture that transformers knows, no tokenizer, or quantised and to
-            be streamed.
+        ModelError: not found, weights missing or of other shapes, pickled, no architecture that transformers knows, no
+            tokenizer, or quantised and to be streamed.
     """
-    from transformers import AutoConfig
-
     weights_dtype, where = parse_dtype(dtype), find_device(device)
     with explained(name):
         place = find_model(name, revision=revision, allow_pickle=allow_pickle, tokenizer=bool(tokenizer))
         path, revision = place.path, place.revision
-        config = AutoConfig.from_pretrained(path, revision=revision)
-        weights = weight_files(name, path, revision, allow_pickle=True)
-        if stream and (method := quantisation_of(config)) is not None:
+        config = read_config(name, path, revision)
+        method = quantisation_of(config)
+        if stream and method is not None:
             raise ModelError(f"weights must be plain to be read block by block, got {method} in {name!r}.")
-        streamed = stream if stream is not None else _is_large(weights, dtype, where)
+        checkpoint = _Checkpoint(name, path, revision, config, allow_pickle)
+        streamed = stream if stream is not None else _is_large(checkpoint.weights, dtype, where)
+        files = TensorFiles(checkpoint.weights, mapped=not streamed)
         options = {"device_map": {"": "meta"}} if streamed else {}
-        model = architecture_of(config).from_pretrained(path, dtype=weights_dtype, revision=revision, **options)
-        model.config._name_or_path = name
+        model, info = checkpoint.load(files, dtype=weights_dtype, **options)
+        absent = check_complete(model, info, name=name, head=head and model.can_generate())
+        if method is None:
+            require_computing(model, name)
         if streamed:
-            source: ModelBlockSource = StreamedBlockSource(model, TensorFiles(weights, mapped=False), device=where)
+            source: ModelBlockSource = StreamedBlockSource(model, files, device=where, absent=absent)
         else:
-            model = model.to(where)
+            model.to(where)  # type: ignore[arg-type]
             align_weights(model)
             source = ModelBlockSource(model)
-    words = None
-    if tokenizer is not False:
+    words = _load_tokenizer(name, path, revision, needed=tokenizer) if tokenizer is not False else None
+    notes = place.notes
+    if absent:
+        notes = (*notes, f"The checkpoint has no weights for the head or pooler ({enumerated(absent)}).")
+    return Loaded(model, words, source, tuple(checkpoint.weights), absent, notes)
+
+
+class _Checkpoint:
+    """A model's files, as transformers loads them.
+
+    Args:
+        name: as the user gave it.
+        path: a folder or a hub id.
+        revision: of the hub id.
+        config: the model's.
+        allow_pickle: whether pickled weights may be read.
+    """
+
+    def __init__(self, name: str, path: str, revision: str | None, config: Any, allow_pickle: bool) -> None:
+        self.weights = weight_files(name, path, revision, allow_pickle=allow_pickle)
+        self._name, self._path, self._revision, self._config = name, path, revision, config
+        # Never None where pickles are not allowed: transformers falls back to them.
+        self._safe = None if allow_pickle else True
+
+    def load(self, files: TensorFiles, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """The model, and what transformers reports of loading it; shapes that do not fit are only reported.
+
+        Args:
+            files: the same weights, to tell what failed.
+            options: of `from_pretrained`.
+        """
+        architecture = architecture_of(self._config)
         try:
-            words = _load_tokenizer(name, path, revision)
-        except ModelError:
-            if tokenizer:
-                raise
-    return Loaded(model, words, source, tuple(weights), place.notes)
+            with _without_report(progress="device_map" not in options):
+                model, info = architecture.from_pretrained(
+                    self._path,
+                    revision=self._revision,
+                    trust_remote_code=False,
+                    use_safetensors=self._safe,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                    **options,
+                )
+        except RuntimeError as error:
+            if "conversion" in str(error):
+                # transformers points at a report in its log. The failing weight is found by converting once more.
+                with torch.device("meta"):
+                    empty = getattr(architecture, "from_config", architecture)(self._config)
+                StoredTensors(files, empty).check_conversions()
+            raise
+        model.config._name_or_path = self._name
+        return model, info
 
 
 def _is_large(weights: list[Path], dtype: str, device: str) -> bool:
@@ -128,8 +186,30 @@ def _is_large(weights: list[Path], dtype: str, device: str) -> bool:
     return size * (2 if dtype == "float32" else 1) > MEMORY_SHARE * free_memory(device)
 
 
+@contextmanager
+def _without_report(*, progress: bool) -> Iterator[None]:
+    """Keep the report of transformers out of the log: it says, as a table, what `check_complete` says."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if bars and not progress:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def open_model(
-    name: str | Path, *, device: str | None = None, revision: str | None = None, allow_pickle: bool = False
+    name: str | Path,
+    *,
+    device: str | None = None,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    head: bool = True,
 ) -> BlockReader:
     """Open a model's checkpoint for reading, without building the model.
 
@@ -141,31 +221,34 @@ def open_model(
         revision: of a hub id.
         allow_pickle: read pickled weights (`pytorch_model.bin`) where there are no safetensors, and convert those in
             Meta's own layout (`consolidated.NN.pth`); no code in them is run.
+        head: whether the head is read too, and must be there; one that is missing is a warning else.
 
     Raises:
         ModelError: not found, incomplete, pickled, no architecture that transformers knows, or quantised by a method
             that cannot be undone here.
     """
-    from transformers import AutoConfig
-
     name = str(name)
     with explained(name):
         place = find_model(name, revision=revision, allow_pickle=allow_pickle, tokenizer=False)
         path, revision = place.path, place.revision
-        config = AutoConfig.from_pretrained(path, revision=revision)
-        if (method := quantisation_of(config)) is not None:
-            return ModelBlockSource(_load_dequantised(name, path, config, method, device, revision))
-        files = TensorFiles(weight_files(name, path, revision, allow_pickle=allow_pickle))
-        architecture = architecture_of(config)
-        with torch.device("meta"):
-            build = getattr(architecture, "from_config", architecture)
-            model = build(config)
-    return StoredBlockReader(name, model, files)
+        config = read_config(name, path, revision)
+        method = quantisation_of(config)
+        dequantising = _dequantising(name, method) if method is not None else {}
+        checkpoint = _Checkpoint(name, path, revision, config, allow_pickle)
+        files = TensorFiles(checkpoint.weights)
+        options = dequantising if method is not None else {"device_map": {"": "meta"}}
+        model, info = checkpoint.load(files, dtype="auto", **options)
+        absent = check_complete(model, info, name=name, head=head)
+        if method is None:
+            return StoredBlockReader(name, model, files, absent=absent)
+        # bitsandbytes and torchao weights stay on the device that they were made on.
+        if dequantising:
+            model.to(find_device(device))  # type: ignore[arg-type]
+        return ModelBlockSource(model)
 
 
-def _load_dequantised(
-    name: str, path: str, config: Any, method: str, device: str | None, revision: str | None
-) -> PreTrainedModel:
+def _dequantising(name: str, method: str) -> dict[str, Any]:
+    """What tells transformers to dequantise while it loads."""
     import transformers
 
     if method not in DEQUANTISED:
@@ -173,24 +256,28 @@ def _load_dequantised(
             f"weights must be plain or quantised by one of {', '.join(sorted(DEQUANTISED))}, got {method} in {name!r}.",
             hint="Name the unquantised model.",
         )
-    options = {}
-    if (dequantising := DEQUANTISED[method]) is not None:
-        options["quantization_config"] = getattr(transformers, dequantising)(dequantize=True)
-    model: PreTrainedModel = architecture_of(config).from_pretrained(path, revision=revision, dtype="auto", **options)
-    model.config._name_or_path = name
-    # bitsandbytes and torchao weights stay on the device that they were made on.
-    if options:
-        model.to(find_device(device))  # type: ignore[arg-type]
-    return model
+    if (dequantising := DEQUANTISED[method]) is None:
+        return {}
+    return {"quantization_config": getattr(transformers, dequantising)(dequantize=True)}
 
 
-def _load_tokenizer(name: str, path: str, revision: str | None) -> PreTrainedTokenizerBase:
+def _load_tokenizer(
+    name: str, path: str, revision: str | None, *, needed: bool | None
+) -> PreTrainedTokenizerBase | None:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path, revision=revision)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, revision=revision, trust_remote_code=False
+        )
+        return tokenizer
     except Exception as error:  # a missing tokenizer is an OSError, a ValueError or one of the tokenizers library
-        raise ModelError(
+        code = custom_code_error(name, "tokenizer") if "trust_remote_code" in str(error) else None
+        if not needed:
+            if code is not None:
+                warnings.warn(f"{code} Nothing here uses it.", HfFarmsWarning, stacklevel=3)
+            return None
+        raise code or ModelError(
             f"model must have a tokenizer, got {name!r} without one that can be loaded.",
             hint="Save one beside it, or do without text (prune: --method magnitude --evaluation none; eval: --metrics "
             "sparsity).",

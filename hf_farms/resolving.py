@@ -15,6 +15,7 @@ import torch
 from hf_farms.demo import demo_model
 from hf_farms.errors import HfFarmsError, HfFarmsWarning, ModelError
 from hf_farms.original import find_original
+from hf_farms.refusals import ADAPTER, adapter_error, custom_code_error, refuse_pointers
 
 __all__ = [
     "Place",
@@ -23,7 +24,6 @@ __all__ = [
     "find_device",
     "find_model",
     "free_memory",
-    "parse_dtype",
     "quantisation_of",
     "resolve",
     "weight_files",
@@ -84,10 +84,15 @@ def resolve(name: str) -> str:
         if not (folder / "config.json").is_file():
             if (folder / "params.json").is_file() and any(folder.glob("consolidated.*")):
                 return name
+            if (folder / ADAPTER).is_file():
+                raise adapter_error(name, folder / ADAPTER)
             raise ModelError(
                 f"model folder must have a config.json, got {name!r} without.",
                 hint="Name a folder that save_pretrained wrote.",
             )
+        refuse_pointers(folder)
+        if (folder / ADAPTER).is_file():
+            raise adapter_error(name, folder / ADAPTER)
         if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
             raise ModelError(f"model folder must have weights (*.safetensors), got {name!r} without.")
         return name
@@ -107,8 +112,9 @@ def weight_files(name: str, path: str, revision: str | None, *, allow_pickle: bo
         return Path(where) if where else None
 
     for single in (SAFE, PICKLED):
-        index = found(f"{single}.index.json")
-        whole = None if index else found(single)
+        # In the order of transformers, where there are both.
+        whole = found(single)
+        index = None if whole else found(f"{single}.index.json")
         if not index and not whole:
             continue
         if single == PICKLED and not allow_pickle:
@@ -160,20 +166,6 @@ def find_device(wanted: str | None) -> str:
     return wanted
 
 
-def parse_dtype(name: str) -> Any:
-    """The dtype of this name; "auto" as it is.
-
-    Raises:
-        ValueError: no float dtype.
-    """
-    if name == "auto":
-        return name
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype must be auto, float32, bfloat16 or float16, got {name!r}.")
-    return dtype
-
-
 def architecture_of(config: Any) -> Any:
     """The causal language model of this config; where the checkpoint names another head, that."""
     import transformers
@@ -184,6 +176,8 @@ def architecture_of(config: Any) -> Any:
     if causal is not None and named in (None, causal):
         return transformers.AutoModelForCausalLM
     found = getattr(transformers, named or "", None)
+    if found is None and getattr(config, "auto_map", None):
+        raise custom_code_error(config.name_or_path, f"architecture ({named})")
     if found is None:
         raise ModelError(
             f"model must have an architecture that transformers knows, got {named!r} ({config.model_type})."

@@ -87,7 +87,7 @@ def _read_rows(source: str, column: str, builder: str, **options: Any) -> str:
 
     disable_progress_bar()
     try:
-        rows = load_dataset(builder, **options)
+        rows = load_dataset(builder, trust_remote_code=False, **options)
         if options.get("streaming"):
             rows = list(rows.take(MAX_HUB_ROWS))
         names = list(rows[0]) if len(rows) else []

@@ -91,6 +91,7 @@ class Evaluation:
             tokenizer=with_text or asks,
             stream=self._stream,
             allow_pickle=self._allow_pickle,
+            head=with_text or asks,
         )
         if with_text or asks:
             hint = "Measure its zeros alone: --metrics sparsity."

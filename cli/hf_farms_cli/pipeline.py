@@ -19,6 +19,7 @@ from hf_farms.errors import HfFarmsWarning, ModelError
 from hf_farms.fingerprint import fingerprint
 from hf_farms.loading import Loaded, load_model
 from hf_farms.output import OutputFolder, writing
+from hf_farms.pruning.checks import check_method
 from hf_farms.pruning.cuts import plan_cuts
 from hf_farms.pruning.pruner import prune
 from hf_farms.reports import REPORT_NAME, BaseModelRecord, PruneReport, SpectralReport
@@ -83,9 +84,11 @@ def run_prune(
         tokenizer=recipe.evaluation.source is not None or recipe.prune.needs_calibration or None,
         stream=stream,
         allow_pickle=allow_pickle,
+        head=recipe.evaluation.source is not None or (recipe.prune.needs_calibration and _writes_itself(recipe)),
     )
     text = EvaluationText(recipe.evaluation, loaded) if recipe.evaluation.source is not None else None
     calibration = Calibration(recipe, loaded)
+    check_method(loaded.source, recipe.prune, calibration.sample)
     output.check_space(_bytes_needed(loaded, calibration.known, baseline=baseline))
     partial = _begin(output, recipe, loaded, calibration, text)
     spectra = output.kept(
@@ -122,6 +125,10 @@ def run_prune(
     return report
 
 
+def _writes_itself(recipe: Recipe) -> bool:
+    return recipe.calibration.source == "self"
+
+
 def _prune(
     loaded: Loaded,
     recipe: Recipe,
@@ -132,7 +139,9 @@ def _prune(
 ) -> PruneReport:
     """Prune the model into `DIR.partial`, and measure it again."""
     source = loaded.source
-    writer = CheckpointWriter(loaded.model, output.partial, len(source), records=output.state / "blocks")
+    writer = CheckpointWriter(
+        loaded.model, output.partial, len(source), records=output.state / "blocks", absent=loaded.absent
+    )
     source.attach(writer)
     activations = output.state / "activations" if isinstance(source, StreamedBlockSource) else None
     report = prune(

@@ -79,7 +79,9 @@ class Measurement:
         return compare_spectra(first.report, report)
 
     def _open(self, name: str, revision: str | None) -> BlockReader:
-        return open_model(name, device=self._device, revision=revision, allow_pickle=self._allow_pickle)
+        return open_model(
+            name, device=self._device, revision=revision, allow_pickle=self._allow_pickle, head=self._outside
+        )
 
     def _analyze(self, reader: BlockReader, config: FarmsConfig, name: str) -> SpectralReport:
         stage = f"Measuring spectra of {Path(name).name}"

@@ -7,6 +7,7 @@ listening.py   what a layer is multiplied with
 stores.py      a layer's weight in memory: plain, quantised, or with adapters
 source.py      the blocks of a model in memory
 tensors.py     the parameters of a checkpoint on disk
+origins.py     which tensors on disk a parameter is made of
 stored.py      the blocks of a checkpoint on disk, to be read
 streaming.py   the blocks of a checkpoint on disk, to be run and changed
 """
@@ -16,7 +17,7 @@ from hf_farms.blocks.source import Block, BlockCalls, BlockReader, BlockResults,
 from hf_farms.blocks.stored import StoredBlockReader
 from hf_farms.blocks.stores import count_zeros
 from hf_farms.blocks.streaming import StreamedBlockSource, align_weights
-from hf_farms.blocks.tensors import TensorFiles
+from hf_farms.blocks.tensors import StoredTensors, TensorFiles
 from hf_farms.blocks.views import BlockMetadata, LayerMetadata, LayerView, Part
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Part",
     "Record",
     "StoredBlockReader",
+    "StoredTensors",
     "StreamedBlockSource",
     "TensorFiles",
     "align_weights",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -29,17 +30,20 @@ class StoredBlockReader:
         name: hub id or folder, for reports.
         model: the architecture on the meta device, without weights.
         files: the tensors on disk.
+        absent: parameters that the files need not hold; layers outside of the blocks that are made of them are left
+            out.
 
     Raises:
         ModelError: the architecture has no layers, or the files lack some of their weights.
     """
 
-    def __init__(self, name: str, model: PreTrainedModel, files: TensorFiles) -> None:
+    def __init__(self, name: str, model: PreTrainedModel, files: TensorFiles, *, absent: Collection[str] = ()) -> None:
         self.name, self.model_type = name, str(model.config.model_type)
         self._model = model
         self._store = _Store(StoredTensors(files, model))
         self._modules, self._metadata = describe_blocks(cast(nn.Module, model))
-        self.outside = tuple(self._view(layer) for layer in find_outside(cast(nn.Module, model)))
+        outside = find_outside(cast(nn.Module, model))
+        self.outside = tuple(self._view(layer) for layer in outside if layer.parameter not in absent)
         self._check()
 
     def __len__(self) -> int:

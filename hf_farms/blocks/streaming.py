@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -38,6 +38,7 @@ class StreamedBlockSource(ModelBlockSource):
         files: the tensors on disk, not mapped.
         device: where blocks run; it holds what was said above.
         results: where finished blocks go, and come from.
+        absent: parameters that the files need not hold; they get the numbers that an untrained model has.
 
     Raises:
         ModelError: the architecture has no layers, or the files lack some of its weights.
@@ -50,6 +51,7 @@ class StreamedBlockSource(ModelBlockSource):
         *,
         device: str | torch.device = "cpu",
         results: BlockResults | None = None,
+        absent: Collection[str] = (),
     ) -> None:
         self._device = torch.device(device)
         self._current: int | None = None
@@ -57,7 +59,7 @@ class StreamedBlockSource(ModelBlockSource):
         super().__init__(cast(nn.Module, model), results=results)
         self._stored = StoredTensors(files, model)
         self._placed: dict[int, Tensor] = {}
-        self._check_complete()
+        self._check_complete(absent)
         inside = {module for block in self.modules for module in block.modules()}
         outside = [(name, module) for name, module in self.model.named_modules() if module not in inside]
         self._blanks: list[Blank] = []
@@ -65,8 +67,9 @@ class StreamedBlockSource(ModelBlockSource):
         # Those of what stays in memory: two modules may share one.
         self._shared, self._blanks = self._placed, []
 
-    def _check_complete(self) -> None:
-        missing = [name for name, _ in self.model.named_parameters() if not self._stored.has(name)]
+    def _check_complete(self, absent: Collection[str]) -> None:
+        stored = {*absent, *(name for name, _ in self.model.named_parameters() if self._stored.has(name))}
+        missing = [name for name, _ in self.model.named_parameters() if name not in stored]
         if missing:
             raise ModelError(
                 f"checkpoint must hold every weight, got {len(missing)} missing, first {missing[0]}.",
@@ -146,9 +149,10 @@ class StreamedBlockSource(ModelBlockSource):
                         continue
                     self._blanks.append((module, is_parameter, name, blank))
                     full = f"{path}.{name}" if path else name
-                    if not is_parameter and (name in module._non_persistent_buffers_set or not stored.has(full)):
+                    if name in module._non_persistent_buffers_set or not stored.has(full):
                         computed = True
-                        tensors[name] = cast(Any, torch.empty_like(blank, device=self._device))
+                        empty = torch.empty_like(blank, device=self._device)
+                        tensors[name] = cast(Any, nn.Parameter(empty) if is_parameter else empty)
                         continue
                     if id(blank) not in self._placed:
                         found = _aligned(stored.read(full), blank.dtype, self._device)

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Protocol, cast
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor
 
+from hf_farms.blocks.origins import Origin, find_origins
 from hf_farms.errors import ModelError
 
 __all__ = ["StoredTensors", "TensorFiles"]
@@ -33,10 +34,18 @@ class _File(Protocol):
 
 
 class _PickledFile:
-    """The interface of `safe_open` for a pickled file; memory-mapped too."""
+    """The interface of `safe_open` for a pickled file; memory-mapped too, unless it is from before torch 1.6.
+
+    Raises:
+        UnpicklingError: it holds something else than tensors by their names.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # Files of torch's first format are no zip archives, and only those can be mapped.
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+        if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+            raise UnpicklingError
+        self._tensors: dict[str, Tensor] = found
 
     def keys(self) -> Sequence[str]:
         return list(self._tensors)
@@ -75,6 +84,11 @@ class TensorFiles:
             ModelError: its file has vanished or changed since it was opened.
         """
         return self._files[name].read(lambda file: file.get_tensor(name))
+
+    def blank(self, name: str) -> Tensor:
+        """The shape of a tensor, as one on the meta device."""
+        shape = self._files[name].file.get_slice(name)
+        return torch.empty(tuple(shape.get_shape() if hasattr(shape, "get_shape") else shape.shape), device="meta")
 
     def read_index(self, name: str, index: int) -> Tensor:
         """One entry along the first dimension; no other is touched.
@@ -142,14 +156,6 @@ def _open(path: Path, mapped: bool) -> _File:
         ) from error
 
 
-@dataclass
-class _Origin:
-    """Where a parameter comes from: tensors on disk, by the pattern that they match; None: one tensor as it is."""
-
-    converter: Any = None
-    sources: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-
-
 class StoredTensors:
     """The parameters of a model that lies in files.
 
@@ -162,8 +168,11 @@ class StoredTensors:
         self._files, self._model = files, model
         # The parameters themselves, so that tied ones are one object.
         self._meta: dict[str, Tensor] = model.state_dict(keep_vars=True)
-        self._origins = _origins(files.names, model, self._meta)
+        made = find_origins(files.names, model, self._meta)
+        self._origins = {name: origin for origin in made for name in self._targets(origin)}
         self._tied = _tied(self._meta)
+        # Of a tensor that is split, what is to be read next is most often another part of it.
+        self._parts: tuple[str, dict[str, Tensor]] = "", {}
 
     def has(self, parameter: str) -> bool:
         """Whether the files hold this parameter, or one that it is tied to."""
@@ -171,84 +180,80 @@ class StoredTensors:
 
     def read(self, parameter: str) -> Tensor:
         """A whole parameter."""
-        origin = self._known(parameter)
+        name, origin = self._known(parameter)
         if origin.converter is None:
-            return self._files.read(_only(origin))
-        tensors = {pattern: [self._files.read(n) for n in names] for pattern, names in origin.sources.items()}
-        return self._convert(parameter, origin, tensors)
+            return self._files.read(origin.only)
+        target, parts = self._parts
+        if target != origin.target or name not in parts:
+            parts = self._convert(origin, _tensors(origin, self._files.read))
+        # Each part is handed out once: who has it may change it.
+        tensor = parts.pop(name)
+        self._parts = origin.target, parts
+        return tensor
 
     def read_expert(self, parameter: str, expert: int) -> Tensor:
         """One expert of a 3-D parameter `(e, ...)`; the others are not read where the conversion allows."""
-        origin = self._known(parameter)
+        name, origin = self._known(parameter)
         if origin.converter is None:
-            return self._files.read_index(_only(origin), expert)
-        if not _by_expert(origin.converter):
+            return self._files.read_index(origin.only, expert)
+        if not origin.is_by_expert:
             return self.read(parameter)[expert]
         tensors = {pattern: [self._files.read(names[expert])] for pattern, names in origin.sources.items()}
-        return self._convert(parameter, origin, tensors)[0]
+        return self._convert(origin, tensors)[name][0]
 
-    def _origin(self, parameter: str) -> _Origin | None:
+    def check_conversions(self) -> None:
+        """Convert every weight that transformers converts on loading.
+
+        Raises:
+            ModelError: one of them cannot be; it is named.
+        """
+        converted = {origin.target: origin for origin in self._origins.values() if origin.converter is not None}
+        for origin in converted.values():
+            self._convert(origin, _tensors(origin, self._files.read))
+
+    def _origin(self, parameter: str) -> tuple[str, Origin] | None:
         names = [parameter, *self._tied.get(parameter, ())]
-        return next((self._origins[name] for name in names if name in self._origins), None)
+        return next(((name, self._origins[name]) for name in names if name in self._origins), None)
 
-    def _known(self, parameter: str) -> _Origin:
-        origin = self._origin(parameter)
-        if origin is None:
+    def _known(self, parameter: str) -> tuple[str, Origin]:
+        found = self._origin(parameter)
+        if found is None:
             raise ModelError(
                 f"checkpoint must hold every weight, got none for {parameter}.",
                 hint="Check that all shards are there and that config.json is of this model.",
             )
-        return origin
+        return found
 
-    def _convert(self, parameter: str, origin: _Origin, tensors: dict[str, list[Tensor]]) -> Tensor:
-        """The operations of transformers on these tensors."""
+    def _targets(self, origin: Origin) -> list[str]:
+        """The parameters that are made of some tensors."""
+        patterns = origin.converter.target_patterns if origin.converter is not None else []
+        if len(patterns) < 2 and not any("*" in pattern for pattern in patterns):
+            return [origin.target]
+        try:
+            # Only the operations themselves know what they split a tensor into.
+            return list(self._convert(origin, _tensors(origin, self._files.blank)))
+        except ModelError:
+            return [origin.target.replace(patterns[0], other) for other in patterns]
+
+    def _convert(self, origin: Origin, tensors: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+        """The operations of transformers on these tensors: parameters by their names."""
         converter = deepcopy(origin.converter)
         for pattern, found in tensors.items():
             for tensor in found:
-                converter.add_tensor(parameter, parameter, pattern, tensor)
+                converter.add_tensor(origin.target, origin.target, pattern, tensor)
         try:
-            converted = converter.convert(parameter, model=self._model, config=self._model.config)
+            converted = converter.convert(origin.target, model=self._model, config=self._model.config)
         except Exception as error:  # whatever an operation of transformers stumbles over
-            raise ModelError(f"weights must fit the conversion of transformers, got {error} in {parameter}.") from error
-        tensor = converted[parameter]
-        return cast(Tensor, tensor[0] if isinstance(tensor, list) else tensor)
+            stored = [name for names in origin.sources.values() for name in names]
+            raise ModelError(
+                f"stored weights must fit together as transformers converts them, got {error} in {origin.target}, "
+                f"which is made of {len(stored)} tensors, first {stored[0]}."
+            ) from error
+        return {name: cast(Tensor, t[0] if isinstance(t, list) else t) for name, t in converted.items()}
 
 
-def _only(origin: _Origin) -> str:
-    (names,) = origin.sources.values()
-    return names[-1]
-
-
-def _by_expert(converter: Any) -> bool:
-    """Whether the e-th tensor of each kind is all that the e-th expert needs."""
-    first, *rest = converter.operations
-    merges = type(first).__name__ == "MergeModulelist" and first.dim == 0
-    return merges and all(getattr(operation, "dim", None) not in (None, 0) for operation in rest)
-
-
-def _origins(names: Sequence[str], model: Any, meta: dict[str, Tensor]) -> dict[str, _Origin]:
-    """Parameter -> where it comes from, as transformers itself resolves names on loading."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
-
-    mapping = get_model_conversion_mapping(model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
-    prefix, origins = model.base_model_prefix, defaultdict[str, _Origin](_Origin)
-    for name in sorted(names, key=dot_natural_key):
-        target, pattern = rename_source_key(name, renamings, converters, prefix, meta)
-        if target not in meta and name in meta:
-            target, pattern = rename_source_key(name, [], [], prefix, meta)
-        converter = by_pattern[pattern] if pattern is not None else None
-        targets = [target]
-        if converter is not None:
-            # Of several targets (a weight that is split on loading) the name has the first.
-            targets = [target.replace(converter.target_patterns[0], other) for other in converter.target_patterns]
-        for parameter in targets:
-            origins[parameter].converter = converter
-            origins[parameter].sources[pattern or name].append(name)
-    return dict(origins)
+def _tensors(origin: Origin, read: Callable[[str], Tensor]) -> dict[str, list[Tensor]]:
+    return {pattern: [read(name) for name in names] for pattern, names in origin.sources.items()}
 
 
 def _tied(meta: Mapping[str, Tensor]) -> dict[str, list[str]]:

@@ -65,7 +65,8 @@ def require_causal(model: nn.Module, *, what: str = "perplexity", hint: str | No
     Raises:
         ModelError: it does not generate text.
     """
-    if not getattr(model, "can_generate", lambda: False)():
+    both = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    if both or not getattr(model, "can_generate", lambda: False)():
         raise ModelError(f"{what} must be measured on a causal language model, got {type(model).__name__}.", hint=hint)
 
 

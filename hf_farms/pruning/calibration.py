@@ -90,7 +90,8 @@ def require_writer(model: nn.Module, tokenizer: Tokenizer | None) -> int:
     Raises:
         DataError: the model does not write text, or says nowhere how a text starts.
     """
-    if not (hasattr(model, "generate") and getattr(model, "can_generate", lambda: False)()):
+    both = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    if both or not (hasattr(model, "generate") and getattr(model, "can_generate", lambda: False)()):
         raise DataError(
             f"self-calibration must have a model that writes text, got {type(model).__name__}. Give a text instead."
         )

@@ -17,6 +17,7 @@ from hf_farms.blocks import Block, BlockSource, KeptTokens, LayerView, ModelBloc
 from hf_farms.config import PruneConfig
 from hf_farms.errors import DataError, HfFarmsWarning, NoEffectWarning
 from hf_farms.pruning.activations import Activations
+from hf_farms.pruning.checks import check_method
 from hf_farms.pruning.cuts import check_layers, plan_cuts, to_prune
 from hf_farms.pruning.measuring import Measured, Run, measure, parts
 from hf_farms.pruning.methods import METHODS, PruningMethod
@@ -76,6 +77,8 @@ def prune(
     source = ModelBlockSource(model) if isinstance(model, nn.Module) else model
     check_layers(source, config)
     batches = _batches(calibration, source, config.method) if config.needs_calibration else []
+    if spectra is None and batches:
+        check_method(source, config, batches[0])
     if config.sparsity == 0:
         warnings.warn("sparsity is 0: nothing will be removed.", NoEffectWarning, stacklevel=2)
     tick = progress or (lambda stage, done, total: None)

@@ -74,7 +74,7 @@ def analyze(
             found or not complete.
     """
     config = config or FarmsConfig()
-    source = _reader(model)
+    source = _reader(model, outside=outside)
     rows = model_rows(source, config)
     tasks, skipped = _tasks(source, config, rows, outside=outside)
     left_out = _left_out(skipped, len(tasks), rows)
@@ -99,14 +99,14 @@ def analyze(
     )
 
 
-def _reader(model: nn.Module | BlockReader | str | Path) -> BlockReader:
+def _reader(model: nn.Module | BlockReader | str | Path, *, outside: bool) -> BlockReader:
     if isinstance(model, nn.Module):
         return ModelBlockSource(model)
     if isinstance(model, str | Path):
         # Not at the top: a model in memory needs none of it.
         from hf_farms.loading import open_model
 
-        return open_model(model)
+        return open_model(model, head=outside)
     return model
 
 
