@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from hf_farms.spectra.analysis import analyze
     from hf_farms.spectra.spectrum import layer_spectrum
 
+    __version__: str
+
 __all__ = [
     "FarmsConfig",
     "FarmsLRCallback",
@@ -76,6 +78,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
@@ -83,5 +87,14 @@ def __getattr__(name: str) -> Any:
     return value
 
 
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("hf-farms")
+    except PackageNotFoundError as error:  # files of a source tree that nobody installed
+        raise AttributeError("hf_farms has a __version__ where it is installed: pip install hf-farms.") from error
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

@@ -16,6 +16,7 @@ __all__ = [
     "LayerComparison",
     "SpectralComparison",
     "check_alike",
+    "check_blocks_match",
     "compare_spectra",
     "measurement_of",
 ]
@@ -156,19 +157,26 @@ def check_alike(first: FarmsConfig, second: FarmsConfig) -> None:
         )
 
 
-def _match_blocks(
-    first: Sequence[BlockSpectrum], second: Sequence[BlockSpectrum]
-) -> list[tuple[BlockSpectrum, BlockSpectrum]]:
-    named = {block.name: block for block in second}
-    pairs = [(block, named[block.name]) for block in first if block.name in named]
-    if pairs:
-        return pairs
-    if len(first) != len(second):
+def check_blocks_match(first: Sequence[str], second: Sequence[str]) -> None:
+    """Refuse two models whose blocks cannot be matched, by their names alone.
+
+    Raises:
+        ValueError: no name in common, and other numbers of blocks.
+    """
+    if len(first) != len(second) and not set(first) & set(second):
         raise ValueError(
             f"models must have blocks of the same names or the same number of blocks, got {len(first)} and "
             f"{len(second)} blocks without a name in common."
         )
-    return list(zip(first, second, strict=True))
+
+
+def _match_blocks(
+    first: Sequence[BlockSpectrum], second: Sequence[BlockSpectrum]
+) -> list[tuple[BlockSpectrum, BlockSpectrum]]:
+    check_blocks_match([block.name for block in first], [block.name for block in second])
+    named = {block.name: block for block in second}
+    pairs = [(block, named[block.name]) for block in first if block.name in named]
+    return pairs or list(zip(first, second, strict=True))
 
 
 def _compare_layers(first: BlockSpectrum, second: BlockSpectrum) -> tuple[LayerComparison, ...]:

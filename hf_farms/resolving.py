@@ -25,6 +25,7 @@ __all__ = [
     "find_model",
     "free_memory",
     "quantisation_of",
+    "require_model",
     "resolve",
     "weight_files",
 ]
@@ -101,6 +102,19 @@ def resolve(name: str) -> str:
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise ModelError(f"model must be a hub id or an existing folder, got {name!r}. Check the path.")
     return name
+
+
+def require_model(name: str) -> None:
+    """Refuse a name under which there is no model, by asking for its config alone.
+
+    Raises:
+        ModelError: as `resolve`, or no such repository.
+        HubError: the Hub cannot be reached.
+    """
+    from transformers.utils.hub import cached_file
+
+    with explained(name):
+        cached_file(resolve(name), "config.json", _raise_exceptions_for_missing_entries=False)
 
 
 def weight_files(name: str, path: str, revision: str | None, *, allow_pickle: bool) -> list[Path]:

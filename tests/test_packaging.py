@@ -1,7 +1,9 @@
+import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,27 @@ def test_torch_is_pinned_in_the_constraints_alone():
     assert "torch>=2.6" in project["dependencies"]
     pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch==")]
     assert len(pins) == 1
+
+
+def test_the_package_knows_its_version():
+    import hf_farms
+
+    assert hf_farms.__version__ == version("hf-farms")
+    assert "__version__" in dir(hf_farms)
+
+
+@SOURCE
+def test_links_of_the_readme_work_where_it_is_shown_alone():
+    """PyPI shows it without the files beside it."""
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    targets = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    assert targets
+    assert [target for target in targets if not target.startswith(("https://", "#"))] == []
+    own = [target for target in targets if target.startswith(urls["Source"] + "/blob/main/")]
+    assert own
+    for target in own:
+        path, _, anchor = target.removeprefix(urls["Source"] + "/blob/main/").partition("#")
+        assert (ROOT / path).is_file(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings], target

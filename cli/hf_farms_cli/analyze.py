@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from hf_farms.config import BLOCK_SCORES, FITS, FarmsConfig
-from hf_farms_cli.console import check_format, guarded, quiet_transformers, stages
+from hf_farms_cli.console import check_format, guarded, print_remark, quiet_transformers, stages
 from hf_farms_cli.options import (
     AllowPickleOption,
     DebugOption,
@@ -17,7 +17,10 @@ from hf_farms_cli.options import (
     JsonOption,
     QuietOption,
     RevisionOption,
+    UsageError,
+    check_device,
     complete,
+    usage,
 )
 
 if TYPE_CHECKING:
@@ -50,7 +53,7 @@ def analyze_command(
         str, typer.Option(help=f"Where the tail starts: {', '.join(FITS)}.", autocompletion=complete(FITS))
     ] = DEFAULT.fit,
     tail_divisor: Annotated[
-        float, typer.Option(help="The `mid` tail starts at eigenvalue N / this.")
+        float, typer.Option(help="The `mid` tail starts at eigenvalue N / this; above 1.")
     ] = DEFAULT.tail_divisor,
     released_peak_bound: Annotated[
         bool, typer.Option("--released-peak-bound", help="With --fit peak: the released code, its unit slip included.")
@@ -90,37 +93,46 @@ def analyze_command(
         hf-farms analyze demo --json -o report.json
     """
     shown = check_format(format_, quiet, json_)
-    config = FarmsConfig(
-        window_rows=None if window_rows == "none" else _count_or_auto("window_rows", window_rows),
-        aspect_ratio=aspect_ratio,
-        windows_per_dim=_count_or_auto("windows_per_dim", windows_per_dim),
-        fit=cast("Fit", fit),
-        tail_divisor=tail_divisor,
-        released_peak_bound=released_peak_bound,
-        block_score=cast("BlockScore", block_score),
-    )
+    with usage():
+        config = FarmsConfig(
+            window_rows=None if window_rows == "none" else _count_or_auto("window_rows", window_rows),
+            aspect_ratio=aspect_ratio,
+            windows_per_dim=_count_or_auto("windows_per_dim", windows_per_dim),
+            fit=cast("Fit", fit),
+            tail_divisor=tail_divisor,
+            released_peak_bound=released_peak_bound,
+            block_score=cast("BlockScore", block_score),
+        )
     if esd and figures is None:
-        raise ValueError("esd must come with a folder for the figure, got none. Add --figures DIR.")
+        raise UsageError("esd must come with a folder for the figure, got none. Add --figures DIR.")
     if esd and compare is not None:
-        raise ValueError("esd must be of one model, got --compare too. Draw the spectra of each model by itself.")
-    from hf_farms_cli.spectra import Measurement, check_places, draw, draw_two, write
+        raise UsageError("esd must be of one model, got --compare too. Draw the spectra of each model by itself.")
+    from hf_farms_cli.spectra import Measurement, check_places, check_there, draw, draw_two, write
     from hf_farms_cli.tables import print_comparison, print_spectra
 
     check_places(output, figures)
+    check_device(device)
     quiet_transformers()
+    if compare is not None:
+        # MODEL may take hours to download.
+        check_there(compare)
     with stages(shown) as progress:
         measurement = Measurement(config, outside=outside, device=device, allow_pickle=allow_pickle, progress=progress)
-        first = measurement.of(model, revision=revision, esd=esd or ())
+        first = measurement.open(model, revision=revision, esd=esd or ())
         if compare is not None:
-            comparison = measurement.comparison(first, compare)
+            comparison = measurement.comparison(first, measurement.open_other(first, compare))
+        else:
+            measured = measurement.of(first)
     if compare is None:
-        write(first.report, output)
-        draw(first, figures, esd or [])
-        print_spectra(first.report, shown, by_layer=layers)
+        write(measured.report, output)
+        draw(measured, figures, esd or [])
+        print_spectra(measured.report, shown, by_layer=layers)
     else:
         write(comparison, output)
         draw_two(comparison, figures)
         print_comparison(comparison, shown, by_layer=layers)
+    if figures is not None:
+        print_remark(f"Figures are in {figures}.", shown)
 
 
 def _count_or_auto(name: str, value: str) -> int | Literal["auto"]:

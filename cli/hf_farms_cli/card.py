@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hf_farms_cli.console import check_format, err, guarded, print_done, say
-from hf_farms_cli.options import DebugOption, FormatOption, JsonOption, QuietOption, TokenOption, YesOption
+from hf_farms_cli.options import (
+    DebugOption,
+    FormatOption,
+    JsonOption,
+    QuietOption,
+    TokenOption,
+    YesOption,
+    check_repo_id,
+)
 
 if TYPE_CHECKING:
     from hf_farms.reports import BaseModelRecord, PruneReport
@@ -49,8 +57,7 @@ def card_command(
         hf-farms card ./trained -o -
     """
     shown = check_format(format_, quiet, json_)
-    if repo_id is not None:
-        _check(repo_id)
+    check_repo_id(repo_id)
     from hf_farms_cards import render_card, write_card
     from hf_farms_cards.card import repo_of
     from hf_farms_cards.usage import Checkpoint
@@ -71,18 +78,6 @@ def card_command(
             _copy_licence(report.base, folder, token)
         written = write_card(report, folder, repo_id=repo_id, target=target)
     print_done("Card written", shown, card=written)
-
-
-def _check(repo_id: str) -> None:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(
-            f"repo_id must be a valid repository name, got {repo_id!r}. Choose one such as me/my-model."
-        ) from error
 
 
 def _check_target(target: Path, *, yes: bool) -> None:

@@ -20,7 +20,7 @@ import typer
 
 from hf_farms.errors import HfFarmsError, HfFarmsWarning
 from hf_farms_cli.interrupts import interrupts
-from hf_farms_cli.options import FORMATS, Format
+from hf_farms_cli.options import FORMATS, Format, UsageError
 from hf_farms_cli.progress import Lines, Stages, bars
 from hf_farms_cli.streams import IS_MAIN, err, out, say
 
@@ -135,7 +135,10 @@ def print_notes(notes: Sequence[str]) -> None:
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn expected errors into one sentence and exit status 1; `--debug` keeps the traceback."""
+    """Turn expected errors into one sentence and exit status 1, or 2 for a wrong command line.
+
+    `--debug` keeps the traceback.
+    """
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -159,7 +162,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
                 _say_interrupted(error)
                 raise typer.Exit(130) from None
             _explain(error)
-            raise typer.Exit(1) from None
+            raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
 
     return run
 

@@ -19,7 +19,10 @@ from hf_farms_cli.options import (
     ModelArgument,
     QuietOption,
     RevisionOption,
+    UsageError,
+    check_device,
     complete,
+    usage,
 )
 
 if TYPE_CHECKING:
@@ -110,34 +113,37 @@ def eval_command(
         hf-farms eval Qwen/Qwen3-0.6B --metrics perplexity --text wiki.test.txt --context-length 2048 --windows 0
     """
     shown = check_format(format_, quiet, json_)
-    wanted = _names("metrics", metrics)
-    asked = _names("tasks", tasks or "")
+    with usage():
+        wanted, asked = _names("metrics", metrics), _names("tasks", tasks or "")
+        size = _batch_size(batch_size)
     if not wanted and not asked:
-        raise ValueError("metrics must not be none without tasks, as nothing would be measured. Name some --tasks.")
+        raise UsageError("metrics must not be none without tasks, as nothing would be measured. Name some --tasks.")
     _check_output(output)
     from hf_farms_cli.evaluation import Evaluation, check_model, evaluate
     from hf_farms_cli.evaluation_tables import print_evaluation
 
     report, writes = check_model(model, revision=revision, base=base)
-    config = _text(
-        report,
-        source=text,
-        column=column,
-        subset=subset,
-        split=split,
-        context_length=context_length,
-        max_windows=windows,
-    )
+    with usage():
+        config = _text(
+            report,
+            source=text,
+            column=column,
+            subset=subset,
+            split=split,
+            context_length=context_length,
+            max_windows=windows,
+        )
     if "perplexity" in wanted and config.source is not None:
         from hf_farms.texts import check_source
 
         check_source(config.source)
-    size = _batch_size(batch_size)
+    check_device(device, dtype)
     suite = None
     if asked:
         from hf_farms.metrics.tasks import TaskSuite
 
-        suite = TaskSuite(asked, include_path=include_path, num_fewshot=num_fewshot, limit=limit)
+        with usage():
+            suite = TaskSuite(asked, include_path=include_path, num_fewshot=num_fewshot, limit=limit)
     with stages(shown) as progress:
         evaluation = Evaluation(
             text=config if "perplexity" in wanted else None,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Literal, get_args
 
 import typer
@@ -21,9 +22,13 @@ __all__ = [
     "QuietOption",
     "RevisionOption",
     "TokenOption",
+    "UsageError",
     "YesOption",
+    "check_device",
+    "check_repo_id",
     "complete",
     "given",
+    "usage",
 ]
 
 # What `auto` becomes, and what commands are written for.
@@ -38,6 +43,55 @@ def complete(values: Sequence[str]) -> Callable[[str], list[str]]:
         return [value for value in values if value.startswith(incomplete)]
 
     return beginning_with
+
+
+class UsageError(ValueError):
+    """The command line is wrong, whatever the model and the files are: exit status 2."""
+
+
+@contextmanager
+def usage() -> Iterator[None]:
+    """Make each ValueError a usage error: options are read here, and nothing else is.
+
+    Raises:
+        UsageError: an option has a value that it cannot have, or does not go with another one.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(*error.args) from error
+
+
+def check_repo_id(repo_id: str | None) -> None:
+    """Refuse what cannot be the name of a repository.
+
+    Raises:
+        UsageError: of --repo-id.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        if repo_id is not None:
+            validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UsageError(
+            f"repo_id must be a valid repository name, got {repo_id!r}. Choose one such as me/my-model."
+        ) from error
+
+
+def check_device(device: str | None, dtype: str = "auto") -> None:
+    """Refuse a device that is not there, and what is no dtype. Imports torch.
+
+    Raises:
+        UsageError: of --device or --dtype.
+    """
+    from hf_farms.resolving import find_device, parse_dtype
+
+    with usage():
+        parse_dtype(dtype)
+        if device is not None:
+            find_device(device)
 
 
 def given(context: typer.Context, names: Sequence[str]) -> list[str]:

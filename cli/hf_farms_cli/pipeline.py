@@ -81,7 +81,7 @@ def run_prune(
         device=device,
         revision=recipe.revision,
         # One that is not needed goes along too.
-        tokenizer=recipe.evaluation.source is not None or recipe.prune.needs_calibration or None,
+        tokenizer=recipe.needs_tokenizer or None,
         stream=stream,
         allow_pickle=allow_pickle,
         head=recipe.evaluation.source is not None or (recipe.prune.needs_calibration and _writes_itself(recipe)),

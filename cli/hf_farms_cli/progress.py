@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Bars", "Lines", "Stages", "bars"]
 
-# Short stages are one line, and hours are not silent.
+# Short stages are two lines, and hours are not silent.
 STEP, SECONDS_AT_LEAST, SECONDS_AT_MOST = 0.1, 10.0, 600.0
 
 # Stages that the library names after its functions.
@@ -91,7 +91,7 @@ class _Begun:
 
 
 class Lines(Stages):
-    """A line when a stage begins, then one for each tenth of it, but not more often than every few seconds.
+    """A line when a stage begins and ends, between them one for each tenth, but not more often than every few seconds.
 
     Args:
         show: prints a line.
@@ -109,8 +109,8 @@ class Lines(Stages):
             self._print(f"{_label(stage)}: {done} of {total}")
             return
         waited, steps = now - begun.shown_at, done - begun.shown_done
-        due = done == total or steps >= STEP * total or waited >= SECONDS_AT_MOST
-        if steps and due and waited >= SECONDS_AT_LEAST:
+        due = waited >= SECONDS_AT_LEAST and (steps >= STEP * total or waited >= SECONDS_AT_MOST)
+        if steps and (due or done == total):
             begun.shown_at, begun.shown_done = now, done
             # What an earlier run has done took no time in this one.
             left = (now - begun.at) / (done - begun.done) * (total - done)

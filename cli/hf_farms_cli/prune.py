@@ -26,8 +26,12 @@ from hf_farms_cli.options import (
     QuietOption,
     RevisionOption,
     TokenOption,
+    UsageError,
+    check_device,
+    check_repo_id,
     complete,
     given,
+    usage,
 )
 from hf_farms_cli.plan import plan_line, print_plan, prune_lines
 from hf_farms_cli.push import ForeignOption, MessageOption, RequestOption, check_hub, finish_prune, use_token
@@ -154,43 +158,45 @@ def prune_command(
     """
     shown = check_format(format_, quiet, json_)
     if not push and (there := given(context, PUSH_OPTIONS)):
-        raise ValueError(f"{there[0]} must come with --push, got it without. Add --push, or leave it out.")
+        raise UsageError(f"{there[0]} must come with --push, got it without. Add --push, or leave it out.")
     if model.endswith((".yaml", ".yml")):
         if there := given(context, RECIPE_OPTIONS):
-            raise ValueError(
+            raise UsageError(
                 f"{there[0]} must be left out beside a recipe, which says it, got both. Edit {model}, or name a model."
             )
         recipe = Recipe.load(model)
     else:
-        recipe = Recipe(
-            model=model,
-            revision=revision,
-            dtype=dtype,
-            prune=PruneConfig(
-                sparsity=sparsity,
-                method=cast("Method", method),
-                pattern=pattern,
-                allocation=cast("Allocation", allocation),
-                spread=spread,
-            ),
-            calibration=CalibrationConfig(
-                source=calibration,
-                column=calibration_column,
-                subset=calibration_subset,
-                split=calibration_split,
-                num_sequences=calibration_samples,
-                sequence_length=calibration_length,
-                seed=seed,
-            ),
-            evaluation=EvaluationConfig(
-                source=None if evaluation == "none" else evaluation,
-                column=evaluation_column,
-                subset=evaluation_subset,
-                split=evaluation_split,
-                context_length=context_length,
-                max_windows=evaluation_windows or None,
-            ),
-        )
+        with usage():
+            recipe = Recipe(
+                model=model,
+                revision=revision,
+                dtype=dtype,
+                prune=PruneConfig(
+                    sparsity=sparsity,
+                    method=cast("Method", method),
+                    pattern=pattern,
+                    allocation=cast("Allocation", allocation),
+                    spread=spread,
+                ),
+                calibration=CalibrationConfig(
+                    source=calibration,
+                    column=calibration_column,
+                    subset=calibration_subset,
+                    split=calibration_split,
+                    num_sequences=calibration_samples,
+                    sequence_length=calibration_length,
+                    seed=seed,
+                ),
+                evaluation=EvaluationConfig(
+                    source=None if evaluation == "none" else evaluation,
+                    column=evaluation_column,
+                    subset=evaluation_subset,
+                    split=evaluation_split,
+                    context_length=context_length,
+                    max_windows=evaluation_windows or None,
+                ),
+            )
+    check_repo_id(repo_id)
     folder = output or Path(default_output_name(recipe.model, recipe.prune))
     use_token(token)
     from hf_farms_cli.finished import check_before_work
@@ -214,6 +220,7 @@ def prune_command(
     from hf_farms_cli.pipeline import run_prune
     from hf_farms_cli.tables import print_result
 
+    check_device(device, dtype)
     size = hub.weights_size(recipe.model, revision=recipe.revision) if report is None else None
     OutputFolder(folder).check_space(size or 0)
     if report is not None:

@@ -19,6 +19,8 @@ from hf_farms_cli.options import (
     PrivateOption,
     QuietOption,
     TokenOption,
+    UsageError,
+    check_repo_id,
 )
 from hf_farms_cli.plan import print_plan, push_lines
 
@@ -72,6 +74,9 @@ def push_command(
     hf-farms push demo-farms-wanda-50 --create-pr --dry-run
     """
     shown = check_format(format_, quiet, json_)
+    check_repo_id(repo_id)
+    if create_pr and revision is not None:
+        raise UsageError(f"revision must be left out beside --create-pr, got {revision!r}. A pull request is its own.")
     use_token(token)
     from hf_farms import hub
     from hf_farms.reports import REPORT_NAME

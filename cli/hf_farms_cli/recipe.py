@@ -69,6 +69,12 @@ class Recipe:
             if self.prune.needs_calibration or not key.startswith("calibration")
         ]
 
+    @property
+    def needs_tokenizer(self) -> bool:
+        """Whether a text becomes tokens; what the model writes itself are tokens already."""
+        reads = self.prune.needs_calibration and self.calibration.source != "self"
+        return reads or self.evaluation.source is not None
+
     def texts(self) -> list[str | None]:
         """Where text is read from."""
         return [self.calibration.source if self.prune.needs_calibration else None, self.evaluation.source]

@@ -11,12 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_farms.blocks import BlockReader, LayerView
-from hf_farms.comparison import SpectralComparison, compare_spectra, measurement_of
+from hf_farms.comparison import (
+    SpectralComparison,
+    check_alike,
+    check_blocks_match,
+    compare_spectra,
+    measurement_of,
+)
 from hf_farms.config import FarmsConfig
 from hf_farms.loading import find_device, open_model
 from hf_farms.output import writing
 from hf_farms.parallel import LaunchedRanks, Ranks, launched_ranks
 from hf_farms.reports import LayerRecord, SpectralReport
+from hf_farms.resolving import require_model
 from hf_farms.spectra.analysis import analyze, model_rows
 from hf_farms.spectra.spectrum import layer_spectrum
 from hf_farms_cli.console import IS_MAIN, Stages
@@ -24,7 +31,16 @@ from hf_farms_cli.console import IS_MAIN, Stages
 if TYPE_CHECKING:
     from hf_farms_cards.spectra import EsdCurve
 
-__all__ = ["Measured", "Measurement", "check_places", "draw", "draw_two", "write"]
+__all__ = ["Measured", "Measurement", "Opened", "check_places", "check_there", "draw", "draw_two", "write"]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that can be measured, or the report that a file holds; with the name that it was asked for by."""
+
+    name: str
+    reader: BlockReader | None
+    report: SpectralReport | None
 
 
 @dataclass(frozen=True)
@@ -46,8 +62,8 @@ class Measurement:
         own = self._ranks.device if isinstance(self._ranks, LaunchedRanks) else None
         self._device = find_device(device or own)
 
-    def of(self, name: str, *, revision: str | None = None, esd: Sequence[str] = ()) -> Measured:
-        """Measure a model, or read its report.
+    def open(self, name: str, *, revision: str | None = None, esd: Sequence[str] = ()) -> Opened:
+        """Open a model, or read its report.
 
         Args:
             name: hub id, folder, `demo`, or the file of a report.
@@ -62,21 +78,50 @@ class Measurement:
                 raise ValueError("esd must be of a model, got a report, which holds no eigenvalues. Name the model.")
             if self._config not in (FarmsConfig(), report.config):
                 raise ValueError(f"options must be those of the report, got others than in {name!r}. Leave them out.")
-            return Measured(report, None)
+            return Opened(name, None, report)
         reader = self._open(name, revision)
         layers = [layer.name for index in range(len(reader)) for layer in reader.metadata(index).layers]
         _matching([*layers, *(view.name for view in reader.outside if self._outside)], esd)
-        return Measured(self._analyze(reader, self._config, name), reader)
+        return Opened(name, reader, None)
 
-    def comparison(self, first: Measured, other: str) -> SpectralComparison:
-        """Measure another model as the first was, and compare."""
-        report = _saved(other)
-        if report is None:
-            config, reader = first.report.config, self._open(other, None)
-            if model_rows(reader, config) != first.report.window_rows:
-                config = measurement_of(first.report)
-            report = self._analyze(reader, config, other)
-        return compare_spectra(first.report, report)
+    def open_other(self, first: Opened, name: str) -> Opened:
+        """Open what the first model is compared with, and refuse what cannot be, before either is measured.
+
+        Raises:
+            ValueError: a report that was measured otherwise, or blocks that cannot be matched.
+        """
+        report = _saved(name)
+        other = Opened(name, None if report is not None else self._open(name, None), report)
+        check_blocks_match(_block_names(first), _block_names(other))
+        if report is not None:
+            check_alike(self._planned(first), measurement_of(report))
+        return other
+
+    def of(self, model: Opened) -> Measured:
+        """Measure a model; a report is measured already."""
+        if model.reader is None:
+            assert model.report is not None
+            return Measured(model.report, None)
+        return Measured(self._analyze(model.reader, self._config, model.name), model.reader)
+
+    def comparison(self, first: Opened, other: Opened) -> SpectralComparison:
+        """Measure two models, the other as the first was, and compare."""
+        measured, report = self.of(first).report, other.report
+        if other.reader is not None:
+            config = measured.config
+            if model_rows(other.reader, config) != measured.window_rows:
+                config = measurement_of(measured)
+            report = self._analyze(other.reader, config, other.name)
+        assert report is not None
+        return compare_spectra(measured, report)
+
+    def _planned(self, model: Opened) -> FarmsConfig:
+        """How a model will be measured, or was."""
+        if model.reader is None:
+            assert model.report is not None
+            return measurement_of(model.report)
+        rows = model_rows(model.reader, self._config)
+        return self._config if rows is None else replace(self._config, window_rows=rows)
 
     def _open(self, name: str, revision: str | None) -> BlockReader:
         return open_model(
@@ -97,6 +142,23 @@ class Measurement:
 
 def _saved(name: str) -> SpectralReport | None:
     return SpectralReport.load(name) if name.endswith(".json") and Path(name).is_file() else None
+
+
+def check_there(name: str) -> None:
+    """Refuse a name under which there is neither a model nor a report, at the price of one small file.
+
+    Raises:
+        HfFarmsError: there is nothing, or not what it should be.
+    """
+    if _saved(name) is None:
+        require_model(name)
+
+
+def _block_names(model: Opened) -> list[str]:
+    if model.report is not None:
+        return [block.name for block in model.report.blocks]
+    assert model.reader is not None
+    return [model.reader.metadata(index).name for index in range(len(model.reader))]
 
 
 def check_places(output: Path | None, figures: Path | None) -> None:

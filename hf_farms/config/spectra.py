@@ -28,7 +28,7 @@ class FarmsConfig:
         windows_per_dim: windows along each side, evenly spread. "auto": 8.
         fit: where the tail starts. "mid": at the median; "peak": by KS distance, near the fullest bin of the
             histogram of log10 eigenvalues; "goodness_of_fit": by KS distance among all eigenvalues.
-        tail_divisor: the `mid` tail starts at index int(N / tail_divisor).
+        tail_divisor: the `mid` tail starts at index int(N / tail_divisor); above 1, as 1 leaves no tail.
         released_peak_bound: reproduce the unit slip of the released `peak` (log10 of the lower bound compared with
             the eigenvalue itself), to compare with published numbers.
         block_score: how the alphas of a block's roles become one number: "mean" (as published), "median", "trimmed"
@@ -55,11 +55,14 @@ class FarmsConfig:
         )
         check_choice("fit", self.fit, FITS)
         check_choice("block_score", self.block_score, BLOCK_SCORES)
+        divisor = self.tail_divisor
         check(
-            is_number(self.tail_divisor) and 1 <= self.tail_divisor < float("inf"),
+            # Other fits than `mid` do not read it, and older reports have 1 there.
+            is_number(divisor) and (1 < divisor < float("inf") or (divisor == 1 and self.fit != "mid")),
             "tail_divisor",
-            "a number of at least 1",
-            self.tail_divisor,
+            "a number above 1",
+            divisor,
+            "The tail begins at eigenvalue N / tail_divisor: 1 leaves nothing of it.",
         )
 
     @classmethod

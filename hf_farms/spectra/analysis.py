@@ -95,7 +95,7 @@ def analyze(
         window_rows=rows,
         blocks=_with_scores(blocks, config),
         outside=tuple(records.get(len(source), ())),
-        notes=(*left_out, *_notes(tasks, [found[task.block, task.position] for task in tasks], rows)),
+        notes=(*left_out, *_notes(tasks, [found[task.block, task.position] for task in tasks], rows, config)),
     )
 
 
@@ -245,7 +245,9 @@ def _left_out(skipped: Sequence[LayerMetadata], measured: int, rows: int | None)
     return (note,)
 
 
-def _notes(tasks: Sequence[_Task], layers: Sequence[LayerRecord], rows: int | None) -> tuple[str, ...]:
+def _notes(
+    tasks: Sequence[_Task], layers: Sequence[LayerRecord], rows: int | None, config: FarmsConfig
+) -> tuple[str, ...]:
     lowered = [task.layer.name for task in tasks if task.plan.lowered]
     single = [layer for layer in layers if layer.num_windows == 1]
     unfitted = [layer.name for layer in layers if layer.alpha is None]
@@ -260,7 +262,8 @@ def _notes(tasks: Sequence[_Task], layers: Sequence[LayerRecord], rows: int | No
             f"{len(single)} of {len(layers)} layers have a single window: no standard error, and no shrinkage for them."
         )
     if unfitted:
-        notes.append(
-            f"{len(unfitted)} layers have no tail to fit (all zero, or one distinct eigenvalue), first {unfitted[0]}."
-        )
+        # A tail of `mid` that starts so late can hold one eigenvalue only.
+        late = config.fit == "mid" and config.tail_divisor < FarmsConfig.tail_divisor
+        reasons = f"all zero, one distinct eigenvalue{f', or tail_divisor {config.tail_divisor}' if late else ''}"
+        notes.append(f"{len(unfitted)} layers have no tail to fit ({reasons}), first {unfitted[0]}.")
     return tuple(notes)

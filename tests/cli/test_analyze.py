@@ -44,6 +44,7 @@ def test_a_comparison_is_a_table_json_a_file_and_a_figure(folders, tmp_path):
     assert "difference" in table.stdout
     assert "blocks differ by more than two standard errors" in said(table)
     assert [path.name for path in (tmp_path / "f").iterdir()] == ["comparison.png"]
+    assert f"Figures are in {tmp_path / 'f'}." in " ".join(table.stdout.split())
     done = run("analyze", folders[0], "--compare", folders[1], "--format", "json", "-o", tmp_path / "c.json")
     comparison = SpectralComparison.from_json(done.stdout)
     assert SpectralComparison.load(tmp_path / "c.json") == comparison
@@ -76,20 +77,15 @@ def test_figures_of_one_model(folders, tmp_path):
     done = run("analyze", folders[0], "--figures", tmp_path / "f", "--esd", "*layers.1.mlp.*", "--outside", "-q")
     assert done.exit_code == 0, done.output
     assert {path.name for path in (tmp_path / "f").iterdir()} == {"alpha_by_depth.png", "alpha_by_role.png", "esd.png"}
+    assert f"Figures are in {tmp_path / 'f'}." in said(done)
+    assert all(float(line) > 1 for line in done.stdout.splitlines())
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--esd", "x"], "esd must come with a folder for the figure, got none"),
         (["--figures", "f", "--esd", "layers.0.up"], "got 'layers.0.up'. Did you mean 'model.layers."),
-        (["--block-score", "max"], "block_score must be one of mean, median, trimmed, standardised, got 'max'"),
         (["--compare", "no/such/model"], "model must be a hub id or an existing folder, got 'no/such/model'"),
-        (["--window-rows", "many"], "window_rows must be a number or auto, got 'many'"),
-        (["--device", "nowhere"], "device must be one that is there, such as cpu or cuda:0, got 'nowhere'"),
-        (["--device", "meta"], "device must be one that is there"),
-        (["--tail-divisor", "0.5"], "tail_divisor must be a number of at least 1, got 0.5"),
-        (["--figures", "f", "--esd", "*", "--compare", "demo"], "esd must be of one model, got --compare too"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(arguments, message, folders, tmp_path, monkeypatch):
@@ -99,6 +95,40 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(arguments, message, fo
     assert message in said(done)
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ("./nowhere", "model must be a hub id or an existing folder, got './nowhere'"),
+        ("no/such-model", "'no/such-model' is not on this machine and the Hub is switched off"),
+        ("notes.txt", "model must be a folder or a hub id, got the file 'notes.txt'"),
+        ("broken.json", "report must be a JSON object"),
+        ("empty", "model folder must have a config.json, got 'empty' without"),
+        ("bare", "model folder must have weights (*.safetensors), got 'bare' without"),
+        ("other.json", "spectra must be measured alike, got fit 'mid' and 'peak'"),
+        ("gpt2", "blocks of the same names or the same number of blocks, got 3 and 2 blocks without a name in common"),
+    ],
+)
+def test_what_cannot_be_compared_with_is_refused_before_anything_is_measured(
+    other, message, folders, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("not a report")
+    Path("broken.json").write_text("{")
+    Path("empty").mkdir()
+    tiny("llama").config.save_pretrained("bare")
+    if other == "other.json":
+        run("analyze", folders[1], "--fit", "peak", "-o", other, "-q")
+    if other == "gpt2":
+        from families import family_model
+
+        family_model("gpt2").save_pretrained(other)
+    done = run("analyze", folders[0], "--compare", other)
+    assert done.exit_code == 1
+    assert message in said(done)
+    assert "Measuring" not in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

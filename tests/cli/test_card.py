@@ -110,7 +110,6 @@ def prepare(kind, folder):
         ("newer", [], "schema_version must be 1, got 2. Upgrade hf-farms: pip install -U hf-farms."),
         ("broken", [], "report must be a JSON object"),
         ("other", [], "report must be a PruneReport"),
-        ("", ["--repo-id", "a b"], "repo_id must be a valid repository name, got 'a b'"),
         ("", ["-o", "no/such/folder/card.md"], "output must be a file in an existing folder"),
         ("", ["-o", "."], "output must be a file in an existing folder"),
     ],

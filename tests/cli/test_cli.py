@@ -161,27 +161,13 @@ def prepare_bert(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prune", "demo", "--sparsity", "1"], "sparsity must be at least 0 and below 1, got 1.0"),
-        (["prune", "demo", "--method", "obd"], "method must be one of magnitude, wanda, sparsegpt, got 'obd'"),
-        (["prune", "demo", "--pattern", "2:4"], "allocation must be 'uniform' for pattern '2:4', got 'farms'"),
-        (["prune", "demo", "--pattern", "4:2"], "pattern must be N:M with N below M, got '4:2'"),
-        (
-            ["prune", "demo", "--pattern", "1:4", "--allocation", "uniform"],
-            "sparsity must be 0.75 for pattern '1:4', got 0.5",
-        ),
-        (["prune", "demo", "--allocation", "owl"], "allocation must be one of uniform, farms, alpha, got 'owl'"),
         (["prune", "demo", "--calibration", "none.txt"], "text must be an existing file, got 'none.txt'"),
         (["prune", "demo", "--evaluation", "none.txt"], "text must be an existing file, got 'none.txt'"),
-        (["prune", "demo", "--dtype", "int3"], "dtype must be auto, float32, bfloat16 or float16, got 'int3'"),
         (["prune", "./nowhere"], "model must be a hub id or an existing folder, got './nowhere'"),
         (["analyze", "EMPTY"], "model folder must have a config.json"),
-        (["analyze", "demo", "--window-rows", "many"], "window_rows must be a number or auto, got 'many'"),
-        (["analyze", "demo", "--fit", "best"], "fit must be one of mid, peak, goodness_of_fit, got 'best'"),
         (["prune", "SHORT"], "model must be a folder or a hub id, got the file 'SHORT'"),
         (["prune", "demo", "--evaluation", "SHORT"], "evaluation text must have at least 256 tokens, got 3 in 'SHORT'"),
         (["prune", "none.yaml"], "recipe must be a readable file, got 'none.yaml'"),
-        (["prune", "none.yaml", "-s", "0.3"], "--sparsity must be left out beside a recipe, which says it"),
-        (["prune", "demo", "--no-private"], "--private must come with --push, got it without"),
         (["prune", "demo", "-o", "THEIRS"], "which is a folder that hf-farms did not write"),
         (["analyze", "no/such-model"], "'no/such-model'"),
         (["prune", "BERT"], "perplexity must be measured on a causal language model, got BertForMaskedLM"),
@@ -213,14 +199,80 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(arguments, message, tmp_pa
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
+def test_a_model_that_writes_its_own_calibration_text_needs_no_tokenizer(stream, tmp_path, llama):
+    llama.save_pretrained(tmp_path / "m")
+    small = ["--calibration", "self", "--calibration-samples", "2", "--calibration-length", "16"]
+    done = run("prune", tmp_path / "m", *small, "--evaluation", "none", stream, "-o", tmp_path / "o", "-q")
+    assert done.exit_code == 0, done.output
+    assert PruneReport.load(tmp_path / "o" / "hf_farms_report.json").calibration.num_tokens == 32
+    assert not list((tmp_path / "o").glob("tokenizer*"))
+    done = run("prune", tmp_path / "m", *small, "-o", tmp_path / "p")
+    assert "model must have a tokenizer" in " ".join(done.stderr.split())
+
+
 def test_debug_keeps_the_traceback():
     done = run("prune", "demo", "--sparsity", "2", "--debug")
     assert isinstance(done.exception, ValueError)
 
 
-def test_usage_errors_have_status_2():
-    assert run("prune").exit_code == 2
-    assert run("prune", "demo", "--no-such-option").exit_code == 2
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prune"], "Missing argument"),
+        (["prune", "demo", "--no-such-option"], "No such option"),
+        (["prune", "demo", "--seed", "one"], "valid integer"),
+        (["prune", "demo", "--sparsity", "1"], "sparsity must be at least 0 and below 1, got 1.0"),
+        (["prune", "demo", "--sparsity", "nan"], "sparsity must be at least 0 and below 1, got nan"),
+        (["prune", "demo", "--spread", "inf"], "spread must be at least 0 and below 1, got inf"),
+        (["prune", "demo", "--method", "obd"], "method must be one of magnitude, wanda, sparsegpt, got 'obd'"),
+        (["prune", "demo", "--pattern", "2:4"], "allocation must be 'uniform' for pattern '2:4', got 'farms'"),
+        (["prune", "demo", "--pattern", "4:2"], "pattern must be N:M with N below M, got '4:2'"),
+        (["prune", "demo", "--pattern", "dense"], "pattern must be 'unstructured', 'N:M' with two numbers"),
+        (
+            ["prune", "demo", "--pattern", "1:4", "--allocation", "uniform"],
+            "sparsity must be 0.75 for pattern '1:4', got 0.5",
+        ),
+        (["prune", "demo", "--allocation", "owl"], "allocation must be one of uniform, farms, alpha, got 'owl'"),
+        (["prune", "demo", "--calibration-length", "1"], "sequence_length must be an integer of at least 2, got 1"),
+        (["prune", "demo", "--evaluation-windows", "-1"], "max_windows must be None or a positive integer, got -1"),
+        (["prune", "demo", "--dtype", "int3"], "dtype must be auto, float32, bfloat16 or float16, got 'int3'"),
+        (
+            ["prune", "demo", "--device", "tpu:9"],
+            "device must be one that is there, such as cpu or cuda:0, got 'tpu:9'",
+        ),
+        (["prune", "none.yaml", "-s", "0.3"], "--sparsity must be left out beside a recipe, which says it"),
+        (["prune", "demo", "--no-private"], "--private must come with --push, got it without"),
+        (["prune", "demo", "--push", "--repo-id", "a b"], "repo_id must be a valid repository name, got 'a b'"),
+        (["push", "folder", "--repo-id", "a/b/c"], "repo_id must be a valid repository name, got 'a/b/c'"),
+        (["push", "folder", "--create-pr", "--revision", "v2"], "revision must be left out beside --create-pr"),
+        (["card", "folder", "--repo-id", "a b"], "repo_id must be a valid repository name, got 'a b'"),
+        (["analyze", "demo", "--window-rows", "many"], "window_rows must be a number or auto, got 'many'"),
+        (["analyze", "demo", "--window-rows", "0"], "window_rows must be 'auto', None or a positive integer, got 0"),
+        (["analyze", "demo", "--windows-per-dim", "1.5"], "windows_per_dim must be a number or auto, got '1.5'"),
+        (["analyze", "demo", "--fit", "best"], "fit must be one of mid, peak, goodness_of_fit, got 'best'"),
+        (["analyze", "demo", "--aspect-ratio", "nan"], "aspect_ratio must be a positive number, got nan"),
+        (["analyze", "demo", "--tail-divisor", "1"], "tail_divisor must be a number above 1, got 1.0"),
+        (["analyze", "demo", "--block-score", "max"], "block_score must be one of mean, median, trimmed, standardised"),
+        (["analyze", "demo", "--device", "meta"], "device must be one that is there"),
+        (["analyze", "demo", "--esd", "x"], "esd must come with a folder for the figure, got none"),
+        (["analyze", "demo", "--format", "xml"], "format must be one of auto, human, agent, json, quiet, got 'xml'"),
+        (["eval", "demo", "--metrics", "accuracy"], "metrics must be of perplexity, sparsity, or none, got 'accuracy'"),
+        (["eval", "demo", "--metrics", "none"], "metrics must not be none without tasks"),
+        (["eval", "demo", "--batch-size", "0"], "batch_size must be a positive number or auto, got '0'"),
+        (["eval", "demo", "--context-length", "1"], "context_length must be an integer of at least 2, got 1"),
+        (["eval", "demo", "--text", "none"], "text must be one to measure on, got 'none'"),
+        (["eval", "demo", "--dtype", "int3"], "dtype must be auto, float32, bfloat16 or float16, got 'int3'"),
+        (["eval", "demo", "--device", "nowhere"], "device must be one that is there"),
+    ],
+)
+def test_usage_errors_have_status_2_and_leave_nothing(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments)
+    assert done.exit_code == 2, done.output
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_without_blocks_is_refused(tmp_path):

@@ -169,19 +169,21 @@ def test_lines_of_a_resumed_stage_count_only_this_run():
     assert shown == ["Measuring: 80 of 100", "Measuring: 90 of 100, 0:01:40 so far, 0:01:40 left"]
 
 
-def test_a_short_stage_is_one_line_and_a_slow_one_is_not_silent():
+def test_a_short_stage_is_its_first_and_its_last_step_and_a_slow_one_is_not_silent():
     clock, shown = Clock(), []
     tell = Lines(shown.append, clock=clock)
     for done in range(1, 101):
         clock.now += 0.01
         tell("short", done, 100)
-    assert shown == ["short: 1 of 100"]
+    assert shown == ["short: 1 of 100", "short: 100 of 100, 0:00:01 so far, 0:00:00 left"]
+    tell("at once", 3, 3)
+    assert shown.pop() == "at once: 3 of 3"
     for done in range(1, 5):
         clock.now += 700
         tell("slow", done, 1000)
-    assert shown[1] == "slow: 1 of 1000"
-    assert shown[2] == "slow: 2 of 1000, 0:11:40 so far, 8 days, 2:03:20 left"
-    assert len(shown) == 5
+    assert shown[2] == "slow: 1 of 1000"
+    assert shown[3] == "slow: 2 of 1000, 0:11:40 so far, 8 days, 2:03:20 left"
+    assert len(shown) == 6
 
 
 def test_a_stage_that_begins_again_is_a_stage_of_its_own():
