@@ -13,10 +13,12 @@ Warning:
         └── HfFarmsWarning           the result is right, but not what one might assume
             └── NoEffectWarning      what was asked for changes nothing
 
-Every message is one sentence that says what must hold, what was found, and what to do.
+Every message is one sentence that says what must hold, what was found, and what to do; secrets in it are masked.
 """
 
 from __future__ import annotations
+
+from hf_farms.masking import mask_secrets
 
 __all__ = ["DataError", "HfFarmsError", "HfFarmsWarning", "HubError", "ModelError", "NoEffectWarning", "OutputError"]
 
@@ -30,8 +32,8 @@ class HfFarmsError(Exception):
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(mask_secrets(message))
+        self.hint = mask_secrets(hint) if hint is not None else None
 
 
 class ModelError(HfFarmsError):
@@ -52,6 +54,9 @@ class HubError(HfFarmsError):
 
 class HfFarmsWarning(UserWarning):
     """The result is right, but not what one might assume."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(mask_secrets(item) if isinstance(item, str) else item for item in args))
 
 
 class NoEffectWarning(HfFarmsWarning):

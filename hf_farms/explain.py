@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hf_farms.errors import HfFarmsError, HubError, ModelError
+from hf_farms.masking import mask_error, mask_secrets
 
 __all__ = ["LOGIN", "chain", "explain", "first_line", "known_error", "status_of"]
 
@@ -34,7 +35,8 @@ def explain(error: BaseException, *, what: str) -> HfFarmsError:
 
 
 def known_error(error: BaseException, what: str) -> HfFarmsError | None:
-    """The sentence of the outermost error in the chain that has one."""
+    """The sentence of the outermost error in the chain that has one; secrets in the chain are masked."""
+    mask_error(error)
     for cause in chain(error):
         found = cause if isinstance(cause, HfFarmsError) else _model_error(cause, what) or _hub_error(cause, what)
         if found is not None:
@@ -96,7 +98,7 @@ def _hub_error(cause: BaseException, what: str) -> HubError | None:
 def _endpoint() -> str:
     from huggingface_hub import constants
 
-    return str(constants.ENDPOINT)
+    return mask_secrets(str(constants.ENDPOINT))
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, TypeVar
 
 from hf_farms.explain import chain, status_of
+from hf_farms.masking import remember_secret
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,6 +39,7 @@ def client(token: str | None = None) -> HfApi:
     """The client of the Hub, under our name; without a token the one that is logged in."""
     from huggingface_hub import HfApi
 
+    remember_secret(token)
     return HfApi(token=token, library_name="hf-farms", library_version=version("hf-farms"))
 
 

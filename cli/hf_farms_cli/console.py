@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import sys
 import traceback
@@ -19,6 +20,7 @@ from typing import Any, ParamSpec
 import typer
 
 from hf_farms.errors import HfFarmsError, HfFarmsWarning
+from hf_farms.masking import mask_error, mask_secrets
 from hf_farms_cli.interrupts import interrupts
 from hf_farms_cli.options import FORMATS, Format, UsageError
 from hf_farms_cli.progress import Lines, Stages, bars
@@ -153,9 +155,13 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             # The reader of our output (such as `head`) has seen enough; nothing may be flushed to it at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(141) from None
-        except (typer.Exit, typer.Abort, typer.BadParameter):
+        except (typer.Exit, typer.Abort):
+            raise
+        except typer.BadParameter as error:
+            error.message = mask_secrets(error.message)
             raise
         except Exception as error:
+            mask_error(error)
             if debug:
                 raise
             if interrupts.asked:
@@ -177,7 +183,7 @@ def _explain(error: Exception) -> None:
     if type(error).__name__ == "OutOfMemoryError":  # of torch, for any device
         hint = "Free memory of the device, or choose another --device."
     elif not isinstance(error, (HfFarmsError, ValueError, OSError)):
-        traceback.print_exc()
+        err.print(traceback.format_exc(), markup=False)
         hint = "This should not happen. Report it with the output of `hf-farms env`."
     err.print(f"[red]Error:[/red] {_plain(' '.join(str(error).split()))}")
     if hint:
@@ -212,9 +218,29 @@ def _quiet_libraries(debug: bool) -> Iterator[None]:
             err.print(f"{category.__name__}: {message}", markup=False)
 
     _warned.clear()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _masked_logs():
         warnings.showwarning = show
         yield
+
+
+@contextmanager
+def _masked_logs() -> Iterator[None]:
+    """No secrets in what libraries log, such as the URL of a request that is made again."""
+    make = logging.getLogRecordFactory()
+
+    def masked(*args: Any, **options: Any) -> logging.LogRecord:
+        record = make(*args, **options)
+        try:
+            record.msg, record.args = mask_secrets(record.getMessage()), ()
+        except (TypeError, ValueError):  # its arguments do not fit: logging itself says so
+            pass
+        return record
+
+    logging.setLogRecordFactory(masked)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(make)
 
 
 def quiet_transformers() -> None:

@@ -7,8 +7,8 @@ import os
 import platform
 import sys
 from typing import Any
-from urllib.parse import urlsplit
 
+from hf_farms.masking import mask_secrets
 from hf_farms_cli.console import check_format, err, guarded, say
 from hf_farms_cli.options import DebugOption, FormatOption, JsonOption, QuietOption
 
@@ -105,7 +105,7 @@ def _hub() -> dict[str, Any]:
         from huggingface_hub.utils import is_agent  # type: ignore[attr-defined]
 
         return {
-            "HF_ENDPOINT": _without_password(constants.ENDPOINT),
+            "HF_ENDPOINT": mask_secrets(constants.ENDPOINT),
             "HF_HOME": constants.HF_HOME,
             "HF_HUB_OFFLINE": constants.HF_HUB_OFFLINE,
             "has token": get_token() is not None,
@@ -113,11 +113,6 @@ def _hub() -> dict[str, Any]:
         }
     except Exception as error:
         return {"huggingface_hub cannot be used": " ".join(f"{type(error).__name__}: {error}".split())}
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _text(value: Any) -> str:

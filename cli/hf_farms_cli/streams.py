@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from hf_farms.masking import mask_secrets
 from hf_farms.parallel import is_main_process
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ class Stream:
             self._styled, self._console = wanted, None
 
     def print(self, text: RenderableType, *, markup: bool = True, soft_wrap: bool = True) -> None:
-        """Print text, not wrapped, or whatever rich can draw."""
+        """Print text, not wrapped and without secrets, or whatever rich can draw."""
+        if isinstance(text, str):
+            text = mask_secrets(text)
         self.console.print(text, markup=markup, soft_wrap=soft_wrap)
 
 
@@ -53,6 +56,6 @@ out, err = Stream(stderr=False), Stream(stderr=True)
 
 
 def say(text: str, *, newline: bool = True) -> None:
-    """Print data to stdout as it is."""
+    """Print data to stdout as it is, but for secrets."""
     if IS_MAIN:
-        typer.echo(text, nl=newline)
+        typer.echo(mask_secrets(text), nl=newline)

@@ -11,6 +11,7 @@ from hf_farms.errors import NoEffectWarning
 from hf_farms.hub.checks import PushPlan, preflight
 from hf_farms.hub.explained import explained
 from hf_farms.hub.folders import IGNORED, check_folder, folder_report, is_published, replaced_weights
+from hf_farms.masking import mask_secrets
 from hf_farms.requests import client, retried
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ def _is_gated(repo_id: str, token: str | None) -> bool:
 
 
 def _upload(api: HfApi, plan: PushPlan, folder: Path, message: str) -> str:
-    url = f"{api.endpoint}/{plan.repo_id}"
+    # Where the endpoint has a password, it is nobody's business who reads the URL.
+    url = f"{mask_secrets(api.endpoint)}/{plan.repo_id}"
     revision = plan.revision
     if revision is not None:
         url = f"{url}/tree/{revision}"
@@ -160,10 +162,10 @@ def _open_request(api: HfApi, plan: PushPlan, title: str) -> tuple[str, str] | N
     )
     for request in requests:
         if request.is_pull_request and request.title == title and request.status in ("draft", "open"):
-            return f"refs/pr/{request.num}", request.url
+            return f"refs/pr/{request.num}", mask_secrets(request.url)
     return None
 
 
 def _new_request(api: HfApi, plan: PushPlan, title: str) -> tuple[str, str]:
     request = api.create_pull_request(plan.repo_id, title=title)
-    return f"refs/pr/{request.num}", request.url
+    return f"refs/pr/{request.num}", mask_secrets(request.url)
