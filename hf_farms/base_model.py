@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from hf_farms.errors import HfFarmsError, HfFarmsWarning, HubError, ModelError
 from hf_farms.explain import explain
 from hf_farms.licences import duties_of
 from hf_farms.output import replacing, writing
+from hf_farms.own_files import copy_file, describe_kind, is_own_file
 from hf_farms.reports import BaseModelRecord
 from hf_farms.requests import client, retried
 
@@ -110,6 +110,8 @@ def _card_of(folder: Path) -> dict[str, Any] | None:
     """Front matter of a README.md; None: no such file, or none that can be read."""
     from huggingface_hub import ModelCard
 
+    if not (folder / "README.md").is_file():  # a pipe of that name would be waited for
+        return None
     try:
         return _plain_card(ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data)
     except Exception:  # a card is text of others: yaml and the card class raise their own
@@ -117,7 +119,7 @@ def _card_of(folder: Path) -> dict[str, Any] | None:
 
 
 def _files_in(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if path.is_file()]
+    return [path.name for path in folder.iterdir() if is_own_file(path)]
 
 
 def _plain_card(data: Any) -> dict[str, Any]:
@@ -162,6 +164,8 @@ def _first(value: object) -> str | None:
 def copy_licence_files(base: BaseModelRecord | Path, folder: Path, *, token: str | None = None) -> tuple[str, ...]:
     """Put the licence files of the dense model into a folder, and the NOTICE that its licence asks for.
 
+    Only regular files are copied: a link of a local model may lead to anything. What is left out is said by a warning.
+
     Args:
         base: of a model on the Hub, at its recorded commit; or the folder of a local one.
         folder: where they go; files of the same name are replaced.
@@ -178,13 +182,14 @@ def copy_licence_files(base: BaseModelRecord | Path, folder: Path, *, token: str
     if isinstance(base, Path):
         record = _record(base.absolute().name, None, _card_of(base), files=_files_in(base), local=True)
         found = {name: base / name for name in record.files}
+        _warn_of_left_out(base)
     else:
         record, found = base, _downloaded(base, token)
     duties = duties_of(record)
     with writing(folder):
         for name, path in found.items():
             with replacing(folder / name) as unfinished:
-                shutil.copyfile(path, unfinished)
+                copy_file(path, unfinished)
         notice = duties.notice if duties is not None else None
         if notice is None or any(name.upper().startswith(NOTICE) for name in found):
             return tuple(found)
@@ -193,12 +198,26 @@ def copy_licence_files(base: BaseModelRecord | Path, folder: Path, *, token: str
     return (*found, NOTICE)
 
 
+def _warn_of_left_out(folder: Path) -> None:
+    names = sorted(path.name for path in folder.iterdir() if LICENCE_FILE.fullmatch(path.name))
+    left = {name: describe_kind(folder / name) for name in names if not is_own_file(folder / name)}
+    for name, kind in left.items():
+        if kind != "a folder":
+            warnings.warn(
+                f"{name} of {str(folder)!r} is not copied, as it is {kind}. If it is the licence, put the file itself "
+                "there.",
+                HfFarmsWarning,
+                stacklevel=3,
+            )
+
+
 def _downloaded(base: BaseModelRecord, token: str | None) -> dict[str, Path]:
     from huggingface_hub import hf_hub_download
 
     found = {}
     for name in base.files:
         with asking_about(base.repo_id, base.revision):
+            # The client's own copy, whatever the cache makes of it.
             found[name] = Path(
                 retried(
                     lambda name=name: hf_hub_download(  # type: ignore[misc]
@@ -206,7 +225,7 @@ def _downloaded(base: BaseModelRecord, token: str | None) -> dict[str, Path]:
                     ),
                     what=f"Downloading {name}",
                 )
-            )
+            ).resolve()
     return found
 
 

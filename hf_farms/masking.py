@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import stat
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote
@@ -16,7 +18,9 @@ MASK = "***"
 # Shorter ones would mask parts of ordinary words.
 SHORTEST = 6
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "HF_API_TOKEN")
-URL_VARIABLES = ("HF_ENDPOINT", "HF_INFERENCE_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
+URL_VARIABLES = ("HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "https_proxy", "http_proxy", "all_proxy")
+# Without any of these there is nothing to mask but what is known.
+SIGNS = re.compile(r"[@=]|hf_|eyJ|api_org_|Bearer|Basic")
 
 # `user:password@` of a URL, up to the last @ before the path. The host stays.
 USER_INFO = re.compile(r"""\b([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#'"<>]*@""")
@@ -46,6 +50,8 @@ def mask_secrets(text: str) -> str:
         return text
     for secret in _known():
         text = text.replace(secret, MASK)
+    if not SIGNS.search(text):
+        return text
     text = BARE_USER_INFO.sub("", USER_INFO.sub(r"\1", text))
     text = QUERY.sub(rf"\1{MASK}", PARAMETER.sub(rf"\1{MASK}", text))
     return TOKEN.sub(MASK, HEADER.sub(rf"\1{MASK}", text))
@@ -76,15 +82,17 @@ def remember_secret(secret: str | None) -> None:
         _remembered.add(secret)
 
 
-def _known() -> list[str]:
+def _known() -> tuple[str, ...]:
     """Secrets that are known to this process, the longest first."""
-    found = set(_remembered)
-    found |= {os.environ.get(name, "").strip() for name in TOKEN_VARIABLES}
-    for name in URL_VARIABLES:
-        for written in (name, name.lower()):
-            found |= _passwords(os.environ.get(written, ""))
-    found.add(_saved_token())
-    return sorted((secret for secret in found if len(secret) >= SHORTEST), key=len, reverse=True)
+    here = os.environ.get
+    tokens = (*map(here, TOKEN_VARIABLES), _saved_token(), *_remembered)
+    return _longest_first(tokens, tuple(map(here, URL_VARIABLES)))
+
+
+@lru_cache(maxsize=4)
+def _longest_first(tokens: tuple[str | None, ...], urls: tuple[str | None, ...]) -> tuple[str, ...]:
+    found = {(token or "").strip() for token in tokens}.union(*(_passwords(url or "") for url in urls))
+    return tuple(sorted((secret for secret in found if len(secret) >= SHORTEST), key=len, reverse=True))
 
 
 def _passwords(url: str) -> set[str]:
@@ -97,11 +105,20 @@ def _passwords(url: str) -> set[str]:
 
 def _saved_token() -> str:
     """What `hf auth login` has saved."""
-    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    home = os.environ.get("HF_HOME", f"{cache}/huggingface")
-    path = Path(os.environ.get("HF_TOKEN_PATH", f"{home}/token"))
+    path = _token_path(*map(os.environ.get, ("HF_TOKEN_PATH", "HF_HOME", "XDG_CACHE_HOME", "HOME")))
     try:
-        path = path.expanduser()
-        return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
-    except (OSError, ValueError, RuntimeError):  # not ours to read, or no home
+        found = os.stat(path)
+        return _read_token(path, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else ""
+    except (OSError, ValueError):  # not there, or not ours to read
         return ""
+
+
+@lru_cache(maxsize=4)
+def _token_path(token: str | None, hub: str | None, cache: str | None, _home: str | None) -> str:
+    home = hub or os.path.join(cache or "~/.cache", "huggingface")
+    return os.path.expanduser(token or os.path.join(home, "token"))
+
+
+@lru_cache(maxsize=4)
+def _read_token(path: str, _changed: int) -> str:
+    return Path(path).read_text(encoding="utf-8").strip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from hf_farms.demo import demo_model
 from hf_farms.errors import HfFarmsError, HfFarmsWarning, ModelError
 from hf_farms.original import find_original
 from hf_farms.refusals import ADAPTER, adapter_error, custom_code_error, refuse_pointers
+from hf_farms.shards import ENDINGS, shard_names
 
 __all__ = [
     "Place",
@@ -125,8 +125,9 @@ def weight_files(name: str, path: str, revision: str | None, *, allow_pickle: bo
         where = cached_file(path, file, revision=revision, _raise_exceptions_for_missing_entries=False)
         return Path(where) if where else None
 
+    _check_indices(Path(path))
     for single in (SAFE, PICKLED):
-        # In the order of transformers, where there are both.
+        # In the order of transformers: a whole file comes before shards.
         whole = found(single)
         index = None if whole else found(f"{single}.index.json")
         if not index and not whole:
@@ -139,19 +140,27 @@ def weight_files(name: str, path: str, revision: str | None, *, allow_pickle: bo
         if whole:
             return [whole]
         assert index is not None
-        # A shard that is missing in a folder is named when it is opened.
-        return [found(shard) or index.parent / shard for shard in _shards(index)]
+        return [_shard(found(shard), shard, index) for shard in shard_names(index)]
     raise ModelError(f"model must have weights ({SAFE}, or shards with an index), got {name!r} without.")
 
 
-def _shards(index: Path) -> list[str]:
-    try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+def _check_indices(folder: Path) -> None:
+    """Refuse an index that leads out of the folder, though it is not the one that is read: others may read it."""
+    for index in sorted(folder.glob("*.index.json")) if folder.is_dir() else ():
+        if index.is_file() and index.name.endswith(tuple(ENDINGS)):
+            try:
+                shard_names(index)
+            except ModelError as error:
+                if error.__cause__ is None:  # else it is damaged, which is said where it is needed
+                    raise
+
+
+def _shard(found: Path | None, name: str, index: Path) -> Path:
+    if found is None:
         raise ModelError(
-            f"index of the shards must be JSON with a weight_map, got a damaged {index.name}.",
-            hint="Download the model again.",
-        ) from error
+            f"checkpoint must be complete, got {index.parent} without {name}.", hint="Download the model again."
+        )
+    return found
 
 
 def quantisation_of(config: Any) -> str | None:

@@ -13,7 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -230,10 +230,9 @@ def _masked_logs() -> Iterator[None]:
 
     def masked(*args: Any, **options: Any) -> logging.LogRecord:
         record = make(*args, **options)
-        try:
+        # Of arguments that do not fit, logging itself says so.
+        with suppress(TypeError, ValueError):
             record.msg, record.args = mask_secrets(record.getMessage()), ()
-        except (TypeError, ValueError):  # its arguments do not fit: logging itself says so
-            pass
         return record
 
     logging.setLogRecordFactory(masked)

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from hf_farms.blocks import StreamedBlockSource
 from hf_farms.config import EvaluationConfig
-from hf_farms.errors import HfFarmsWarning
+from hf_farms.errors import HfFarmsWarning, ModelError
 from hf_farms.loading import Loaded, load_model
 from hf_farms.metrics.nll import require_causal
 from hf_farms.metrics.scores import TaskScore
 from hf_farms.metrics.tasks import TaskSuite
 from hf_farms.metrics.zeros import count_model_zeros
+from hf_farms.privacy import is_local
 from hf_farms.reports import REPORT_NAME, EvaluationReport, PruneReport
 from hf_farms_cli.console import Stages, quiet_transformers
 from hf_farms_cli.data import EvaluationText
@@ -29,6 +30,7 @@ from hf_farms_cli.evaluation_results import (
     warn_of_another_text,
     warn_of_other_weights,
 )
+from hf_farms_cli.places import located_report
 from hf_farms_cli.recipe import RECIPE_NAME, Recipe
 
 __all__ = ["Evaluation", "check_model", "evaluate"]
@@ -155,10 +157,17 @@ def check_model(name: str, *, revision: str | None, base: bool | None) -> tuple[
     path = Path(name) / REPORT_NAME
     if base and not Path(name).is_dir():
         path = _from_hub(name, revision) or path
-    report = PruneReport.load(path) if path.is_file() and _is_of_pruning(path) else None
+    report = None
+    if path.is_file() and _is_of_pruning(path):
+        report = located_report(PruneReport.load(path), path.parent)
     if base and report is None:
         raise ValueError(
             f"base must be known from {REPORT_NAME}, which {name!r} does not have. Evaluate the dense model by itself."
+        )
+    if base and report is not None and _is_gone(report):
+        raise ModelError(
+            f"the dense model must be there to be compared with, got {report.model!r}, which is not.",
+            hint="Put it there, or leave the comparison out: --no-base.",
         )
     # A link leads into the cache of the Hub, where nothing may change.
     here = path.parent == Path(name) and not path.is_symlink()
@@ -166,6 +175,12 @@ def check_model(name: str, *, revision: str | None, base: bool | None) -> tuple[
         warnings.warn(f"{name} cannot be written to: the results are only printed.", HfFarmsWarning, stacklevel=2)
         here = False
     return report, report is not None and here
+
+
+def _is_gone(report: PruneReport) -> bool:
+    """Whether the dense model was a folder that is not where the report says, or that says only its last part."""
+    local = report.base is None or report.base.local
+    return local and is_local(report.model) and not Path(report.model).is_dir()
 
 
 def _is_of_pruning(path: Path) -> bool:
@@ -222,6 +237,13 @@ def evaluate(
         warn_of_another_text(result, report)
     written = writes and store(Path(name), result)
     wanted = mine.nll is not None and (known is None or known.dense is None)
+    if base and (wanted or mine.tasks) and report is not None and _is_gone(report):
+        warnings.warn(
+            f"the dense model is not at {report.model!r}, where the report has it: it was not measured.",
+            HfFarmsWarning,
+            stacklevel=2,
+        )
+        base = False
     if base and dense_name is not None and (wanted or mine.tasks):
         # Two models in memory would be one too many.
         gc.collect()

@@ -14,6 +14,7 @@ from hf_farms.errors import HfFarmsWarning
 from hf_farms.metrics.quiet import require_lm_eval
 from hf_farms.metrics.scores import TaskScore, compare_tasks, merge_tasks
 from hf_farms.output import replacing, writing
+from hf_farms.privacy import same_place
 from hf_farms.reports import (
     REPORT_NAME,
     EvaluationReport,
@@ -22,6 +23,7 @@ from hf_farms.reports import (
     PruneReport,
     SparsityScore,
 )
+from hf_farms_cli.places import located_report, remember_report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,8 +94,14 @@ def _differences(text: EvaluationConfig, context_length: int, there: PerplexityR
     return [
         f"{name} {value or 'none'}, there {theirs[name] or 'none'}"
         for name, value in mine.items()
-        if value != theirs[name]
+        if not _is_same(name, value, theirs[name])
     ]
+
+
+def _is_same(name: str, mine: object, theirs: object) -> bool:
+    if name == "text" and isinstance(mine, str) and isinstance(theirs, str):
+        return same_place(mine, theirs)
+    return mine == theirs
 
 
 def warn_of_other_weights(
@@ -203,7 +211,7 @@ def store(folder: Path, result: EvaluationReport) -> bool:
         OutputError: a file could not be written.
     """
     # Read again: another evaluation may have written meanwhile.
-    report = PruneReport.load(folder / REPORT_NAME)
+    report = located_report(PruneReport.load(folder / REPORT_NAME), folder)
     merged = replace(
         report,
         tasks=merge_tasks(report.tasks, result.tasks),
@@ -215,6 +223,7 @@ def store(folder: Path, result: EvaluationReport) -> bool:
     with writing(folder):
         with replacing(folder / REPORT_NAME) as unfinished:
             merged.save(unfinished)
+        remember_report(merged, folder)
         write_card(merged, folder)
     return True
 

@@ -10,6 +10,7 @@ from hf_farms.hub.folders import check_folder
 from hf_farms.output import OutputFolder
 from hf_farms.reports import REPORT_NAME, PruneReport
 from hf_farms.texts import check_source
+from hf_farms_cli.places import known_places
 from hf_farms_cli.recipe import RECIPE_NAME, Recipe
 
 __all__ = ["check_before_work"]
@@ -43,7 +44,9 @@ def _finished(recipe: Recipe, folder: Path, *, baseline: bool) -> PruneReport | 
     """
     if not (folder / REPORT_NAME).exists() or not (folder / RECIPE_NAME).exists():
         return None
-    different = recipe.differences(Recipe.load(folder / RECIPE_NAME))
+    places = known_places(folder)
+    given = recipe.absolute() if places else recipe
+    different = given.differences(Recipe.load(folder / RECIPE_NAME).located(places))
     if different:
         raise OutputError(
             f"output must be a new folder, got {str(folder)!r} with other settings ({'; '.join(different)}).",

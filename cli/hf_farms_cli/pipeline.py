@@ -28,6 +28,7 @@ from hf_farms.spectra.analysis import analyze
 from hf_farms_cli.baseline import uniform_nll
 from hf_farms_cli.console import Stages, quiet_transformers
 from hf_farms_cli.data import Calibration, EvaluationText, perplexity_record, same_text_note
+from hf_farms_cli.places import remember_places
 from hf_farms_cli.recipe import RECIPE_NAME, Recipe, shown_command
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def run_prune(
     )
     _describe(partial, recipe, report, repo_id)
     output.finish()
+    remember_places(folder, recipe.places())
     return report
 
 

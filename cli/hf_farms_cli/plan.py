@@ -88,9 +88,11 @@ def _file_lines(folder: Path, plan: PushPlan) -> list[str]:
     from hf_farms import hub
 
     sizes = {name: path.stat().st_size for name, path in hub.published_files(folder).items()}
+    left = hub.read_contents(folder).left_out()
     return [
         *(f"file: {name} ({_readable(size)})" for name, size in sizes.items()),
         *(f"removed: {name}, weights of an earlier model" for name in hub.replaced_weights(plan.files, folder)),
+        *([f"left out: {left}"] if left else []),
         f"total: {len(sizes)} files, {_readable(sum(sizes.values()))}",
     ]
 

@@ -33,6 +33,7 @@ from hf_farms_cli.options import (
     given,
     usage,
 )
+from hf_farms_cli.places import known_places
 from hf_farms_cli.plan import plan_line, print_plan, prune_lines
 from hf_farms_cli.push import ForeignOption, MessageOption, RequestOption, check_hub, finish_prune, use_token
 from hf_farms_cli.recipe import Recipe
@@ -164,7 +165,7 @@ def prune_command(
             raise UsageError(
                 f"{there[0]} must be left out beside a recipe, which says it, got both. Edit {model}, or name a model."
             )
-        recipe = Recipe.load(model)
+        recipe = Recipe.load(model).located(known_places(Path(model).parent))
     else:
         with usage():
             recipe = Recipe(

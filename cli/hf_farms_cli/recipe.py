@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_farms.config import CalibrationConfig, EvaluationConfig, PruneConfig
 from hf_farms.errors import DataError
+from hf_farms.privacy import is_local, local_path, published_argument, published_path, same_place
 
 if TYPE_CHECKING:
     from cattrs.preconf.pyyaml import PyyamlConverter
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["RECIPE_NAME", "Recipe", "shown_command"]
 
 RECIPE_NAME = "recipe.yaml"
+# What may be the name of a file or folder.
+LOCATED = ("model", "calibration.source", "evaluation.source")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +34,40 @@ class Recipe:
     evaluation: EvaluationConfig
 
     def save(self, path: Path) -> None:
-        """Write the YAML file."""
+        """Write the YAML file, as it may be published: paths are relative to the working folder, or a last part."""
+        public = self.published()
         header = "# hf-farms prune recipe.yaml\n"
-        path.write_text(header + _converter().dumps(self, sort_keys=False), encoding="utf-8")
+        if elsewhere := [name for name, place in self.places().items() if local_path(name) != place]:
+            header += (
+                f"# {', '.join(elsewhere)}: outside the folder that this ran in. Write where it is, or put it there.\n"
+            )
+        path.write_text(header + _converter().dumps(public, sort_keys=False), encoding="utf-8")
+
+    def published(self) -> Recipe:
+        """The recipe without paths to private places."""
+        return self._renamed(published_path)
+
+    def places(self) -> dict[str, str]:
+        """Where the local files and folders are, by the names that are published."""
+        names = (self.model, self.calibration.source, self.evaluation.source)
+        return {published_path(name): local_path(name) for name in names if name is not None and is_local(name)}
+
+    def absolute(self) -> Recipe:
+        """The recipe with the paths that local names stand for."""
+        return self._renamed(lambda name: local_path(name) if is_local(name) else name)
+
+    def located(self, places: Mapping[str, str]) -> Recipe:
+        """The recipe with the paths that published names stand for, as far as they are known."""
+        return self._renamed(lambda name: places.get(name, name))
+
+    def _renamed(self, rename: Callable[[str], str]) -> Recipe:
+        seen, tested = self.calibration, self.evaluation
+        return replace(
+            self,
+            model=rename(self.model),
+            calibration=replace(seen, source=rename(seen.source)),
+            evaluation=replace(tested, source=rename(tested.source) if tested.source is not None else None),
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
@@ -59,7 +93,14 @@ class Recipe:
     def differences(self, other: Recipe) -> list[str]:
         """`name: this, other` for every setting that differs."""
         mine, theirs = self.flat(), other.flat()
-        return [f"{key}: {mine[key]!r}, there {theirs[key]!r}" for key in mine if mine[key] != theirs[key]]
+
+        def same(key: str) -> bool:
+            # One of them may have been published.
+            if key in LOCATED and isinstance(mine[key], str) and isinstance(theirs[key], str):
+                return same_place(str(mine[key]), str(theirs[key]))
+            return mine[key] == theirs[key]
+
+        return [f"{key}: {mine[key]!r}, there {theirs[key]!r}" for key in mine if not same(key)]
 
     def describe(self) -> list[str]:
         """The settings that count, a line each."""
@@ -109,7 +150,7 @@ def _converter() -> PyyamlConverter:
 
 
 def shown_command(argv: Sequence[str]) -> str:
-    """A command line as it may be published: quoted, and without the token.
+    """A command line as it may be published: quoted, without the token, secrets and paths to private places.
 
     Args:
         argv: as of `sys.argv`.
@@ -118,7 +159,7 @@ def shown_command(argv: Sequence[str]) -> str:
     secret = False
     for argument in argv[1:]:
         if not secret and not argument.startswith("--token="):
-            shown.append(argument)
+            shown.append(published_argument(argument))
         secret = argument == "--token"
         if secret:
             shown.pop()

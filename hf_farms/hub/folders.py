@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_farms.errors import OutputError
+from hf_farms.errors import ModelError, OutputError
+from hf_farms.hub.contents import Contents, read_contents
 from hf_farms.output import OutputFolder
 from hf_farms.reports import REPORT_NAME
+from hf_farms.shards import SHARD_OF, weight_map
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from hf_farms.reports import Report
 
 __all__ = [
-    "IGNORED",
     "check_folder",
+    "check_publishable",
     "folder_report",
     "is_published",
     "is_unfinished_push",
@@ -28,22 +29,6 @@ __all__ = [
 ]
 
 INDEX = "model.safetensors.index.json"
-# Unfinished work of `OutputFolder`: files and whole folders.
-UNFINISHED = ("*.partial", "*.partial/*", ".hf-farms-unfinished/*")
-# What a training goes on from, often larger than the model. The arguments may hold the token of whoever trained.
-TRAINING_STATE = (
-    "training_args.bin",
-    "optimizer.pt",
-    "optimizer.bin",
-    "scheduler.pt",
-    "scaler.pt",
-    "rng_state*.pth",
-    "checkpoint-*/*",
-    "global_step*/*",
-)
-SECRETS = (".env", ".env.*")
-# A `*` matches folders too: the second form finds the same deeper down.
-IGNORED = UNFINISHED + tuple(f"{place}{name}" for name in TRAINING_STATE + SECRETS for place in ("", "*/"))
 # Every new repository may have these.
 INITIAL = frozenset({".gitattributes", "README.md"})
 # Weights that transformers would look for, in the root of a repository.
@@ -74,30 +59,87 @@ def check_folder(folder: str | Path) -> Path:
             hint="Name the folder that `hf-farms prune` wrote.",
         )
     unfinished.tidy()
-    _check_shards(folder)
+    _check_weights(folder)
     return folder
 
 
-def _check_shards(folder: Path) -> None:
+def check_publishable(folder: str | Path) -> Contents:
+    """Refuse a folder that would be incomplete on the Hub, as what it needs is a link to another place.
+
+    Returns:
+        What of it belongs to the model, and what does not.
+
+    Raises:
+        OutputError: as `check_folder`, or a link, a pipe or a device stands where a file should be.
+    """
+    folder = check_folder(folder)
+    contents = read_contents(folder)
+    needed = ["config.json", *_weights(folder)]
+    if (folder / INDEX).exists() and not (folder / "model.safetensors").exists():
+        needed.append(INDEX)
+    for name in needed:
+        if name not in contents.files:
+            raise OutputError(
+                f"{name} must be a file of {str(folder)!r} to be pushed, got {contents.others.get(name, 'none')}.",
+                hint=f"Put a copy there in its place: cp --dereference {name} {name}.copy && mv {name}.copy {name}",
+            )
+    if not any(name.endswith(".safetensors") for name in contents.files):
+        raise OutputError(f"folder must hold *.safetensors to be pushed, got none but links in {str(folder)!r}.")
+    return contents
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuse a shard that is missing, damaged, or not the one that the index means."""
     from safetensors import SafetensorError, safe_open
 
-    names = {path.name for path in folder.glob("*.safetensors")}
-    if (folder / INDEX).is_file():
-        names |= _shards_of(folder / INDEX)
+    tensors = _indexed(folder)
+    names = {path.name for path in folder.glob("*.safetensors") if path.is_file()} | set(tensors)
     for name in sorted(names):
         try:
+            if not (folder / name).is_file():
+                raise OSError("missing")
             # Only the header is read; it knows how long the file must be.
-            with safe_open(folder / name, framework="numpy"):
-                pass
+            with safe_open(folder / name, framework="numpy") as file:
+                lost = tensors.get(name, set()) - set(file.keys())
         except (OSError, SafetensorError) as error:
             raise _damaged(folder / name) from error
+        if lost:
+            raise OutputError(
+                f"folder must hold all its weights, got {name!r} without {min(lost)!r}, which the index has there, in "
+                f"{str(folder)!r}.",
+                hint="Write the folder again.",
+            )
 
 
-def _shards_of(index: Path) -> set[str]:
-    try:
-        return {str(Path(name)) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(index) from error
+def _indexed(folder: Path) -> dict[str, set[str]]:
+    """Shard -> the tensors that the indices of the folder have in it."""
+    found: dict[str, set[str]] = {}
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        if not index.is_file():
+            continue
+        try:
+            for tensor, name in weight_map(index).items():
+                found.setdefault(name, set()).add(tensor)
+        except ModelError as error:
+            if error.__cause__ is not None:
+                raise _damaged(index) from error
+            raise OutputError(str(error), hint="Write the folder again.") from error
+    return found
+
+
+def _weights(folder: Path) -> list[str]:
+    """The files that transformers would load, and all others of its names: what a copy must have."""
+    names = {path.name for path in folder.iterdir() if WEIGHTS.fullmatch(path.name) and path.suffix == ".safetensors"}
+    numbered = [found for name in names if (found := SHARD_OF.fullmatch(name))]
+    for found in numbered:
+        stem, count = found["stem"], int(found["count"])
+        names |= {
+            f"{stem}-{number:0{len(found['number'])}d}-of-{found['count']}.safetensors"
+            for number in range(1, count + 1)
+        }
+    if numbered and "model.safetensors" not in names and not (folder / INDEX).exists():
+        names.add(INDEX)
+    return sorted(names | set(_indexed(folder)))
 
 
 def _damaged(path: Path) -> OutputError:
@@ -134,21 +176,12 @@ def is_unfinished_push(api: HfApi, repo_id: str, revision: str | None, folder: P
 
 def published_files(folder: Path) -> dict[str, Path]:
     """What a push sends: names in the repository, and where they are."""
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        DEFAULT_IGNORE_PATTERNS,
-        filter_repo_objects,
-    )
-
-    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {
-        name: found[name] for name in filter_repo_objects(found, ignore_patterns=[*IGNORED, *DEFAULT_IGNORE_PATTERNS])
-    }
+    return dict(read_contents(folder).files)
 
 
 def is_published(api: HfApi, repo_id: str, there: Sequence[str], folder: Path) -> bool:
-    """Whether everything in the folder is in the repository too."""
+    """Whether everything in the folder, as it is sent, is in the repository too."""
     # What is missing is known without reading all files.
-    return (
-        set(published_files(folder)) <= set(there)
-        and not api.verify_repo_checksums(repo_id, local_dir=folder).mismatches
-    )
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} <= set(
+        there
+    ) and not api.verify_repo_checksums(repo_id, local_dir=folder).mismatches

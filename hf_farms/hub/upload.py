@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_farms.errors import NoEffectWarning
+from hf_farms.errors import HfFarmsWarning, NoEffectWarning
 from hf_farms.hub.checks import PushPlan, preflight
+from hf_farms.hub.contents import read_contents
 from hf_farms.hub.explained import explained
-from hf_farms.hub.folders import IGNORED, check_folder, folder_report, is_published, replaced_weights
+from hf_farms.hub.folders import check_publishable, folder_report, is_published, replaced_weights
+from hf_farms.hub.staging import staged
 from hf_farms.masking import mask_secrets
 from hf_farms.requests import client, retried
 
@@ -37,7 +39,9 @@ def push(
     """Upload a finished folder.
 
     Files that are there already are not uploaded again, so a push that failed is finished by the same call, and an
-    open pull request of an earlier call is continued. Files are read once; memory does not grow with the model. Weights
+    open pull request of an earlier call is continued. Only what belongs to a model is sent, and of that only regular
+    files: no links, no keys, no state of a training; a warning says what is left out. Texts are sent without paths to
+    private places. Files are read once; memory does not grow with the model. Weights
     of an earlier model that would be loaded instead of these are removed in the same commit.
 
     Args:
@@ -73,8 +77,20 @@ def push(
         token=token,
     )
     message = commit_message or f"Upload {folder.absolute().name}"
-    with explained(plan.repo_id, upload=True):
-        return _upload(client(token), plan, folder, message)
+    contents = read_contents(folder)
+    if left := contents.left_out():
+        warnings.warn(
+            f"Only files of the model are pushed. Left out of {str(folder)!r}: {left}.", HfFarmsWarning, stacklevel=2
+        )
+    with staged(contents) as (copy, changed), explained(plan.repo_id, upload=True):
+        if changed:
+            warnings.warn(
+                f"Paths to private places, or secrets, were taken out of what is pushed of {', '.join(changed)}; on "
+                "this disk they stay.",
+                HfFarmsWarning,
+                stacklevel=2,
+            )
+        return _upload(client(token), plan, copy, message, name=str(folder))
 
 
 def plan_push(folder: str | Path, repo_id: str | None = None, **options: Any) -> PushPlan:
@@ -90,7 +106,8 @@ def plan_push(folder: str | Path, repo_id: str | None = None, **options: Any) ->
     """
     from hf_farms.licences import generated_name
 
-    folder = check_folder(folder)
+    folder = Path(folder)
+    check_publishable(folder)
     base = getattr(folder_report(folder), "base", None)
     if base is not None and not base.gated and not base.local:
         base = replace(base, gated=_is_gated(base.repo_id, options.get("token")))
@@ -112,7 +129,7 @@ def _is_gated(repo_id: str, token: str | None) -> bool:
             return False
 
 
-def _upload(api: HfApi, plan: PushPlan, folder: Path, message: str) -> str:
+def _upload(api: HfApi, plan: PushPlan, folder: Path, message: str, *, name: str) -> str:
     # Where the endpoint has a password, it is nobody's business who reads the URL.
     url = f"{mask_secrets(api.endpoint)}/{plan.repo_id}"
     revision = plan.revision
@@ -122,7 +139,7 @@ def _upload(api: HfApi, plan: PushPlan, folder: Path, message: str) -> str:
         found = _open_request(api, plan, message)
         if found is None and is_published(api, plan.repo_id, plan.files, folder):
             warnings.warn(
-                f"{plan.repo_id!r} holds all of {str(folder)!r} already: no pull request was opened.",
+                f"{plan.repo_id!r} holds all of {name!r} already: no pull request was opened.",
                 NoEffectWarning,
                 stacklevel=3,
             )
@@ -141,7 +158,6 @@ def _upload(api: HfApi, plan: PushPlan, folder: Path, message: str) -> str:
             folder_path=folder,
             commit_message=message,
             revision=revision,
-            ignore_patterns=list(IGNORED),
             delete_patterns=stale or None,
         ),
         what=f"Uploading to {plan.repo_id}",

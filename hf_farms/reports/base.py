@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from hf_farms.errors import DataError
+from hf_farms.privacy import published
 
 if TYPE_CHECKING:
     from cattrs.preconf.json import JsonConverter
@@ -29,8 +30,12 @@ class Report:
     versions: dict[str, str] = field(default_factory=lambda: versions())
 
     def to_json(self) -> str:
-        """The report as indented JSON; never NaN or infinity."""
-        return json.dumps(json_converter().unstructure(self), indent=2, allow_nan=False) + "\n"
+        """The report as indented JSON, as it may be published: without paths to private places, NaN or infinity."""
+        return json.dumps(published(json_converter().unstructure(self)), indent=2, allow_nan=False) + "\n"
+
+    def published(self) -> Self:
+        """The report without paths to private places and secrets."""
+        return json_converter().structure(published(json_converter().unstructure(self)), type(self))
 
     @classmethod
     def from_json(cls, text: str) -> Self:

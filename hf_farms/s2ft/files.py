@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from hf_farms.config import S2FTConfig
 from hf_farms.errors import DataError
+from hf_farms.privacy import published_path
 from hf_farms.reports import json_converter, versions
 from hf_farms.s2ft.selection import Selection
 
@@ -39,7 +40,7 @@ def save_selection(selection: Selection, folder: str | Path, *, model: Any = Non
     config = getattr(model, "config", None)
     content = {
         "schema_version": SCHEMA_VERSION,
-        "base_model": getattr(config, "_name_or_path", None) or None,
+        "base_model": published_path(getattr(config, "_name_or_path", None) or "") or None,
         "base_revision": getattr(config, "_commit_hash", None),
         "selection": json_converter().unstructure(selection.config),
         "versions": versions(),

@@ -43,6 +43,8 @@ def render_card(
     from huggingface_hub import ModelCard
 
     checkpoint = checkpoint or Checkpoint()
+    # One that was measured in this process has names as they were given.
+    report = report.published()
     if isinstance(report, TrainReport):
         template = "train.md.j2"
         data, values = trained_card(report, repo_id=repo_id, checkpoint=checkpoint)
@@ -110,7 +112,7 @@ def _links(report: PruneReport | TrainReport) -> dict[str, tuple[str, str]]:
 def is_ours(card: Path) -> bool:
     """Whether hf-farms wrote this card."""
     try:
-        return MARK in card.read_text(encoding="utf-8")
+        return card.is_file() and MARK in card.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return False
 

@@ -77,8 +77,9 @@ def base_text(model: str | None, base_id: str | None) -> Markup:
     if base_id:
         return link(base_id, f"https://huggingface.co/{base_id}")
     name = (model or "").replace("\\", "/").rstrip("/")
-    # Where somebody keeps a folder is nobody's business.
-    return code(name.rsplit("/", 1)[-1] if Path(name).is_absolute() else name) if name else Markup("a model")
+    # Where somebody keeps a folder is nobody's business; below the folder of the run it is shown.
+    shown = name.rsplit("/", 1)[-1] if Path(name).is_absolute() else name.removeprefix("./")
+    return code(shown) if name else Markup("a model")
 
 
 def _call(report: PruneReport) -> str:

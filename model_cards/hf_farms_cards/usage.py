@@ -8,6 +8,9 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_farms.own_files import is_own_file
+from hf_farms.privacy import published_text
+
 __all__ = ["Checkpoint", "Task", "as_call", "quick_start", "task_of"]
 
 
@@ -40,7 +43,10 @@ class Checkpoint:
             architecture=names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None,
             chat=(folder / "chat_template.jinja").is_file()
             or bool(_json(folder / "tokenizer_config.json").get("chat_template")),
-            recipe=recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else None,
+            # A link may lead to anything, and the card shows all of it.
+            recipe=published_text(recipe.read_text(encoding="utf-8", errors="replace"))
+            if is_own_file(recipe)
+            else None,
             files=frozenset(path.name for path in folder.iterdir()),
         )
 
@@ -51,6 +57,8 @@ class Checkpoint:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():  # a pipe of that name would be waited for
+        return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
