@@ -5,6 +5,8 @@ discovery.py   where the blocks are, and the layers in them
 views.py       what a layer is, whatever parameter holds it
 listening.py   what a layer is multiplied with
 stores.py      a layer's weight in memory: plain, quantised, or with adapters
+chain.py       whether blocks can be run one after another
+wrappers.py    what may be around a model or its modules
 source.py      the blocks of a model in memory
 tensors.py     the parameters of a checkpoint on disk
 origins.py     which tensors on disk a parameter is made of
@@ -13,7 +15,16 @@ streaming.py   the blocks of a checkpoint on disk, to be run and changed
 """
 
 from hf_farms.blocks.listening import KeptTokens
-from hf_farms.blocks.source import Block, BlockCalls, BlockReader, BlockResults, BlockSource, ModelBlockSource, Record
+from hf_farms.blocks.source import (
+    Block,
+    BlockCall,
+    BlockCalls,
+    BlockReader,
+    BlockResults,
+    BlockSource,
+    ModelBlockSource,
+    Record,
+)
 from hf_farms.blocks.stored import StoredBlockReader
 from hf_farms.blocks.stores import count_zeros
 from hf_farms.blocks.streaming import StreamedBlockSource, align_weights
@@ -22,6 +33,7 @@ from hf_farms.blocks.views import BlockMetadata, LayerMetadata, LayerView, Part
 
 __all__ = [
     "Block",
+    "BlockCall",
     "BlockCalls",
     "BlockMetadata",
     "BlockReader",

@@ -11,7 +11,9 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from hf_farms.blocks.layouts import BLOCK_PATHS, KNOWN, expert_parts, fused_parts, is_experts, role_of
+from hf_farms.blocks.routers import router_paths
 from hf_farms.blocks.views import WHOLE, BlockMetadata, Kind, LayerMetadata, Part
+from hf_farms.blocks.wrappers import plain_name
 from hf_farms.errors import HfFarmsWarning, ModelError
 
 __all__ = ["config_above", "describe_blocks", "find_outside"]
@@ -51,6 +53,8 @@ def find_blocks(model: nn.Module) -> list[Named]:
     blocks = [
         (f"{name}.{i}" if name else str(i), block) for name, stack in chosen.items() for i, block in enumerate(stack)
     ]
+    # A module that is in the list again is the same block.
+    blocks = list({id(block): (name, block) for name, block in reversed(blocks)}.values())[::-1]
     if not blocks:
         head = cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         blocks = [(name, child) for name, child in model.named_children() if _weights(child) and child is not head]
@@ -107,15 +111,31 @@ def describe_blocks(model: nn.Module) -> tuple[list[nn.Module], list[BlockMetada
     """
     blocks = find_blocks(model)
     config = config_above(model, blocks[0][0])
-    metadata = [
-        BlockMetadata(index, name, find_layers(name, module, config)) for index, (name, module) in enumerate(blocks)
-    ]
+    metadata = []
+    homes: dict[int, str] = {}
+    for index, (name, module) in enumerate(blocks):
+        own, shared = [], []
+        for item, layers in _layers_by_weight(name, module, config):
+            if (home := homes.get(id(item))) is None:
+                own += layers
+            else:
+                shared += [(layer.name, home) for layer in layers]
+            homes.setdefault(id(item), layers[0].name if layers else "")
+        metadata.append(BlockMetadata(index, plain_name(name), tuple(own), tuple(shared)))
     return [module for _, module in blocks], metadata
 
 
 def find_layers(name: str, block: nn.Module, config: Any) -> tuple[LayerMetadata, ...]:
     """The layers of one block: linear layers, experts, convolutions and complex weights; fused ones in parts."""
-    return tuple(layer for item in _walk(block, "") for layer in _split(name, *item, config=config))
+    return tuple(layer for _, layers in _layers_by_weight(name, block, config) for layer in layers)
+
+
+def _layers_by_weight(name: str, block: nn.Module, config: Any) -> Iterator[tuple[Tensor, list[LayerMetadata]]]:
+    """Each weight of a block with the layers in it."""
+    routers = router_paths(block, config)
+    for path, module, attribute, weight in _walk(block, ""):
+        layers = _split(name, path, module, attribute, weight, config=config)
+        yield weight, [replace(layer, role="router") for layer in layers] if path in routers else layers
 
 
 def find_outside(model: nn.Module) -> tuple[LayerMetadata, ...]:
@@ -181,10 +201,11 @@ def _split(
     block: str, path: str, module: nn.Module, attribute: str, weight: Tensor, config: Any
 ) -> list[LayerMetadata]:
     """The layers of one weight."""
-    name = f"{block}.{path}" if path else block
+    full = f"{block}.{path}" if path else block
+    name, path = plain_name(full), plain_name(path)
     adapted = getattr(module, "base_layer", None)
     inner = adapted if isinstance(adapted, nn.Module) else module
-    parameter = f"{name}.base_layer.{attribute}" if inner is adapted else f"{name}.{attribute}"
+    parameter = f"{full}.base_layer.{attribute}" if inner is adapted else f"{full}.{attribute}"
 
     def layer(suffix: str, role: str, shape: tuple[int, ...], kind: Kind, part: Part) -> LayerMetadata:
         return LayerMetadata(f"{name}{suffix}", role, shape, kind, parameter, part)

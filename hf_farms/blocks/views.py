@@ -95,11 +95,19 @@ class LayerMetadata:
 
 @dataclass(frozen=True)
 class BlockMetadata:
-    """What is known of a block without loading it."""
+    """What is known of a block without loading it.
+
+    Attributes:
+        index: in order of depth.
+        name: in memory.
+        layers: that are its own.
+        shared: names of layers whose weight an earlier block has too, and their names there; they count there.
+    """
 
     index: int
     name: str
     layers: tuple[LayerMetadata, ...]
+    shared: tuple[tuple[str, str], ...] = ()
 
 
 class LayerStore(Protocol):

@@ -141,7 +141,7 @@ def _block_by_block(source: ModelBlockSource, parts: list[Tensor], tick: Callabl
         taken: list[Tensor] = []
         while waiting and sum(call.hidden.nbytes for call in calls) < HIDDEN_BYTES:
             taken.append(waiting.pop(0))
-            calls.append(source.capture({"input_ids": taken[-1]}))
+            calls.append(source.capture({"input_ids": taken[-1]}, repeats=True))
         passes = opened // len(source) + 1 + -(-len(waiting) // len(taken))
         hidden = [call.hidden for call in calls]
         for index in range(len(source)):

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from hf_farms.blocks import BlockSource
+from hf_farms.blocks.chain import WITHOUT_ACTIVATIONS
 from hf_farms.config import PruneConfig
 from hf_farms.errors import HfFarmsError, ModelError
 from hf_farms.pruning.cuts import check_layers
 
 __all__ = ["check_method"]
-
-WITHOUT_ACTIVATIONS = "Prune without activations: method 'magnitude'."
 
 
 def check_method(source: BlockSource, config: PruneConfig, batch: Tensor | Mapping[str, Tensor] | None) -> None:
@@ -33,8 +31,7 @@ def check_method(source: BlockSource, config: PruneConfig, batch: Tensor | Mappi
         return
     inputs = {"input_ids": batch} if isinstance(batch, Tensor) else batch
     try:
-        with source.evaluation(), torch.no_grad():
-            source.capture(inputs)
+        source.check_chain(inputs)
     except HfFarmsError as error:
         error.hint = error.hint or WITHOUT_ACTIVATIONS
         raise

@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_farms.allocation.plan import plan_sparsity
-from hf_farms.blocks import Block, BlockSource, KeptTokens, LayerView, ModelBlockSource, count_zeros
+from hf_farms.blocks import Block, BlockCall, BlockSource, KeptTokens, LayerView, ModelBlockSource, count_zeros
 from hf_farms.config import PruneConfig
 from hf_farms.errors import DataError, HfFarmsWarning, NoEffectWarning
 from hf_farms.pruning.activations import Activations
@@ -77,7 +76,7 @@ def prune(
     source = ModelBlockSource(model) if isinstance(model, nn.Module) else model
     check_layers(source, config)
     batches = _batches(calibration, source, config.method) if config.needs_calibration else []
-    if spectra is None and batches:
+    if batches and any(source.finished(index) is None for index in range(len(source))):
         check_method(source, config, batches[0])
     if config.sparsity == 0:
         warnings.warn("sparsity is 0: nothing will be removed.", NoEffectWarning, stacklevel=2)
@@ -130,7 +129,7 @@ def _walk(
     if all(source.finished(index) is not None for index in range(len(source))):
         batches = []
     for done, batch in enumerate(batches, 1):
-        call = source.capture(batch)
+        call = source.capture(batch, repeats=True)
         hidden.append(call.hidden)
         arguments.append(call.arguments)
         tick("capture", done, len(batches))
@@ -156,8 +155,8 @@ def _walk(
     return blocks
 
 
-def _run(block: Block, hidden: Activations, batch: int, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
-    return block(hidden[batch], arguments)
+def _run(block: Block, hidden: Activations, batch: int, calls: tuple[BlockCall, ...]) -> Tensor:
+    return block(hidden[batch], calls)
 
 
 def _prune_block(
@@ -211,6 +210,7 @@ def _warn_of_few_tokens(
 
 
 def _block_sparsity(block: Block, target: float, layers: list[LayerSparsity]) -> BlockSparsity:
-    sparsity = sum(layer.num_zeros for layer in layers) / sum(layer.num_weights for layer in layers)
+    # A block may have routers only, or layers of another block.
+    sparsity = sum(layer.num_zeros for layer in layers) / max(1, sum(layer.num_weights for layer in layers))
     meta = block.metadata
     return BlockSparsity(index=meta.index, name=meta.name, target=target, sparsity=sparsity, layers=tuple(layers))
