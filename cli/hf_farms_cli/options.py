@@ -86,7 +86,8 @@ def check_device(device: str | None, dtype: str = "auto") -> None:
     Raises:
         UsageError: of --device or --dtype.
     """
-    from hf_farms.resolving import find_device, parse_dtype
+    from hf_farms.dtypes import parse_dtype
+    from hf_farms.resolving import find_device
 
     with usage():
         parse_dtype(dtype)
