@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hf_farms.blocks import TensorFiles
+from hf_farms.code_references import drop_code_references
 from hf_farms.output import replacing, writing
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class CheckpointWriter:
             self._model.save_pretrained(aside, state_dict=rest, max_shard_size="1000TB")
             if tokenizer is not None:
                 tokenizer.save_pretrained(aside)
+            drop_code_references(aside)
             (aside / "model.safetensors").rename(aside / self._shard_name(self._shards - 1))
             for written in aside.iterdir():
                 written.replace(self._folder / written.name)

@@ -15,10 +15,12 @@ from pathlib import Path
 
 from hf_farms.errors import OutputError
 
-__all__ = ["copy_file", "describe_kind", "find_files", "is_own_file"]
+__all__ = ["copy_file", "describe_kind", "find_files", "foreign_texts", "is_own_file"]
 
 # Names of files in the Hub's cache: SHA-1 of small files, SHA-256 of large ones; of mirrors other hashes.
 BLOB = re.compile("[0-9a-f-]{16,}")
+CONFIG, TEMPLATES = "config.json", "additional_chat_templates"
+TEXTS = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".bpe", ".codes", ".spm")
 KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -82,6 +84,29 @@ def find_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
             else:
                 others[short] = describe_kind(path)
     return own, others
+
+
+def foreign_texts(folder: Path) -> tuple[str, ...]:
+    """Small files of a model that are links out of it, whose text must not get into a copy of the model.
+
+    Weights are not among them, as they are only computed with, and config.json, without which there is no model. A link
+    to the file of the same name in another model's folder is what a user makes to have a model in two places.
+    """
+    names = [path for path in folder.iterdir() if path.is_symlink() and path.suffix in TEXTS]
+    names += (folder / TEMPLATES).glob("*.jinja") if (folder / TEMPLATES).is_dir() else ()
+    return tuple(
+        path.relative_to(folder).as_posix()
+        for path in sorted(names)
+        if path.is_file() and path.name != CONFIG and not _is_of_a_model(path, folder)
+    )
+
+
+def _is_of_a_model(path: Path, folder: Path) -> bool:
+    if is_own_file(path) and not path.parent.is_symlink():
+        return True
+    target = Path(os.path.realpath(path))
+    there = target.parents[len(path.relative_to(folder).parts) - 1]
+    return target.relative_to(there) == path.relative_to(folder) and (there / CONFIG).is_file()
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -19,6 +19,7 @@ from hf_farms.errors import HfFarmsWarning, ModelError
 from hf_farms.fingerprint import fingerprint
 from hf_farms.loading import Loaded, load_model
 from hf_farms.output import OutputFolder, writing
+from hf_farms.own_files import foreign_texts
 from hf_farms.pruning.checks import check_method
 from hf_farms.pruning.cuts import plan_cuts
 from hf_farms.pruning.pruner import prune
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from hf_farms.metrics.nll import TextNll
 
 __all__ = ["run_prune"]
+
+GENERATION = "generation_config.json"
 
 
 def run_prune(
@@ -92,6 +95,7 @@ def run_prune(
     check_method(loaded.source, recipe.prune, calibration.sample)
     output.check_space(_bytes_needed(loaded, calibration.known, baseline=baseline))
     partial = _begin(output, recipe, loaded, calibration, text)
+    left = _left_out(recipe.model)
     spectra = output.kept(
         "spectra.json",
         lambda: analyze(loaded.source, recipe.prune.measurement(), progress=progress.of("Measuring spectra")),
@@ -107,7 +111,7 @@ def run_prune(
         uniform = uniform_nll(
             recipe, text, batches, output, device=device, allow_pickle=allow_pickle, progress=progress
         )
-    report = _prune(loaded, recipe, batches, spectra, output, progress)
+    report = _prune(loaded, recipe, batches, spectra, output, progress, left=left)
     pruned = _pruned_nll(text, loaded, progress) if text else None
     if baseline and even and recipe.prune.allocation != "uniform":
         uniform = pruned
@@ -138,6 +142,8 @@ def _prune(
     spectra: SpectralReport,
     output: OutputFolder,
     progress: Stages,
+    *,
+    left: Sequence[str],
 ) -> PruneReport:
     """Prune the model into `DIR.partial`, and measure it again."""
     source = loaded.source
@@ -149,7 +155,11 @@ def _prune(
     report = prune(
         source, recipe.prune, calibration=batches, spectra=spectra, activations=activations, progress=progress
     ).report
-    writer.finish(loaded.tokenizer, [source.metadata(index).name for index in range(len(source))])
+    # Of the files that are left out, all but the generation config make the tokenizer.
+    tokenizer = None if set(left) - {GENERATION} else loaded.tokenizer
+    writer.finish(tokenizer, [source.metadata(index).name for index in range(len(source))])
+    if GENERATION in left:
+        (output.partial / GENERATION).unlink(missing_ok=True)
     return replace(
         report,
         model=recipe.model,
@@ -186,6 +196,20 @@ def _with_licence(model: str, base: BaseModelRecord | None, folder: Path) -> Bas
         base, files = describe_folder(Path(model)), copy_licence_files(Path(model), folder)
         return replace(base, files=files) if base is not None else None
     return None
+
+
+def _left_out(model: str) -> tuple[str, ...]:
+    """Texts of a local model that are links out of its folder: they are read, and not put into the result."""
+    left = foreign_texts(Path(model)) if model != DEMO and Path(model).is_dir() else ()
+    if left:
+        warnings.warn(
+            f"{', '.join(left)} of {model!r} lead to other places: they are read and not copied, and the result has no "
+            f"{'generation config' if set(left) == {GENERATION} else 'tokenizer'} of its own. Put the files themselves "
+            "there to have them copied.",
+            HfFarmsWarning,
+            stacklevel=2,
+        )
+    return left
 
 
 def _begin(
