@@ -7,12 +7,13 @@ from typing import Any, Protocol
 
 from hf_farms.demo import demo_text
 from hf_farms.errors import DataError
+from hf_farms.text_files import is_file_name, read_file, require_file
+from hf_farms.text_tables import reason, texts_of_rows
 
-__all__ = ["BUILT_IN", "Tokenizer", "check_source", "read_text", "tokenize"]
+__all__ = ["BUILT_IN", "Tokenizer", "check_source", "check_text", "read_text", "tokenize"]
 
 # The name under which the text inside the package is asked for.
 BUILT_IN = "speeches"
-TABLES = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 # Rows read from a Hub dataset, which may be far larger than anyone needs here.
 MAX_HUB_ROWS = 20_000
 
@@ -31,7 +32,8 @@ def read_text(source: str, *, column: str = "text", subset: str | None = None, s
     """One long text; rows of a table or dataset are joined by an empty line.
 
     Args:
-        source: "speeches", a text, JSON, JSONL or parquet file, or the id of a Hub dataset.
+        source: "speeches", a text file, a table (JSON, JSON lines, CSV, TSV, parquet, Arrow; each also as .gz, .bz2 or
+            .xz), or the id of a Hub dataset.
         column: the column that holds the text of a table or dataset.
         subset: the configuration of a Hub dataset.
         split: of a Hub dataset; of the built-in text, "train" is for calibration and anything else for evaluation.
@@ -40,69 +42,66 @@ def read_text(source: str, *, column: str = "text", subset: str | None = None, s
         DataError: no such file or dataset, no such column, not text, or nothing in it.
     """
     check_source(source)
-    path = Path(source)
     if source == BUILT_IN:
         text = demo_text("calibration" if split == "train" else "test").read_text(encoding="utf-8")
-    elif path.suffix in TABLES:
-        text = _read_rows(source, column, TABLES[path.suffix], data_files=source, split="train")
-    elif path.exists():
-        text = _read_plain(path)
+    elif _is_local(source):
+        text = read_file(Path(source), column)
     else:
-        text = _read_rows(source, column, source, name=subset, split=split, streaming=True)
+        text = "\n\n".join(_hub_texts(source, column, subset, split))
     if not text.strip():
         raise DataError(f"text must not be empty, got {source!r} without any.")
     return text
 
 
 def check_source(source: str) -> None:
-    """Refuse a source that cannot be there, before any expensive work; Hub datasets are left for later.
+    """Refuse a source that cannot be there, before any expensive work and without reading it.
 
     Raises:
-        DataError: a folder, or a file that does not exist.
+        DataError: a file that does not exist, a folder, a pipe, a file of a kind that is not read.
     """
-    path = Path(source)
-    if source == BUILT_IN:
-        return
-    if path.is_dir():
-        raise DataError(f"text must be a file or a dataset id, got the folder {source!r}. Name a file inside it.")
-    if path.suffix in (*TABLES, ".txt") or source.startswith((".", "/", "~")):
-        _require_file(path)
+    if source != BUILT_IN and _is_local(source):
+        require_file(Path(source))
 
 
-def _require_file(path: Path) -> None:
-    if not path.is_file():
-        raise DataError(f"text must be an existing file, got {str(path)!r}. Check the path.")
+def check_text(source: str, *, column: str = "text") -> None:
+    """Refuse a text that cannot be read, before any expensive work; Hub datasets are left for later.
+
+    Args:
+        source: as for `read_text`.
+        column: as for `read_text`.
+
+    Raises:
+        DataError: as `read_text`.
+    """
+    check_source(source)
+    if source != BUILT_IN and _is_local(source):
+        read_text(source, column=column)
 
 
-def _read_plain(path: Path) -> str:
+def _is_local(source: str) -> bool:
+    """Whether it is a file, or can be nothing else."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"text must be readable as UTF-8, got {str(path)!r} ({error}).") from error
+        return Path(source).exists() or is_file_name(source)
+    except (OSError, ValueError):  # a name that no file can have
+        return True
 
 
-def _read_rows(source: str, column: str, builder: str, **options: Any) -> str:
+def _hub_texts(source: str, column: str, subset: str | None, split: str) -> list[str]:
     from datasets import load_dataset
     from datasets.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     try:
-        rows = load_dataset(builder, trust_remote_code=False, **options)
-        if options.get("streaming"):
-            rows = list(rows.take(MAX_HUB_ROWS))
-        names = list(rows[0]) if len(rows) else []
-        values = [row[column] for row in rows] if column in names else None
+        stream = load_dataset(source, name=subset, split=split, streaming=True, trust_remote_code=False)
+        rows = list(stream.take(MAX_HUB_ROWS))
     except Exception as error:  # datasets raises its own, pyarrow's, fsspec's and the Hub client's
-        detail = str(error).strip().split("\n")[0]
+        # The outermost of its own only says that there was another.
+        cause = (type(error).__name__.startswith("DatasetGeneration") and error.__cause__) or error
         raise DataError(
-            f"text must be a readable file or dataset, got {source!r} ({type(error).__name__}: {detail}).",
+            f"text must be a readable file or dataset, got {source!r} ({type(cause).__name__}: {reason(cause)}).",
             hint="Name a local text file, or `speeches` for the text inside the package.",
         ) from error
-    if values is None:
-        raise DataError(f"column must be one of {', '.join(names) or '(no rows)'}, got {column!r} in {source!r}.")
-    if not all(isinstance(value, str) for value in values):
-        raise DataError(f"column must hold text, got {type(values[0]).__name__} in {column!r} of {source!r}.")
-    return "\n\n".join(values)
+    return texts_of_rows(enumerate(rows, 1), column, repr(source))
 
 
 def tokenize(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -134,9 +134,9 @@ def eval_command(
             max_windows=windows,
         )
     if "perplexity" in wanted and config.source is not None:
-        from hf_farms.texts import check_source
+        from hf_farms.texts import check_text
 
-        check_source(config.source)
+        check_text(config.source, column=config.column)
     check_device(device, dtype)
     suite = None
     if asked:

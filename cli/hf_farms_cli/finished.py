@@ -9,7 +9,7 @@ from hf_farms.errors import HfFarmsWarning, OutputError
 from hf_farms.hub.folders import check_folder
 from hf_farms.output import OutputFolder
 from hf_farms.reports import REPORT_NAME, PruneReport
-from hf_farms.texts import check_source
+from hf_farms.texts import check_source, check_text
 from hf_farms_cli.places import known_places
 from hf_farms_cli.recipe import RECIPE_NAME, Recipe
 
@@ -24,15 +24,19 @@ def check_before_work(recipe: Recipe, folder: Path, *, overwrite: bool, baseline
 
     Raises:
         OutputError: the folder must not be replaced.
-        DataError: a text file does not exist.
+        DataError: a text file cannot be read, or has no text where it should.
     """
     if not overwrite and (finished := _finished(recipe, folder, baseline=baseline)):
         OutputFolder(folder).tidy()
         return finished
     OutputFolder(folder, overwrite=overwrite).check()
-    for source in (recipe.calibration.source, recipe.evaluation.source):
-        if source is not None and source != "self":
-            check_source(source)
+    for config, needed in ((recipe.calibration, recipe.prune.needs_calibration), (recipe.evaluation, True)):
+        if config.source is None or config.source == "self":
+            continue
+        if needed:
+            check_text(config.source, column=config.column)
+        else:
+            check_source(config.source)
     return None
 
 

@@ -87,8 +87,8 @@ def prune_command(
     calibration: Annotated[
         str,
         typer.Option(
-            help="`speeches` (inside the package), `self` (written by the model), a text, JSON, JSONL or "
-            "parquet file, or a dataset id."
+            help="`speeches` (inside the package), `self` (written by the model), a text file, a table (JSON, JSONL, "
+            "CSV, TSV, parquet, Arrow), or a dataset id."
         ),
     ] = CALIBRATION.source,
     calibration_column: Annotated[str, typer.Option(help="Text column of a table or dataset.")] = CALIBRATION.column,

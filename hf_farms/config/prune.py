@@ -128,7 +128,8 @@ class CalibrationConfig:
 
     Attributes:
         source: "speeches" (public-domain English text inside the package), "self" (sampled from the model itself), a
-            text, JSON, JSONL or parquet file, or the id of a dataset on the Hub. BENCHMARKS.md has the comparison.
+            text file, a table (JSON, JSON lines, CSV, TSV, parquet, Arrow; each also as .gz, .bz2 or .xz), or the id of
+            a dataset on the Hub. BENCHMARKS.md has the comparison.
         column: the column that holds the text, for tables and datasets.
         subset: the configuration of a Hub dataset ("en" of allenai/c4).
         split: the split of a Hub dataset.

@@ -53,8 +53,7 @@ def write_table(path, rows):
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl", "parquet"])
-def test_tables(tokenizer, tmp_path, monkeypatch, suffix):
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+def test_tables(tokenizer, tmp_path, suffix):
     rows = [{"body": f"This is row number {i} of the table.", "n": i} for i in range(60)]
     path = write_table(tmp_path / f"rows.{suffix}", rows)
     got, _ = sequences(tokenizer, source=path, column="body", num_sequences=4, sequence_length=16)
@@ -62,7 +61,7 @@ def test_tables(tokenizer, tmp_path, monkeypatch, suffix):
     assert "row number" in tokenizer.decode(got[1])
     with pytest.raises(DataError, match=r"column must be one of body, n, got 'text' in .*rows"):
         sequences(tokenizer, source=path)
-    with pytest.raises(DataError, match="column must hold text, got int in 'n'"):
+    with pytest.raises(DataError, match="column must hold text, got a number in row 1 of 'n'"):
         sequences(tokenizer, source=path, column="n")
 
 
@@ -105,7 +104,7 @@ def test_a_folder_and_a_broken_table_are_refused(tokenizer, tmp_path):
     with pytest.raises(DataError, match="text must be a file or a dataset id, got the folder"):
         sequences(tokenizer, source=str(tmp_path))
     (tmp_path / "rows.json").write_text("{not json")
-    with pytest.raises(DataError, match=r"text must be a readable file or dataset, got .*rows\.json"):
+    with pytest.raises(DataError, match=r"table must be JSON, got an error in line 1 of .*rows\.json"):
         sequences(tokenizer, source=str(tmp_path / "rows.json"))
 
 
