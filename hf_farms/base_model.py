@@ -21,6 +21,8 @@ __all__ = ["TIMEOUT", "asking_about", "copy_licence_files", "describe_base", "de
 
 TIMEOUT = 10  # seconds; of one answer
 NOTICE = "NOTICE"
+# What is read of a card.
+CARD_KEYS = ("license", "license_name", "license_link", "language", "pipeline_tag")
 # Beside the weights; a folder of that name is not one.
 LICENCE_FILE = re.compile(r"(LICEN[CS]E|USE_POLICY|NOTICE)([-_.][^/]*)?", re.IGNORECASE)
 
@@ -123,7 +125,8 @@ def _files_in(folder: Path) -> list[str]:
 
 
 def _plain_card(data: Any) -> dict[str, Any]:
-    return dict(data.to_dict()) if data is not None else {}
+    # All of it would be copied: aliases in the YAML of others can make that larger than any memory.
+    return {key: data.get(key) for key in CARD_KEYS if data.get(key) is not None} if data is not None else {}
 
 
 def _record(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from hf_farms.metrics.tasks import TaskSuite
 from hf_farms.metrics.zeros import count_model_zeros
 from hf_farms.privacy import is_local
 from hf_farms.reports import REPORT_NAME, EvaluationReport, PruneReport
+from hf_farms.reports.folders import kind_of
 from hf_farms_cli.console import Stages, quiet_transformers
 from hf_farms_cli.data import EvaluationText
 from hf_farms_cli.evaluation_results import (
@@ -158,7 +158,8 @@ def check_model(name: str, *, revision: str | None, base: bool | None) -> tuple[
     if base and not Path(name).is_dir():
         path = _from_hub(name, revision) or path
     report = None
-    if path.is_file() and _is_of_pruning(path):
+    # Reports of other kinds name their kind.
+    if path.is_file() and kind_of(path) is None:
         report = located_report(PruneReport.load(path), path.parent)
     if base and report is None:
         raise ValueError(
@@ -181,14 +182,6 @@ def _is_gone(report: PruneReport) -> bool:
     """Whether the dense model was a folder that is not where the report says, or that says only its last part."""
     local = report.base is None or report.base.local
     return local and is_local(report.model) and not Path(report.model).is_dir()
-
-
-def _is_of_pruning(path: Path) -> bool:
-    """Reports of other kinds name their kind."""
-    try:
-        return "kind" not in json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, TypeError):
-        return True
 
 
 def _from_hub(name: str, revision: str | None) -> Path | None:

@@ -160,7 +160,7 @@ def prune_command(
     shown = check_format(format_, quiet, json_)
     if not push and (there := given(context, PUSH_OPTIONS)):
         raise UsageError(f"{there[0]} must come with --push, got it without. Add --push, or leave it out.")
-    if model.endswith((".yaml", ".yml")):
+    if model.lower().endswith((".yaml", ".yml")):
         if there := given(context, RECIPE_OPTIONS):
             raise UsageError(
                 f"{there[0]} must be left out beside a recipe, which says it, got both. Edit {model}, or name a model."

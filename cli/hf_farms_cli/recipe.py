@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_farms.config import CalibrationConfig, EvaluationConfig, PruneConfig
+from hf_farms.config.checks import check
+from hf_farms.documents import DocumentError, read_text
 from hf_farms.errors import DataError
 from hf_farms.privacy import is_local, local_path, published_argument, published_path, same_place
+from hf_farms.structures import structure
 
 if TYPE_CHECKING:
     from cattrs.preconf.pyyaml import PyyamlConverter
@@ -20,6 +23,10 @@ __all__ = ["RECIPE_NAME", "Recipe", "shown_command"]
 RECIPE_NAME = "recipe.yaml"
 # What may be the name of a file or folder.
 LOCATED = ("model", "calibration.source", "evaluation.source")
+# By all names that torch has for them.
+DTYPES = ("auto", "float32", "float", "bfloat16", "float16", "half", "float64", "double")
+# One that hf-farms writes has some thousand.
+MAX_BYTES = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +39,10 @@ class Recipe:
     prune: PruneConfig
     calibration: CalibrationConfig
     evaluation: EvaluationConfig
+
+    def __post_init__(self) -> None:
+        check(bool(self.model), "model", "a hub id, a folder or `demo`", self.model)
+        check(self.dtype in DTYPES, "dtype", "auto, float32, bfloat16 or float16", self.dtype)
 
     def save(self, path: Path) -> None:
         """Write the YAML file, as it may be published: paths are relative to the working folder, or a last part."""
@@ -74,17 +85,16 @@ class Recipe:
         """Read what `save` wrote.
 
         Raises:
-            DataError: no such file, or not a recipe.
-            ValueError: a setting is out of range.
+            DataError: no such file, not a recipe, or a setting that is out of range.
         """
+        from hf_farms.yaml_documents import load_yaml
+
         try:
-            return _converter().loads(Path(path).read_text(encoding="utf-8"), cls)
+            return structure(load_yaml(read_text(Path(path), limit=MAX_BYTES)), cls)
         except OSError as error:
             raise DataError(f"recipe must be a readable file, got {str(path)!r} ({error.strerror}).") from error
-        except Exception as error:
-            raise DataError(
-                f"recipe must be one that hf-farms wrote, got {str(path)!r} ({_reasons(error)})."
-            ) from error
+        except DocumentError as error:
+            raise DataError(f"recipe must be one that hf-farms wrote, got {str(path)!r} ({error}).") from error
 
     def flat(self) -> dict[str, object]:
         """Every setting by its dotted name."""
@@ -126,21 +136,6 @@ def _flat(value: dict[str, object], prefix: str = "") -> dict[str, object]:
     for key, item in value.items():
         flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key: item}
     return flat
-
-
-def _reasons(error: Exception) -> str:
-    """What is wrong, and in which fields."""
-    from cattrs import BaseValidationError, transform_error
-    from cattrs.v import format_exception
-
-    if not isinstance(error, BaseValidationError):
-        return " ".join(str(error).split())
-
-    def reason(error: BaseException, kind: type | None) -> str:
-        # The configs say what they want, and Python what it cannot convert.
-        return str(error).rstrip(".") if isinstance(error, ValueError) else format_exception(error, kind)
-
-    return "; ".join(transform_error(error, "recipe", reason)).replace(" @ ", " at ")
 
 
 def _converter() -> PyyamlConverter:

@@ -155,7 +155,7 @@ class CalibrationConfig:
             "an integer of at least 2",
             self.sequence_length,
         )
-        check(isinstance(self.seed, int) and self.seed >= 0, "seed", "an integer of at least 0", self.seed)
+        check(isinstance(self.seed, int) and 0 <= self.seed < 2**63, "seed", "an integer of at least 0", self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)

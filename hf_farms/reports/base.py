@@ -10,8 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from hf_farms.documents import DocumentError, load_json, read_text, shown
 from hf_farms.errors import DataError
 from hf_farms.privacy import published
+from hf_farms.structures import structure
 
 if TYPE_CHECKING:
     from cattrs.preconf.json import JsonConverter
@@ -44,19 +46,29 @@ class Report:
         Raises:
             DataError: not JSON, another schema version, or another kind of report.
         """
+        return cls._parse(text, repr(text[:40]))
+
+    @classmethod
+    def _parse(cls, text: str, where: str) -> Self:
         try:
-            data = json.loads(text)
-            found = data.get("schema_version")
-        except (ValueError, AttributeError) as error:
-            raise DataError(f"report must be a JSON object, got {text[:40]!r}.") from error
+            document = load_json(text)
+        except DocumentError as error:
+            raise DataError(f"report must be a JSON object, got {where} ({error}).") from error
+        if not isinstance(document.data, dict):
+            raise DataError(f"report must be a JSON object, got {where}.")
+        found = document.data.get("schema_version")
         if found != SCHEMA_VERSION:
             newer = isinstance(found, int) and found > SCHEMA_VERSION
             repair = "Upgrade hf-farms: pip install -U hf-farms." if newer else "Write the report again."
-            raise DataError(f"schema_version must be {SCHEMA_VERSION}, got {found!r}. {repair}")
+            raise DataError(
+                f"schema_version must be {SCHEMA_VERSION}, got {shown(found)}. {repair}", hint=f"The report is {where}."
+            )
         try:
-            return json_converter().structure(data, cls)
-        except Exception as error:
-            raise DataError(f"report must be a {cls.__name__}, got JSON of another form. ({error})") from error
+            return structure(document, cls)
+        except DocumentError as error:
+            raise DataError(
+                f"report must be a {cls.__name__}, got JSON of another form in {where} ({error})."
+            ) from error
 
     def save(self, path: str | Path) -> None:
         """Write `to_json()` to a file."""
@@ -70,10 +82,12 @@ class Report:
             DataError: as `from_json`, or there is no such file.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = read_text(Path(path))
+        except DocumentError as error:
+            raise DataError(f"report must be a JSON object, got {str(path)!r} ({error}).") from error
         except OSError as error:
             raise DataError(f"report must be a readable file, got {str(path)!r} ({error.strerror}).") from error
-        return cls.from_json(text)
+        return cls._parse(text, repr(str(path)))
 
 
 def versions() -> dict[str, str]:

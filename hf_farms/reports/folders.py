@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_farms.config import FarmsLRConfig, S2FTConfig
+from hf_farms.documents import DocumentError, load_json, read_text
 from hf_farms.errors import DataError
 from hf_farms.reports.base import REPORT_NAME, json_converter
 from hf_farms.reports.pruning import PruneReport
@@ -23,7 +24,7 @@ from hf_farms.reports.training import (
     TrainReport,
 )
 
-__all__ = ["load_report", "record_training", "training_report"]
+__all__ = ["kind_of", "load_report", "record_training", "training_report"]
 
 HISTORY, STATE, CONFIG = "farms_lr.jsonl", "trainer_state.json", "config.json"
 S2FT_CONFIG, S2FT_CHANNELS = "s2ft_config.json", "s2ft_adapter.safetensors"
@@ -46,8 +47,7 @@ def load_report(folder: str | Path) -> PruneReport | TrainReport:
         raise DataError(f"folder must be an existing one, got {str(folder)!r}. Check the path.")
     path = folder / REPORT_NAME
     if path.exists():
-        text = path.read_text(encoding="utf-8", errors="replace")
-        return (TrainReport if _kind(text) == "training" else PruneReport).from_json(text)
+        return (TrainReport if kind_of(path) == "training" else PruneReport).load(path)
     report = training_report(folder)
     if report is None:
         raise DataError(
@@ -88,7 +88,7 @@ def record_training(
     if not state.is_world_process_zero:
         return None
     there = _same_training(path, int(state.global_step))
-    if path.exists() and there is None and _kind(path.read_text(encoding="utf-8", errors="replace")) != "training":
+    if path.exists() and there is None and kind_of(path) != "training":
         return None
     config = getattr(model, "config", None)
     report = TrainReport(
@@ -160,12 +160,13 @@ def training_report(folder: str | Path) -> TrainReport | None:
         ) from error
 
 
-def _kind(text: str) -> object:
+def kind_of(path: Path) -> str | None:
+    """The kind that a report names; None: that of a pruned model names none, and a damaged one cannot."""
     try:
-        data = json.loads(text)
-    except ValueError:
+        data = load_json(read_text(path)).data
+    except (OSError, DocumentError):
         return None
-    return data.get("kind") if isinstance(data, dict) else None
+    return str(data["kind"]) if isinstance(data, dict) and "kind" in data else None
 
 
 def _same_training(path: Path, step: int) -> TrainReport | None:
@@ -193,9 +194,10 @@ def _first(places: Iterable[Path], name: str) -> dict[str, Any]:
     for place in places:
         if (place / name).is_file():
             try:
-                found = json.loads((place / name).read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise DataError(f"{str(place / name)!r} must be JSON, got {error}.") from error
+                # A training that diverged has NaN for its loss there.
+                found = load_json(read_text(place / name), allow_nan=True).data
+            except DocumentError as error:
+                raise DataError(f"{str(place / name)!r} must be JSON, got another text ({error}).") from error
             if isinstance(found, dict):
                 return found
     return {}

@@ -15,10 +15,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from hf_farms.config import S2FTConfig
+from hf_farms.documents import Document, load_json, read_text
 from hf_farms.errors import DataError
 from hf_farms.privacy import published_path
 from hf_farms.reports import json_converter, versions
 from hf_farms.s2ft.selection import Selection
+from hf_farms.structures import structure
 
 __all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "load_selection", "save_selection"]
 
@@ -62,10 +64,10 @@ def load_selection(folder: str | Path) -> Selection:
     """
     path = Path(folder)
     try:
-        content = json.loads((path / CONFIG_NAME).read_text(encoding="utf-8"))
+        content = load_json(read_text(path / CONFIG_NAME)).data
         if content["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema version {content['schema_version']!r}")
-        config = json_converter().structure(content["selection"], S2FTConfig)
+        config = structure(Document(content["selection"]), S2FTConfig)
         with safe_open(path / WEIGHTS_NAME, framework="pt") as file:
             names = sorted(name for name in file.keys() if name.endswith(END))  # noqa: SIM118 - not a mapping
             found = {name.removesuffix(END): file.get_tensor(name) for name in names}

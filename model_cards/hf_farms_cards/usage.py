@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_farms.documents import DocumentError, load_json, read_text
 from hf_farms.own_files import is_own_file
 from hf_farms.privacy import published_text
 
@@ -60,8 +61,8 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():  # a pipe of that name would be waited for
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = load_json(read_text(path), allow_nan=True).data
+    except (OSError, DocumentError):
         return {}
     return found if isinstance(found, dict) else {}
 
