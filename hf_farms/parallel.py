@@ -6,10 +6,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
-__all__ = ["ONE_PROCESS", "LaunchedRanks", "Ranks", "is_main_process", "launched_ranks", "share_out"]
+from hf_farms.errors import HfFarmsError
+
+__all__ = [
+    "ONE_PROCESS",
+    "LaunchedRanks",
+    "Ranks",
+    "agreed",
+    "collected",
+    "is_main_process",
+    "launched_ranks",
+    "share_out",
+]
 
 T = TypeVar("T")
 
@@ -63,6 +74,34 @@ class LaunchedRanks:
 def launched_ranks() -> Ranks:
     """The ranks of this process; one process where it was not launched as one of several."""
     return LaunchedRanks() if _from_environment(SIZES, 1) > 1 else ONE_PROCESS
+
+
+def agreed(make: Callable[[], T], ranks: Ranks) -> T:
+    """What the first rank made, on all of them; an error on one is raised on all, because the others wait for it."""
+    return collected(make, ranks)[0]
+
+
+def collected(make: Callable[[], T], ranks: Ranks) -> list[T]:
+    """What each rank made, on all of them; an error on one is raised on all, because the others wait for it."""
+    if ranks.count == 1:
+        return [make()]
+    made: T | None = None
+    failure: Exception | None = None
+    try:
+        made = make()
+    except Exception as error:  # whatever it is, the others must hear of it
+        failure = error
+    shown = failure if failure is None or isinstance(failure, HfFarmsError) else repr(failure)
+    everything = ranks.gather((made, shown))
+    if failure is not None:
+        raise failure
+    for index, (_, raised) in enumerate(everything):
+        if isinstance(raised, HfFarmsError):
+            raise raised
+        if raised is not None:
+            # Not every error can be sent to another process.
+            raise HfFarmsError(f"process {index} of {ranks.count} failed: {raised}")
+    return [cast(T, item) for item, _ in everything]
 
 
 def is_main_process() -> bool:

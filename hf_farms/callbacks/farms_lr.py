@@ -16,14 +16,15 @@ from transformers.trainer_callback import ExportableState
 from hf_farms.allocation.lr import allocate_lr, smoothed
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.callbacks.following import followed_layers
-from hf_farms.callbacks.groups import Key, LayerwiseGroups, innermost, mean_factor
+from hf_farms.callbacks.groups import Key, LayerwiseGroups, innermost
 from hf_farms.callbacks.history import History, recording
+from hf_farms.callbacks.recording import record_training
 from hf_farms.callbacks.refusals import check_supported
-from hf_farms.config import FarmsConfig, FarmsLRConfig
-from hf_farms.errors import HfFarmsWarning, ModelError, NoEffectWarning
-from hf_farms.parallel import ONE_PROCESS, launched_ranks
+from hf_farms.callbacks.schedule import as_config, schedule, whole_epochs
+from hf_farms.config import FarmsLRConfig
+from hf_farms.errors import HfFarmsError, HfFarmsWarning, NoEffectWarning
+from hf_farms.parallel import ONE_PROCESS, agreed, launched_ranks
 from hf_farms.reports import SpectralReport
-from hf_farms.reports.folders import record_training
 from hf_farms.spectra.analysis import analyze
 
 __all__ = ["FarmsLRCallback"]
@@ -51,8 +52,9 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
     """
 
     def __init__(self, config: FarmsLRConfig | Mapping[str, Any] | None = None) -> None:
-        self.config = _config(config)
+        self.config = as_config(config)
         self._source: ModelBlockSource | None = None
+        self._model: nn.Module | None = None
         self._groups: LayerwiseGroups | None = None
         self._history: History | None = None
         self._reset()
@@ -85,19 +87,20 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
             raise ValueError("callbacks must hold one FarmsLRCallback, got two. Remove one of them.")
         self._begin = time.perf_counter()
         self._take_up(state)
-        self._history = History(args, state, self.memory)
+        self._history = History(args, state, self.memory, self.config)
+        self._model = model
         try:
             self._source = ModelBlockSource(model)
-        except ModelError as error:
-            warnings.warn(f"FarmsLRCallback has no effect: {error}", NoEffectWarning, stacklevel=2)
+            keys = self._keys()
+        except Exception as error:  # whatever a foreign model makes the search for its layers stumble over
+            warnings.warn(f"FarmsLRCallback has no effect: {_said(error)}", NoEffectWarning, stacklevel=2)
             self._source = None
             return
-        keys = self._keys(model, self._source)
         # Sharded weights are read by all processes together, so each measures all of them.
         self._sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
         self._ranks = ONE_PROCESS if self._sharded else launched_ranks()
-        self._start, self._interval = _schedule(self.config, args, state)
-        self._groups = LayerwiseGroups(optimizer, keys, self.config.quantity)
+        self._start, self._interval = schedule(self.config, args, state)
+        self._groups = LayerwiseGroups(optimizer, keys, self.config.quantity, renew=self._keys_again)
         setattr(optimizer, MARK, self)
         if not self._groups.keys:
             warnings.warn(
@@ -115,16 +118,16 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
         if self._groups is None or self._source is None or not self._is_due(state):
             return
         begin = time.perf_counter()
-        report = self._measure(state.global_step)
+        report = self._measure(state)
         if report is None:
-            self._failed_in = _epoch(state)
+            self._failed_in = whole_epochs(state)
         else:
-            self._remember(report, state)
             self._apply()
         seconds = time.perf_counter() - begin
         self._seconds += seconds
         if report is not None and self._history is not None:
-            self._history.add(report, self.memory["factors"], seconds, model=kwargs["model"])
+            with recording():
+                self._history.add(report, self.memory["factors"], seconds, model=kwargs["model"])
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log what the measurements cost beside the Trainer's own summary, while the trackers still listen."""
@@ -139,7 +142,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
         if self._history is not None:
             parameters = list(kwargs["model"].parameters())
             with recording():
-                self._history.draw(self.config)
+                self._history.draw()
                 record_training(
                     args,
                     state,
@@ -169,97 +172,99 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
         if isinstance(states, dict):
             states.setdefault(NAME, self.state())
 
-    def _keys(self, model: nn.Module, source: ModelBlockSource) -> dict[nn.Parameter, Key]:
-        followed = followed_layers(model, source, outside=self.config.outside)
+    def _keys(self) -> dict[nn.Parameter, Key]:
+        """The layers that each parameter follows, also those that are frozen now and may be trained later."""
+        assert self._source is not None
+        assert self._model is not None
+        followed = followed_layers(self._model, self._source, outside=self.config.outside, frozen=True)
         if self.config.unit == "layer":
             return followed
         # One group of the optimizer for a block, whatever each of its parameters follows.
         whole: dict[str, Key] = {}
-        for index in range(len(source)):
-            names = tuple(layer.name for layer in source.metadata(index).layers)
+        for index in range(len(self._source)):
+            names = tuple(layer.name for layer in self._source.metadata(index).layers)
             whole |= dict.fromkeys(names, names)
         return {parameter: whole.get(names[0], names) for parameter, names in followed.items()}
+
+    def _keys_again(self) -> dict[nn.Parameter, Key]:
+        """The same after the optimizer's parameters have changed: the model may have got modules (adapters) too."""
+        assert self._model is not None
+        with warnings.catch_warnings():
+            # What is to be said of the model has been said.
+            warnings.simplefilter("ignore", HfFarmsWarning)
+            try:
+                self._source = ModelBlockSource(self._model)
+                return self._keys()
+            except Exception as error:  # no change of the model may end the training here
+                failure = error
+        self._warn(f"Parameters that join the optimizer have factor 1: {_said(failure)}")
+        return {}
 
     def _is_due(self, state: TrainerState) -> bool:
         step, last = state.global_step, self.memory["step"]
         if step < self._start or last == step or (self.config.frozen and last is not None):
             return False
         if self._interval is None:
-            return _epoch(state) not in (self.memory["epoch"], self._failed_in)
+            return whole_epochs(state) not in (self.memory["epoch"], self._failed_in)
         return (step - self._start) % self._interval == 0
 
-    def _measure(self, step: int) -> SpectralReport | None:
-        assert self._source is not None
+    def _measure(self, state: TrainerState) -> SpectralReport | None:
+        """Measure, and remember what came of it; None: it failed, and the rates stay."""
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 if self.memory["step"] is not None:
                     # What was left out is left out every time.
                     warnings.simplefilter("ignore", HfFarmsWarning)
-                report = analyze(self._source, self.config.farms, outside=self.config.outside, ranks=self._ranks)
-        except ModelError as error:
+                report = self._analyze()
+            self.memory |= _remembered(report, state, self.config)
+        except Exception as error:  # a measurement may not end a training, whatever went wrong
             if not self._warned:
-                warnings.warn(f"Learning rates stay as they are at step {step}: {error}", HfFarmsWarning, stacklevel=2)
                 self._warned = True
+                self._warn(f"Learning rates stay as they are at step {state.global_step}: {_said(error)}")
             return None
+        return report
+
+    def _analyze(self) -> SpectralReport:
+        source, outside = self._source, self.config.outside
+        assert source is not None
+
+        def measured() -> SpectralReport:
+            return analyze(source, self.config.farms, outside=outside, ranks=self._ranks)
+
         # Whole weights that each process has put together: its own rounding is not to make factors of its own.
-        report = launched_ranks().gather(report)[0] if self._sharded else report
+        report = agreed(measured, launched_ranks()) if self._sharded else measured()
         keep = self.config.smoothing
         return smoothed(report, layers=self.memory["layers"], blocks=self.memory["blocks"], keep=keep)
 
-    def _remember(self, report: SpectralReport, state: TrainerState) -> None:
-        layers = [*(layer for block in report.blocks for layer in block.layers), *report.outside]
-        self.memory |= {
-            "step": state.global_step,
-            "epoch": _epoch(state),
-            "layers": {layer.name: layer.alpha for layer in layers if layer.alpha is not None},
-            "blocks": {block.name: block.alpha for block in report.blocks if block.alpha is not None},
-            "factors": allocate_lr(report, config=self.config),
-        }
+    def _warn(self, message: str) -> None:
+        warnings.warn(message, HfFarmsWarning, stacklevel=4)
 
     def _apply(self) -> None:
-        """Hand the factors of the memory to the optimizer; a parameter that follows several layers takes their mean."""
+        """Hand the factors of the memory to the optimizer."""
         assert self._groups is not None
         factors = self.memory["factors"]
-        self._groups.set_factors({key: mean_factor(factors, key) for key in self._groups.keys})
+        self._groups.set_factors(factors)
         self._moved |= any(factor != 1 for factor in factors.values())
 
     def _detach(self) -> None:
         if self._groups is not None:
             self._groups.remove()
             vars(self._groups.optimizer).pop(MARK, None)
-            self._groups = None
+            self._groups = self._model = None
 
 
-def _epoch(state: TrainerState) -> int:
-    """Whole epochs done; the state has them as a fraction, up to rounding."""
-    return int((state.epoch or 0.0) + 1e-6)
+def _said(error: Exception) -> str:
+    """An error of ours as it is; of another one its kind too."""
+    return str(error) if isinstance(error, HfFarmsError) else f"{type(error).__name__}: {error}"
 
 
-def _config(given: FarmsLRConfig | Mapping[str, Any] | None) -> FarmsLRConfig:
-    if given is None or isinstance(given, FarmsLRConfig):
-        return given or FarmsLRConfig()
-    options = dict(given)
-    farms = options.pop("farms", FarmsConfig())
-    return FarmsLRConfig(**options, farms=farms if isinstance(farms, FarmsConfig) else FarmsConfig(**farms))
-
-
-def _schedule(config: FarmsLRConfig, args: TrainingArguments, state: TrainerState) -> tuple[int, int | None]:
-    """First step that measures, and steps between two; None for every epoch. Warns where either is beyond the end."""
-    total = state.max_steps
-    if config.start == "warmup":
-        start = int(args.get_warmup_steps(total))
-    else:
-        start = config.start if isinstance(config.start, int) else round(config.start * total)
-    given = config.interval
-    steps = max(1, round(given * total)) if isinstance(given, float) else None if given == "epoch" else given
-    nothing = None
-    if start >= total:
-        nothing = f"FarmsLRCallback has no effect: it starts at step {start} of {total}."
-    elif not config.frozen and (state.num_train_epochs <= 1 if given == "epoch" else given >= total):
-        nothing = (
-            f"interval={given!r} has no effect: the training has {total} steps in {state.num_train_epochs} epochs, so "
-            f"that alphas are measured once, at step {start}. Set a smaller interval, or frozen=True."
-        )
-    if nothing:
-        warnings.warn(nothing, NoEffectWarning, stacklevel=3)
-    return start, steps
+def _remembered(report: SpectralReport, state: TrainerState, config: FarmsLRConfig) -> dict[str, Any]:
+    """What the memory keeps of a measurement."""
+    layers = [*(layer for block in report.blocks for layer in block.layers), *report.outside]
+    return {
+        "step": state.global_step,
+        "epoch": whole_epochs(state),
+        "layers": {layer.name: layer.alpha for layer in layers if layer.alpha is not None},
+        "blocks": {block.name: block.alpha for block in report.blocks if block.alpha is not None},
+        "factors": allocate_lr(report, config=config),
+    }

@@ -13,7 +13,9 @@ from hf_farms.blocks import BlockReader, LayerMetadata
 __all__ = ["followed_layers"]
 
 
-def followed_layers(model: nn.Module, source: BlockReader, *, outside: bool) -> dict[nn.Parameter, tuple[str, ...]]:
+def followed_layers(
+    model: nn.Module, source: BlockReader, *, outside: bool, frozen: bool = False
+) -> dict[nn.Parameter, tuple[str, ...]]:
     """For each trainable parameter the names of the layers whose factors it follows.
 
     A weight follows the layers in it (several where it is fused or holds experts), and so do its bias and adapters on
@@ -24,6 +26,7 @@ def followed_layers(model: nn.Module, source: BlockReader, *, outside: bool) -> 
         model: what the parameters belong to.
         source: the blocks of this model.
         outside: whether embeddings and head count as layers.
+        frozen: say it for frozen parameters too, which may be trained later.
     """
     layers = [layer for index in range(len(source)) for layer in source.metadata(index).layers]
     layers += [view.metadata for view in source.outside] if outside else []
@@ -35,7 +38,7 @@ def followed_layers(model: nn.Module, source: BlockReader, *, outside: bool) -> 
     modules = dict(model.named_modules())
     found: dict[nn.Parameter, tuple[str, ...]] = {}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad and not frozen:
             continue
         home = name.rpartition(".")[0]
         if isinstance(modules.get(home), _BatchNorm):

@@ -8,7 +8,7 @@ finer groups, which a step hook puts in its place. The optimizer itself never ch
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -32,28 +32,64 @@ def innermost(optimizer: Any) -> torch.optim.Optimizer:
     return optimizer  # type: ignore[no-any-return]
 
 
+class _Finer:
+    """The finer groups of one group of the optimizer.
+
+    Attributes:
+        group: of the optimizer.
+        params: the parameters that the finer groups were made for, in the order of the group.
+        by_key: a finer group for every key.
+        left: what the group was left with after the last step: what differs from it somebody else has changed.
+    """
+
+    def __init__(self, group: Group) -> None:
+        self.group, self.list = group, group["params"]
+        self.params: tuple[torch.nn.Parameter, ...] = ()
+        self.by_key: dict[Key | None, Group] = {}
+        self.left: Group = {}
+
+    def belongs_to(self, group: Group) -> bool:
+        """Whether this is the group, also after the optimizer has loaded a state, which keeps the list."""
+        return group is self.group or group["params"] is self.list
+
+    def is_up_to_date(self) -> bool:
+        """Whether the group still has the parameters that the finer ones were made for."""
+        return list(map(id, self.params)) == list(map(id, self.group["params"]))
+
+    def share_out(self, keys: Mapping[torch.nn.Parameter, Key]) -> None:
+        """Give each parameter to the finer group of its key; what steps have counted in one stays in it."""
+        self.list, self.params = self.group["params"], tuple(self.group["params"])
+        found = _by_key(self.params, keys)
+        self.by_key = {key: {**self.by_key.get(key, {}), "params": params} for key, params in found.items()}
+
+
 class LayerwiseGroups:
     """Groups by parameter key that a view of the optimizer has during each step.
 
-    The layout is fixed when they are attached, so that the optimizer works on the same tensors together in every step.
+    The layout changes only where the groups of the optimizer do, so that it works on the same tensors together in
+    every step.
 
     Args:
         optimizer: the innermost one.
         keys: for each parameter what it shares a factor with; parameters without a key stay at factor 1.
         quantity: what the factors are applied to.
+        renew: gives the keys again when parameters have joined or left a group; None: they stay.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, keys: Mapping[torch.nn.Parameter, Key], quantity: LRQuantity
+        self,
+        optimizer: torch.optim.Optimizer,
+        keys: Mapping[torch.nn.Parameter, Key],
+        quantity: LRQuantity,
+        *,
+        renew: Callable[[], Mapping[torch.nn.Parameter, Key]] | None = None,
     ) -> None:
-        self.optimizer, self._quantity = optimizer, quantity
+        self.optimizer, self._quantity, self._renew = optimizer, quantity, renew or (lambda: keys)
+        # By the name of the layer, and of each key.
+        self._by_layer: Mapping[str, float] = {}
         self._factors: dict[Key, float] = {}
-        self._layout = [_by_key(group["params"], keys) for group in optimizer.param_groups]
-        self._groups: list[list[Group]] = [
-            [{"params": params} for params in by_key.values()] for by_key in self._layout
-        ]
-        # What the groups were left with after the last step: what differs from it somebody else has changed.
-        self._left: list[Group] = [{} for _ in optimizer.param_groups]
+        self._finer: list[_Finer] = []
+        self._follow(lambda: keys)
         self._view: Any = object.__new__(type(optimizer))
         self._given: dict[str, Any] | None = None
         self._hooks = [
@@ -64,16 +100,17 @@ class LayerwiseGroups:
     @property
     def keys(self) -> set[Key]:
         """The keys that parameters of this optimizer have."""
-        return {key for by_key in self._layout for key in by_key if key is not None}
+        return {key for finer in self._finer for key in finer.by_key if key is not None}
 
-    def set_factors(self, factors: Mapping[Key, float]) -> None:
-        """Factors by key, from the next step on; keys that are missing have factor 1."""
-        self._factors = dict(factors)
+    def set_factors(self, factors: Mapping[str, float]) -> None:
+        """Factors by layer, from the next step on; a parameter that follows several layers takes their mean."""
+        self._by_layer = dict(factors)
+        self._factors = {key: mean_factor(self._by_layer, key) for key in self.keys}
 
     def counted(self) -> list[list[Group]]:
         """Numbers that steps wrote into the finer groups and that differ between those of one group; for `resume`."""
         found = []
-        for fine in self._groups:
+        for fine in (finer.by_key.values() for finer in self._finer):
             names = {name for target in fine for name in target.keys() - OWN}
             names = {name for name in names if _differ([target.get(name) for target in fine])}
             found.append([{name: target[name] for name in sorted(names)} for target in fine])
@@ -81,19 +118,32 @@ class LayerwiseGroups:
 
     def resume(self, counted: list[list[Group]]) -> None:
         """Go on with what `counted` gave; the groups of the optimizer are those of the same step."""
-        if [len(fine) for fine in counted] != [len(fine) for fine in self._groups]:
+        if [len(fine) for fine in counted] != [len(finer.by_key) for finer in self._finer]:
             return
-        for group, left, fine, numbers in zip(
-            self.optimizer.param_groups, self._left, self._groups, counted, strict=True
-        ):
-            for target, own in zip(fine, numbers, strict=True):
+        for finer, numbers in zip(self._finer, counted, strict=True):
+            for target, own in zip(finer.by_key.values(), numbers, strict=True):
                 target.update(own)
-                left.update((name, group[name]) for name in group.keys() & own.keys())
+                finer.left.update((name, finer.group[name]) for name in finer.group.keys() & own.keys())
 
     def remove(self) -> None:
         """Let the optimizer step by itself again."""
         for hook in self._hooks:
             hook.remove()
+
+    def _follow(self, find_keys: Callable[[], Mapping[torch.nn.Parameter, Key]]) -> None:
+        """Follow what has changed in the groups: parameters that joined or left one, and whole groups."""
+        before, self._finer = self._finer, []
+        for group in self.optimizer.param_groups:
+            finer = next((old for old in before if old.belongs_to(group)), None) or _Finer(group)
+            finer.group = group
+            self._finer.append(finer)
+        changed = [finer for finer in self._finer if not finer.is_up_to_date()]
+        if changed:
+            keys = find_keys()
+            for finer in changed:
+                finer.share_out(keys)
+        if changed or len(before) != len(self._finer):
+            self.set_factors(self._by_layer)
 
     def _enter(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """Hand the step to the view, with factors on its groups."""
@@ -101,15 +151,14 @@ class LayerwiseGroups:
             # The step of a class that calls that of its parent.
             return None
         self._given = None
-        if all(self._factors.get(key, 1.0) == 1.0 for key in self.keys) and not self.counted():
+        self._follow(self._renew)
+        if all(factor == 1.0 for factor in self._factors.values()) and not self.counted():
             return None
         stand_in: list[Group] = []
-        for group, left, by_key, fine in zip(
-            optimizer.param_groups, self._left, self._layout, self._groups, strict=True
-        ):
-            for key, target in zip(by_key, fine, strict=True):
-                _copy_over(group, target, left)
-                self._scale(group, target, 1.0 if key is None else self._factors.get(key, 1.0))
+        for finer in self._finer:
+            for key, target in finer.by_key.items():
+                _copy_over(finer.group, target, finer.left)
+                self._scale(finer.group, target, 1.0 if key is None else self._factors[key])
                 stand_in.append(target)
         self._given = dict(vars(optimizer))
         vars(self._view).clear()
@@ -124,10 +173,10 @@ class LayerwiseGroups:
         for name, value in vars(self._view).items():
             if name != "param_groups" and value is not self._given.get(name, self):
                 setattr(optimizer, name, value)
-        for index, (group, fine) in enumerate(zip(optimizer.param_groups, self._groups, strict=True)):
-            for target in fine:
-                group.update((name, target[name]) for name in target.keys() - OWN)
-            self._left[index] = {name: group[name] for name in group.keys() - OWN}
+        for finer in self._finer:
+            for target in finer.by_key.values():
+                finer.group.update((name, target[name]) for name in target.keys() - OWN)
+            finer.left = {name: finer.group[name] for name in finer.group.keys() - OWN}
         self._given = None
 
     def _scale(self, group: Group, target: Group, factor: float) -> None:
@@ -148,7 +197,7 @@ def mean_factor(factors: Mapping[str, float], names: Iterable[str]) -> float:
 
 
 def _by_key(
-    params: list[torch.nn.Parameter], keys: Mapping[torch.nn.Parameter, Key]
+    params: Iterable[torch.nn.Parameter], keys: Mapping[torch.nn.Parameter, Key]
 ) -> dict[Key | None, list[torch.nn.Parameter]]:
     found: dict[Key | None, list[torch.nn.Parameter]] = {}
     for parameter in params:

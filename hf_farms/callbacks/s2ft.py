@@ -16,12 +16,12 @@ from hf_farms.blocks import ModelBlockSource
 from hf_farms.callbacks.farms_lr import MARK as LEARNING_RATES
 from hf_farms.callbacks.groups import innermost
 from hf_farms.callbacks.history import recording, track
+from hf_farms.callbacks.recording import record_training
 from hf_farms.callbacks.refusals import check_steps
 from hf_farms.callbacks.slices import check_optimizer, hand_over, keep_slices, take_up
 from hf_farms.config import S2FTConfig
 from hf_farms.errors import ModelError, NoEffectWarning
 from hf_farms.parallel import launched_ranks
-from hf_farms.reports.folders import record_training
 from hf_farms.s2ft.checks import check_plain
 from hf_farms.s2ft.files import save_selection
 from hf_farms.s2ft.selection import Batches, Selection, select_channels

@@ -23,7 +23,8 @@ class FarmsConfig:
     Attributes:
         window_rows: rows r of a window. "auto": one size for the whole model, an eighth of the smaller side of the
             layers that hold most parameters; layers that such a window does not fit into are left out. A number is
-            lowered for layers that are smaller, until r rows and round(Q r) columns fit. None: the whole matrix, no windows.
+            lowered for layers that are smaller, until r rows and round(Q r) columns fit. None: the whole matrix, no
+            windows.
         aspect_ratio: Q = columns / rows of a window.
         windows_per_dim: windows along each side, evenly spread. "auto": 8.
         fit: where the tail starts. "mid": at the median; "peak": by KS distance, near the fullest bin of the

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from hf_farms.config import FarmsLRConfig, S2FTConfig
 from hf_farms.documents import DocumentError, load_json, read_text
 from hf_farms.errors import DataError
 from hf_farms.reports.base import REPORT_NAME, json_converter
+from hf_farms.reports.metrics import best_step, last_logged, number, trained_metrics
 from hf_farms.reports.pruning import PruneReport
 from hf_farms.reports.training import (
-    BlockFactor,
     FarmsLRRecord,
     LayerSelection,
-    LRMeasurement,
     S2FTRecord,
     TrainReport,
 )
@@ -62,6 +63,8 @@ def record_training(
     state: Any,
     model: Any,
     *,
+    folder: Path | None = None,
+    task: str | None = None,
     num_parameters: int | None = None,
     num_trained: int | None = None,
     farms_lr: FarmsLRConfig | None = None,
@@ -75,6 +78,8 @@ def record_training(
         args: of the training; `output_dir` and what is named in `ARGUMENTS` are read.
         state: of the training; step, epoch and log history are read.
         model: what was trained; its config is read.
+        folder: where to write it; None: `output_dir`.
+        task: of the model, by the Hub's name.
         num_parameters: of the model, without what S2FT adds to it.
         num_trained: those that learnt.
         farms_lr: options of the layer-wise learning rates.
@@ -83,7 +88,7 @@ def record_training(
     Returns:
         The file; None where this process does not write, or the folder holds a report of something else.
     """
-    folder = Path(args.output_dir or ".")
+    folder = folder or Path(args.output_dir or ".")
     path = folder / REPORT_NAME
     if not state.is_world_process_zero:
         return None
@@ -91,16 +96,20 @@ def record_training(
     if path.exists() and there is None and kind_of(path) != "training":
         return None
     config = getattr(model, "config", None)
+    best = best_step(state) if getattr(args, "load_best_model_at_end", False) else None
     report = TrainReport(
         model=getattr(config, "_name_or_path", None) or None,
         model_type=getattr(config, "model_type", None) or type(model).__name__,
         num_parameters=num_parameters,
         num_trained=num_trained,
         steps=int(state.global_step),
-        epochs=_number(state.epoch),
+        epochs=number(state.epoch),
         arguments={name: _plain(getattr(args, name)) for name in ARGUMENTS if hasattr(args, name)},
-        metrics=_metrics(state.log_history),
-        farms_lr=FarmsLRRecord(config=farms_lr, measurements=_measurements(folder / HISTORY)) if farms_lr else None,
+        metrics=trained_metrics(state.log_history, up_to=best),
+        architecture=type(model).__name__ if model is not None else None,
+        task=task,
+        best_step=best,
+        farms_lr=FarmsLRRecord.from_history(_history(folder / HISTORY), farms_lr) if farms_lr else None,
         s2ft=_s2ft(*s2ft) if s2ft else None,
     )
     if there is not None:
@@ -135,21 +144,23 @@ def training_report(folder: str | Path) -> TrainReport | None:
     history = folder.parent / HISTORY if folder.name.startswith(CHECKPOINT) else folder / HISTORY
     log = list(state.get("log_history", ()))
     try:
-        measurements = _measurements(history, up_to=state.get("global_step"))
-        if not measurements and not s2ft:
+        lines = _history(history, up_to=state.get("global_step"))
+        if not lines and not s2ft:
             return None
-        trained = _last(log, "s2ft/trainable_parameters")
-        share = _last(log, "s2ft/trainable_share")
+        best = _saved_best(folder, state)
+        trained = last_logged(log, "s2ft/trainable_parameters")
+        share = last_logged(log, "s2ft/trainable_share")
         selection = json_converter().structure(s2ft["selection"], S2FTConfig) if s2ft else None
         return TrainReport(
             model=s2ft.get("base_model") or config.get("_name_or_path") or None,
             model_type=str(config.get("model_type", "unknown")),
             num_parameters=round(trained / share) if trained and share else _stored_parameters(folder),
             num_trained=int(trained) if trained else None,
-            steps=int(state.get("global_step", measurements[-1].step if measurements else 0)),
-            epochs=_number(state.get("epoch")),
-            metrics=_metrics(log),
-            farms_lr=FarmsLRRecord(config=_lr_config(state), measurements=measurements) if measurements else None,
+            steps=int(state.get("global_step", lines[-1]["step"] if lines else 0)),
+            epochs=number(state.get("epoch")),
+            metrics=trained_metrics(log, up_to=best),
+            best_step=best,
+            farms_lr=FarmsLRRecord.from_history(lines, _lr_config(state)) if lines else None,
             s2ft=_s2ft(selection, _channels(places)) if selection else None,
         )
     except DataError:
@@ -203,7 +214,7 @@ def _first(places: Iterable[Path], name: str) -> dict[str, Any]:
     return {}
 
 
-def _measurements(path: Path, *, up_to: int | None = None) -> tuple[LRMeasurement, ...]:
+def _history(path: Path, *, up_to: int | None = None) -> list[dict[str, Any]]:
     """The lines of a history file; a last one that was cut off is left out."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
@@ -211,11 +222,20 @@ def _measurements(path: Path, *, up_to: int | None = None) -> tuple[LRMeasuremen
             entry = json.loads(line)
         except ValueError:
             break
-        blocks = tuple(BlockFactor(**block) for block in entry["blocks"])
-        measured = {name: entry[name] for name in ("step", "epoch", "seconds")}
         if up_to is None or entry["step"] <= up_to:
-            found.append(LRMeasurement(**measured, blocks=blocks))
-    return tuple(found)
+            found.append(entry)
+    return found
+
+
+def _saved_best(folder: Path, state: Mapping[str, Any]) -> int | None:
+    """The step of the best model, if it is the one whose weights lie in this folder: its settings are not there."""
+    step = best_step(SimpleNamespace(**state))
+    checkpoint = folder / f"{CHECKPOINT}{step}"
+    saved = sorted(path.name for path in folder.glob("*model*.safetensors"))
+    if step is None or not saved or not checkpoint.is_dir():
+        return None
+    same, _, _ = filecmp.cmpfiles(folder, checkpoint, saved, shallow=False)
+    return step if sorted(same) == saved else None
 
 
 def _lr_config(state: Mapping[str, Any]) -> FarmsLRConfig | None:
@@ -244,26 +264,6 @@ def _stored_parameters(folder: Path) -> int | None:
         with safe_open(path, framework="numpy") as file:
             total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     return total or None
-
-
-def _metrics(log: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """The last value of each loss and each evaluation."""
-    found: dict[str, float] = {}
-    for entry in log:
-        for name, value in entry.items():
-            wanted = name in ("loss", "train_loss") or name.startswith("eval_")
-            if wanted and not name.endswith(("_runtime", "_per_second")) and _number(value) is not None:
-                found[name] = float(value)
-    return found
-
-
-def _last(log: Iterable[Mapping[str, Any]], name: str) -> float | None:
-    return next((entry[name] for entry in reversed(list(log)) if name in entry), None)
-
-
-def _number(value: object) -> float | None:
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if ok else None  # type: ignore[arg-type]
 
 
 def _plain(value: Any) -> str | int | float | bool | None:

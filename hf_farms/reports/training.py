@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from hf_farms.config import FarmsLRConfig, S2FTConfig
 from hf_farms.reports.base import Report
 from hf_farms.reports.pruning import BaseModelRecord
 
-__all__ = ["BlockFactor", "FarmsLRRecord", "LRMeasurement", "LayerSelection", "S2FTRecord", "TrainReport"]
+__all__ = [
+    "BlockFactor",
+    "FarmsLRRecord",
+    "LRMeasurement",
+    "LayerFactor",
+    "LayerSelection",
+    "S2FTRecord",
+    "TrainReport",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +49,42 @@ class LRMeasurement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerFactor:
+    """One layer in the last measurement; what has no alpha is None."""
+
+    name: str
+    alpha: float | None
+    alpha_stderr: float | None = None
+    factor: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class FarmsLRRecord:
-    """Layer-wise learning rates: what was asked for (None: not recorded), and every measurement in order."""
+    """Layer-wise learning rates.
+
+    Attributes:
+        config: what was asked for; None: not recorded.
+        measurements: all of them, in order.
+        layers: every layer in the last one, where each had a factor of its own (unit "layer"); else none.
+    """
 
     config: FarmsLRConfig | None
     measurements: tuple[LRMeasurement, ...]
+    layers: tuple[LayerFactor, ...] = ()
+
+    @classmethod
+    def from_history(cls, lines: Sequence[Mapping[str, Any]], config: FarmsLRConfig | None) -> FarmsLRRecord:
+        """The record of the lines that the callback wrote; raises what a line of another form makes it stumble over."""
+        measurements = (
+            LRMeasurement(
+                **{name: line[name] for name in ("step", "epoch", "seconds")},
+                blocks=tuple(BlockFactor(**block) for block in line["blocks"]),
+            )
+            for line in lines
+        )
+        by_layer = lines[-1]["layers"] if lines and config is not None and config.unit == "layer" else {}
+        layers = (LayerFactor(name=name, **numbers) for name, numbers in by_layer.items())
+        return cls(config=config, measurements=tuple(measurements), layers=tuple(layers))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +113,14 @@ class TrainReport(Report):
         model_type: `config.model_type`.
         num_parameters: all parameters of the model, tied ones once; None: not recorded.
         num_trained: those that were trained; None: not recorded.
+        architecture: class of the model; None: not recorded.
+        task: what it is for, by the Hub's name, such as `text-classification`; None: not recorded, or none of the
+            Hub's.
         steps: steps of the optimizer.
+        best_step: step of the model that was saved, where the Trainer chose the best one; None: the last.
         epochs: passes over the data, also a part of one.
         arguments: settings of the training that matter, by their names.
-        metrics: the last value of each that was logged, such as `eval_loss`.
+        metrics: the last value of each that was logged up to the model that was saved, such as `eval_loss`.
         farms_lr: layer-wise learning rates; None: all layers learnt alike.
         s2ft: selective training; None: not used.
         base: what the Hub says of the model that was trained further.
@@ -96,6 +140,9 @@ class TrainReport(Report):
     s2ft: S2FTRecord | None = None
     base: BaseModelRecord | None = None
     notes: tuple[str, ...] = ()
+    architecture: str | None = None
+    task: str | None = None
+    best_step: int | None = None
 
     @property
     def method(self) -> str:

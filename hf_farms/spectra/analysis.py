@@ -13,8 +13,8 @@ from torch import nn
 from hf_farms.allocation.scores import LayerAlpha, block_scores
 from hf_farms.blocks import BlockReader, LayerMetadata, LayerView, ModelBlockSource
 from hf_farms.config import FarmsConfig
-from hf_farms.errors import HfFarmsError, HfFarmsWarning, ModelError
-from hf_farms.parallel import ONE_PROCESS, Ranks, share_out
+from hf_farms.errors import HfFarmsWarning, ModelError
+from hf_farms.parallel import ONE_PROCESS, Ranks, collected, share_out
 from hf_farms.reports import BlockSpectrum, LayerRecord, SpectralReport
 from hf_farms.spectra.spectrum import LayerSpectrum, layer_spectra
 from hf_farms.spectra.windows import WindowPlan, model_window_rows, plan_weight
@@ -79,7 +79,8 @@ def analyze(
     tasks, skipped = _tasks(source, config, rows, outside=outside)
     left_out = _left_out(skipped, len(tasks), rows)
     mine = share_out([task.cost for task in tasks], ranks.count)[ranks.index]
-    found = _gathered(lambda: _measure(source, [tasks[i] for i in mine], config, device, progress), ranks)
+    parts = collected(lambda: _measure(source, [tasks[i] for i in mine], config, device, progress), ranks)
+    found = {key: record for part in parts for key, record in part.items()}
     records: dict[int, list[LayerRecord]] = {}
     for task in tasks:
         records.setdefault(task.block, []).append(found[task.block, task.position])
@@ -145,21 +146,6 @@ def _tasks(
 
 
 Found = dict[tuple[int, int], LayerRecord]
-
-
-def _gathered(measure: Callable[[], Found], ranks: Ranks) -> Found:
-    """The results of all ranks; an error on one is raised on all, because the others wait for it."""
-    found: Found = {}
-    failure: HfFarmsError | None = None
-    try:
-        found = measure()
-    except HfFarmsError as error:
-        failure = error
-    everything = ranks.gather((found, failure))
-    for _, raised in everything:
-        if raised is not None:
-            raise raised
-    return {key: record for part, _ in everything for key, record in part.items()}
 
 
 def _measure(

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_farms.reports import BaseModelRecord, PerplexityRecord, TaskRecord
+from hf_farms.reports.metrics import is_bookkeeping
 from hf_farms_cards.markdown import one_line
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def card_data(
         base: what the Hub says of the dense model, for licence and languages.
         base_id: its id.
         tags: beside `hf-farms`.
-        pipeline_tag: task, where the base model's card names none.
+        pipeline_tag: task.
         results: for the model index; may be empty.
     """
     from huggingface_hub import ModelCardData
@@ -58,7 +59,7 @@ def card_data(
         license_name=_text(base.license_name if base else None),
         license_link=_text(base.license_link if base else None),
         library_name="transformers",
-        pipeline_tag=_text(base.pipeline_tag if base else None) or pipeline_tag,
+        pipeline_tag=_text(pipeline_tag),
         base_model=base_id,
         # The Hub has no relation for pruning; the tags say it.
         base_model_relation="finetune" if base_id else None,
@@ -100,20 +101,32 @@ def task_results(tasks: Sequence[TaskRecord]) -> list[EvalResult]:
     ]
 
 
-def metric_results(metrics: Mapping[str, float]) -> list[EvalResult]:
-    """What an evaluation during the training gave; of which text is not recorded."""
+def metric_results(metrics: Mapping[str, float], *, task: str) -> list[EvalResult]:
+    """What an evaluation during the training gave; of which text is not recorded.
+
+    Args:
+        metrics: by the Trainer's names.
+        task: of the model, by the Hub's name.
+    """
     return [
-        _result(dataset="evaluation set of the training", metric=one_line(name.removeprefix("eval_")), value=value)
+        _result(
+            dataset="evaluation set of the training",
+            metric=one_line(name.removeprefix("eval_")),
+            value=value,
+            task=one_line(task),
+        )
         for name, value in metrics.items()
-        if name.startswith("eval_") and math.isfinite(value)
+        if name.startswith("eval_") and not is_bookkeeping(name) and math.isfinite(value)
     ]
 
 
-def _result(*, dataset: str, metric: str, value: float, name: str | None = None, **more: Any) -> EvalResult:
+def _result(
+    *, dataset: str, metric: str, value: float, name: str | None = None, task: str = "text-generation", **more: Any
+) -> EvalResult:
     from huggingface_hub import EvalResult
 
     return EvalResult(
-        task_type="text-generation",
+        task_type=task,
         dataset_type=dataset,
         dataset_name=dataset,
         metric_type=metric,

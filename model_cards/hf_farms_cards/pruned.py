@@ -13,7 +13,8 @@ from hf_farms.reports import PerplexityRecord, PruneReport, TaskRecord
 from hf_farms_cards.licences import licence_of
 from hf_farms_cards.markdown import code, link, number, with_error
 from hf_farms_cards.metadata import card_data, hub_id, perplexity_results, short_source, task_results
-from hf_farms_cards.usage import Checkpoint, as_call, quick_start, task_of
+from hf_farms_cards.tasks import task_of
+from hf_farms_cards.usage import Checkpoint, as_call, quick_start
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -39,7 +40,7 @@ def pruned_card(
         base=report.base,
         base_id=base,
         tags=["farms", "pruned", "sparse", report.config.method],
-        pipeline_tag=task.pipeline_tag,
+        pipeline_tag=(report.base.pipeline_tag if report.base else None) or task.pipeline_tag,
         results=[*perplexity_results(report.perplexity), *task_results(report.tasks)],
     )
     # What was counted: a pattern may bring different targets to the same zeros.
@@ -65,7 +66,7 @@ def pruned_card(
         "bold": report.perplexity is not None and _better(report.perplexity) is not None,
         "tasks": [_task(record) for record in report.tasks],
         "tasks_have_dense": any(record.dense is not None for record in report.tasks),
-        "quick_start": quick_start(name, task, chat=checkpoint.chat, tokenizer=checkpoint.has_tokenizer),
+        "quick_start": quick_start(name, task, checkpoint, pruned=True),
         "made_by": ("bash", report.command) if report.command else ("python", _call(report)),
         "recipe": checkpoint.recipe,
     }

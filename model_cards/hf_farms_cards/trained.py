@@ -14,8 +14,9 @@ from hf_farms_cards.licences import licence_of
 from hf_farms_cards.markdown import one_line
 from hf_farms_cards.metadata import card_data, hub_id, metric_results
 from hf_farms_cards.pruned import base_text
+from hf_farms_cards.tasks import task_of
 from hf_farms_cards.training import LR, section, selected_by_block
-from hf_farms_cards.usage import Checkpoint, as_call, quick_start, task_of
+from hf_farms_cards.usage import Checkpoint, as_call, quick_start
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -31,7 +32,10 @@ def trained_card(
     """Header and values of the template `train.md.j2`; arguments as of `render_card`."""
     name = repo_id or "-".join(filter(None, [_last_part(report.model), report.method.replace(" and ", "-")]))
     base = hub_id(report.model, report.base)
-    task = task_of(report.model_type, checkpoint.architecture)
+    architecture = checkpoint.architecture or report.architecture
+    task = task_of(report.model_type, architecture, tag=report.task)
+    # A classifier made of a language model classifies. Where nothing says what was trained, its base does.
+    base_tag = report.base.pipeline_tag if report.base and not (architecture or report.task) else None
     tags = [tag for tag, used in (("s2ft", report.s2ft), ("farms-lr", report.farms_lr)) if used is not None]
     by_alpha = report.s2ft is not None and report.s2ft.config.budget_allocation == "farms"
     measured = by_alpha or report.farms_lr is not None
@@ -40,8 +44,8 @@ def trained_card(
         base=report.base,
         base_id=base,
         tags=[*(["farms"] if measured else []), *tags],
-        pipeline_tag=task.pipeline_tag,
-        results=metric_results(report.metrics),
+        pipeline_tag=base_tag or task.pipeline_tag,
+        results=metric_results(report.metrics, task=base_tag or task.pipeline_tag),
     )
     known = report.num_trained is not None and report.num_parameters
     rates = report.farms_lr if report.farms_lr and report.farms_lr.measurements else None
@@ -61,7 +65,7 @@ def trained_card(
         "evaluated": any(name.startswith("eval_") for name in report.metrics),
         **_selection(report.s2ft),
         "snippet": _snippet(report),
-        "quick_start": quick_start(name, task, chat=checkpoint.chat, tokenizer=checkpoint.has_tokenizer),
+        "quick_start": quick_start(name, task, checkpoint, pruned=False),
         "change": "some of the weights were trained further; all others are unchanged."
         if report.s2ft
         else "the weights were trained further.",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_farms.config import FarmsLRConfig
-from hf_farms.reports.training import BlockFactor, FarmsLRRecord, LRMeasurement, S2FTRecord
+from hf_farms.reports.training import FarmsLRRecord, S2FTRecord
 from hf_farms_cards.figures import dark_of
 from hf_farms_cards.markdown import environment
 from hf_farms_cards.style import (
@@ -48,18 +48,7 @@ def write_training_history(history: list[Line], config: FarmsLRConfig, folder: P
     """Write `figures/farms_lr.png`, the same for dark pages, and `farms_lr.md` into an output folder."""
     if not history:
         return
-    record = FarmsLRRecord(
-        config=config,
-        measurements=tuple(
-            LRMeasurement(
-                step=line["step"],
-                epoch=line["epoch"],
-                seconds=line["seconds"],
-                blocks=tuple(BlockFactor(**block) for block in line["blocks"]),
-            )
-            for line in history
-        ),
-    )
+    record = FarmsLRRecord.from_history(history, config)
     (folder / LR).parent.mkdir(parents=True, exist_ok=True)
     draw_training(record, folder / LR)
     draw_training(record, folder / dark_of(LR), dark=True)

@@ -1,4 +1,4 @@
-"""What kind of model it is -> the lines that load it and show that it works."""
+"""What a model is for -> the lines that load it and show that it works."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Any
 from hf_farms.documents import DocumentError, load_json, read_text
 from hf_farms.own_files import is_own_file
 from hf_farms.privacy import published_text
+from hf_farms_cards.tasks import Task, task_of
 
 __all__ = ["Checkpoint", "Task", "as_call", "quick_start", "task_of"]
 
 
 # As transformers' tokenizers write them; `merges.txt` never comes alone.
 TOKENIZER_FILE = re.compile(r"tokenizer(_config)?\.json|tekken\.json|.*\.model|.*vocab.*\.(json|txt)|.*\.tiktoken")
+PROCESSOR_FILES = {"preprocessor_config.json", "processor_config.json"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,11 @@ class Checkpoint:
         )
 
     @property
+    def has_processor(self) -> bool:
+        """Whether what prepares images is among the files; they may not be known, and most models have it."""
+        return self.files is None or bool(self.files & PROCESSOR_FILES)
+
+    @property
     def has_tokenizer(self) -> bool:
         """Whether a tokenizer is among the files; they may not be known, and most models have one."""
         return self.files is None or any(TOKENIZER_FILE.fullmatch(name) for name in self.files)
@@ -65,57 +72,6 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, DocumentError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-@dataclass(frozen=True)
-class Task:
-    """The Hub's name of a task, and transformers' class for it."""
-
-    pipeline_tag: str
-    auto_class: str
-
-
-# By the end of a class name of transformers, the longer first.
-BY_ARCHITECTURE = {
-    "ForCausalLM": Task("text-generation", "AutoModelForCausalLM"),
-    "LMHeadModel": Task("text-generation", "AutoModelForCausalLM"),
-    "ForMaskedLM": Task("fill-mask", "AutoModelForMaskedLM"),
-    "ForImageClassification": Task("image-classification", "AutoModelForImageClassification"),
-    "ForSequenceClassification": Task("text-classification", "AutoModelForSequenceClassification"),
-    "ForTokenClassification": Task("token-classification", "AutoModelForTokenClassification"),
-    "ForQuestionAnswering": Task("question-answering", "AutoModelForQuestionAnswering"),
-}
-SEQ2SEQ = Task("text2text-generation", "AutoModelForSeq2SeqLM")
-VISION_LANGUAGE = Task("image-text-to-text", "AutoModelForImageTextToText")
-ANY = Task("feature-extraction", "AutoModel")
-# Where only `config.model_type` is known: what is no language model that writes.
-BY_MODEL_TYPE = {
-    **dict.fromkeys(("bert", "roberta", "distilbert", "albert", "electra", "deberta-v2", "modernbert"), "ForMaskedLM"),
-    **dict.fromkeys(("vit", "deit", "swin", "convnext", "resnet", "dinov2"), "ForImageClassification"),
-}
-ENCODER_DECODERS = ("t5", "mt5", "bart", "mbart", "pegasus", "marian", "umt5")
-WITH_IMAGES = ("gemma3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "mllama", "llama4", "idefics3")
-
-
-def task_of(model_type: str, architecture: str | None = None) -> Task:
-    """The task of a model.
-
-    Args:
-        model_type: of its config.
-        architecture: the class that it was saved from, where that is known; else the model type decides.
-    """
-    if architecture is None:
-        if model_type in ENCODER_DECODERS:
-            return SEQ2SEQ
-        if model_type in WITH_IMAGES:
-            return VISION_LANGUAGE
-        return BY_ARCHITECTURE[BY_MODEL_TYPE.get(model_type, "ForCausalLM")]
-    for end, task in BY_ARCHITECTURE.items():
-        if architecture.endswith(end):
-            return task
-    if architecture.endswith("ForConditionalGeneration"):
-        return VISION_LANGUAGE if model_type in WITH_IMAGES else SEQ2SEQ if model_type in ENCODER_DECODERS else ANY
-    return ANY
 
 
 GENERATE = """\
@@ -149,6 +105,75 @@ from transformers import pipeline
 fill = pipeline("fill-mask", model="{name}")
 print(fill(f"The capital of France is {{fill.tokenizer.mask_token}}."))"""
 
+ANSWER = """\
+from transformers import {auto_class}, AutoTokenizer
+
+name = "{name}"
+model = {auto_class}.from_pretrained(name)
+tokenizer = AutoTokenizer.from_pretrained(name)
+
+inputs = tokenizer("Where is the river?", "The river is behind the house.", return_tensors="pt")
+output = model(**inputs)
+start, end = int(output.start_logits.argmax()), int(output.end_logits.argmax())
+print("Answer:", tokenizer.decode(inputs["input_ids"][0, start : end + 1]))"""
+
+CLASSIFY = """\
+from transformers import pipeline
+
+classify = pipeline("{tag}", model="{name}")
+print(classify("The people of this country are its strength."))"""
+
+CLASSIFY_IMAGE = """\
+from PIL import Image
+from transformers import pipeline
+
+classify = pipeline("{tag}", model="{name}")
+print(classify(Image.new("RGB", (224, 224), "green")))  # or the name of a file"""
+
+EMBED = """\
+from transformers import {auto_class}, AutoTokenizer
+
+name = "{name}"
+model = {auto_class}.from_pretrained(name)
+tokenizer = AutoTokenizer.from_pretrained(name)
+
+output = model(**tokenizer("The people of this country", return_tensors="pt"))
+print(output[0].shape)"""
+
+# With what the model itself takes, where nothing beside it makes that of a text or an image.
+BARE = """\
+import torch
+from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained("{name}")
+{lines}"""
+IDS = "ids = torch.tensor([[5, 6, 7, 8]])  # of its tokenizer, which is not stored here\n"
+SCORES = """\
+for label, score in zip(model.config.id2label.values(), output.logits[0].tolist()):
+    print(label, score)"""
+BARE_LINES = {
+    "text-generation": f"{IDS}print(model.generate(ids, max_new_tokens=8))",
+    "text2text-generation": f"{IDS}print(model.generate(ids, max_new_tokens=8))",
+    "fill-mask": f"{IDS}print(model(ids).logits[0].argmax(-1))",
+    "text-classification": f"{IDS}output = model(ids)\n{SCORES}",
+    "token-classification": f"{IDS}labels = model(ids).logits[0].argmax(-1).tolist()\n"
+    "print([model.config.id2label[label] for label in labels])",
+    "question-answering": f"{IDS}output = model(ids)\n"
+    'print("Answer:", int(output.start_logits.argmax()), "to", int(output.end_logits.argmax()))',
+    "feature-extraction": f"{IDS}print(model(ids)[0].shape)",
+    "image-classification": """\
+size = getattr(model.config, "image_size", 224)
+output = model(torch.rand(1, model.config.num_channels, size, size))
+"""
+    + SCORES,
+}
+
+LOAD = """\
+from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained("{name}")
+print(f"{{model.num_parameters():,}} parameters")"""
+
 COUNT = """\
 from transformers import {auto_class}
 
@@ -157,25 +182,45 @@ zeros = sum(int((p == 0).sum()) for p in model.parameters())
 print(f"{{zeros / model.num_parameters():.2%}} of the parameters are zero")"""
 
 
-def quick_start(name: str, task: Task, *, chat: bool = False, tokenizer: bool = True) -> str:
+# What a tokenizer (or a processor, for images) stands beside.
+WITH_TOKENIZER = {
+    "text-generation": GENERATE,
+    "text2text-generation": GENERATE,
+    "fill-mask": FILL_MASK,
+    "text-classification": CLASSIFY,
+    "token-classification": CLASSIFY,
+    "question-answering": ANSWER,
+    "feature-extraction": EMBED,
+    "image-classification": CLASSIFY_IMAGE,
+}
+PROMPTS = {"text-generation": "The people of this country", "text2text-generation": "A long story:"}
+
+
+def quick_start(name: str, task: Task, checkpoint: Checkpoint, *, pruned: bool) -> str:
     """Python that loads the model and prints something.
 
     Args:
         name: of the repository or folder.
         task: of the model.
-        chat: its tokenizer has a chat template.
-        tokenizer: it has one; without it the model alone is loaded.
+        checkpoint: what lies beside the model; without a tokenizer the model alone is loaded.
+        pruned: there are zeros to be counted where the model can be shown nothing else.
     """
-    safe = re.sub(r'["\\\n\r]', "", name)
-    if not tokenizer:
-        return COUNT.format(auto_class=task.auto_class, name=safe)
-    if task.pipeline_tag == "text-generation" and chat:
-        return CHAT.format(auto_class=task.auto_class, name=safe)
-    if task.pipeline_tag in ("text-generation", "text2text-generation"):
-        prompt = "The people of this country" if task.pipeline_tag == "text-generation" else "A long story:"
-        return GENERATE.format(auto_class=task.auto_class, name=safe, prompt=prompt)
-    template = FILL_MASK if task.pipeline_tag == "fill-mask" else COUNT
-    return template.format(auto_class=task.auto_class, name=safe)
+    ready = checkpoint.has_processor if task.pipeline_tag.startswith("image-") else checkpoint.has_tokenizer
+    if task.pipeline_tag == "text-generation" and ready and checkpoint.chat:
+        template = CHAT
+    elif task.pipeline_tag in WITH_TOKENIZER and ready:
+        template = WITH_TOKENIZER[task.pipeline_tag]
+    elif pruned:
+        template = COUNT
+    else:
+        template = BARE if task.pipeline_tag in BARE_LINES else LOAD
+    return template.format(
+        auto_class=task.auto_class,
+        tag=task.pipeline_tag,
+        name=re.sub(r'["\\\n\r]', "", name),
+        prompt=PROMPTS.get(task.pipeline_tag),
+        lines=BARE_LINES.get(task.pipeline_tag),
+    )
 
 
 def as_call(config: Any) -> str:

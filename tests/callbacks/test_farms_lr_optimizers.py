@@ -19,8 +19,8 @@ sys.path.append(str(Path(__file__).parent))
 from test_farms_lr import arguments, same, weights
 
 BLOCKS = [("model.layers.0",), ("model.layers.1",), ("model.layers.2",)]
-FIRST = dict(zip(BLOCKS, (0.5, 1.5, 1.1), strict=True))
-SECOND = dict(zip(BLOCKS, (1.25, 0.75, 1.0), strict=True))
+FIRST = {name: factor for (name,), factor in zip(BLOCKS, (0.5, 1.5, 1.1), strict=True)}
+SECOND = {name: factor for (name,), factor in zip(BLOCKS, (1.25, 0.75, 1.0), strict=True)}
 IDS = torch.arange(24).reshape(2, 12)
 
 
@@ -97,7 +97,7 @@ def with_groups(make, factors, groups):
 
     def set_factors(factors):
         for group, rate, block in zip(optimizer.param_groups, rates, groups, strict=True):
-            group["lr"] = rate * factors.get(block, 1.0)
+            group["lr"] = rate * (factors[block[0]] if block else 1.0)
 
     set_factors(factors)
     return optimizer, set_factors
@@ -206,7 +206,7 @@ def test_every_parameter_of_a_block_has_its_factor():
     keys = followed_layers(model, source, outside=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     ours = LayerwiseGroups(optimizer, keys, "lr")
-    ours.set_factors(dict.fromkeys(set(keys.values()), 0.5))
+    ours.set_factors({name: 0.5 for names in keys.values() for name in names})
     before = weights(model)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)

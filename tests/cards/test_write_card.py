@@ -72,6 +72,9 @@ def test_the_quick_start_without_a_tokenizer_loads_the_model_alone(folder, monke
         path.unlink()
     code = quick_start(write_card(s2ft(), folder))
     assert "Tokenizer" not in code
+    assert run(code, folder, monkeypatch).startswith("tensor([[   5,    6,    7,    8,")
+    code = quick_start(write_card(demo(), folder))
+    assert "Tokenizer" not in code
     assert run(code, folder, monkeypatch).endswith("of the parameters are zero")
 
 

@@ -1,0 +1,68 @@
+"""The log of a Trainer -> the metrics of the model that it saved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["best_step", "is_bookkeeping", "last_logged", "number", "trained_metrics"]
+
+# What an evaluation took, and what trainers count while they train; no result of the model.
+TIMING = ("_runtime", "_per_second", "_preparation_time", "_compilation_time", "_flos")
+COUNTED = ("num_tokens", "num_input_tokens_seen", "entropy", "mean_token_accuracy", "aux_loss")
+LOSSES = ("loss", "train_loss")
+
+
+def trained_metrics(log: Iterable[Mapping[str, Any]], *, up_to: int | None = None) -> dict[str, float]:
+    """The last value of each loss and of each metric of an evaluation.
+
+    Args:
+        log: entries of the Trainer's log history.
+        up_to: the step of the model that was saved, where that is not the last; what was measured later is of another.
+    """
+    found: dict[str, float] = {}
+    for entry in log:
+        names = [name for name in LOSSES if name in entry] + _of_evaluation(entry)
+        # The mean over the whole training is of no step.
+        late = up_to is not None and entry.get("step", 0) > up_to and "train_loss" not in entry
+        for name in names if not late else ():
+            if (value := number(entry[name])) is not None:
+                found[name] = value
+    return found
+
+
+def _of_evaluation(entry: Mapping[str, Any]) -> list[str]:
+    """The metrics of an evaluation: the loss and what `compute_metrics` returned.
+
+    The Trainer writes these, then its own timing; what other trainers add when they log comes after that.
+    """
+    names = [name for name in entry if name.startswith("eval_")]
+    timing = next((i for i, name in enumerate(names) if name.endswith("_runtime")), len(names))
+    return [name for name in names[:timing] if not is_bookkeeping(name)]
+
+
+def best_step(state: Any) -> int | None:
+    """The step of the best model that a Trainer has a checkpoint of."""
+    if not getattr(state, "best_model_checkpoint", None):
+        return None
+    in_name = Path(state.best_model_checkpoint).name.rpartition("-")[2]
+    step = getattr(state, "best_global_step", None) or in_name
+    return int(step) if str(step).isdigit() else None
+
+
+def is_bookkeeping(name: str) -> bool:
+    """Whether a metric says how an evaluation went, and nothing about the model."""
+    return name.endswith(TIMING) or name.removeprefix("eval_").endswith(COUNTED)
+
+
+def last_logged(log: Iterable[Mapping[str, Any]], name: str) -> float | None:
+    """The last value of a name in the log."""
+    return next((entry[name] for entry in reversed(list(log)) if name in entry), None)
+
+
+def number(value: object) -> float | None:
+    """A finite number as a float; None: it is none."""
+    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if ok else None  # type: ignore[arg-type]
