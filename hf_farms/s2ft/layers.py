@@ -1,10 +1,8 @@
 """Linear layers of which a few channels are trained, in place.
 
-The forward pass is one product with the live weight. For the backward pass only what the trained channels need is kept:
-of a layer that trains inputs (o, down) a copy of the selected inputs, so that |x[:, selected]| stays and not |x|; of
-one that trains outputs (q, k, v, up, gate) its input. The trained slice is a Parameter of its own, in float32 under
-half precision weights, which is written into the weight after every step of the optimizer that holds it. The slice is
-what counts: state dicts and `release` take it, also where something else changed it and the weight is behind.
+The trained slice is a Parameter of its own, in float32 under half precision weights, which is written into the weight
+after every step of the optimizer that holds it. The slice is what counts: state dicts and `release` take it, also where
+something else changed it and the weight is behind.
 
 Symbols: t tokens, m outputs, n inputs, s selected channels; weight (m, n), Conv1D of transformers (n, m).
 """
@@ -17,12 +15,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.pytorch_utils import Conv1D
 
 from hf_farms.coupling import Orders, undo_orders
+from hf_farms.s2ft.products import TrainedInputs, TrainedOutputs, picked
 
 __all__ = [
     "SLICE",
@@ -139,7 +137,7 @@ class SelectiveLayer(InOriginalOrder):
             return self._two_products(x)
         if not torch.is_grad_enabled():
             return cast(Tensor, super().forward(x))
-        function: Any = _TrainedInputs if self.s2ft_inputs else _TrainedOutputs
+        function: Any = TrainedInputs if self.s2ft_inputs else TrainedOutputs
         index = self._index(x.device)
         return cast(Tensor, function.apply(x, self.selected, self.matrix, self.bias, index, self.s2ft_start))
 
@@ -148,7 +146,7 @@ class SelectiveLayer(InOriginalOrder):
         change = (self.selected - self.slice_of_weight()).to(self.weight.dtype)
         index = self._index(x.device)
         if self.s2ft_inputs:
-            return cast(Tensor, y + linear(_pick(x, index, self.s2ft_start), change))
+            return cast(Tensor, y + linear(picked(x, index, self.s2ft_start), change))
         return cast(Tensor, y.index_add(-1, index, linear(x, change).to(y.dtype)))
 
     def _index(self, device: torch.device) -> Tensor:
@@ -183,8 +181,8 @@ class SelectiveLayer(InOriginalOrder):
             destination[prefix + "weight"] = undo_orders(whole, self.s2ft_orders.get("weight", {}))
 
     def _is_written(self) -> bool:
-        """Whether the weight holds the slice."""
-        if not self.s2ft_write_back or self.weight.is_meta:
+        """Whether the weight holds the slice; assumed of weights without data here, and of sharded ones."""
+        if not self.s2ft_write_back or self.weight.is_meta or type(self.matrix) is not Tensor:
             return self.s2ft_write_back
         return torch.equal(self.slice_of_weight(), self.selected.detach().to(self.weight))
 
@@ -239,64 +237,6 @@ def _reduce(module: InOriginalOrder) -> tuple[Any, ...]:
 def _empty(plain: type[nn.Module]) -> nn.Module:
     kind = ordered_class(plain)
     return kind.__new__(kind)
-
-
-class _TrainedInputs(torch.autograd.Function):
-    """y = x W^T + b, trained at W[:, selected]."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, selected: Tensor, matrix: Tensor, bias: Tensor | None, index: Tensor, start: int | None
-    ) -> Tensor:
-        y = linear(x, matrix, bias)
-        # Under autocast the product is in half precision, and so is its backward pass.
-        ctx.save_for_backward(_pick(x, index, start).to(y.dtype), matrix)
-        ctx.dtypes = x.dtype, selected.dtype
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_y,) = gradients
-        picked, matrix = ctx.saved_tensors
-        by_input, by_slice = ctx.dtypes
-        grad_x = (grad_y @ matrix.to(grad_y.dtype)).to(by_input) if ctx.needs_input_grad[0] else None
-        grad_selected = _rows(grad_y).mT @ _rows(picked)
-        return grad_x, grad_selected.to(by_slice), None, None, None, None
-
-
-class _TrainedOutputs(torch.autograd.Function):
-    """y = x W^T + b, trained at W[selected]."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, selected: Tensor, matrix: Tensor, bias: Tensor | None, index: Tensor, start: int | None
-    ) -> Tensor:
-        y = linear(x, matrix, bias)
-        ctx.save_for_backward(x, matrix, index)
-        ctx.start, ctx.by_slice = start, selected.dtype
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_y,) = gradients
-        x, matrix, index = ctx.saved_tensors
-        grad_x = (grad_y @ matrix.to(grad_y.dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None
-        grad_selected = _rows(_pick(grad_y, index, ctx.start)).mT @ _rows(x.to(grad_y.dtype))
-        return grad_x, grad_selected.to(ctx.by_slice), None, None, None, None
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])
-
-
-def _pick(x: Tensor, index: Tensor, start: int | None) -> Tensor:
-    """A copy of the selected last-dimension entries, which does not keep the rest alive."""
-    if start is None:
-        return x.index_select(-1, index)
-    picked = x.narrow(-1, start, len(index))
-    return picked.clone(memory_format=torch.contiguous_format) if len(index) < x.shape[-1] else picked
 
 
 # Every layer that trains, so that whatever optimizer steps, in whatever loop and wrapper, its layers follow. A fused

@@ -18,11 +18,10 @@ from hf_farms.s2ft.layers import (
     SelectiveConv1D,
     SelectiveLayer,
     SelectiveLinear,
-    _TrainedInputs,
-    _TrainedOutputs,
     ordered_class,
     selective_class,
 )
+from hf_farms.s2ft.products import TrainedInputs, TrainedOutputs
 
 FORMS = pytest.mark.parametrize("kind", [nn.Linear, Conv1D], ids=["linear", "conv1d"])
 SIDES = pytest.mark.parametrize("inputs", [True, False], ids=["inputs", "outputs"])
@@ -107,7 +106,7 @@ def test_the_whole_width_may_be_trained(inputs):
 @pytest.mark.parametrize("index", [[1, 4], [1, 2]], ids=["scattered", "together"])
 def test_gradients_in_float64_against_differences(kind, inputs, index):
     layer = selective(plain(kind, dtype=torch.float64), index, inputs=inputs)
-    function = _TrainedInputs if inputs else _TrainedOutputs
+    function = TrainedInputs if inputs else TrainedOutputs
 
     def call(x, selected):
         with torch.no_grad():
