@@ -10,8 +10,11 @@ TORCH ?= $(shell grep '^torch==' constraints.txt)
 PIP_ARGS ?=
 WORKERS ?= 2
 BIN := $(VENV)/bin
+LOWEST_VENV ?= .venv-lowest
+LOWEST_BIN := $(LOWEST_VENV)/bin
+LOWEST_TORCH := $(if $(filter file,$(origin TORCH)),$(shell sed -n 's/^  "torch>=\(.*\)",$$/torch==\1/p' pyproject.toml),$(TORCH))
 
-.PHONY: demo test test-slow schemas lint types clean
+.PHONY: demo test test-lowest test-slow schemas lint types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-farms prune demo --output out/demo-farms-wanda-50 --overwrite
@@ -20,6 +23,10 @@ demo: $(VENV)/.installed
 # Side by side in as many processes as there are workers, one thread each; the tests of a file share what they set up.
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# The lowest version of each package that pyproject.toml names, torch included unless TORCH says otherwise.
+test-lowest: $(LOWEST_VENV)/.installed
+	OMP_NUM_THREADS=1 $(LOWEST_BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow --timeout=7200
@@ -36,7 +43,7 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) out dist build
+	rm -rf $(VENV) $(LOWEST_VENV) out dist build
 
 # torch comes first and alone, so that no other package pulls in another build of it.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -51,4 +58,14 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(VENV)/.installed-test
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -e ".[dev]"
+	touch $@
+
+# uv finds the versions, pip installs them: by its arguments, and without what the build of torch does not need.
+$(LOWEST_VENV)/.installed: pyproject.toml
+	test -x $(LOWEST_BIN)/python || $(PYTHON) -m venv $(LOWEST_VENV)
+	$(LOWEST_BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) uv
+	echo "$(LOWEST_TORCH)" > $(LOWEST_VENV)/torch.txt
+	$(LOWEST_BIN)/uv pip compile -q --resolution lowest-direct --extra test --constraints $(LOWEST_VENV)/torch.txt \
+	  --python $(LOWEST_BIN)/python --output-file $(LOWEST_VENV)/lowest.txt pyproject.toml
+	$(LOWEST_BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c $(LOWEST_VENV)/lowest.txt -e ".[test]"
 	touch $@

@@ -1,7 +1,18 @@
-"""Tiny random models of real architectures."""
+"""Tiny random models of real architectures, and what some versions of torch and transformers do not have."""
 
+from dataclasses import fields
+
+import pytest
 import torch
 import transformers
+
+NEEDS_MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no torch.optim.Muon")
+# transformers renamed the arguments of TrainingArguments.
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in {field.name for field in fields(transformers.TrainingArguments)}
+)
 
 SIZES = {
     "vocab_size": 100,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import tiny
+from models import NEEDS_MUON, tiny
 
 sys.path.append(str(Path(__file__).parent))
 from test_farms_lr import Tokens, arguments, same, weights
@@ -65,6 +65,7 @@ def test_after_one_step_in_8_bits(optim, dtype, tmp_path):
     assert moved(before, plain(model), selection_of(model))
 
 
+@NEEDS_MUON
 @DTYPES
 def test_after_one_step_of_muon(dtype, tmp_path):
     """Which takes matrices only: a slice is one."""

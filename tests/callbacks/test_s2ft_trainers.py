@@ -8,7 +8,7 @@ import torch
 import transformers
 from families import family_model
 from launch import run_script
-from models import tiny
+from models import CHECKPOINTING, tiny
 
 sys.path.append(str(Path(__file__).parent))
 from test_farms_lr import InTheStep, same, signal
@@ -70,7 +70,7 @@ def test_mixed_precision(config, tmp_path):
     ids=["", "reentrant", "reentrant, late", "reentrant, two products"],
 )
 def test_activation_checkpointing_changes_nothing(config, early, reentrant, tmp_path):
-    options = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": reentrant}}
+    options = {CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": reentrant}}
     assert same(trained(tmp_path, config, early=early, **options), trained(tmp_path, config, early=early))
 
 
@@ -83,7 +83,7 @@ class Patches(Images):
 @pytest.mark.filterwarnings("ignore:.*use_reentrant.*")
 def test_reentrant_checkpointing_of_images(tmp_path):
     """Nothing that goes into the first block requires a gradient, and transformers sees to that for tokens only."""
-    options = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}}
+    options = {CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}}
     found = []
     for given in (options, {}):
         model = family_model("vit")

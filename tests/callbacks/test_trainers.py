@@ -11,7 +11,7 @@ import transformers
 from families import family_model
 
 sys.path.append(str(Path(__file__).parent))
-from models import tiny
+from models import CHECKPOINTING, tiny
 from test_farms_lr import FAST, Tokens, arguments, innermost, signal, trainer, weights
 from torch.utils.data import Dataset
 from transformers import Trainer
@@ -32,7 +32,7 @@ def finite(model):
         {"gradient_accumulation_steps": 2},
         {"max_grad_norm": 0.1},
         {"bf16": True},
-        {"activation_checkpointing": True},
+        {CHECKPOINTING: True},
         {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 2},
     ],
     ids=["accumulation", "clipping", "bf16", "checkpointing", "plateau"],

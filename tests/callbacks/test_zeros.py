@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import family_model
+from models import NEEDS_MUON
 
 sys.path.append(str(Path(__file__).parent))
 from test_farms_lr import Tokens, arguments, same, trainer, weights
@@ -49,6 +50,7 @@ def test_without_it_they_are_lost(tmp_path):
     assert all((parameter[masks[name]] != 0).any() for name, parameter in blocks(model).items())
 
 
+@NEEDS_MUON
 def test_an_optimizer_that_moves_weights_without_gradients(tmp_path):
     model = pruned()
     masks = zeros(model)

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from models import NEEDS_MUON
 from torch import nn
 from torch.autograd import gradcheck
 from torch.autograd.graph import saved_tensors_hooks
@@ -329,7 +330,9 @@ def optimizer_of(name, parameters):
     return getattr(torch.optim, name.split()[0])(parameters, **OPTIMIZERS[name])
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=NEEDS_MUON if name == "Muon" else ()) for name in OPTIMIZERS]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_after_every_step_the_weight_is_the_slice(name, dtype):
     layers = [
