@@ -233,6 +233,8 @@ def _masked_logs() -> Iterator[None]:
         # Of arguments that do not fit, logging itself says so.
         with suppress(TypeError, ValueError):
             record.msg, record.args = mask_secrets(record.getMessage()), ()
+        if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None:
+            mask_error(record.exc_info[1])
         return record
 
     logging.setLogRecordFactory(masked)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hf_farms.errors import ModelError, OutputError
 from hf_farms.hub.contents import Contents, read_contents
 from hf_farms.output import OutputFolder
+from hf_farms.own_files import is_own_file
 from hf_farms.reports import REPORT_NAME
 from hf_farms.shards import SHARD_OF, weight_map
 
@@ -93,7 +94,9 @@ def _check_weights(folder: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     tensors = _indexed(folder)
-    names = {path.name for path in folder.glob("*.safetensors") if path.is_file()} | set(tensors)
+    there = {path.name for path in folder.glob("*.safetensors") if path.is_file()}
+    # A link of another name is neither read nor pushed.
+    names = {name for name in there if is_own_file(folder / name) or WEIGHTS.fullmatch(name)} | set(tensors)
     for name in sorted(names):
         try:
             if not (folder / name).is_file():
