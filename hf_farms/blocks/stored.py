@@ -66,6 +66,13 @@ class StoredBlockReader:
         layers = [layer for block in self._metadata for layer in block.layers]
         layers += [view.metadata for view in self.outside]
         missing = [layer.parameter for layer in layers if not self._store.tensors.has(layer.parameter)]
+        known = self._model.state_dict().keys()
+        if missing and missing[0] not in known:
+            raise ModelError(
+                f"weights must be stored as they are, got one that torch computes from others (weight norm, for one) "
+                f"in {missing[0]}.",
+                hint="Load the model and measure it in memory: hf_farms.analyze(model).",
+            )
         if missing:
             raise ModelError(
                 f"checkpoint must hold every weight, got {len(set(missing))} missing, first {missing[0]}.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -68,8 +69,17 @@ class StreamedBlockSource(ModelBlockSource):
         self._shared, self._blanks = self._placed, []
 
     def _check_complete(self, absent: Collection[str]) -> None:
-        stored = {*absent, *(name for name, _ in self.model.named_parameters() if self._stored.has(name))}
-        missing = [name for name, _ in self.model.named_parameters() if name not in stored]
+        # What transformers computes and never writes (sinusoidal positions of Marian).
+        computed = [
+            re.compile(pattern) for pattern in getattr(self.model, "_keys_to_ignore_on_load_missing", None) or ()
+        ]
+        missing = [
+            name
+            for name, _ in self.model.named_parameters()
+            if name not in absent
+            and not self._stored.has(name)
+            and not any(pattern.search(name) for pattern in computed)
+        ]
         if missing:
             raise ModelError(
                 f"checkpoint must hold every weight, got {len(missing)} missing, first {missing[0]}.",

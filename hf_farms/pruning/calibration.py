@@ -14,14 +14,26 @@ from hf_farms.texts import Tokenizer, read_text, tokenize
 
 __all__ = ["calibration_sequences", "context_limit", "require_writer"]
 
+# What configs call the context length; the first that is there counts.
+LIMITS = ("max_position_embeddings", "max_target_positions", "max_seq_len")
 # Sequences that are sampled, or run through a block, side by side.
 TOKENS_AT_ONCE = 8192
 
 
 def context_limit(model: nn.Module) -> int | None:
-    """The longest sequence the model was made for, where its config says so."""
-    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    return int(limit) if limit else None
+    """The longest sequence the model was made for, where its config or its table of positions says so."""
+    config: Any = getattr(model, "config", None)
+    # Of the language model inside, where there is one.
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    # XLNet says -1, for any length.
+    named = (getattr(config, name, None) for name in LIMITS)
+    limits = [int(limit) for limit in named if isinstance(limit, int) and limit > 0][:1]
+    for name, module in model.named_modules():
+        padding, weight = getattr(module, "padding_idx", None), getattr(module, "weight", None)
+        if "position" in name.rpartition(".")[2] and isinstance(padding, int) and isinstance(weight, Tensor):
+            # As in RoBERTa and its relatives: positions count from behind the padding index.
+            limits.append(weight.shape[0] - padding - 1)
+    return min(limits, default=None)
 
 
 def calibration_sequences(
