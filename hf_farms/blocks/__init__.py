@@ -30,6 +30,7 @@ from hf_farms.blocks.stores import count_zeros
 from hf_farms.blocks.streaming import StreamedBlockSource, align_weights
 from hf_farms.blocks.tensors import StoredTensors, TensorFiles
 from hf_farms.blocks.views import BlockMetadata, LayerMetadata, LayerView, Part
+from hf_farms.blocks.wrappers import plain_name, unwrapped
 
 __all__ = [
     "Block",
@@ -51,4 +52,6 @@ __all__ = [
     "TensorFiles",
     "align_weights",
     "count_zeros",
+    "plain_name",
+    "unwrapped",
 ]

@@ -208,7 +208,7 @@ def watch_chain(modules: Sequence[nn.Module], names: Sequence[str], run: Callabl
     except Exception as error:
         _raise_out_of_memory(error)
         raise ModelError(
-            f"the model must run on the calibration data, got {type(error).__name__} ({error}).",
+            f"the model must run on its inputs, got {type(error).__name__} ({error}).",
             hint=WITHOUT_ACTIVATIONS,
         ) from error
     finally:

@@ -97,7 +97,8 @@ class Block:
         """
         for call in calls:
             try:
-                hidden = call.run(self.module, hidden)
+                with run_eagerly():
+                    hidden = call.run(self.module, hidden)
             except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
                 raise ModelError(
                     f"blocks must run one after another on the arguments that the model gives them, got "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,8 +31,8 @@ Blank = tuple[nn.Module, bool, str, Tensor]
 class StreamedBlockSource(ModelBlockSource):
     """The blocks of a checkpoint on disk, to be run and changed.
 
-    Memory of the process: embeddings, norm and head, one block, and while it is read or written up to another one. A
-    finished block is read again from where it was written.
+    Memory of the process: embeddings, norm and head, buffers that no file holds, one block, and while it is read or
+    written up to another one. A finished block is read again from where it was written.
 
     Args:
         model: the architecture on the meta device, with the dtypes that the weights are to have; its blocks stay there.
@@ -44,6 +44,8 @@ class StreamedBlockSource(ModelBlockSource):
     Raises:
         ModelError: the architecture has no layers, or the files lack some of its weights.
     """
+
+    in_memory = False
 
     def __init__(
         self,
@@ -64,6 +66,8 @@ class StreamedBlockSource(ModelBlockSource):
         inside = {module for block in self.modules for module in block.modules()}
         outside = [(name, module) for name, module in self.model.named_modules() if module not in inside]
         self._blanks: list[Blank] = []
+        self._num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        self._compute()
         self._place(outside, self._stored)
         # Those of what stays in memory: two modules may share one.
         self._shared, self._blanks = self._placed, []
@@ -102,13 +106,30 @@ class StreamedBlockSource(ModelBlockSource):
         if index != self._current:
             self._release()
             block, name = self.modules[index], self._metadata[index].name
-            stored = self._stored
-            if self.results is not None and self.results.record(index) is not None:
-                stored = StoredTensors(self.results.tensors(index), self.model)
             self._placed = dict(self._shared)
-            self._place([(f"{name}.{n}" if n else name, module) for n, module in block.named_modules()], stored)
+            self._borrow(index)
+            modules = [(f"{name}.{n}" if n else name, module) for n, module in block.named_modules()]
+            self._place(modules, self._newest(index))
             self._current = index
         return super().open(index)
+
+    def _newest(self, index: int) -> StoredTensors:
+        """Where the block lies: among the results once it is finished."""
+        if self.results is not None and self.results.record(index) is not None:
+            return StoredTensors(self.results.tensors(index), self.model)
+        return self._stored
+
+    def _borrow(self, index: int) -> None:
+        """Read what the block has from an earlier one from there."""
+        homes: dict[int, StoredTensors] = {}
+        for name, (home, key) in self._shared_with[index].items():
+            blank = self.modules[index].get_parameter(name)
+            if id(blank) not in self._placed:
+                stored = homes.setdefault(home, self._newest(home))
+                self._placed[id(blank)] = self._read(blank, stored, f"{self._metadata[home].name}.{key}")
+
+    def _read(self, blank: Tensor, stored: StoredTensors, name: str) -> Tensor:
+        return _like(blank, _aligned(stored.read(name), blank.dtype, self._device))
 
     def commit(self, index: int, record: Record) -> None:
         """Hand the finished block to the results; the next one that is opened takes its place."""
@@ -122,11 +143,12 @@ class StreamedBlockSource(ModelBlockSource):
         for index in range(len(self)):
             if index not in self._zeros:
                 self._zeros[index] = self._count_zeros(index)
-        return sum(p.numel() for p in self.model.parameters()), zeros + sum(self._zeros.values())
+        return self._num_parameters, zeros + sum(self._zeros.values())
 
     def _count_zeros(self, index: int) -> int:
         self.open(index)
-        own = [p for p in self.modules[index].parameters() if not any(p is other for other in self._shared.values())]
+        shared = [*self._shared.values(), *(self.modules[index].get_parameter(n) for n in self._shared_with[index])]
+        own = [p for p in self.modules[index].parameters() if not any(p is other for other in shared)]
         return sum(map(count_zeros, own))
 
     @contextmanager
@@ -150,36 +172,65 @@ class StreamedBlockSource(ModelBlockSource):
         self._blanks, self._current = [], None
 
     def _place(self, modules: Iterable[tuple[str, nn.Module]], stored: StoredTensors) -> None:
-        """Give modules on the meta device their weights and buffers."""
+        """Give modules on the meta device their weights, and the buffers that files hold."""
         for path, module in modules:
-            computed = False
             for is_parameter, tensors in ((True, module._parameters), (False, module._buffers)):
                 for name, blank in list(tensors.items()):
                     if blank is None or not blank.is_meta:
                         continue
                     self._blanks.append((module, is_parameter, name, blank))
-                    full = f"{path}.{name}" if path else name
-                    if name in module._non_persistent_buffers_set or not stored.has(full):
-                        computed = True
-                        empty = torch.empty_like(blank, device=self._device)
-                        tensors[name] = cast(Any, nn.Parameter(empty) if is_parameter else empty)
-                        continue
                     if id(blank) not in self._placed:
-                        found = _aligned(stored.read(full), blank.dtype, self._device)
-                        self._placed[id(blank)] = _like(blank, found)
+                        self._placed[id(blank)] = self._read(blank, stored, f"{path}.{name}" if path else name)
                     tensors[name] = cast(Any, self._placed[id(blank)])
-            if computed:
-                self._compute_buffers(path, module)
 
-    def _compute_buffers(self, path: str, module: nn.Module) -> None:
-        """Buffers that no file holds (frequencies of rotary embeddings), as transformers computes them on loading."""
-        from transformers import PreTrainedModel, initialization
+    def _compute(self) -> None:
+        """Compute what no file holds (frequencies of rotary embeddings), as transformers does on loading.
 
-        parts = path.split(".") if path else []
-        above = [self.model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts), -1, -1)]
-        model = next(owner for owner in above if isinstance(owner, PreTrainedModel))
-        with torch.no_grad(), initialization.guard_torch_init_functions():
-            model._init_weights(module)
+        All at once, because a module may fill the buffers of the modules inside it. It stays in memory.
+        """
+        made: dict[int, tuple[str, Tensor, Tensor]] = {}
+        for path, module in self.model.named_modules():
+            for tensors in (module._parameters, module._buffers):
+                for name, blank in list(tensors.items()):
+                    full = f"{path}.{name}" if path else name
+                    if blank is None or not blank.is_meta:
+                        continue
+                    if name not in module._non_persistent_buffers_set and self._stored.has(full):
+                        blank._is_hf_initialized = True  # type: ignore[attr-defined]
+                        continue
+                    if id(blank) not in made:
+                        empty = torch.empty_like(blank, device=self._device)
+                        new = nn.Parameter(empty) if isinstance(blank, nn.Parameter) else empty
+                        made[id(blank)] = full, blank, new
+                    tensors[name] = cast(Any, made[id(blank)][2])
+        computed = [(name, tensor.data) for name, _, tensor in made.values()]
+        self._fill(computed, 0)
+        first = [buffer.clone() for _, buffer in computed]
+        self._fill(computed, 255)
+        # What nobody computes is what was there before.
+        untouched = [
+            name for (name, buffer), other in zip(computed, first, strict=True) if not _same_bytes(buffer, other)
+        ]
+        if untouched:
+            raise ModelError(
+                f"buffers must be in the files or computed by the model, got neither for {untouched[0]}.",
+                hint="Load the model in memory, and see that it computes them.",
+            )
+
+    def _fill(self, buffers: Sequence[tuple[str, Tensor]], byte: int) -> None:
+        from transformers import initialization
+
+        for _, buffer in buffers:
+            buffer.untyped_storage().fill_(byte)
+        for module in self.model.modules():
+            vars(module).pop("_is_hf_initialized", None)
+        with torch.no_grad(), torch.random.fork_rng(), initialization.guard_torch_init_functions():
+            torch.manual_seed(0)
+            self.model.initialize_weights()  # type: ignore[operator]
+
+
+def _same_bytes(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.flatten().view(torch.uint8), other.flatten().view(torch.uint8))
 
 
 def _like(blank: Tensor, tensor: Tensor) -> Tensor:

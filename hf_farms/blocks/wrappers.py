@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -44,5 +45,8 @@ def plain_name(name: str) -> str:
 @contextmanager
 def run_eagerly() -> Iterator[None]:
     """While open, compiled modules run as they were written: their graphs would not see what stands in for a block."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes a second
+        yield
+        return
     with torch.compiler.set_stance("force_eager"):
         yield

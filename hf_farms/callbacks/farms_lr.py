@@ -175,8 +175,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
     def _keys(self) -> dict[nn.Parameter, Key]:
         """The layers that each parameter follows, also those that are frozen now and may be trained later."""
         assert self._source is not None
-        assert self._model is not None
-        followed = followed_layers(self._model, self._source, outside=self.config.outside, frozen=True)
+        followed = followed_layers(self._source.model, self._source, outside=self.config.outside, frozen=True)
         if self.config.unit == "layer":
             return followed
         # One group of the optimizer for a block, whatever each of its parameters follows.

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hf_farms.blocks import BlockReader, LayerMetadata
+from hf_farms.blocks import BlockReader, LayerMetadata, plain_name
 
 __all__ = ["followed_layers"]
 
@@ -23,7 +23,7 @@ def followed_layers(
     layers of the smallest module around it that has any. Parameters outside the blocks follow none.
 
     Args:
-        model: what the parameters belong to.
+        model: what the parameters belong to, without wrappers around it.
         source: the blocks of this model.
         outside: whether embeddings and head count as layers.
         frozen: say it for frozen parameters too, which may be trained later.
@@ -45,7 +45,7 @@ def followed_layers(
             home = _before(modules, home, around) or home
         if name in by_parameter:
             found[parameter] = tuple(by_parameter[name])
-        elif name.startswith(blocks) or home in around:
+        elif plain_name(name).startswith(blocks) or home in around:
             found[parameter] = _nearest(home, around, blocks)
     return {parameter: names for parameter, names in found.items() if names}
 
@@ -66,7 +66,7 @@ def _nearest(home: str, around: dict[str, list[str]], blocks: tuple[str, ...]) -
     while home:
         if home in around:
             return tuple(around[home])
-        if f"{home}." in blocks:
+        if f"{plain_name(home)}." in blocks:
             break
         home = home.rpartition(".")[0]
     return ()

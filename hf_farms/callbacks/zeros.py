@@ -88,7 +88,7 @@ def _zeros(model: nn.Module) -> dict[nn.Parameter, Tensor]:
     """Where the trained weights of the blocks are 0; of a layer with trained channels its slice."""
     source = ModelBlockSource(model)
     names = {layer.parameter for index in range(len(source)) for layer in source.metadata(index).layers}
-    parameters = [model.get_parameter(name) for name in sorted(names)]
+    parameters = [source.model.get_parameter(name) for name in sorted(names)]
     parameters += [layer.selected for _, layer in selective_layers(model)]
     masks = {parameter: parameter.detach() == 0 for parameter in parameters if parameter.requires_grad}
     return {parameter: mask for parameter, mask in masks.items() if bool(mask.any())}

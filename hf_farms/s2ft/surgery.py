@@ -81,10 +81,10 @@ def apply_s2ft(
     if not len(selection):
         return selection
     source = ModelBlockSource(model)
-    plan = _plan(model, source, selection)
+    plan = _plan(source.model, source, selection)
     learned = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     if selection.config.layout == "permuted":
-        _permute(model, source, selection)
+        _permute(source.model, source, selection)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     # In the order of the model, whatever that of the selection is: files have their layers sorted by name.
