@@ -7,6 +7,7 @@ listening.py   what a layer is multiplied with
 stores.py      a layer's weight in memory: plain, quantised, or with adapters
 chain.py       whether blocks can be run one after another
 wrappers.py    what may be around a model or its modules
+adapters.py    what adapters of PEFT make of a weight
 source.py      the blocks of a model in memory
 tensors.py     the parameters of a checkpoint on disk
 origins.py     which tensors on disk a parameter is made of

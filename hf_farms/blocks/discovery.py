@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from hf_farms.blocks.adapters import active_copy, base_path, innermost_base, is_adapted
 from hf_farms.blocks.layouts import BLOCK_PATHS, KNOWN, expert_parts, fused_parts, is_experts, role_of
 from hf_farms.blocks.routers import router_paths
 from hf_farms.blocks.views import WHOLE, BlockMetadata, Kind, LayerMetadata, Part
@@ -165,15 +167,20 @@ Item = tuple[str, nn.Module, str, Tensor]
 
 def _walk(module: nn.Module, path: str) -> Iterator[Item]:
     """Weights that act as matrices, in the order of the module tree."""
-    base = getattr(module, "base_layer", None)
-    if isinstance(base, nn.Module) and hasattr(module, "get_delta_weight"):
-        if isinstance(getattr(base, "weight", None), Tensor):
-            yield path, module, "weight", cast(Tensor, base.weight)
-        else:
+    if is_adapted(module):
+        base = innermost_base(module)
+        weight = getattr(base, "weight", None)
+        if not isinstance(weight, Tensor):
             raise ModelError(
                 f"adapters must be on linear layers, got one on the parameters of {path}.",
                 hint="Merge it first: model.merge_and_unload().",
             )
+        # Adapters on norms and embeddings have no layer under them.
+        if weight.ndim >= 2 and not isinstance(base, nn.Embedding):
+            yield path, module, "weight", weight
+        return
+    if (copied := active_copy(module)) is not None:
+        yield from _walk(copied[1], f"{path}.{copied[0]}" if path else copied[0])
         return
     if isinstance(module, MATRICES) or _is_conv1d(module) or _is_router(module):
         yield path, module, "weight", cast(Tensor, module.weight)
@@ -202,10 +209,10 @@ def _split(
 ) -> list[LayerMetadata]:
     """The layers of one weight."""
     full = f"{block}.{path}" if path else block
-    name, path = plain_name(full), plain_name(path)
-    adapted = getattr(module, "base_layer", None)
-    inner = adapted if isinstance(adapted, nn.Module) else module
-    parameter = f"{full}.base_layer.{attribute}" if inner is adapted else f"{full}.{attribute}"
+    inner = innermost_base(module)
+    parameter = f"{full}{base_path(module)}.{attribute}"
+    # A module that is saved whole beside adapters has the role of the one that it stands for.
+    name, path = plain_name(full), re.sub(r"\.(modules_to_save\.[^.]+|original_module)(?=\.|$)", "", plain_name(path))
 
     def layer(suffix: str, role: str, shape: tuple[int, ...], kind: Kind, part: Part) -> LayerMetadata:
         return LayerMetadata(f"{name}{suffix}", role, shape, kind, parameter, part)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from hf_farms.blocks.adapters import BASE
 from hf_farms.blocks.chain import (
     WITHOUT_ACTIVATIONS,
     Chain,
@@ -222,7 +223,9 @@ class ModelBlockSource:
 
     def _view(self, layer: LayerMetadata) -> LayerView:
         path, _, attribute = layer.parameter.rpartition(".")
-        module = self.model.get_submodule(path.removesuffix(".base_layer"))
+        while path.endswith(f".{BASE}"):
+            path = path.removesuffix(f".{BASE}")
+        module = self.model.get_submodule(path)
         return LayerView(layer, ModuleStore(module, attribute), module)
 
     def attach(self, results: BlockResults) -> None:

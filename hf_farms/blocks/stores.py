@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from torch import Tensor, nn
 
+from hf_farms.blocks.adapters import innermost_base, is_adapted, with_adapters
 from hf_farms.blocks.views import LayerMetadata
 from hf_farms.errors import ModelError
 
@@ -17,31 +18,23 @@ MERGE_FIRST = "Merge it first: model.merge_and_unload()."
 
 @dataclass(frozen=True)
 class ModuleStore:
-    """The weight of a module in memory; with adapters (LoRA) their sum W + BA, which is computed and not stored."""
+    """The weight of a module in memory; with adapters what they make of it, which is computed and not stored.
+
+    Attributes:
+        module: with its adapters.
+        attribute: the parameter of the module under them.
+        left_out: adapters that are not in what was read last, with the reason.
+    """
 
     module: nn.Module
     attribute: str
+    left_out: list[str] = field(default_factory=list, compare=False)
 
     def read(self, layer: LayerMetadata) -> Tensor:
-        """The layer's part of the parameter.
-
-        Raises:
-            ModelError: an adapter that is no plain LoRA.
-        """
-        base = getattr(self.module, "base_layer", None)
-        if base is None:
-            return layer.part.of(_dequantised(self.module, self.attribute))
-        weight = _dequantised(base, self.attribute)
-        adapter: Any = self.module
-        if not adapter.merged and not adapter.disable_adapters:
-            for name in adapter.active_adapters:
-                if name in getattr(adapter, "lora_variant", {}):
-                    raise ModelError(
-                        f"adapters must be plain LoRA, got a variant of it (such as DoRA) in {layer.name}.",
-                        hint=MERGE_FIRST,
-                    )
-                if name in adapter.lora_A:
-                    weight = weight + adapter.get_delta_weight(name).to(weight.dtype)
+        """The layer's part of the parameter."""
+        weight = _dequantised(innermost_base(self.module), self.attribute)
+        if is_adapted(self.module):
+            weight, self.left_out[:] = with_adapters(self.module, weight)
         return layer.part.of(weight)
 
     def write(self, layer: LayerMetadata, weight: Tensor) -> None:
@@ -50,7 +43,7 @@ class ModuleStore:
         Raises:
             ModelError: an adapter, whose sum cannot be overwritten.
         """
-        if hasattr(self.module, "base_layer"):
+        if is_adapted(self.module):
             raise ModelError(
                 f"weights must be plain to be overwritten, got an adapter in {layer.name}.", hint=MERGE_FIRST
             )

@@ -143,6 +143,11 @@ class LayerView:
         """Where the weight lies."""
         return next(self.module.parameters()).device if self.module is not None else torch.device("cpu")
 
+    @property
+    def left_out(self) -> list[str]:
+        """Adapters that are not in the weight that was read last, each with the reason."""
+        return getattr(self.store, "left_out", [])
+
     def read(self, *, check: bool = True) -> Tensor:
         """The weight in its own dtype and on its own device; do not change it in place.
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_farms.blocks import BlockReader, LayerMetadata, plain_name
+from hf_farms.blocks.adapters import BASE
 
 __all__ = ["followed_layers"]
 
@@ -54,7 +55,9 @@ def _layers_around(layers: list[LayerMetadata]) -> dict[str, list[str]]:
     """Module -> the layers inside it."""
     around: dict[str, list[str]] = defaultdict(list)
     for layer in layers:
-        path = layer.parameter.rpartition(".")[0].removesuffix(".base_layer")
+        path = layer.parameter.rpartition(".")[0]
+        while path.endswith(f".{BASE}"):
+            path = path.removesuffix(f".{BASE}")
         while path:
             around[path].append(layer.name)
             path = path.rpartition(".")[0]

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from hf_farms.allocation.sparsity import apportion, apportion_groups
 from hf_farms.blocks import BlockSource, LayerMetadata, LayerView
+from hf_farms.blocks.adapters import BASE
 from hf_farms.config import PruneConfig
 from hf_farms.errors import ModelError
 from hf_farms.pruning.patterns import Cut
@@ -25,13 +26,20 @@ def check_layers(source: BlockSource, config: PruneConfig) -> None:
     """Refuse layers that cannot be pruned so.
 
     Raises:
-        ModelError: a layer that is no matrix, or whose inputs cannot be parted into the groups of the pattern.
+        ModelError: a layer that is no matrix, has adapters on it, or whose inputs cannot be parted into the groups of
+            the pattern.
     """
     for index in range(len(source)):
         for layer in source.metadata(index).layers:
             if layer.kind not in ("linear", "expert"):
                 what = {"conv": "a convolution"}.get(layer.kind, "complex weights")
                 raise ModelError(f"layers to prune must be linear, got {what} in {layer.name}.")
+            if BASE in layer.parameter.split("."):
+                # Else the layers before it would be pruned by the time that it is found.
+                raise ModelError(
+                    f"layers to prune must be without adapters, got one in {layer.name}.",
+                    hint="Merge it first: model = model.merge_and_unload().",
+                )
             if config.group and layer.role != "router" and layer.shape[1] % config.group[1]:
                 raise ModelError(
                     f"inputs of every layer must be a multiple of {config.group[1]} for pattern {config.pattern!r}, "

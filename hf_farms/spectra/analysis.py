@@ -80,7 +80,8 @@ def analyze(
     left_out = _left_out(skipped, len(tasks), rows)
     mine = share_out([task.cost for task in tasks], ranks.count)[ranks.index]
     parts = collected(lambda: _measure(source, [tasks[i] for i in mine], config, device, progress), ranks)
-    found = {key: record for part in parts for key, record in part.items()}
+    found = {key: record for part, _ in parts for key, record in part.items()}
+    without = _without_adapters([reason for _, reasons in parts for reason in reasons])
     records: dict[int, list[LayerRecord]] = {}
     for task in tasks:
         records.setdefault(task.block, []).append(found[task.block, task.position])
@@ -96,7 +97,11 @@ def analyze(
         window_rows=rows,
         blocks=_with_scores(blocks, config),
         outside=tuple(records.get(len(source), ())),
-        notes=(*left_out, *_notes(tasks, [found[task.block, task.position] for task in tasks], rows, config)),
+        notes=(
+            *left_out,
+            *without,
+            *_notes(tasks, [found[task.block, task.position] for task in tasks], rows, config),
+        ),
     )
 
 
@@ -154,17 +159,20 @@ def _measure(
     config: FarmsConfig,
     device: str | torch.device | None,
     progress: Callable[[int, int], None] | None,
-) -> Found:
+) -> tuple[Found, list[str]]:
+    """The records, and the adapters that are in none of them, each with the reason."""
     found: Found = {}
+    without: dict[str, None] = {}
     for batch in _batches(tasks):
         block = batch[0].block
         views = source.open(block).layers if block < len(source) else source.outside
         spectra = _spectra([views[task.position] for task in batch], [task.plan for task in batch], config, device)
         for task, spectrum in zip(batch, spectra, strict=True):
             found[task.block, task.position] = _record(task.layer, spectrum)
+            without |= dict.fromkeys(views[task.position].left_out)
         if progress is not None:
             progress(len(found), len(tasks))
-    return found
+    return found, list(without)
 
 
 def _batches(tasks: Sequence[_Task]) -> Iterator[list[_Task]]:
@@ -227,6 +235,15 @@ def _left_out(skipped: Sequence[LayerMetadata], measured: int, rows: int | None)
         f"{len(skipped)} of {len(skipped) + measured} layers are smaller than windows of {rows} rows and were left "
         f"out, first {skipped[0].name}."
     )
+    warnings.warn(note, HfFarmsWarning, stacklevel=3)
+    return (note,)
+
+
+def _without_adapters(reasons: Sequence[str]) -> tuple[str, ...]:
+    """The note on adapters that could not be measured; also a warning."""
+    if not reasons:
+        return ()
+    note = f"Alphas are those of the base weights, without the adapters: {', '.join(dict.fromkeys(reasons))}."
     warnings.warn(note, HfFarmsWarning, stacklevel=3)
     return (note,)
 
