@@ -14,6 +14,7 @@ from hf_farms.explain import explain
 from hf_farms.licences import duties_of
 from hf_farms.output import replacing, writing
 from hf_farms.own_files import copy_file, describe_kind, is_own_file
+from hf_farms.patience import watched
 from hf_farms.reports import BaseModelRecord
 from hf_farms.requests import client, retried
 
@@ -239,7 +240,8 @@ def asking_about(model: str, revision: str | None) -> Iterator[None]:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        yield
+        with watched():
+            yield
     except HFValidationError as error:
         raise ModelError(f"model must be a hub id or an existing folder, got {model!r}. Check the path.") from error
     except HfFarmsError:

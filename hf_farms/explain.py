@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from hf_farms.errors import HfFarmsError, HubError, ModelError
 from hf_farms.masking import mask_error, mask_secrets
 
-__all__ = ["LOGIN", "chain", "explain", "first_line", "known_error", "status_of"]
+__all__ = [
+    "AGAIN",
+    "LOGIN",
+    "chain",
+    "endpoint",
+    "explain",
+    "first_line",
+    "host_of",
+    "is_incomplete",
+    "known_error",
+    "status_of",
+]
 
 AGAIN = "run the same command again."
 LOGIN = "Run `hf auth login` with a token that may write, or pass --token."
@@ -59,7 +71,7 @@ def _model_error(cause: BaseException, what: str) -> ModelError | None:
     if isinstance(cause, hub.GatedRepoError):
         return ModelError(
             f"{what!r} is gated, and access was not granted to this token.",
-            hint=f"Accept its conditions at {_endpoint()}/{what}, then run `hf auth login`.",
+            hint=f"Accept its conditions at {endpoint()}/{what}, then run `hf auth login`.",
         )
     if isinstance(cause, hub.RevisionNotFoundError):
         return ModelError(f"revision must exist, got one that {what!r} does not have.", hint="Check --revision.")
@@ -84,21 +96,48 @@ def _hub_error(cause: BaseException, what: str) -> HubError | None:
 
     if isinstance(cause, hub.LocalTokenNotFoundError):
         return HubError("a push must have a token, got none.", hint=LOGIN)
-    if isinstance(cause, hub.HfHubHTTPError):
+    if isinstance(cause, hub.HfHubHTTPError) and status_of(cause) is not None:
         return _http_error(cause, what)
+    if isinstance(cause, hub.FileMetadataError):
+        return HubError(
+            f"the Hub at {endpoint()} gave an answer that is not of a Hub for {what!r}.",
+            hint=f"Check HF_ENDPOINT and proxies, then {AGAIN}",
+        )
+    if is_incomplete(cause):
+        return HubError(
+            f"the Hub at {endpoint()} sent a file of {what!r} with another length than it has.",
+            hint=f"Check HF_ENDPOINT and proxies, then {AGAIN}",
+        )
     # By module, as the client's HTTP library is httpx in some versions and httpx2 in others.
     if type(cause).__module__.startswith(("httpx", "httpcore")):
+        asked = getattr(getattr(cause, "_request", None), "url", None)
+        there = endpoint() if asked is None else host_of(asked)
+        where = (
+            f"the Hub at {endpoint()}" if there == endpoint() else f"{there}, where the Hub at {endpoint()} sends to,"
+        )
+        broke = type(cause).__name__ in ("ReadError", "RemoteProtocolError")
         return HubError(
-            f"the Hub at {_endpoint()} could not be reached ({type(cause).__name__}).",
+            f"{where} {'broke off its answer' if broke else 'could not be reached'} ({type(cause).__name__}).",
             hint="Check the network and HF_ENDPOINT, then run the same command again.",
         )
     return None
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
+    """Where the Hub is, without a password."""
     from huggingface_hub import constants
 
     return mask_secrets(str(constants.ENDPOINT))
+
+
+def host_of(url: Any) -> str:
+    """Scheme, host and port of a URL: neither its password nor a token in its query.
+
+    Args:
+        url: parsed, with the attributes `scheme`, `port`, and `hostname` or `host`.
+    """
+    host = getattr(url, "hostname", None) or getattr(url, "host", "")
+    return f"{url.scheme}://{host}{f':{url.port}' if url.port else ''}"
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
@@ -116,25 +155,41 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def is_incomplete(error: BaseException) -> bool:
+    """Whether a file arrived with another length than the Hub said before."""
+    return isinstance(error, OSError) and "Consistency check failed" in str(error)
+
+
 def status_of(cause: BaseException) -> int | None:
     """The HTTP status of an answer that was an error; None: there was no answer."""
     return getattr(getattr(cause, "response", None), "status_code", None)
 
 
 def _http_error(cause: BaseException, what: str) -> HubError:
-    status = status_of(cause)
-    said = getattr(cause, "server_message", None) or first_line(cause)
+    response = cause.response  # type: ignore[attr-defined]
+    status, path = response.status_code, response.request.url.path
+    # The client's own text has the URL with all that is in it.
+    said = getattr(cause, "server_message", None) or response.reason_phrase or "no reason given"
+    said = " ".join(said.split())[:200]
     if status == 401:
         return HubError("the Hub did not accept the token.", hint=LOGIN)
-    if status == 403:
+    if status == 403 and (response.request.method not in ("GET", "HEAD") or path.endswith(("/write", "/whoami-v2"))):
         return HubError(
             f"the token may not write to {what!r} ({said}).",
             hint="Use a token with write access, or another --repo-id.",
         )
+    if status == 403:
+        return HubError(
+            f"the Hub at {endpoint()} does not let this token read {what!r} (status 403: {said}).",
+            hint="Log in with a token that may read it: `hf auth login`.",
+        )
     if status == 429:
         return HubError(f"the Hub was asked too often for {what!r} ({said}).", hint=f"{_pause(cause)}, {AGAIN}")
     repair = "Check HF_ENDPOINT, then" if status == 404 else "Now or later,"
-    return HubError(f"the Hub refused a request for {what!r} with status {status} ({said}).", hint=f"{repair} {AGAIN}")
+    return HubError(
+        f"the Hub refused a request for {what!r} with status {status} ({said}). It was asked at {endpoint()}.",
+        hint=f"{repair} {AGAIN}",
+    )
 
 
 def _pause(cause: BaseException) -> str:

@@ -21,7 +21,8 @@ from hf_farms.blocks import (
     align_weights,
 )
 from hf_farms.dtypes import parse_dtype, require_computing
-from hf_farms.errors import HfFarmsWarning, ModelError
+from hf_farms.errors import HfFarmsWarning, HubError, ModelError
+from hf_farms.explain import known_error
 from hf_farms.missing import check_complete, enumerated
 from hf_farms.model_config import read_config
 from hf_farms.refusals import custom_code_error
@@ -272,6 +273,8 @@ def _load_tokenizer(
         )
         return tokenizer
     except Exception as error:  # a missing tokenizer is an OSError, a ValueError or one of the tokenizers library
+        if isinstance(known := known_error(error, name), HubError):
+            raise known from error
         code = custom_code_error(name, "tokenizer") if "trust_remote_code" in str(error) else None
         if not needed:
             if code is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,9 @@ import torch
 from hf_farms.demo import demo_model
 from hf_farms.errors import HfFarmsError, HfFarmsWarning, ModelError
 from hf_farms.original import find_original
+from hf_farms.patience import nothing_swallowed, watched
 from hf_farms.refusals import ADAPTER, adapter_error, custom_code_error, refuse_pointers
+from hf_farms.requests import retried
 from hf_farms.shards import ENDINGS, shard_names
 
 __all__ = [
@@ -122,7 +125,10 @@ def weight_files(name: str, path: str, revision: str | None, *, allow_pickle: bo
     from transformers.utils.hub import cached_file
 
     def found(file: str) -> Path | None:
-        where = cached_file(path, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+        def fetch() -> Any:
+            return cached_file(path, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+
+        where = fetch() if Path(path).is_dir() else retried(fetch, what=f"Downloading {file}", reads=True)
         return Path(where) if where else None
 
     _check_indices(Path(path))
@@ -141,7 +147,20 @@ def weight_files(name: str, path: str, revision: str | None, *, allow_pickle: bo
             return [whole]
         assert index is not None
         return [_shard(found(shard), shard, index) for shard in shard_names(index)]
+    _require_absent(path, revision)
     raise ModelError(f"model must have weights ({SAFE}, or shards with an index), got {name!r} without.")
+
+
+def _require_absent(path: str, revision: str | None) -> None:
+    """Raise what kept the Hub from saying whether there are weights: transformers takes it for a no."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    if Path(path).is_dir() or constants.HF_HUB_OFFLINE:
+        return
+    for file in (SAFE, f"{SAFE}.index.json"):
+        with contextlib.suppress(RemoteEntryNotFoundError):
+            hf_hub_download(path, file, revision=revision)
 
 
 def _check_indices(folder: Path) -> None:
@@ -212,7 +231,8 @@ def architecture_of(config: Any) -> Any:
 def explained(name: str) -> Iterator[None]:
     """Turn what transformers and the Hub client raise while loading into one sentence."""
     try:
-        yield
+        with watched(), nothing_swallowed():
+            yield
     except HfFarmsError:
         raise
     except Exception as error:  # transformers, safetensors, tokenizers and the Hub client each have their own

@@ -65,6 +65,10 @@ class Fault:
         retry_after: seconds or a date; sent with the status.
         page: answer with a page of HTML, as gateways do.
         message: what the answer says.
+        body: answer with these bytes, and status 200 unless another is given.
+        location: answer with status 302 to there.
+        cut: of the right answer send half, and close; with `say` as its length.
+        say: the length that is said.
         delay: seconds before the answer.
         drop: close the connection when half of the request is read, or after it was obeyed; or say nothing for as long
             as the client waits.
@@ -78,6 +82,10 @@ class Fault:
     retry_after: int | str | None = None
     page: bool = False
     message: str = "injected failure"
+    body: bytes | None = None
+    location: str | None = None
+    cut: bool = False
+    say: int | None = None
     delay: float = 0
     drop: Literal["request", "answer", "silence"] | None = None
     call: Callable[[], None] | None = None

@@ -50,14 +50,17 @@ class WireHandler(BaseHTTPRequestHandler):
                     self.connection.recv(1)  # until the client hangs up
                 if fault.drop in ("request", "silence"):
                     return self._hang_up()
-                if fault.status is not None:
+                if fault.status is not None or fault.body is not None or fault.location is not None:
                     raise _refusal(fault)
             answer = self._route(path)
             if fault is not None and fault.drop == "answer":
                 return self._hang_up()
+            if fault is not None and (fault.cut or fault.say is not None):
+                return self._answer_partly(fault, *answer)
             return self._answer(200, *answer)
         except Refused as refused:
-            return self._answer(refused.status, refused.body or {"error": refused.message}, refused.headers)
+            body = {"error": refused.message} if refused.body is None else refused.body
+            return self._answer(refused.status, body, refused.headers)
 
     do_GET = do_HEAD = do_POST = do_PUT = _dispatch  # noqa: N815
 
@@ -106,6 +109,18 @@ class WireHandler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
 
+    def _answer_partly(self, fault: "Fault", body: Json | list[Json] | bytes, headers: Headers) -> None:
+        """Another length than is said, and nothing after it."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        said = len(data) if fault.say is None else fault.say
+        self.close_connection = True
+        self.send_response(200)
+        for name, value in ({"Content-Length": str(said)} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data[: len(data) // 2] if fault.cut else data[:said])
+
     def _answer(self, status: int, body: Json | list[Json] | bytes, headers: Headers) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
@@ -117,8 +132,11 @@ class WireHandler(BaseHTTPRequestHandler):
 
 
 def _refusal(fault: "Fault") -> Refused:
-    assert fault.status is not None
-    refused = Refused(fault.status, message=fault.message)
+    refused = Refused(fault.status or (302 if fault.location else 200), message=fault.message)
+    if fault.body is not None:
+        refused.body = fault.body
+    if fault.location is not None:
+        refused.headers["Location"] = fault.location
     if fault.page:
         refused.body = b"<html>Bad gateway</html>"
         refused.headers["Content-Type"] = "text/html"

@@ -21,6 +21,7 @@ import typer
 
 from hf_farms.errors import HfFarmsError, HfFarmsWarning
 from hf_farms.masking import mask_error, mask_secrets
+from hf_farms.patience import patience
 from hf_farms_cli.interrupts import interrupts
 from hf_farms_cli.options import FORMATS, Format, UsageError
 from hf_farms_cli.progress import Lines, Stages, bars
@@ -146,7 +147,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         debug = bool(kwargs.get("debug"))
         try:
-            with _quiet_libraries(debug):
+            with _quiet_libraries(debug), patience():
                 command(*args, **kwargs)
         except KeyboardInterrupt as interrupt:
             _say_interrupted(interrupt)

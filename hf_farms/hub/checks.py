@@ -80,7 +80,7 @@ def preflight(
     api = client(token)
     wanted = repo_id or repo_name
     with explained(wanted):
-        account = retried(api.whoami, what="Asking whose token it is")
+        account = retried(lambda: _account(api), what="Asking whose token it is")
     _check_role(account)
     target = _full_name(wanted, account["name"])
     if base is not None and target.lower() == base.repo_id.lower():
@@ -119,6 +119,12 @@ def create_repository(plan: PushPlan, *, token: str | None = None) -> None:
             retried(
                 lambda: api.create_branch(plan.repo_id, branch=branch, exist_ok=True), what=f"Creating branch {branch}"
             )
+
+
+def _account(api: HfApi) -> dict[str, Any]:
+    """Whose token it is; another answer stumbles here, where it is told as one."""
+    account = api.whoami()
+    return {**account, "name": str(account["name"]), "auth": dict(account.get("auth") or {})}
 
 
 def _check_role(account: dict[str, Any]) -> None:

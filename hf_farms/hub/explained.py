@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_farms.errors import HfFarmsError, HubError
 from hf_farms.explain import LOGIN, first_line, known_error, status_of
+from hf_farms.patience import watched
 
 __all__ = ["explained"]
 
@@ -31,7 +32,7 @@ def explained(what: str, *, upload: bool = False) -> Iterator[None]:
     if constants.HF_HUB_OFFLINE:
         raise HubError(f"a push must reach the Hub, got HF_HUB_OFFLINE for {what!r}.", hint="Unset HF_HUB_OFFLINE.")
     try:
-        with _bounded(UPLOAD_TIMEOUT if upload else float(constants.HF_HUB_DOWNLOAD_TIMEOUT)):
+        with watched(), _bounded(UPLOAD_TIMEOUT if upload else float(constants.HF_HUB_DOWNLOAD_TIMEOUT)):
             yield
     except HfFarmsError:
         raise
