@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_farms.blocks import TensorFiles
 from hf_farms.code_references import drop_code_references
-from hf_farms.output import replacing, writing
+from hf_farms.files import check_within, replacing, write_text, writing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,8 +55,7 @@ class CheckpointWriter:
             self._records.mkdir(parents=True, exist_ok=True)
             with replacing(self._folder / self._shard_name(index), aside=self._records) as path:
                 save_file(shard, path, metadata={"format": "pt"})
-            with replacing(self._record(index)) as path:
-                path.write_text(json.dumps(record), encoding="utf-8")
+            write_text(self._record(index), json.dumps(record))
 
     def record(self, index: int) -> Mapping[str, Any] | None:
         """What was written with the block; None: it is not finished."""
@@ -91,6 +90,7 @@ class CheckpointWriter:
                 tokenizer.save_pretrained(aside)
             drop_code_references(aside)
             (aside / "model.safetensors").rename(aside / self._shard_name(self._shards - 1))
+            check_within(self._folder, [written.name for written in aside.iterdir()])
             for written in aside.iterdir():
                 written.replace(self._folder / written.name)
             aside.rmdir()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from hf_farms.errors import HfFarmsError, HubError, ModelError
+from hf_farms.errors import HfFarmsError, HubError, ModelError, OutputError
 from hf_farms.masking import mask_error, mask_secrets
 
 __all__ = [
     "AGAIN",
     "LOGIN",
+    "cache_error",
     "chain",
     "endpoint",
     "explain",
@@ -22,6 +26,8 @@ __all__ = [
 ]
 
 AGAIN = "run the same command again."
+# Why a folder takes nothing.
+REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT}
 LOGIN = "Run `hf auth login` with a token that may write, or pass --token."
 
 
@@ -49,10 +55,38 @@ def explain(error: BaseException, *, what: str) -> HfFarmsError:
 def known_error(error: BaseException, what: str) -> HfFarmsError | None:
     """The sentence of the outermost error in the chain that has one; secrets in the chain are masked."""
     mask_error(error)
+    if (cache := cache_error(error)) is not None:
+        return cache
     for cause in chain(error):
         found = cause if isinstance(cause, HfFarmsError) else _model_error(cause, what) or _hub_error(cause, what)
         if found is not None:
             return found
+    return None
+
+
+def cache_error(error: BaseException) -> OutputError | None:
+    """The sentence for a cache of the Hub that cannot be written; None: something else went wrong.
+
+    What is said otherwise blames the model or the text that was to be kept there.
+    """
+    from huggingface_hub import constants
+
+    from hf_farms.files import is_inside
+
+    home = Path(constants.HF_HOME)
+    caches = {home, *(Path(getattr(constants, name, home)) for name in ("HF_HUB_CACHE", "HF_ASSETS_CACHE"))}
+    caches.add(Path(os.environ.get("HF_DATASETS_CACHE", home)))
+    for cause in chain(error):
+        if not isinstance(cause, OSError) or not isinstance(cause.filename, str):
+            continue
+        place = Path(cause.filename)
+        # Of a file that is not there, the cache is not to blame; of a folder that cannot be made, it is.
+        refused = cause.errno in REFUSED or (cause.errno == errno.ENOENT and place in caches)
+        if refused and any(is_inside(place, cache) for cache in caches):
+            return OutputError(
+                f"the cache of the Hub must be where files can be written, got {cause.filename!r} ({cause.strerror}).",
+                hint="Set HF_HOME to another folder, or repair that one.",
+            )
     return None
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -14,13 +14,22 @@ from pathlib import Path
 from typing import TypeVar
 
 from hf_farms.errors import OutputError
-from hf_farms.reports import REPORT_NAME
+from hf_farms.files import (
+    UNFINISHED_FILE,
+    check_file,
+    check_name,
+    kind_of,
+    nearest,
+    replacing,
+    write_text,
+    writing,
+)
+from hf_farms.places import PARTIAL, Reads, check_folder
+from hf_farms.results import STATE, check_target, check_unfinished
 
 __all__ = ["OutputFolder", "replacing", "writing"]
 
 T = TypeVar("T")
-
-_STATE = ".hf-farms-unfinished"
 
 
 class OutputFolder:
@@ -30,22 +39,23 @@ class OutputFolder:
 
     Args:
         path: the folder to be.
-        overwrite: whether a folder that is there, or the beginning of another result, may be replaced.
+        overwrite: whether an earlier result of hf-farms that is there, or the beginning of another one, may be
+            replaced. What hf-farms did not write is never replaced.
+        reads: what the command reads, which must not lie there.
 
     Raises:
         OutputError: the root of a disk.
     """
 
-    def __init__(self, path: str | Path, *, overwrite: bool = False) -> None:
+    def __init__(self, path: str | Path, *, overwrite: bool = False, reads: Reads | None = None) -> None:
         self.path = Path(path)
         if self.path.name in ("", ".."):
-            self.path = Path(os.path.abspath(path))
+            self.path = Path(os.path.realpath(path))
         if not self.path.name:
             raise OutputError(f"output must be a folder with a name, got {str(path)!r}. Choose another --output.")
-        self.partial = self.path.with_name(self.path.name + ".partial")
-        self.state = self.partial / _STATE
-        self._old = self.path.with_name(self.path.name + ".old.partial")
-        self._overwrite = overwrite
+        self.partial = self.path.with_name(self.path.name + PARTIAL)
+        self.state = self.partial / STATE
+        self._overwrite, self._reads = overwrite, reads or {}
         self._fingerprint: Mapping[str, object] = {}
 
     def check(self) -> None:
@@ -54,29 +64,30 @@ class OutputFolder:
         Raises:
             OutputError: something is there that may not be replaced, or the parent cannot be written.
         """
-        if not self._parent().is_dir():
-            raise OutputError(f"output must be in a folder, got {str(self.path)!r}, which is in a file.")
-        if self.path.is_file() or self.path.is_symlink():
-            raise OutputError(f"output must be a folder, got the file {str(self.path)!r}. Choose another --output.")
-        if Path.cwd().is_relative_to(self.path.absolute()):
-            raise OutputError(
-                f"output must not be the folder that this runs in, got {str(self.path)!r}. Choose another --output."
-            )
-        if self.path.is_dir() and any(self.path.iterdir()) and not self._overwrite:
-            whose = (
-                "an earlier result" if (self.path / REPORT_NAME).exists() else "a folder that hf-farms did not write"
-            )
-            raise OutputError(
-                f"output must be a new folder, got {str(self.path)!r}, which is {whose}.",
-                hint="Choose another --output, or replace it with --overwrite.",
-            )
-        if self.partial.exists() and any(self.partial.iterdir()) and not self.state.exists():
-            raise OutputError(
-                f"{str(self.partial)!r} is needed for unfinished work, but hf-farms did not write what is there.",
-                hint="Move it away, or choose another --output.",
-            )
+        self.check_place()
+        check_target(self.path, overwrite=self._overwrite)
+        check_unfinished(self.partial)
         if not os.access(self._parent(), os.W_OK):
             raise OutputError(f"output must be in a folder that can be written, got {str(self._parent())!r}.")
+
+    def check_name(self) -> None:
+        """Refuse a name that the file system cannot hold.
+
+        Raises:
+            OutputError: it is too long, also for unfinished work.
+        """
+        check_name(self.path, suffix=PARTIAL)
+
+    def check_place(self) -> None:
+        """Refuse a place where no result may ever be, whatever lies there.
+
+        Raises:
+            OutputError: a name that is too long or that of unfinished work; a link, a file or a special file; a disk;
+                the model, something else that is read, the Hub's cache, the folder that this runs in, or the user's
+                home; a folder inside or around them.
+        """
+        self.check_name()
+        check_folder(self.path, unfinished=self.partial, reads=self._reads)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -88,9 +99,12 @@ class OutputFolder:
         from filelock import FileLock, Timeout
 
         # In the folder for temporary files, as the lock stays behind. A kill frees it.
-        key = hashlib.sha256(str(self.path.absolute()).encode()).hexdigest()[:16]
+        key = hashlib.sha256(os.fsencode(os.path.realpath(self.path))).hexdigest()[:16]
         user = os.getuid() if hasattr(os, "getuid") else ""
-        lock = FileLock(Path(tempfile.gettempdir()) / f"hf-farms-{user}-{key}.lock", timeout=0)
+        place = Path(tempfile.gettempdir()) / f"hf-farms-{user}-{key}.lock"
+        # Everybody writes there: a link would lead the lock to a file of somebody else.
+        check_file(place, argument="lock")
+        lock = FileLock(place, timeout=0)
         try:
             with lock:
                 self.check()
@@ -120,7 +134,7 @@ class OutputFolder:
             )
 
     def _parent(self) -> Path:
-        return next(p for p in self.path.absolute().parents if p.exists())
+        return nearest(self.path.absolute().parent)
 
     def begin(self, fingerprint: Mapping[str, object]) -> Path:
         """Continue `DIR.partial` of an earlier run of the same; a new one is made with the first thing to keep.
@@ -138,8 +152,14 @@ class OutputFolder:
                 f"otherwise ({'; '.join(different)}).",
                 hint="Choose another --output, or begin again with --overwrite.",
             )
-        if different is None or different:
-            shutil.rmtree(self.partial, ignore_errors=True)
+        with writing(self.partial):
+            if different is None or different:
+                check_unfinished(self.partial, replaces=True)
+                if kind_of(self.partial) is not None:
+                    shutil.rmtree(self.partial)
+            else:
+                for killed in self.partial.rglob(UNFINISHED_FILE):
+                    killed.unlink()
         self._fingerprint = fingerprint
         return self.partial
 
@@ -175,64 +195,35 @@ class OutputFolder:
         with writing(self.partial):
             if not (self.state / "fingerprint.json").exists():
                 self.state.mkdir(parents=True, exist_ok=True)
-                with replacing(self.state / "fingerprint.json") as unfinished:
-                    unfinished.write_text(json.dumps(self._fingerprint, indent=2) + "\n", encoding="utf-8")
+                write_text(self.state / "fingerprint.json", json.dumps(self._fingerprint, indent=2) + "\n")
             with replacing(path) as unfinished:
                 save(result, unfinished)
         return result
 
     def finish(self) -> Path:
-        """Give the finished folder its name."""
-        if self.path.exists():
-            shutil.rmtree(self._old, ignore_errors=True)
-            self.path.rename(self._old)
-        # The state goes last: a kill in between must not leave a folder that nobody can continue.
-        self.partial.rename(self.path)
+        """Give the finished folder its name.
+
+        Raises:
+            OutputError: something is there meanwhile that may not be replaced.
+        """
+        check_target(self.path, overwrite=self._overwrite)
+        replaced = self.state / f"replaced-{secrets.token_hex(8)}"
+        with writing(self.path):
+            if kind_of(self.path) is not None:
+                self.state.mkdir(parents=True, exist_ok=True)
+                self.path.rename(replaced)
+            # The state goes last, and what was replaced with it: a kill in between must not leave a folder that nobody
+            # can continue.
+            self.partial.rename(self.path)
         self.tidy()
         return self.path
 
     def tidy(self) -> None:
         """Remove what a kill during `finish` may have left."""
-        shutil.rmtree(self.path / _STATE, ignore_errors=True)
-        shutil.rmtree(self._old, ignore_errors=True)
+        shutil.rmtree(self.path / STATE, ignore_errors=True)
 
 
 def _short(value: object) -> str:
     """A setting, or the beginning of a hash."""
     shown = repr(value)
     return f"{shown[:13]}...'" if isinstance(value, str) and len(value) == 64 else shown
-
-
-@contextmanager
-def replacing(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
-    """A name to write to, which becomes `path` when everything is written.
-
-    Args:
-        path: the file to be.
-        aside: a folder for what is not finished, on the same disk; None: beside the file. Libraries have unfinished
-            files of their own (safetensors), which a kill leaves where they were.
-    """
-    unfinished = (aside or path.parent) / f"{path.name}.tmp"
-    yield unfinished
-    unfinished.replace(path)
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turn a full disk or a refused write into one sentence.
-
-    Raises:
-        OutputError: the file could not be written.
-    """
-    try:
-        yield
-    except Exception as error:  # safetensors raises its own class for a failed write
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        if not full and not isinstance(error, OSError) and "I/O error" not in str(error):
-            raise
-        reason = "the disk is full" if full else str(error)
-        raise OutputError(
-            f"{str(folder)!r} could not be written: {reason}.",
-            hint=f"{'Free some space' if full else 'Check the folder'}, or choose another --output, and run the same "
-            "command again.",
-        ) from error

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from hf_farms.demo import demo_text
 from hf_farms.errors import DataError, HubError
-from hf_farms.explain import known_error
+from hf_farms.explain import cache_error, known_error
 from hf_farms.patience import watched
 from hf_farms.text_files import is_file_name, read_file, require_file
 from hf_farms.text_tables import reason, texts_of_rows
@@ -98,6 +98,8 @@ def _hub_texts(source: str, column: str, subset: str | None, split: str) -> list
             stream = load_dataset(source, name=subset, split=split, streaming=True, trust_remote_code=False)
             rows = list(stream.take(MAX_HUB_ROWS))
     except Exception as error:  # datasets raises its own, pyarrow's, fsspec's and the Hub client's
+        if (cache := cache_error(error)) is not None:
+            raise cache from error
         # A broken network, a Hub that refuses: what datasets makes of it names neither.
         if isinstance(known := known_error(error, source), HubError):
             raise known from error

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 
 from hf_farms_cli.interrupts import interrupts
+from hf_farms_cli.lost import PrintError, close_streams, printing, say_lost
 
 __all__ = ["main"]
 
@@ -16,13 +18,20 @@ def main() -> None:
     try:
         from hf_farms_cli.app import main as run
 
-        run()
+        # Help and versions are printed outside of all commands; of those, only --debug lets an error through.
+        with printing() if "--debug" not in sys.argv else nullcontext():
+            run()
     except KeyboardInterrupt:
         interrupts.asked = True
     except SystemExit as end:
         status = end.code
         if not interrupts.asked:
+            if not close_streams() and not status:
+                raise SystemExit(1) from None
             raise
+    except PrintError as error:
+        say_lost(error)
+        raise SystemExit(1) from None
     finally:
         interrupts.forget_handler()
     if interrupts.asked:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from hf_farms.config import BLOCK_SCORES, FITS, FarmsConfig
+from hf_farms.files import with_home, with_name
 from hf_farms_cli.console import check_format, guarded, print_remark, quiet_transformers, stages
 from hf_farms_cli.options import (
     AllowPickleOption,
@@ -110,7 +111,9 @@ def analyze_command(
     from hf_farms_cli.spectra import Measurement, check_places, check_there, draw, draw_two, write
     from hf_farms_cli.tables import print_comparison, print_spectra
 
-    check_places(output, figures)
+    output, figures = with_home(output), with_home(figures)
+    model, compare = with_name(model), with_name(compare) if compare is not None else None
+    check_places(output, figures, {"the model": model, "the model to compare with": compare})
     check_device(device)
     quiet_transformers()
     if compare is not None:

@@ -59,20 +59,26 @@ def card_command(
     shown = check_format(format_, quiet, json_)
     check_repo_id(repo_id)
     from hf_farms_cards import render_card, write_card
-    from hf_farms_cards.card import repo_of
+    from hf_farms_cards.card import check_card, repo_of
     from hf_farms_cards.usage import Checkpoint
 
-    from hf_farms.output import writing
+    from hf_farms.files import is_inside, with_name, writing
+    from hf_farms.places import check_apart
     from hf_farms.reports.folders import load_report
 
+    folder = Path(with_name(str(folder)))
     found = load_report(folder)
     report = _with_base(found, token)
     if output == "-":
         name = repo_id or repo_of(folder / "README.md") or folder.absolute().name
         say(render_card(report, repo_id=name, checkpoint=Checkpoint.of(folder)), newline=False)
         return
-    target = folder / "README.md" if output is None else Path(output)
+    target = folder / "README.md" if output is None else Path(output).expanduser()
     _check_target(target, yes=yes)
+    check_card(report, target)
+    if not is_inside(target, folder / "README.md"):
+        for place in (target, target.parent / "figures"):
+            check_apart(place, {"the model": folder})
     with writing(target.parent):
         if report.base is not found.base and report.base is not None and output is None:
             _copy_licence(report.base, folder, token)
@@ -89,9 +95,11 @@ def _check_target(target: Path, *, yes: bool) -> None:
     from hf_farms_cards.card import is_ours
 
     from hf_farms.errors import OutputError
+    from hf_farms.files import check_file
 
     if not target.parent.is_dir() or target.is_dir():
         raise OutputError(f"output must be a file in an existing folder, got {str(target)!r}.")
+    check_file(target)
     if target.exists() and not yes and not is_ours(target):
         raise OutputError(
             f"card must not replace what others wrote, got {str(target)!r}, which is not a card of hf-farms.",

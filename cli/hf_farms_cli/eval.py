@@ -118,8 +118,12 @@ def eval_command(
         size = _batch_size(batch_size)
     if not wanted and not asked:
         raise UsageError("metrics must not be none without tasks, as nothing would be measured. Name some --tasks.")
-    _check_output(output)
-    from hf_farms_cli.evaluation import Evaluation, check_model, evaluate
+    from hf_farms.files import check_file, with_home, with_name
+
+    output, model = with_home(output), with_name(model)
+    if output is not None:
+        check_file(output)
+    from hf_farms_cli.evaluation import Evaluation, check_model, check_places, evaluate
     from hf_farms_cli.evaluation_tables import print_evaluation
 
     report, writes = check_model(model, revision=revision, base=base)
@@ -133,6 +137,8 @@ def eval_command(
             context_length=context_length,
             max_windows=windows,
         )
+    reads = {"the model": model, "the text": config.source, "the folder of tasks": include_path}
+    check_places(output, Path(model) if writes else None, report, reads)
     if "perplexity" in wanted and config.source is not None:
         from hf_farms.texts import check_text
 
@@ -202,23 +208,10 @@ def _text(report: PruneReport | None, **given: Any) -> EvaluationConfig:
     return replace(config, **changes)
 
 
-def _check_output(output: Path | None) -> None:
-    from os import W_OK, access
-
-    if output is None:
-        return
-    if output.is_dir():
-        raise ValueError(f"output must be a file, got the folder {str(output)!r}. Name a file in it.")
-    there = next(place for place in output.absolute().parents if place.exists())
-    if not there.is_dir() or not access(there, W_OK):
-        raise ValueError(f"output must be where files can be written, got {str(there)!r}. Choose another place.")
-
-
 def _write(result: EvaluationReport, output: Path | None) -> None:
     if output is not None:
-        from hf_farms.output import replacing, writing
+        from hf_farms.files import writing
 
         with writing(output.parent):
             output.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(output) as unfinished:
-                result.save(unfinished)
+            result.save(output)

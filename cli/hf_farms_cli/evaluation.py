@@ -9,14 +9,18 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from hf_farms_cards.card import check_card
+
 from hf_farms.blocks import StreamedBlockSource
 from hf_farms.config import EvaluationConfig
 from hf_farms.errors import HfFarmsWarning, ModelError
+from hf_farms.files import check_within
 from hf_farms.loading import Loaded, load_model
 from hf_farms.metrics.nll import require_causal
 from hf_farms.metrics.scores import TaskScore
 from hf_farms.metrics.tasks import TaskSuite
 from hf_farms.metrics.zeros import count_model_zeros
+from hf_farms.places import Reads, check_apart
 from hf_farms.privacy import is_local
 from hf_farms.reports import REPORT_NAME, EvaluationReport, PruneReport
 from hf_farms.reports.folders import kind_of
@@ -33,7 +37,7 @@ from hf_farms_cli.evaluation_results import (
 from hf_farms_cli.places import located_report
 from hf_farms_cli.recipe import RECIPE_NAME, Recipe
 
-__all__ = ["Evaluation", "check_model", "evaluate"]
+__all__ = ["Evaluation", "check_model", "check_places", "evaluate"]
 
 
 class Evaluation:
@@ -182,6 +186,26 @@ def _is_gone(report: PruneReport) -> bool:
     """Whether the dense model was a folder that is not where the report says, or that says only its last part."""
     local = report.base is None or report.base.local
     return local and is_local(report.model) and not Path(report.model).is_dir()
+
+
+def check_places(output: Path | None, folder: Path | None, report: PruneReport | None, reads: Reads) -> None:
+    """Refuse places that must not be written to, before anything is measured.
+
+    Args:
+        output: file of the results.
+        folder: with the report and the card that the results go into.
+        report: of the pruned model.
+        reads: what is measured, and on what.
+
+    Raises:
+        OutputError: a link or a special file, something that is read, or a place in a model's folder.
+    """
+    if output is not None:
+        dense = report.model if report is not None else None
+        check_apart(output, {**reads, "the dense model": dense})
+    if folder is not None and report is not None:
+        check_within(folder, [REPORT_NAME])
+        check_card(report, folder / "README.md")
 
 
 def _from_hub(name: str, revision: str | None) -> Path | None:

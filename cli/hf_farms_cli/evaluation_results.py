@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_farms_cards import write_card
+from hf_farms_cards.card import is_ours
 
 from hf_farms.errors import HfFarmsWarning
+from hf_farms.files import writing
 from hf_farms.metrics.quiet import require_lm_eval
 from hf_farms.metrics.scores import TaskScore, compare_tasks, merge_tasks
-from hf_farms.output import replacing, writing
 from hf_farms.privacy import same_place
 from hf_farms.reports import (
     REPORT_NAME,
@@ -220,11 +221,18 @@ def store(folder: Path, result: EvaluationReport) -> bool:
     )
     if merged == report:
         return False
+    card = folder / "README.md"
     with writing(folder):
-        with replacing(folder / REPORT_NAME) as unfinished:
-            merged.save(unfinished)
+        merged.save(folder / REPORT_NAME)
         remember_report(merged, folder)
-        write_card(merged, folder)
+        if is_ours(card) or not card.exists():
+            write_card(merged, folder)
+        else:
+            warnings.warn(
+                f"{card} stays as it is, as hf-farms did not write it. `hf-farms card {folder} --yes` replaces it.",
+                HfFarmsWarning,
+                stacklevel=2,
+            )
     return True
 
 

@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
+from hf_farms.config import default_output_name
 from hf_farms.errors import HfFarmsWarning, OutputError
+from hf_farms.files import is_inside
 from hf_farms.hub.folders import check_folder
 from hf_farms.output import OutputFolder
+from hf_farms.places import check_apart
 from hf_farms.reports import REPORT_NAME, PruneReport
 from hf_farms.texts import check_source, check_text
 from hf_farms_cli.places import known_places
 from hf_farms_cli.recipe import RECIPE_NAME, Recipe
 
-__all__ = ["check_before_work"]
+__all__ = ["check_before_work", "default_folder"]
 
 
-def check_before_work(recipe: Recipe, folder: Path, *, overwrite: bool, baseline: bool) -> PruneReport | None:
+def default_folder(recipe: Recipe) -> Path:
+    """Where a result goes that nobody gave a place: here, or beside a model whose folder this runs in."""
+    name = default_output_name(recipe.model, recipe.prune)
+    model = Path(recipe.model)
+    if not os.path.isdir(model) or not is_inside(Path.cwd(), model):
+        return Path(name)
+    return Path(os.path.relpath(os.path.realpath(model.parent))) / name
+
+
+def check_before_work(recipe: Recipe, output: OutputFolder, *, overwrite: bool, baseline: bool) -> PruneReport | None:
     """Refuse what cannot end well, before anything is loaded or uploaded.
+
+    Args:
+        recipe: model and settings.
+        output: for the result.
+        overwrite: whether it may be replaced.
+        baseline: whether the perplexity of uniform sparsity is wanted.
 
     Returns:
         The report of the folder, if it is complete and came from the same recipe: it is used as it is then.
 
     Raises:
-        OutputError: the folder must not be replaced.
+        OutputError: the folder must not be replaced, or is where no result may be.
         DataError: a text file cannot be read, or has no text where it should.
     """
-    if not overwrite and (finished := _finished(recipe, folder, baseline=baseline)):
-        OutputFolder(folder).tidy()
+    output.check_name()
+    # Said first: a model that is pruned into itself must not be called a result of other settings.
+    check_apart(output.path, {"the model": recipe.model}, replaces=True)
+    if not overwrite and (finished := _finished(recipe, output.path, baseline=baseline)):
+        output.tidy()
         return finished
-    OutputFolder(folder, overwrite=overwrite).check()
+    output.check()
     for config, needed in ((recipe.calibration, recipe.prune.needs_calibration), (recipe.evaluation, True)):
         if config.source is None or config.source == "self":
             continue

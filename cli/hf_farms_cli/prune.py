@@ -13,8 +13,8 @@ from hf_farms.config import (
     CalibrationConfig,
     EvaluationConfig,
     PruneConfig,
-    default_output_name,
 )
+from hf_farms.files import with_home, with_name
 from hf_farms_cli.console import check_format, guarded, if_interrupted, print_remark, stages
 from hf_farms_cli.options import (
     AllowPickleOption,
@@ -167,6 +167,7 @@ def prune_command(
             )
         recipe = Recipe.load(model).located(known_places(Path(model).parent))
     else:
+        model = with_name(model)
         with usage():
             recipe = Recipe(
                 model=model,
@@ -198,11 +199,15 @@ def prune_command(
                 ),
             )
     check_repo_id(repo_id)
-    folder = output or Path(default_output_name(recipe.model, recipe.prune))
     use_token(token)
-    from hf_farms_cli.finished import check_before_work
+    from hf_farms.output import OutputFolder
+    from hf_farms_cli.finished import check_before_work, default_folder
 
-    report = check_before_work(recipe, folder, overwrite=overwrite, baseline=baseline)
+    folder = with_home(output) or default_folder(recipe)
+    texts = dict(zip(("the calibration text", "the evaluation text"), recipe.texts(), strict=True))
+    reads = {"the model": recipe.model, "the recipe": model if model != recipe.model else None, **texts}
+    place = OutputFolder(folder, overwrite=overwrite, reads=reads)
+    report = check_before_work(recipe, place, overwrite=overwrite, baseline=baseline)
     base = target = None
     if report is None or push:
         # The Hub is asked first: torch takes seconds to load.
@@ -217,13 +222,12 @@ def prune_command(
             allow_pickle=allow_pickle,
         )
     from hf_farms import hub
-    from hf_farms.output import OutputFolder
     from hf_farms_cli.pipeline import run_prune
     from hf_farms_cli.tables import print_result
 
     check_device(device, dtype)
     size = hub.weights_size(recipe.model, revision=recipe.revision) if report is None else None
-    OutputFolder(folder).check_space(size or 0)
+    place.check_space(size or 0)
     if report is not None:
         print_remark(f"{folder} is finished already: nothing was pruned.", shown)
     if dry_run:
@@ -233,10 +237,8 @@ def prune_command(
     if target is not None:
         hub.create_repository(target)
     if report is None:
-        partial = OutputFolder(folder).partial
-        note = f"Unfinished work is in {partial}: the same command goes on with it."
-        in_use = OutputFolder(folder, overwrite=overwrite).in_use()
-        with if_interrupted(note, there=partial), in_use, stages(shown) as progress:
+        note = f"Unfinished work is in {place.partial}: the same command goes on with it."
+        with if_interrupted(note, there=place.partial), place.in_use(), stages(shown) as progress:
             report = run_prune(
                 recipe,
                 folder,

@@ -79,7 +79,10 @@ def push_command(
         raise UsageError(f"revision must be left out beside --create-pr, got {revision!r}. A pull request is its own.")
     use_token(token)
     from hf_farms import hub
+    from hf_farms.files import with_name
     from hf_farms.reports import REPORT_NAME
+
+    folder = Path(with_name(str(folder)))
 
     hub.check_folder(folder)
     report = hub.folder_report(folder)

@@ -12,7 +12,9 @@ from hf_farms.config import CalibrationConfig, EvaluationConfig, PruneConfig
 from hf_farms.config.checks import check
 from hf_farms.documents import DocumentError, read_text
 from hf_farms.errors import DataError
+from hf_farms.files import write_text
 from hf_farms.privacy import is_local, local_path, published_argument, published_path, same_place
+from hf_farms.results import RECIPE_NAME
 from hf_farms.structures import structure
 
 if TYPE_CHECKING:
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RECIPE_NAME", "Recipe", "shown_command"]
 
-RECIPE_NAME = "recipe.yaml"
 # What may be the name of a file or folder.
 LOCATED = ("model", "calibration.source", "evaluation.source")
 # By all names that torch has for them.
@@ -52,7 +53,7 @@ class Recipe:
             header += (
                 f"# {', '.join(elsewhere)}: outside the folder that this ran in. Write where it is, or put it there.\n"
             )
-        path.write_text(header + _converter().dumps(public, sort_keys=False), encoding="utf-8")
+        write_text(path, header + _converter().dumps(public, sort_keys=False))
 
     def published(self) -> Recipe:
         """The recipe without paths to private places."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -19,9 +18,11 @@ from hf_farms.comparison import (
     measurement_of,
 )
 from hf_farms.config import FarmsConfig
+from hf_farms.errors import OutputError
+from hf_farms.files import another, check_file, check_name, check_parent, check_within, is_inside, writing
 from hf_farms.loading import find_device, open_model
-from hf_farms.output import writing
 from hf_farms.parallel import LaunchedRanks, Ranks, launched_ranks
+from hf_farms.places import Reads, check_apart
 from hf_farms.reports import LayerRecord, SpectralReport
 from hf_farms.resolving import require_model
 from hf_farms.spectra.analysis import analyze, model_rows
@@ -41,6 +42,9 @@ class Opened:
     name: str
     reader: BlockReader | None
     report: SpectralReport | None
+
+
+FIGURES = DEPTH, ROLE, ESD, COMPARISON = "alpha_by_depth.png", "alpha_by_role.png", "esd.png", "comparison.png"
 
 
 @dataclass(frozen=True)
@@ -161,20 +165,34 @@ def _block_names(model: Opened) -> list[str]:
     return [model.reader.metadata(index).name for index in range(len(model.reader))]
 
 
-def check_places(output: Path | None, figures: Path | None) -> None:
-    """Refuse places that cannot be written to, before anything is measured.
+def check_places(output: Path | None, figures: Path | None, reads: Reads) -> None:
+    """Refuse places that cannot or must not be written to, before anything is measured.
+
+    Args:
+        output: file of the report.
+        figures: folder of the figures.
+        reads: what is measured.
 
     Raises:
-        ValueError: a folder where a file must be, or the other way round, or no right to write.
+        OutputError: a folder where a file must be, or the other way round; no right to write; a link or a special file;
+            something that is read, or a place in a model's folder.
     """
-    if output is not None and output.is_dir():
-        raise ValueError(f"output must be a file, got the folder {str(output)!r}. Name a file in it.")
-    for option, folder in (("output", output and output.parent), ("figures", figures)):
-        if folder is None:
-            continue
-        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            raise ValueError(f"{option} must be where files can be written, got {str(there)!r}. Choose another place.")
+    if output is not None:
+        check_file(output)
+        check_apart(output, reads)
+    if figures is None:
+        return
+    check_name(figures / max(FIGURES, key=len), argument="figures")
+    check_parent(figures, argument="figures")
+    check_within(figures, FIGURES, argument="figures")
+    files = [figures / name for name in FIGURES]
+    for place in (figures, *files):
+        check_apart(place, reads, argument="figures")
+    if output is not None and (is_inside(figures, output) or any(is_inside(output, file) for file in files)):
+        raise OutputError(
+            f"output must be another place than the figures, got {str(output)!r} and {str(figures)!r}.",
+            hint=another("output"),
+        )
 
 
 def write(report: SpectralReport | SpectralComparison, path: Path | None) -> None:
@@ -182,9 +200,7 @@ def write(report: SpectralReport | SpectralComparison, path: Path | None) -> Non
     if path is not None and IS_MAIN:
         with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f"{path.name}.partial")
-            report.save(partial)
-            partial.rename(path)
+            report.save(path)
 
 
 def draw(measured: Measured, folder: Path | None, esd: list[str]) -> None:
@@ -196,10 +212,10 @@ def draw(measured: Measured, folder: Path | None, esd: list[str]) -> None:
     curves = _curves(measured, esd)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        draw_alpha_by_depth(measured.report, folder / "alpha_by_depth.png")
-        draw_heat_map(measured.report, folder / "alpha_by_role.png")
+        draw_alpha_by_depth(measured.report, folder / DEPTH)
+        draw_heat_map(measured.report, folder / ROLE)
         if curves:
-            draw_esd(curves, folder / "esd.png")
+            draw_esd(curves, folder / ESD)
 
 
 def draw_two(comparison: SpectralComparison, folder: Path | None) -> None:
@@ -209,7 +225,7 @@ def draw_two(comparison: SpectralComparison, folder: Path | None) -> None:
 
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            draw_comparison(comparison, folder / "comparison.png")
+            draw_comparison(comparison, folder / COMPARISON)
 
 
 def _curves(measured: Measured, wanted: list[str]) -> list[EsdCurve]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import typer
 
 from hf_farms.masking import mask_secrets
 from hf_farms.parallel import is_main_process
+from hf_farms_cli.lost import printing
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -49,7 +51,13 @@ class Stream:
         """Print text, not wrapped and without secrets, or whatever rich can draw."""
         if isinstance(text, str):
             text = mask_secrets(text)
-        self.console.print(text, markup=markup, soft_wrap=soft_wrap)
+        try:
+            with nullcontext() if self._stderr else printing():
+                self.console.print(text, markup=markup, soft_wrap=soft_wrap)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            pass  # of stderr: work must not end because nobody can be told how far it is
 
 
 out, err = Stream(stderr=False), Stream(stderr=True)
@@ -58,4 +66,5 @@ out, err = Stream(stderr=False), Stream(stderr=True)
 def say(text: str, *, newline: bool = True) -> None:
     """Print data to stdout as it is, but for secrets."""
     if IS_MAIN:
-        typer.echo(mask_secrets(text), nl=newline)
+        with printing():
+            typer.echo(mask_secrets(text), nl=newline)

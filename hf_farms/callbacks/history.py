@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -18,8 +17,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_farms.callbacks.groups import mean_factor
 from hf_farms.config import FarmsLRConfig
-from hf_farms.errors import DataError, HfFarmsWarning
-from hf_farms.reports import SpectralReport
+from hf_farms.errors import DataError, HfFarmsWarning, OutputError
+from hf_farms.files import check_within, write_text
+from hf_farms.reports import REPORT_NAME, SpectralReport
 
 __all__ = ["History", "read_history", "recording", "run_folder", "track"]
 
@@ -54,6 +54,7 @@ class History:
         self._writes = state.is_world_process_zero
         self._told = False
         if self._writes:
+            check_within(self.folder, (FILE, REPORT_NAME), argument="output_dir")
             with recording():
                 self._take_up(memory["step"])
 
@@ -65,9 +66,7 @@ class History:
             self._path.rename(_free_name(self._path))
             return
         lines = [line for line in read_history(self._path) if line["step"] <= last]
-        unfinished = self._path.with_name(f"{FILE}.tmp")
-        unfinished.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        os.replace(unfinished, self._path)
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def add(self, report: SpectralReport, factors: dict[str, float], seconds: float, *, model: Any) -> None:
         """Write down one measurement."""
@@ -183,7 +182,7 @@ def recording() -> Iterator[None]:
     """What only describes a training must not end it: a full disk or a broken file is a warning."""
     try:
         yield
-    except (OSError, ValueError, DataError) as error:
+    except (OSError, ValueError, DataError, OutputError) as error:
         warnings.warn(f"What was trained could not be recorded for the card: {error}", HfFarmsWarning, stacklevel=3)
 
 

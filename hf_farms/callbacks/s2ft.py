@@ -21,9 +21,11 @@ from hf_farms.callbacks.refusals import check_steps
 from hf_farms.callbacks.slices import check_optimizer, hand_over, keep_slices, take_up
 from hf_farms.config import S2FTConfig
 from hf_farms.errors import ModelError, NoEffectWarning
+from hf_farms.files import check_within
 from hf_farms.parallel import launched_ranks
+from hf_farms.reports import REPORT_NAME
 from hf_farms.s2ft.checks import check_plain
-from hf_farms.s2ft.files import save_selection
+from hf_farms.s2ft.files import CONFIG_NAME, WEIGHTS_NAME, save_selection
 from hf_farms.s2ft.selection import Batches, Selection, select_channels
 from hf_farms.s2ft.surgery import apply_s2ft, selection_of, summary
 from hf_farms.s2ft.trainable import print_trainable_parameters
@@ -102,6 +104,8 @@ class S2FTCallback(TrainerCallback):
     ) -> None:
         """Change the model if that is still to be done; see that exactly the slices are trained."""
         _check_supported(args)
+        if state.is_world_process_zero:
+            check_within(Path(args.output_dir or "."), (CONFIG_NAME, WEIGHTS_NAME, REPORT_NAME), argument="output_dir")
         model, optimizer = kwargs["model"], innermost(kwargs["optimizer"])
         other = getattr(optimizer, MARK, None)
         if other is not None and other is not self:

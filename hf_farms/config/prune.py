@@ -9,6 +9,7 @@ from typing import Literal
 
 from hf_farms.config.checks import check, check_choice, is_count, is_number
 from hf_farms.config.spectra import FarmsConfig
+from hf_farms.files import folder_name
 
 __all__ = [
     "ALLOCATIONS",
@@ -201,7 +202,7 @@ def default_output_name(model: str, config: PruneConfig) -> str:
         model: hub id, folder or `demo`.
         config: gives allocation, method, sparsity and pattern.
     """
-    name = model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+    name = folder_name(model.replace("\\", "/")) or "model"
     pattern = "" if config.group is None else "-" + config.pattern.replace(":", "of")
     return f"{name}-{config.allocation}-{config.method}-{_percent(config.sparsity)}{pattern}"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hf_farms.output import writing
+from hf_farms.files import check_file, writing
 
 __all__ = ["Activations"]
 
@@ -60,6 +60,7 @@ class Activations:
 def _reserve(path: Path, size: int) -> None:
     """A mapped file that finds no space when it is written ends the process; one that is made finds out before."""
     with writing(path.parent):
+        check_file(path, argument="activations")
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
             if hasattr(os, "posix_fallocate"):

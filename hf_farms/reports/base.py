@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from hf_farms.documents import DocumentError, load_json, read_text, shown
 from hf_farms.errors import DataError
+from hf_farms.files import write_text
 from hf_farms.privacy import published
 from hf_farms.structures import structure
 
@@ -71,8 +72,12 @@ class Report:
             ) from error
 
     def save(self, path: str | Path) -> None:
-        """Write `to_json()` to a file."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        """Write `to_json()` to a file, which is complete or not there.
+
+        Raises:
+            OutputError: what is there is no regular file.
+        """
+        write_text(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import filecmp
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -123,9 +122,7 @@ def record_training(
             num_trained=counted.num_trained,
         )
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.tmp")
-    report.save(unfinished)
-    os.replace(unfinished, path)
+    report.save(path)
     return path
 
 

@@ -6,7 +6,6 @@ The safetensors file has for each layer `{layer name}.index`, int64 `(s,)`, asce
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from hf_farms.config import S2FTConfig
 from hf_farms.documents import Document, load_json, read_text
 from hf_farms.errors import DataError
+from hf_farms.files import replacing, write_text
 from hf_farms.privacy import published_path
 from hf_farms.reports import json_converter, versions
 from hf_farms.s2ft.selection import Selection
@@ -48,12 +48,9 @@ def save_selection(selection: Selection, folder: str | Path, *, model: Any = Non
         "versions": versions(),
     }
     tensors = {f"{name}{END}": torch.tensor(channels) for name, channels in selection.channels.items()}
-    partial = path / f".{WEIGHTS_NAME}.partial"
-    save_file(tensors, partial, metadata={"format": "pt"})
-    os.replace(partial, path / WEIGHTS_NAME)
-    partial = path / f".{CONFIG_NAME}.partial"
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path / CONFIG_NAME)
+    with replacing(path / WEIGHTS_NAME) as unfinished:
+        save_file(tensors, unfinished, metadata={"format": "pt"})
+    write_text(path / CONFIG_NAME, json.dumps(content, indent=2) + "\n")
 
 
 def load_selection(folder: str | Path) -> Selection:

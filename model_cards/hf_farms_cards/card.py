@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_farms.files import check_within, write_text
 from hf_farms.reports import PruneReport
 from hf_farms.reports.training import TrainReport
+from hf_farms.results import CARD_MARK
 from hf_farms_cards.figures import BLOCKS, dark_of, draw_blocks
 from hf_farms_cards.markdown import environment
 from hf_farms_cards.pruned import pruned_card
@@ -19,10 +20,8 @@ from hf_farms_cards.usage import Checkpoint
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["is_ours", "render_card", "repo_of", "write_card", "write_figures"]
+__all__ = ["check_card", "is_ours", "render_card", "repo_of", "write_card", "write_figures"]
 
-# A tag of every card.
-MARK = "\n- hf-farms\n"
 # The line of the quick start that names the repository.
 QUICK_START = re.compile(r'(?:^name = |from_pretrained\(|model=)"([\w.-]+/[\w.-]+)"', re.MULTILINE)
 
@@ -72,20 +71,34 @@ def write_card(
 
     Raises:
         OSError: a file could not be written.
+        OutputError: as `check_card`.
     """
     folder = Path(folder)
     card = folder / "README.md" if target is None else target
+    check_card(report, card)
     name = repo_id or repo_of(folder / "README.md") or folder.absolute().name.removesuffix(".partial")
     text = render_card(report, repo_id=name, checkpoint=Checkpoint.of(folder))
     write_figures(report, card.parent)
-    unfinished = card.with_name(f"{card.name}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, card)
+    write_text(card, text)
     return card
+
+
+def check_card(report: PruneReport | TrainReport, target: Path) -> None:
+    """Refuse places where `write_card` must not write, before anything is drawn.
+
+    Args:
+        report: to be described.
+        target: the card; its figures lie beside it.
+
+    Raises:
+        OutputError: a link, a special file, or a folder in the place of a file or the other way round.
+    """
+    check_within(target.parent, [target.name, *_files(report)])
 
 
 def write_figures(report: PruneReport | TrainReport, folder: Path) -> None:
     """Draw the figures of a card, each for light and for dark pages, into `folder/figures`."""
+    check_within(folder, _files(report))
     for name, draw in _figures(report).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         draw(folder / name, False)
@@ -104,6 +117,10 @@ def _figures(report: PruneReport | TrainReport) -> dict[str, Callable[[Path, boo
     return found
 
 
+def _files(report: PruneReport | TrainReport) -> list[str]:
+    return [file for name in _figures(report) for file in (name, dark_of(name))]
+
+
 def _links(report: PruneReport | TrainReport) -> dict[str, tuple[str, str]]:
     """For each figure its light and its dark file, by the light one's stem."""
     return {Path(name).stem: (name, dark_of(name)) for name in _figures(report)}
@@ -112,7 +129,7 @@ def _links(report: PruneReport | TrainReport) -> dict[str, tuple[str, str]]:
 def is_ours(card: Path) -> bool:
     """Whether hf-farms wrote this card."""
     try:
-        return card.is_file() and MARK in card.read_text(encoding="utf-8")
+        return card.is_file() and CARD_MARK in card.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return False
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_farms.files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -118,8 +120,9 @@ def card_figure(height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG file, the same bytes for the same figure."""
-    figure.savefig(path, metadata={"Software": None})
+    """Write a PNG file, the same bytes for the same figure; it is complete or not there."""
+    with replacing(Path(path)) as unfinished:
+        figure.savefig(unfinished, format="png", metadata={"Software": None})
 
 
 def width_for(blocks: int) -> float:

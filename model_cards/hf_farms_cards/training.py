@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_farms.config import FarmsLRConfig
+from hf_farms.files import check_within, write_text
 from hf_farms.reports.training import FarmsLRRecord, S2FTRecord
 from hf_farms_cards.figures import dark_of
 from hf_farms_cards.markdown import environment
@@ -49,11 +50,12 @@ def write_training_history(history: list[Line], config: FarmsLRConfig, folder: P
     if not history:
         return
     record = FarmsLRRecord.from_history(history, config)
+    check_within(folder, [LR, dark_of(LR), SECTION])
     (folder / LR).parent.mkdir(parents=True, exist_ok=True)
     draw_training(record, folder / LR)
     draw_training(record, folder / dark_of(LR), dark=True)
     text = environment().get_template("farms_lr.md.j2").render(**section(record), figure=(LR, dark_of(LR)))
-    (folder / SECTION).write_text(text, encoding="utf-8")
+    write_text(folder / SECTION, text)
 
 
 def section(record: FarmsLRRecord) -> dict[str, Any]:
