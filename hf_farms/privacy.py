@@ -38,7 +38,7 @@ LOCAL = re.compile(r"([/\\~]|\.{1,2}([/\\]|$)|[A-Za-z]:[\\/]|file:)")
 WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 FILE_URL = re.compile(r"""file:(?://(?:localhost)?(?=/))?(/?[^\s'"<>)\]]*)""")
 # In a sentence: up to a space or a quotation mark, or up to the quotation mark that fits.
-ABSOLUTE = re.compile(r"""(?<=')/[^'\n]+(?=')|(?<=")/[^"\n]+(?=")|(?<![\w:/.~%-])~?/[^\s'"`,;()\[\]{}<>|]+""")
+ABSOLUTE = re.compile(r"""(?<=')/[^'\n]+(?=')|(?<=")/[^"\n]+(?=")|(?<![\w:/.~%-])~?/[^\s'"`,:;()\[\]{}<>|]+""")
 # The folder of a home that says of whom it is.
 HOMES = re.compile(r"(?:/home|/Users|[A-Za-z]:\\Users)[\\/][^\s\\/'\"`,;()\[\]{}<>|]+", re.IGNORECASE)
 
@@ -116,7 +116,7 @@ def _is_private(inside: str, path: str) -> bool:
         return True
     if (somebody := HOMES.match(path)) and not _is_below(_cwd(), somebody[0]):
         return True
-    return any(f"{path}{os.sep}".startswith(f"{home}{os.sep}") and not _is_below(_cwd(), home) for home in _homes())
+    return any(_is_below(path, home) and not _is_below(_cwd(), home) for home in _homes())
 
 
 def _is_below(path: str, folder: str) -> bool:
