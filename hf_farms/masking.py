@@ -35,7 +35,9 @@ PARAMETER = re.compile(
     re.IGNORECASE,
 )
 HEADER = re.compile(r"\b((?:Bearer|Basic)\s+)[\w.~+/=-]{6,}")
-TOKEN = re.compile(r"\b(hf|api_org|hf_oauth|hf_jwt)_[A-Za-z0-9][A-Za-z0-9.-]{15,}\b|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+")
+TOKEN = re.compile(
+    r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}\b|\bhf_(?:oauth|jwt)_[\w.-]{8,}|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+"
+)
 
 _remembered: set[str] = set()
 

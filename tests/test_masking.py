@@ -25,6 +25,7 @@ LONG = "hf_" + "aB3" * 11
         (f"got '{LONG}' in", "got '***' in"),
         (f"https://h/{LONG}/x", "https://h/***/x"),
         ("Authorization: Bearer geheim-1", "Authorization: Bearer ***"),
+        ("a hf_oauth_eyJhbGciOi.x-y_z b", "a *** b"),
         ("password=geheim", "password=***"),
         ("--token=geheim", "--token=***"),
     ],
@@ -38,6 +39,7 @@ def test_secrets_are_masked(text, masked):
     "text",
     [
         "",
+        "hf_farms.errors.HfFarmsWarning: x",
         "hf_farms_report.json, hf_farms.training_history, hf-farms prune demo",
         "num_tokens=12, tokenizer=x, eos_token='</s>', max_new_tokens=40",
         "https://huggingface.co/@ada/x and ada@example.org",

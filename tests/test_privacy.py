@@ -182,6 +182,20 @@ def test_a_recipe_says_what_lies_elsewhere_and_keeps_what_is_below(home):
     assert not any(word in text for word in PRIVATE)
 
 
+def test_a_name_cannot_add_lines_to_a_recipe(home):
+    recipe = Recipe(
+        model=str(home / "models" / "m\nmodel: evil\r#"),
+        revision=None,
+        dtype="auto",
+        prune=PruneConfig(),
+        calibration=CalibrationConfig(),
+        evaluation=EvaluationConfig(source=None),
+    )
+    recipe.save(home / "recipe.yaml")
+    assert Recipe.load(home / "recipe.yaml").model == "./m\nmodel: evil\r#"
+    assert (home / "recipe.yaml").read_text().splitlines()[1].startswith("# ./m?model: evil?#: outside")
+
+
 def leaks(hub):
     """Files in any repository with one of the words, in whatever form."""
     files = {f"{repo}/{name}": data for repo, there in hub.repos.items() for name, data in there.files.items()}

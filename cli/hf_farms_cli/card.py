@@ -121,11 +121,12 @@ def _with_base(report: PruneReport | TrainReport, token: str | None) -> PruneRep
     """A training does not ask the Hub about its base model; its card needs the licence."""
     from hf_farms.base_model import describe_base, is_on_the_hub
     from hf_farms.errors import HfFarmsError
+    from hf_farms.privacy import is_local
     from hf_farms.reports.training import TrainReport
 
     if not isinstance(report, TrainReport) or report.base is not None or not report.model:
         return report
-    if "/" not in report.model or not is_on_the_hub(report.model):
+    if "/" not in report.model or is_local(report.model) or not is_on_the_hub(report.model):
         return report
     try:
         return replace(report, base=describe_base(report.model, token=token))

@@ -50,9 +50,9 @@ class Recipe:
         public = self.published()
         header = "# hf-farms prune recipe.yaml\n"
         if elsewhere := [name for name, place in self.places().items() if local_path(name) != place]:
-            header += (
-                f"# {', '.join(elsewhere)}: outside the folder that this ran in. Write where it is, or put it there.\n"
-            )
+            # A name may hold line ends, and a comment must not.
+            shown = "".join(letter if letter.isprintable() else "?" for letter in ", ".join(elsewhere))
+            header += f"# {shown}: outside the folder that this ran in. Write where it is, or put it there.\n"
         write_text(path, header + _converter().dumps(public, sort_keys=False))
 
     def published(self) -> Recipe:
