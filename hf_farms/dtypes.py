@@ -28,20 +28,19 @@ def parse_dtype(name: str) -> Any:
     return dtype
 
 
-def require_computing(model: torch.nn.Module, name: str) -> None:
-    """Refuse weights in a dtype that is for storage alone.
+def require_computing(stored: Any, name: str) -> None:
+    """Refuse weights that would be loaded in a dtype that is for storage alone.
 
     Args:
-        model: as loaded with its own dtype, not quantised.
+        stored: the checkpoint's own dtype.
         name: of the model.
 
     Raises:
         ModelError: such as float8_e4m3fn.
     """
-    for key, parameter in model.named_parameters():
-        dtype = str(parameter.dtype).removeprefix("torch.")
-        if parameter.is_floating_point() and dtype not in COMPUTING:
-            raise ModelError(
-                f"weights must have a dtype that can be computed with, got {dtype} in {key} of {name!r}.",
-                hint="Load them as another: --dtype bfloat16.",
-            )
+    found = str(stored).removeprefix("torch.")
+    if found not in COMPUTING:
+        raise ModelError(
+            f"weights must have a dtype that can be computed with, got {found} in {name!r}.",
+            hint="Load them as another: --dtype bfloat16.",
+        )

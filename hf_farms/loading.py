@@ -44,6 +44,8 @@ __all__ = ["Loaded", "find_device", "load_model", "open_model"]
 # A model that takes more than this share of the free memory is read from disk block by block: calibration data, scores
 # and everything else need some too.
 MEMORY_SHARE = 0.5
+# Loads names and shapes, and no weights.
+META = {"device_map": {"": "meta"}}
 # `quant_method` -> the config class of transformers that dequantises while loading; None: weights that their library
 # dequantises one by one.
 DEQUANTISED: dict[str, str | None] = {
@@ -116,11 +118,11 @@ def load_model(
         checkpoint = _Checkpoint(name, path, revision, config, allow_pickle)
         streamed = stream if stream is not None else _is_large(checkpoint.weights, dtype, where)
         files = TensorFiles(checkpoint.weights, mapped=not streamed)
-        options = {"device_map": {"": "meta"}} if streamed else {}
+        if weights_dtype == "auto" and method is None:
+            require_computing(config.dtype or files.dtype, name)
+        options = META if streamed else {}
         model, info = checkpoint.load(files, dtype=weights_dtype, **options)
         absent = check_complete(model, info, name=name, head=head and model.can_generate())
-        if method is None:
-            require_computing(model, name)
         if streamed:
             source: ModelBlockSource = StreamedBlockSource(model, files, device=where, absent=absent)
         else:
@@ -237,8 +239,9 @@ def open_model(
         dequantising = _dequantising(name, method) if method is not None else {}
         checkpoint = _Checkpoint(name, path, revision, config, allow_pickle)
         files = TensorFiles(checkpoint.weights)
-        options = dequantising if method is not None else {"device_map": {"": "meta"}}
-        model, info = checkpoint.load(files, dtype="auto", **options)
+        # The dtype of a model without weights does not matter, and its own may be for storage alone.
+        options = {"dtype": "auto", **dequantising} if method is not None else {"dtype": torch.float32, **META}
+        model, info = checkpoint.load(files, **options)
         absent = check_complete(model, info, name=name, head=head)
         if method is None:
             return StoredBlockReader(name, model, files, absent=absent)

@@ -85,6 +85,12 @@ class TensorFiles:
         """
         return self._files[name].read(lambda file: file.get_tensor(name))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the first tensor of numbers with a fraction, which is what transformers goes by; float32 without any."""
+        dtypes = (self.read(name).dtype for name in self.names)
+        return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
+
     def blank(self, name: str) -> Tensor:
         """The shape of a tensor, as one on the meta device."""
         shape = self._files[name].file.get_slice(name)
