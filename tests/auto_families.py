@@ -61,7 +61,7 @@ NEEDS = {
     "blt": {"encoder_hash_byte_group_vocab": 50},
     "codegen": {"rotary_dim": 4},
     "cohere_compass_text": {"layer_types": ["full_attention"] * 2},
-    "cpmant": {"prompt_length": 32, "prompt_types": 2, "position_bias_num_buckets": 8},
+    "cpmant": {"prompt_length": 4, "prompt_types": 8, "position_bias_num_buckets": 8},
     "deepseek_v2": {**LATENT, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2, "topk_method": "greedy"},
     "deepseek_v3": LATENT,
     "deepseek_v32": LATENT,

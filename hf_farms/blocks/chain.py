@@ -30,6 +30,7 @@ __all__ = [
     "hidden_argument",
     "require_same",
     "require_same_arguments",
+    "require_same_output",
     "watch_chain",
 ]
 
@@ -152,11 +153,13 @@ class Watched:
         chain: how it calls its blocks.
         after: hidden states after each block.
         arguments: for each call its arguments beside the hidden states.
+        output: of the model.
     """
 
     chain: Chain
     after: list[Tensor]
     arguments: list[dict[Key, Any]]
+    output: Any
 
 
 def watch_chain(modules: Sequence[nn.Module], names: Sequence[str], run: Callable[[], object]) -> Watched:
@@ -202,7 +205,7 @@ def watch_chain(modules: Sequence[nn.Module], names: Sequence[str], run: Callabl
     handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in modules]
     handles += [module.register_forward_hook(leave, with_kwargs=True) for module in modules]
     try:
-        run()
+        output = run()
     except ModelError:
         raise
     except Exception as error:
@@ -214,10 +217,10 @@ def watch_chain(modules: Sequence[nn.Module], names: Sequence[str], run: Callabl
     finally:
         for handle in handles:
             handle.remove()
-    return _chained(calls, names)
+    return _chained(calls, names, output)
 
 
-def _chained(calls: list[_Call], names: Sequence[str]) -> Watched:
+def _chained(calls: list[_Call], names: Sequence[str], output: Any) -> Watched:
     order = _order(calls, names)
     places = _places(calls, names)
     returned: dict[int, tuple[int, Place]] = {}
@@ -231,7 +234,7 @@ def _chained(calls: list[_Call], names: Sequence[str]) -> Watched:
         returned |= {id(t): (number, p) for p, t in _parts(call.output) if p != place}
     forms = tuple(OutputForm.of(call.output, place) for call, place in zip(calls, places, strict=True))
     after = {call.index: call.values[place] for call, place in zip(calls, places, strict=True)}
-    return Watched(Chain(order, forms, tuple(handed)), list(after.values()), [call.arguments for call in calls])
+    return Watched(Chain(order, forms, tuple(handed)), list(after.values()), [call.arguments for call in calls], output)
 
 
 def _order(calls: list[_Call], names: Sequence[str]) -> tuple[int, ...]:
@@ -314,6 +317,28 @@ def require_same_arguments(found: dict[Key, Any], expected: dict[Key, Any], *, b
             one, other = list(_tensors(found.get(key))), list(_tensors(value))
             if len(one) != len(other) or not all(map(_equal, one, other)):
                 raise _no_chain(f"depend on hidden states alone, got {key!r} of {name}, which depends on other blocks")
+
+
+def require_same_output(found: Callable[[], Any], expected: Any) -> None:
+    """Refuse a model that needs more of its last block than the hidden states.
+
+    Args:
+        found: runs what comes after the blocks on their hidden states alone.
+        expected: output of the whole model.
+    """
+
+    def first(output: Any) -> Tensor | None:
+        return next(_tensors(tuple(output.values()) if isinstance(output, Mapping) else output), None)
+
+    wanted = first(expected)
+    if wanted is None or not wanted.is_floating_point():
+        return
+    try:
+        result = first(found())
+    except Exception as error:
+        _raise_out_of_memory(error)
+        result = None
+    require_same(result, wanted, "the output of the model, from the hidden states of the last block alone")
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -56,7 +56,10 @@ def find_blocks(model: nn.Module) -> list[Named]:
         (f"{name}.{i}" if name else str(i), block) for name, stack in chosen.items() for i, block in enumerate(stack)
     ]
     # A module that is in the list again is the same block.
-    blocks = list({id(block): (name, block) for name, block in reversed(blocks)}.values())[::-1]
+    first: dict[nn.Module, str] = {}
+    for name, block in blocks:
+        first.setdefault(block, name)
+    blocks = [(name, block) for block, name in first.items()]
     if not blocks:
         head = cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         blocks = [(name, child) for name, child in model.named_children() if _weights(child) and child is not head]
@@ -137,7 +140,12 @@ def _layers_by_weight(name: str, block: nn.Module, config: Any) -> Iterator[tupl
     routers = router_paths(block, config)
     for path, module, attribute, weight in _walk(block, ""):
         layers = _split(name, path, module, attribute, weight, config=config)
-        yield weight, [replace(layer, role="router") for layer in layers] if path in routers else layers
+        if path in routers:
+            layers = [replace(layer, role="router") for layer in layers]
+        elif len(layers) == 1 and layers[0].role == "router" and layers[0].shape[0] >= layers[0].shape[1]:
+            # Named like a router, and as large as half of a feed-forward network.
+            layers = [replace(layers[0], role="gate")]
+        yield weight, layers
 
 
 def find_outside(model: nn.Module) -> tuple[LayerMetadata, ...]:

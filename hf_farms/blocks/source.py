@@ -26,6 +26,7 @@ from hf_farms.blocks.chain import (
     hidden_argument,
     require_same,
     require_same_arguments,
+    require_same_output,
     watch_chain,
 )
 from hf_farms.blocks.discovery import config_above, describe_blocks, find_outside
@@ -48,18 +49,23 @@ class BlockCall:
     Attributes:
         args: by position.
         kwargs: by name.
+        by_name: whether the hidden states are an argument by name, too.
         form: of what it returns.
         handed: calls that get something else of what it returns: the call, its argument, and the place here.
     """
 
     args: list[Any]
     kwargs: dict[str, Any]
+    by_name: bool
     form: OutputForm
     handed: list[tuple[BlockCall, Key, Place]] = field(default_factory=list)
 
     def run(self, module: nn.Module, hidden: Tensor) -> Tensor:
         """Hidden states after the call."""
-        output = module(hidden, *self.args, **self.kwargs)
+        if self.by_name:
+            output = module(*self.args, hidden_states=hidden, **self.kwargs)
+        else:
+            output = module(hidden, *self.args, **self.kwargs)
         for call, key, place in self.handed:
             value = output if place is None else output[place]
             if isinstance(key, int):
@@ -322,6 +328,7 @@ class ModelBlockSource:
                 for index, after in enumerate(watched.after):
                     hidden = self.open(index)(hidden, calls.arguments[index])
                     require_same(hidden, after, f"the output of {names[index]}")
+            require_same_output(lambda: self._finish(batch, watched.after[-1], chain), watched.output)
         return chain
 
     def capture(self, batch: Mapping[str, Tensor], *, repeats: bool = False) -> BlockCalls:
@@ -352,6 +359,7 @@ class ModelBlockSource:
         first: list[tuple[Tensor, int]] = []
 
         def record(index: int, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            by_name = not args
             hidden, args, kwargs = hidden_argument(args, kwargs)
             first.append((hidden, 0 if hidden.is_inference() else hidden._version))
             if number >= len(chain.calls) or chain.calls[number] != index or not _same(first[0], first[-1]):
@@ -360,7 +368,7 @@ class ModelBlockSource:
                     f"else before {self._metadata[index].name}.",
                     hint=WITHOUT_ACTIVATIONS,
                 )
-            flat.append(BlockCall(list(args), kwargs, chain.forms[number]))
+            flat.append(BlockCall(list(args), kwargs, by_name, chain.forms[number]))
             arguments[index].append(flat[-1])
             for key, (giver, place) in chain.handed[number].items():
                 flat[giver].handed.append((flat[-1], key, place))
@@ -375,8 +383,9 @@ class ModelBlockSource:
 
     def output(self, batch: Mapping[str, Tensor], hidden: Tensor) -> Any:
         """What the model makes of a batch when these are the hidden states after its last block."""
-        chain = self._find_chain(batch)
+        return self._finish(batch, hidden, self._find_chain(batch))
 
+    def _finish(self, batch: Mapping[str, Tensor], hidden: Tensor, chain: Chain) -> Any:
         def give(index: int, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             last = number + 1 == len(chain.calls)
             return chain.forms[number].with_hidden(hidden if last else hidden_argument(args, kwargs)[0])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hf_farms.blocks import BlockReader, LayerMetadata, plain_name
+from hf_farms.blocks import BlockReader, LayerMetadata, plain_name, unwrapped
 from hf_farms.blocks.adapters import BASE
 
 __all__ = ["followed_layers"]
@@ -24,11 +24,12 @@ def followed_layers(
     layers of the smallest module around it that has any. Parameters outside the blocks follow none.
 
     Args:
-        model: what the parameters belong to, without wrappers around it.
+        model: what the parameters belong to.
         source: the blocks of this model.
         outside: whether embeddings and head count as layers.
         frozen: say it for frozen parameters too, which may be trained later.
     """
+    model = unwrapped(model)
     layers = [layer for index in range(len(source)) for layer in source.metadata(index).layers]
     layers += [view.metadata for view in source.outside] if outside else []
     by_parameter: dict[str, list[str]] = defaultdict(list)
