@@ -55,6 +55,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
         self.config = as_config(config)
         self._source: ModelBlockSource | None = None
         self._model: nn.Module | None = None
+        self._running = False
         self._groups: LayerwiseGroups | None = None
         self._history: History | None = None
         self._reset()
@@ -87,7 +88,10 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
             raise ValueError("callbacks must hold one FarmsLRCallback, got two. Remove one of them.")
         self._begin = time.perf_counter()
         self._take_up(state)
-        self._history = History(args, state, self.memory, self.config)
+        # A smaller batch size is tried by beginning again.
+        again = self._running and getattr(args, "auto_find_batch_size", False)
+        self._history = History(args, state, self.memory, self.config, replace=again)
+        self._running = True
         self._model = model
         try:
             self._source = ModelBlockSource(model)
@@ -139,6 +143,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Leave the optimizer as it was; have the figure and the section of the card written, and the report."""
         self._detach()
+        self._running = False
         if self._history is not None:
             parameters = list(kwargs["model"].parameters())
             with recording():

@@ -40,13 +40,20 @@ class History:
         state: of the Trainer; entries go to its log history.
         memory: of the callback; what the file holds beyond its step is dropped when a checkpoint is resumed.
         config: of the callback; with unit "layer" the log has entries for every layer.
+        replace: what is in the folder is of the same run, which begins again.
 
     Attributes:
         folder: where it is written: `output_dir`, in a search of hyper-parameters the trial's own folder in it.
     """
 
     def __init__(
-        self, args: TrainingArguments, state: TrainerState, memory: dict[str, Any], config: FarmsLRConfig
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        memory: dict[str, Any],
+        config: FarmsLRConfig,
+        *,
+        replace: bool = False,
     ) -> None:
         self._args, self._state, self._config = args, state, config
         self.folder = run_folder(args, state)
@@ -56,15 +63,16 @@ class History:
         if self._writes:
             check_within(self.folder, (FILE, REPORT_NAME), argument="output_dir")
             with recording():
-                self._take_up(memory["step"])
+                self._take_up(memory["step"], replace=replace)
 
-    def _take_up(self, last: int | None) -> None:
+    def _take_up(self, last: int | None, *, replace: bool) -> None:
         """Go on with the lines up to that step; without one the file is of another run."""
         if not self._path.exists():
             return
-        if last is None:
+        if last is None and not replace:
             self._path.rename(_free_name(self._path))
             return
+        last = -1 if last is None else last
         lines = [line for line in read_history(self._path) if line["step"] <= last]
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
 

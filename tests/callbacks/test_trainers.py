@@ -162,6 +162,7 @@ def test_auto_find_batch_size_starts_again_cleanly(tmp_path):
     run.train()
     assert failed
     assert run.state.global_step == 8
+    assert [path.name for path in tmp_path.glob("farms_lr*.jsonl")] == ["farms_lr.jsonl"]
     assert len(innermost(run.optimizer).param_groups) == 2
     assert finite(run.model)
 
