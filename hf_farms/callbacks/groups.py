@@ -37,6 +37,7 @@ class _Finer:
 
     Attributes:
         group: of the optimizer.
+        list: its list of parameters.
         params: the parameters that the finer groups were made for, in the order of the group.
         by_key: a finer group for every key.
         left: what the group was left with after the last step: what differs from it somebody else has changed.
@@ -58,7 +59,7 @@ class _Finer:
 
     def share_out(self, keys: Mapping[torch.nn.Parameter, Key]) -> None:
         """Give each parameter to the finer group of its key; what steps have counted in one stays in it."""
-        self.list, self.params = self.group["params"], tuple(self.group["params"])
+        self.params = tuple(self.group["params"])
         found = _by_key(self.params, keys)
         self.by_key = {key: {**self.by_key.get(key, {}), "params": params} for key, params in found.items()}
 
@@ -135,7 +136,7 @@ class LayerwiseGroups:
         before, self._finer = self._finer, []
         for group in self.optimizer.param_groups:
             finer = next((old for old in before if old.belongs_to(group)), None) or _Finer(group)
-            finer.group = group
+            finer.group, finer.list = group, group["params"]
             self._finer.append(finer)
         changed = [finer for finer in self._finer if not finer.is_up_to_date()]
         if changed:

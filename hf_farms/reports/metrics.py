@@ -47,9 +47,11 @@ def best_step(state: Any) -> int | None:
     """The step of the best model that a Trainer has a checkpoint of."""
     if not getattr(state, "best_model_checkpoint", None):
         return None
-    in_name = Path(state.best_model_checkpoint).name.rpartition("-")[2]
-    step = getattr(state, "best_global_step", None) or in_name
-    return int(step) if str(step).isdigit() else None
+    # The checkpoint and not the step: the best of all evaluations may lie between two checkpoints.
+    number_in_name = Path(state.best_model_checkpoint).name.rpartition("-")[2]
+    if number_in_name.isdigit():
+        return int(number_in_name)
+    return getattr(state, "best_global_step", None) or None
 
 
 def is_bookkeeping(name: str) -> bool:

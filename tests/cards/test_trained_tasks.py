@@ -6,6 +6,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from hf_farms import FarmsLRCallback, FarmsLRConfig
 from hf_farms.callbacks.recording import task_of
 from hf_farms.reports import REPORT_NAME, BaseModelRecord
 from hf_farms.reports.folders import load_report, record_training, training_report
-from hf_farms.reports.metrics import trained_metrics
+from hf_farms.reports.metrics import best_step, trained_metrics
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*pin_memory.*", "ignore:.*lr_scheduler.step.*before.*:UserWarning", "ignore:FarmsLRCallback had no effect"
@@ -143,6 +144,21 @@ def test_the_best_is_what_the_trainer_chose(options, tmp_path):
     assert report.metrics["eval_loss"] == pytest.approx(true["eval_loss"], abs=1e-5)
     assert report.metrics["eval_accuracy"] == pytest.approx(true["eval_accuracy"])
     assert (report.best_step is None) == (options.get("load_best_model_at_end") is False)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "step", "found"),
+    [
+        (None, 3, None),
+        ("out/checkpoint-2", 3, 2),
+        ("out/run-1/checkpoint-40/", None, 40),
+        ("out/best", 3, 3),
+        ("out/best", None, None),
+    ],
+)
+def test_the_saved_model_is_that_of_a_checkpoint(checkpoint, step, found):
+    """The best evaluation may have been at a step that was not saved."""
+    assert best_step(SimpleNamespace(best_model_checkpoint=checkpoint, best_global_step=step)) == found
 
 
 def test_what_trainers_count_is_no_result():
