@@ -41,6 +41,10 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
     the learning rate that the scheduler gives. Checkpoints are those of a Trainer without it; beside them
     `trainer_state.json` keeps the alphas, so that a resumed run goes on exactly.
 
+    Parameters that are unfrozen, or join the optimizer, while training get the factors of their layers. A measurement
+    that fails ends no training: it is one warning, and the rates stay as they are. `farms_lr.jsonl` in `output_dir`, in
+    a search of hyper-parameters in the folder of the trial, has every measurement.
+
     Time: one analysis for each measurement, nothing in the steps between.
 
     Args:

@@ -28,7 +28,7 @@ class FarmsLRConfig:
         min_scale: factor where alpha is smallest (the best trained). Not used by "sqrt" and "log2", whose mean is 1.
         max_scale: factor where alpha is largest.
         released_step: the "step" of the released code, which never reaches max_scale.
-        unit: what gets one factor: a "block", or every "layer" for itself.
+        unit: what gets one factor: a "block", or every "layer" for itself, which the log then has too.
         quantity: what the factor is applied to: "lr", "weight_decay", "both", or "constant_decay": the learning rate,
             with weight decay divided by it, so that AdamW's decay (lr times weight decay) stays as it is.
         shrink: shrink factors to 1 by the reliability of the alphas, so that pure noise changes nothing.
