@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_farms.errors import HfFarmsError, HubError
 from hf_farms.explain import LOGIN, first_line, known_error, status_of
+from hf_farms.masking import mask_error
 from hf_farms.patience import watched
 
 __all__ = ["explained"]
@@ -37,6 +38,7 @@ def explained(what: str, *, upload: bool = False) -> Iterator[None]:
     except HfFarmsError:
         raise
     except Exception as error:  # the client lets errors of its HTTP library, of xet, of files and of its own through
+        mask_error(error)
         raise (
             _repository_error(error, what)
             or known_error(error, what)

@@ -157,3 +157,23 @@ def test_the_figure_shows_both_alphas_with_errors_and_each_sparsity(monkeypatch,
 def test_python_alone_gets_a_card_too():
     report = replace(demo(), command=None)
     assert "prune(model, PruneConfig(), calibration=batches)" in render_card(report)
+
+
+def test_links_in_a_folder_are_neither_read_nor_written_through(folder, tmp_path):
+    private = tmp_path / "private"
+    private.mkdir()
+    for name in ("token", "figure"):
+        (private / name).write_text("geheim")
+    (folder / "figures").symlink_to(private)
+    (folder / "recipe.yaml").symlink_to(private / "token")
+    (folder / "README.md.tmp").symlink_to(private / "token")
+    card = write_card(full(), folder)
+    assert "geheim" not in card.read_text(encoding="utf-8")
+    assert sorted(path.name for path in private.iterdir()) == ["figure", "token"]
+    (folder / "figures" / "blocks.png").unlink()
+    (folder / "figures" / "blocks.png").symlink_to(private / "figure")
+    card.unlink()
+    card.symlink_to(private / "token")
+    write_card(full(), folder)
+    assert {path.read_text() for path in private.iterdir()} == {"geheim"}
+    assert not card.is_symlink()
