@@ -9,8 +9,10 @@ import torch
 from hf_farms.errors import OutputError
 from hf_farms.fingerprint import fingerprint, hash_of_file, hash_of_tokens
 from hf_farms.output import OutputFolder
-from hf_farms.reports import base, versions
+from hf_farms.reports import REPORT_NAME, base, versions
+from hf_farms.results import RECIPE_NAME
 
+SHARD = "model-00001-of-00003.safetensors"
 SETTINGS = {"prune.sparsity": 0.5, "model": "m"}
 
 
@@ -50,11 +52,84 @@ def test_what_is_there_is_kept_unless_told_otherwise(tmp_path):
     (tmp_path / "out" / "thesis.txt").write_text("x")
     with pytest.raises(OutputError, match=r"output must be a new folder, got .*a folder that hf-farms did not write"):
         OutputFolder(tmp_path / "out").check()
-    output = begun(tmp_path / "out", overwrite=True)
+    with pytest.raises(OutputError, match=r"a new folder or an earlier result, got .*that hf-farms did not write"):
+        OutputFolder(tmp_path / "out", overwrite=True).check()
     assert (tmp_path / "out" / "thesis.txt").exists()
+
+
+def a_result(folder, **report):
+    """What `prune` leaves, as far as its names count."""
+    (folder / "figures").mkdir(parents=True)
+    report = {"schema_version": 1, "sparsity": 0.5, "blocks": [{}, {}]} | report
+    (folder / REPORT_NAME).write_text(json.dumps(report))
+    (folder / "README.md").write_text("---\ntags:\n- hf-farms\n---\n")
+    shards = [f"model-{number:05d}-of-00003.safetensors" for number in (1, 2, 3)]
+    for name in (*shards, RECIPE_NAME, "config.json", "tokenizer.json", "LICENSE.txt", "figures/blocks.png"):
+        (folder / name).write_text("x")
+    return folder
+
+
+def test_an_earlier_result_is_replaced_when_told_so(tmp_path):
+    a_result(tmp_path / "out")
+    with pytest.raises(OutputError, match=r"which is an earlier result\.") as raised:
+        OutputFolder(tmp_path / "out").check()
+    assert raised.value.hint.endswith("replace it with --overwrite.")
+    output = begun(tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / REPORT_NAME).exists()
     output.finish()
     assert not list((tmp_path / "out").iterdir())
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        *("thesis.txt", "model.safetensors", "model-00001-of-00002.safetensors", "checkpoint-5/optimizer.pt"),
+        *("figures/mine.png", ".git/HEAD", "adapter_model.safetensors", "results.json"),
+    ],
+)
+def test_what_was_put_into_a_result_is_never_replaced(added, tmp_path):
+    mine = a_result(tmp_path / "out") / added
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("x")
+    with pytest.raises(OutputError, match="an earlier result with files that hf-farms did not write"):
+        OutputFolder(tmp_path / "out", overwrite=True).check()
+    with pytest.raises(OutputError, match="an earlier result with files that hf-farms did not write"):
+        begun_without_a_look(tmp_path / "out").finish()
+    assert mine.read_text() == "x"
+
+
+def begun_without_a_look(folder):
+    output = OutputFolder(folder, overwrite=True)
+    output.begin(SETTINGS)
+    output.kept("stage.json", lambda: [1], save, load)
+    return output
+
+
+def test_a_card_of_the_users_own_is_never_replaced(tmp_path):
+    (a_result(tmp_path / "out") / "README.md").write_text("# Mine")
+    with pytest.raises(OutputError, match=r"did not write \(README.md\)"):
+        OutputFolder(tmp_path / "out", overwrite=True).check()
+
+
+@pytest.mark.parametrize("report", [{"kind": "training"}, {"sparsity": None, "kind": "evaluation"}])
+def test_the_output_of_a_training_is_no_result(report, tmp_path):
+    a_result(tmp_path / "out", **report)
+    with pytest.raises(OutputError, match="a folder that hf-farms did not write"):
+        OutputFolder(tmp_path / "out", overwrite=True).check()
+    (tmp_path / "out" / RECIPE_NAME).unlink()
+    with pytest.raises(OutputError, match="a folder that hf-farms did not write"):
+        OutputFolder(tmp_path / "out", overwrite=True).check()
+
+
+def test_what_appears_during_the_work_is_not_replaced_at_its_end(tmp_path):
+    output = begun(tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "theirs").write_text("x")
+    with pytest.raises(OutputError, match="a folder that hf-farms did not write"):
+        output.finish()
+    assert (tmp_path / "out" / "theirs").exists()
+    assert output.partial.exists()
 
 
 def test_unfinished_work_of_others_is_refused(tmp_path):
@@ -97,8 +172,11 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
     ):
         OutputFolder(tmp_path / "out").begin(others)
     assert (tmp_path / "out.partial" / "shard").exists()
+    with pytest.raises(OutputError, match=r"hf-farms did not write what is there \(shard\)"):
+        begun(tmp_path / "out", others, overwrite=True)
+    (tmp_path / "out.partial" / "shard").rename(tmp_path / "out.partial" / SHARD)
     begun(tmp_path / "out", others, overwrite=True)
-    assert not (tmp_path / "out.partial" / "shard").exists()
+    assert not (tmp_path / "out.partial" / SHARD).exists()
 
 
 def test_overwriting_continues_its_own_beginning(tmp_path):
@@ -119,12 +197,14 @@ def test_a_kill_at_the_beginning_leaves_nothing_that_stops_the_next_run(tmp_path
 
 
 def test_a_kill_at_the_end_leaves_nothing_behind(tmp_path):
-    """Between the last two steps: the folder has its name, the state is still in it, and what it replaced beside it."""
+    """Between the last two steps: the folder has its name, and in it are still the state and what it replaced."""
     output = begun(tmp_path / "out")
+    (output.state / "replaced-1").mkdir()
     output.partial.rename(tmp_path / "out")
     (tmp_path / "out.old.partial").mkdir()
+    (tmp_path / "out.old.partial" / "theirs").touch()
     OutputFolder(tmp_path / "out").tidy()
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out.old.partial"]
     assert not list((tmp_path / "out").iterdir())
 
 

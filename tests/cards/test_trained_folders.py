@@ -11,6 +11,7 @@ sys.path.append(str(Path(__file__).parents[1] / "callbacks"))
 from hf_farms_cards import write_card
 from test_farms_lr import FAST, trainer
 from test_s2ft import trainer as s2ft_trainer
+from transformers import TrainerCallback
 
 from hf_farms import FarmsLRCallback, S2FTCallback, S2FTConfig
 from hf_farms.errors import DataError, HfFarmsWarning
@@ -110,8 +111,12 @@ def test_what_the_other_callback_records_is_all_of_it_too(farms):
 
 @pytest.mark.parametrize("callback", [FarmsLRCallback(FAST), S2FTCallback(S2FTConfig(budget=0.1))])
 def test_a_place_that_cannot_be_written_does_not_end_the_training(callback, tmp_path):
-    (tmp_path / f"{REPORT_NAME}.tmp").mkdir()
+    class Taken(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            (tmp_path / REPORT_NAME).mkdir(exist_ok=True)
+
     run = trainer(tmp_path, callback) if isinstance(callback, FarmsLRCallback) else s2ft_trainer(tmp_path, callback)
+    run.add_callback(Taken())
     with pytest.warns(HfFarmsWarning, match="could not be recorded for the card"):
         run.train()
     assert run.state.global_step > 0
