@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from hub_client import HubClient, contents, environment
-from local_hub import LocalHub
+from local_hub import LocalHub, Repo
 from models import tiny
 
 RUN = "from hf_farms_cli.app import main; main()"
@@ -139,3 +139,21 @@ def test_a_shard_that_the_hub_does_not_have_is_named(hub, anonymous, llama, tmp_
     del files[shard]
     hub.add("meta/incomplete", files)
     assert shard in said(anonymous.cli("analyze", "meta/incomplete"))
+
+
+def test_a_cache_that_cannot_be_written_is_named_and_not_the_model(hub, tmp_path):
+    from hf_farms.demo import demo_model
+
+    hub.repos["org/m"] = Repo(files={p.name: p.read_bytes() for p in demo_model().iterdir() if p.is_file()})
+    (tmp_path / "file").touch()
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, "analyze", "org/m", "-q"],
+        env=environment(hub.endpoint, tmp_path / "file" / "home"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "Error: the cache of the Hub must be where files can be written, got" in done.stderr
+    assert "Hint: Set HF_HOME to another folder" in done.stderr
+    assert "Traceback" not in done.stderr

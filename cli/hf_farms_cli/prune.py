@@ -117,10 +117,19 @@ def prune_command(
         ),
     ] = True,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder  [default: ./<model>-<allocation>-<method>-<percent>]")
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Folder  [default: ./<model>-<allocation>-<method>-<percent>; beside MODEL if this runs in it]",
+        ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the output folder, and unfinished work of other settings.")
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace an earlier result, and unfinished work of other settings; never what others wrote.",
+        ),
     ] = False,
     dtype: Annotated[str, typer.Option(help="Load and save as this dtype; `auto`: the checkpoint's own.")] = "auto",
     device: Annotated[str | None, typer.Option(help="Device; a GPU if there is one, else the CPU.")] = None,

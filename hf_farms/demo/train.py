@@ -290,6 +290,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.output and options.output.exists():
+        mine = options.output.is_dir() and options.output.resolve() == (Path(__file__).parent / "model").resolve()
+        if not mine and (not options.output.is_dir() or any(options.output.iterdir())):
+            parser.error(f"--output must be new, empty or the demo's own folder, got {str(options.output)!r}")
     if options.split_from:
         split_corpus(options.split_from)
     if options.output:

@@ -141,8 +141,9 @@ def test_the_output_is_named_after_the_folder_and_lies_outside_of_it(given, wher
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that takes nothing")
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["prune", "-h"], ["env", "--json"], ["card", "out"]])
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("arguments", "unbuffered"), [(["--help"], ""), (["--help"], "1"), (["env", "--json"], ""), (["card", "out"], "1")]
+)
 def test_a_stdout_that_takes_nothing_is_one_sentence(arguments, unbuffered, work):
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "w") as full:  # a redirect: nothing is made or replaced there
