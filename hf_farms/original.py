@@ -139,7 +139,7 @@ def find_original(name: str, *, revision: str | None = None, allow_pickle: bool 
     elif name == "demo":
         return None
     else:
-        files, commit = [path.name for path in Path(name).iterdir()], None
+        files, commit = [path.name for path in Path(name).iterdir() if path.is_file()], None
     if not _is_original(name, files):
         return None
     if not is_on_the_hub(name) and (Path(name).resolve().parent / CONFIG).is_file():

@@ -68,7 +68,7 @@ def _finished(recipe: Recipe, folder: Path, *, baseline: bool) -> PruneReport | 
     Raises:
         OutputError: it came from another one.
     """
-    if not (folder / REPORT_NAME).exists() or not (folder / RECIPE_NAME).exists():
+    if not (folder / REPORT_NAME).is_file() or not (folder / RECIPE_NAME).is_file():
         return None
     places = known_places(folder)
     given = recipe.absolute() if places else recipe

@@ -46,7 +46,7 @@ def load_report(folder: str | Path) -> PruneReport | TrainReport:
     if not folder.is_dir():
         raise DataError(f"folder must be an existing one, got {str(folder)!r}. Check the path.")
     path = folder / REPORT_NAME
-    if path.exists():
+    if path.is_file():  # a pipe of that name would be waited for
         return (TrainReport if kind_of(path) == "training" else PruneReport).load(path)
     report = training_report(folder)
     if report is None:
