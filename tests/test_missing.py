@@ -186,3 +186,29 @@ def test_positions_that_are_computed_need_not_be_stored(way, tmp_path):
     transformers.MarianMTModel(config).save_pretrained(tmp_path)
     with pytest.warns(HfFarmsWarning, match="No layout is known"):
         way(tmp_path)
+
+
+def test_a_buffer_that_is_missing_is_refused(way, tmp_path):
+    """It chooses the experts; at zero it is another model."""
+    family_model("deepseek_v3").save_pretrained(tmp_path / "dense")
+    folder = changed(tmp_path / "dense", tmp_path / "model", without("e_score_correction_bias"))
+    with pytest.raises(ModelError, match=r"got 1 missing, first model\.layers\.1\.mlp\.gate\.e_score_correction_bias"):
+        way(folder)
+
+
+def test_counters_of_batches_may_be_missing(way, tmp_path):
+    family_model("resnet").save_pretrained(tmp_path / "dense")
+    way(changed(tmp_path / "dense", tmp_path / "model", without("num_batches_tracked")))
+
+
+def test_weights_that_torch_computes_from_others_are_told(tmp_path):
+    import transformers
+
+    config = transformers.EncodecConfig(num_filters=4, hidden_size=16, codebook_size=8, upsampling_ratios=[2, 2])
+    transformers.EncodecModel(config).save_pretrained(tmp_path)
+    with (
+        pytest.warns(HfFarmsWarning, match="No layout is known"),
+        pytest.raises(ModelError, match=r"must be stored as they are, got one that torch computes from others") as told,
+    ):
+        open_model(tmp_path)
+    assert "in memory" in told.value.hint
