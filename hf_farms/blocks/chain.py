@@ -299,7 +299,8 @@ def _raise_out_of_memory(error: Exception) -> None:
 
 def arguments_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Key, Any]:
     """Arguments that are tensors, or tuples and lists, by position or name; mappings are what blocks may fill."""
-    named: dict[Key, Any] = {**dict(enumerate(args)), **kwargs}
+    named: dict[Key, Any] = dict(enumerate(args))
+    named.update(kwargs.items())
     return {key: value for key, value in named.items() if isinstance(value, Tensor | tuple | list)}
 
 

@@ -196,10 +196,10 @@ class StreamedBlockSource(ModelBlockSource):
                     if blank is None or not blank.is_meta:
                         continue
                     if name not in module._non_persistent_buffers_set and self._stored.has(full):
-                        blank._is_hf_initialized = True  # type: ignore[attr-defined]
+                        blank._is_hf_initialized = True
                         continue
                     if id(blank) not in made:
-                        empty = torch.empty_like(blank, device=self._device)
+                        empty = torch.empty_like(blank, device=self._device, memory_format=torch.contiguous_format)
                         new = nn.Parameter(empty) if isinstance(blank, nn.Parameter) else empty
                         made[id(blank)] = full, blank, new
                     tensors[name] = cast(Any, made[id(blank)][2])
@@ -221,7 +221,7 @@ class StreamedBlockSource(ModelBlockSource):
         from transformers import initialization
 
         for _, buffer in buffers:
-            buffer.untyped_storage().fill_(byte)
+            buffer.view(-1).view(torch.uint8).fill_(byte)
         for module in self.model.modules():
             vars(module).pop("_is_hf_initialized", None)
         with torch.no_grad(), torch.random.fork_rng(), initialization.guard_torch_init_functions():
@@ -230,7 +230,7 @@ class StreamedBlockSource(ModelBlockSource):
 
 
 def _same_bytes(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one.flatten().view(torch.uint8), other.flatten().view(torch.uint8))
+    return torch.equal(one.view(-1).view(torch.uint8), other.view(-1).view(torch.uint8))
 
 
 def _like(blank: Tensor, tensor: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -32,7 +33,7 @@ def _inner(model: nn.Module) -> nn.Module | None:
         inner = getattr(model, "module", None)
         return inner if isinstance(inner, nn.Module) else None
     if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
-        base = model.get_base_model()
+        base = cast(Any, model).get_base_model()
         return base if isinstance(base, nn.Module) and base is not model else None
     return None
 

@@ -113,7 +113,7 @@ def text_nll(
     whole.eval()
     with torch.no_grad():
         if isinstance(model, nn.Module):
-            losses = _forward(model, parts, tick)
+            losses = _forward(model, parts, next(model.parameters()).device, tick)
         else:
             losses = _block_by_block(model, list(parts), tick)
     whole.train(training)
@@ -122,8 +122,9 @@ def text_nll(
     return TextNll(tuple(losses), context_length, count * (context_length - 1))
 
 
-def _forward(model: nn.Module, parts: Sequence[Tensor], tick: Callable[[int, int], None]) -> list[float]:
-    device = next(model.parameters()).device
+def _forward(
+    model: nn.Module, parts: Sequence[Tensor], device: torch.device, tick: Callable[[int, int], None]
+) -> list[float]:
     losses: list[float] = []
     for part in parts:
         part = part.to(device)
@@ -134,6 +135,12 @@ def _forward(model: nn.Module, parts: Sequence[Tensor], tick: Callable[[int, int
 
 def _block_by_block(source: ModelBlockSource, parts: list[Tensor], tick: Callable[[int, int], None]) -> list[float]:
     """The same numbers: the model calls its blocks in the same way."""
+    try:
+        source.check_chain({"input_ids": parts[0]})
+    except ModelError:
+        # Each batch reads all blocks.
+        with source.whole():
+            return _forward(source.model, parts, source.device, tick)
     losses: list[float] = []
     waiting, opened = list(parts), 0
     while waiting:

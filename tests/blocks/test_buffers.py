@@ -48,5 +48,7 @@ def test_a_buffer_that_nobody_computes_is_refused_and_not_left_to_chance(tmp_pat
         self.register_buffer("scale", torch.ones(3), persistent=False)
 
     monkeypatch.setattr(mlp, "__init__", with_buffer)
-    with pytest.raises(ModelError, match=r"buffers must be in the files or computed by the model, got neither for .*scale"):
+    with pytest.raises(
+        ModelError, match=r"buffers must be in the files or computed by the model, got neither for .*scale"
+    ):
         load_model(str(tmp_path), tokenizer=False, stream=True)

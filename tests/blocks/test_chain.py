@@ -7,8 +7,11 @@ from torch import nn
 
 from hf_farms import PruneConfig, prune
 from hf_farms.blocks import ModelBlockSource
+from hf_farms.checkpoint import CheckpointWriter
 from hf_farms.errors import ModelError
 from hf_farms.loading import load_model
+from hf_farms.metrics.nll import text_nll
+from hf_farms.pruning.pruner import check_prunable
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:No layout is known"),
@@ -95,7 +98,9 @@ def test_blocks_that_are_no_chain_are_refused_before_anything_is_measured(
     assert raised.value.hint == "Prune without activations: method 'magnitude'."
     monkeypatch.undo()
     if not stream:
-        assert prune(source, PruneConfig(method="magnitude", sparsity=0.4)).report.sparsity == pytest.approx(0.4, abs=0.01)
+        assert prune(source, PruneConfig(method="magnitude", sparsity=0.4)).report.sparsity == pytest.approx(
+            0.4, abs=0.01
+        )
 
 
 class Block(nn.Module):
@@ -182,3 +187,27 @@ def test_a_method_without_activations_prunes_shared_weights_once(tmp_path):
     assert not any(name.startswith("model.layers.3.shared_transf.") for name in names)
     weight = model.model.layers[3].shared_transf.self_attn.q_proj.weight
     assert float((weight == 0).float().mean()) == pytest.approx(0.4, abs=0.01)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_it_can_be_asked_before_any_text_is_read(stream, tmp_path):
+    tiny("xlm").save_pretrained(tmp_path)
+    source = load_model(str(tmp_path), tokenizer=False, stream=stream).source
+    check_prunable(source, PruneConfig(method="magnitude"))
+    with pytest.raises(ModelError, match="other work between"):
+        check_prunable(source, PruneConfig())
+
+
+@pytest.mark.parametrize("family", ["dory", "xlm", "zamba"])
+def test_perplexity_from_disk_is_that_in_memory_where_blocks_are_no_chain(family, tmp_path):
+    tiny(family).save_pretrained(tmp_path)
+    whole, streamed = (load_model(str(tmp_path), tokenizer=False, stream=stream).source for stream in (False, True))
+    options = {"context_length": 12, "max_windows": 3}
+    expected = text_nll(whole.model, ids((60,)), **options)
+    assert text_nll(streamed, ids((60,)), **options) == expected
+    # With what was pruned, where a block has weights of another one too.
+    writer = CheckpointWriter(streamed.model, tmp_path, len(streamed), records=tmp_path / "records")
+    streamed.attach(writer)
+    prune(streamed, PruneConfig(method="magnitude"))
+    prune(whole, PruneConfig(method="magnitude"))
+    assert text_nll(streamed, ids((60,)), **options) == text_nll(whole.model, ids((60,)), **options)

@@ -87,7 +87,9 @@ def test_adapters_follow_the_layer_that_they_are_on():
     model = peft.get_peft_model(family_model("llama"), peft.LoraConfig(r=2, target_modules=["q_proj"]))
     found = followed(model)
     assert found == {
-        f"base_model.model.model.layers.{i}.self_attn.q_proj.lora_{x}.default.weight": (f"model.layers.{i}.self_attn.q_proj",)
+        f"base_model.model.model.layers.{i}.self_attn.q_proj.lora_{x}.default.weight": (
+            f"model.layers.{i}.self_attn.q_proj",
+        )
         for i in (0, 1)
         for x in "AB"
     }
