@@ -50,7 +50,7 @@ class CheckpointWriter:
         from transformers.core_model_loading import revert_weight_conversion
 
         on_disk = revert_weight_conversion(self._model, {f"{name}.{key}": value for key, value in state.items()})
-        shard = {key: value.detach().cpu().contiguous() for key, value in on_disk.items()}
+        shard = _apart({key: value.detach().cpu().contiguous() for key, value in on_disk.items()})
         with writing(self._folder):
             self._records.mkdir(parents=True, exist_ok=True)
             with replacing(self._folder / self._shard_name(index), aside=self._records) as path:
@@ -113,3 +113,14 @@ class CheckpointWriter:
 
     def _record(self, index: int) -> Path:
         return self._records / f"{index:05d}.json"
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that share memory (tied inside a block) as copies: a file holds each name once, and by itself."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return apart

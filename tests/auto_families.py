@@ -19,28 +19,32 @@ MAPPINGS = {
 
 # Value -> names of the sizes that get it.
 SIZES = {
-    100: "vocab_size text_vocab_size n_vocab vocab_size_per_layer_input unpadded_vocab_size patch_vocab_size vocab_size_or_config_json_file",
-    32: "hidden_size d_model n_embd dim embed_dim emb_dim word_embed_proj_dim embedding_size attention_hidden_size "
-    "input_dim decoder_hidden_size model_dim",
+    100: "vocab_size text_vocab_size n_vocab vocab_size_per_layer_input unpadded_vocab_size patch_vocab_size "
+    "vocab_size_or_config_json_file",
+    32: "hidden_size d_model n_embd dim embed_dim emb_dim word_embed_proj_dim embedding_size "
+    "attention_hidden_size input_dim decoder_hidden_size model_dim",
     2: "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers depth "
-    "num_experts_per_tok num_experts_per_token moe_topk top_k_experts moe_k experts_per_token moe_top_k num_selected_experts "
-    "n_group linear_num_key_heads num_key_value_heads attention_groups n_groups mamba_n_groups num_key_value_groups "
-    "n_kv_heads num_kv_heads multi_query_group_num mamba_num_groups num_lightning_kv_heads swa_num_key_value_heads",
-    1: "topk_group first_k_dense_replace moe_layer_freq n_shared_experts num_shared_experts num_shared_expert topk_groups "
-    "num_dense_layers decoder_sparse_step moe_layer_start_index num_nextn_predict_layers",
-    4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads linear_num_value_heads mamba_d_conv conv_kernel d_conv "
-    "num_encoder_attention_heads num_decoder_attention_heads mamba_n_heads mamba_num_heads decoder_num_heads "
-    "swa_num_attention_heads qk_rope_head_dim rope_head_dim",
-    8: "head_dim d_kv kv_channels linear_key_head_dim linear_value_head_dim mamba_d_head mamba_head_dim mamba_d_state "
-    "ssm_state_size state_size attention_head_dim qk_head_dim v_head_dim qk_nope_head_dim mamba_headdim d_head "
-    "head_size per_layer_input_hidden swa_head_dim global_head_dim",
+    "num_experts_per_tok num_experts_per_token moe_topk top_k_experts moe_k experts_per_token moe_top_k "
+    "num_selected_experts n_group linear_num_key_heads num_key_value_heads attention_groups n_groups "
+    "mamba_n_groups num_key_value_groups n_kv_heads num_kv_heads multi_query_group_num mamba_num_groups "
+    "num_lightning_kv_heads swa_num_key_value_heads",
+    1: "topk_group first_k_dense_replace moe_layer_freq n_shared_experts num_shared_experts "
+    "num_shared_expert topk_groups num_dense_layers decoder_sparse_step moe_layer_start_index "
+    "num_nextn_predict_layers",
+    4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads "
+    "linear_num_value_heads mamba_d_conv conv_kernel d_conv num_encoder_attention_heads "
+    "num_decoder_attention_heads mamba_n_heads mamba_num_heads decoder_num_heads swa_num_attention_heads "
+    "qk_rope_head_dim rope_head_dim",
+    8: "head_dim d_kv kv_channels linear_key_head_dim linear_value_head_dim mamba_d_head mamba_head_dim "
+    "mamba_d_state ssm_state_size state_size attention_head_dim qk_head_dim v_head_dim qk_nope_head_dim "
+    "mamba_headdim d_head head_size per_layer_input_hidden swa_head_dim global_head_dim",
     12: "kv_lora_rank time_step_rank mamba_dt_rank",
     6: "num_experts n_routed_experts num_local_experts moe_num_experts",
     16: "q_lora_rank image_size chunk_size mamba_chunk_size sliding_window attention_window max_window_size "
-    "window_size index_head_dim local_attn_chunk_length "
-    "linear_head_dim sliding_window_size rel_extent d_rel hc_lowrank ple_embed_dim ngram_vocab_size_base linear_num_heads_ hidden_size_per_layer_input",
-    48: "intermediate_size ffn_dim n_inner d_ff encoder_ffn_dim decoder_ffn_dim d_inner intermediate_size_mlp mlp_dim "
-    "decoder_intermediate_size ffn_hidden_size hidden_dim",
+    "window_size index_head_dim local_attn_chunk_length linear_head_dim sliding_window_size rel_extent "
+    "d_rel hc_lowrank ple_embed_dim ngram_vocab_size_base hidden_size_per_layer_input",
+    48: "intermediate_size ffn_dim n_inner d_ff encoder_ffn_dim decoder_ffn_dim d_inner intermediate_size_mlp "
+    "mlp_dim decoder_intermediate_size ffn_hidden_size hidden_dim",
     24: "moe_intermediate_size shared_expert_intermediate_size expert_ffn_hidden_size "
     "moe_shared_expert_intermediate_size shared_intermediate_size",
     128: "max_position_embeddings n_positions n_ctx max_target_positions max_source_positions max_seq_len "
@@ -198,7 +202,7 @@ def build(config_class, model_class, *, most=3_000_000):
         raise NotTiny(f"{type(error).__name__}: {error}") from error
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return model

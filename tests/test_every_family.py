@@ -134,7 +134,7 @@ def examine(kind, family, folder):
             batches = [batch_of(kind, source.model, seed) for seed in (1, 2)]
             row.columns.pop(method, None)
             target = folder / f"{method} {stream}"
-            results.append(row.attempt(method, lambda s=source, t=target, b=batches: written(s, t, method, b)))
+            results.append(row.attempt(method, lambda s=source, t=target, b=batches, m=method: written(s, t, m, b)))
             sentences.append(row.columns.get(method))
             if results[-1] is not None and method == "magnitude" and not stream:
                 row.attempt("reload", lambda s=source, t=target: check_reloads(row, s, t))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -173,6 +174,9 @@ def watch_chain(modules: Sequence[nn.Module], names: Sequence[str], run: Callabl
     Raises:
         ModelError: the model does not run, or its blocks are no chain; the block is named.
     """
+    for module, name in zip(modules, names, strict=True):
+        if isinstance(module, nn.ModuleList | nn.ModuleDict):
+            raise _no_chain(f"each be called by the model, got no call of {name}")
     calls: list[_Call] = []
     index_of = {module: index for index, module in enumerate(modules)}
     # The call that runs now; None: one that runs again.
@@ -242,7 +246,7 @@ def _order(calls: list[_Call], names: Sequence[str]) -> tuple[int, ...]:
     order = tuple(call.index for call in calls)
     if missing := sorted(set(range(len(names))) - set(order)):
         raise _no_chain(f"each be called by the model, got no call of {names[missing[0]]}")
-    late = next((b for a, b in zip(order, order[1:], strict=False) if b not in (a, a + 1)), None)
+    late = next((b for a, b in pairwise(order) if b not in (a, a + 1)), None)
     if late is not None or order[0] != 0:
         index = order[0] if late is None else late
         raise _no_chain(
@@ -255,7 +259,7 @@ def _order(calls: list[_Call], names: Sequence[str]) -> tuple[int, ...]:
 def _places(calls: list[_Call], names: Sequence[str]) -> list[Place]:
     """Where each call has its hidden states: what the next is given."""
     places: list[Place] = []
-    for before, call in zip(calls, calls[1:], strict=False):
+    for before, call in pairwise(calls):
         found = [place for place, tensor in _parts(before.output) if tensor is call.given and place in before.values]
         if not found or not _equal(before.values[found[0]], call.given_values):
             raise _no_chain(

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -346,7 +347,7 @@ class ModelBlockSource:
         """
         chain = self._find_chain(batch)
         if not repeats and len(chain.calls) > len(self):
-            index = next(a for a, b in zip(chain.calls, chain.calls[1:], strict=False) if a == b)
+            index = next(a for a, b in pairwise(chain.calls) if a == b)
             raise ModelError(
                 f"blocks must be called once each, got {chain.calls.count(index)} calls of "
                 f"{self._metadata[index].name}."

@@ -67,28 +67,30 @@ class StreamedBlockSource(ModelBlockSource):
         outside = [(name, module) for name, module in self.model.named_modules() if module not in inside]
         self._blanks: list[Blank] = []
         self._num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        self._never_saved: list[nn.Parameter] = []
         self._compute()
         self._place(outside, self._stored)
         # Those of what stays in memory: two modules may share one.
         self._shared, self._blanks = self._placed, []
 
     def _check_complete(self, absent: Collection[str]) -> None:
-        # What transformers computes and never writes (sinusoidal positions of Marian).
-        computed = [
-            re.compile(pattern) for pattern in getattr(self.model, "_keys_to_ignore_on_load_missing", None) or ()
-        ]
-        missing = [
-            name
-            for name, _ in self.model.named_parameters()
-            if name not in absent
-            and not self._stored.has(name)
-            and not any(pattern.search(name) for pattern in computed)
-        ]
+        names = [name for name, _ in self.model.named_parameters() if name not in absent]
+        missing = [name for name in names if not self._stored.has(name) and not self._is_computed(name)]
         if missing:
             raise ModelError(
                 f"checkpoint must hold every weight, got {len(missing)} missing, first {missing[0]}.",
                 hint="Check that all shards are there and that config.json is of this model.",
             )
+
+    def _is_computed(self, parameter: str) -> bool:
+        """Whether it is one that models do not save and compute on loading, such as sinusoidal positions."""
+        patterns: Iterable[str] = getattr(self.model, "_keys_to_ignore_on_load_missing", None) or ()
+        return any(re.search(pattern, parameter) for pattern in patterns)
+
+    def _is_computed(self, parameter: str) -> bool:
+        """Whether it is one that models do not save and compute on loading, such as sinusoidal positions."""
+        patterns: Iterable[str] = getattr(self.model, "_keys_to_ignore_on_load_missing", None) or ()
+        return any(re.search(pattern, parameter) for pattern in patterns)
 
     @property
     def device(self) -> torch.device:
@@ -139,7 +141,7 @@ class StreamedBlockSource(ModelBlockSource):
     def count_parameters(self) -> tuple[int, int]:
         """Parameters of the whole model, tied ones once, and how many of them are zero."""
         outside = {id(tensor): tensor for tensor in self._shared.values() if isinstance(tensor, nn.Parameter)}
-        zeros = sum(map(count_zeros, outside.values()))
+        zeros = sum(map(count_zeros, [*outside.values(), *self._never_saved]))
         for index in range(len(self)):
             if index not in self._zeros:
                 self._zeros[index] = self._count_zeros(index)
@@ -147,7 +149,8 @@ class StreamedBlockSource(ModelBlockSource):
 
     def _count_zeros(self, index: int) -> int:
         self.open(index)
-        shared = [*self._shared.values(), *(self.modules[index].get_parameter(n) for n in self._shared_with[index])]
+        borrowed = (self.modules[index].get_parameter(name) for name in self._shared_with[index])
+        shared = [*self._shared.values(), *self._never_saved, *borrowed]
         own = [p for p in self.modules[index].parameters() if not any(p is other for other in shared)]
         return sum(map(count_zeros, own))
 
@@ -200,10 +203,11 @@ class StreamedBlockSource(ModelBlockSource):
                         continue
                     if id(blank) not in made:
                         empty = torch.empty_like(blank, device=self._device, memory_format=torch.contiguous_format)
-                        new = nn.Parameter(empty) if isinstance(blank, nn.Parameter) else empty
+                        new = nn.Parameter(empty, blank.requires_grad) if isinstance(blank, nn.Parameter) else empty
                         made[id(blank)] = full, blank, new
                     tensors[name] = cast(Any, made[id(blank)][2])
         computed = [(name, tensor.data) for name, _, tensor in made.values()]
+        self._never_saved = [tensor for _, _, tensor in made.values() if isinstance(tensor, nn.Parameter)]
         self._fill(computed, 0)
         first = [buffer.clone() for _, buffer in computed]
         self._fill(computed, 255)

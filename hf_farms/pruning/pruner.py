@@ -99,7 +99,7 @@ def prune(
 
 
 def check_prunable(source: BlockSource, config: PruneConfig) -> None:
-    """Refuse a model that cannot be pruned so, before hours of measuring; for methods that need activations one short run.
+    """Refuse a model that cannot be pruned so, before hours of measuring. Methods that need activations run it shortly.
 
     Args:
         source: a model that takes token ids.

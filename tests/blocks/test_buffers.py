@@ -52,3 +52,11 @@ def test_a_buffer_that_nobody_computes_is_refused_and_not_left_to_chance(tmp_pat
         ModelError, match=r"buffers must be in the files or computed by the model, got neither for .*scale"
     ):
         load_model(str(tmp_path), tokenizer=False, stream=True)
+
+
+def test_weights_that_a_model_never_saves_are_computed(tmp_path):
+    build(*families("seq2seq")["marian"]).save_pretrained(tmp_path)
+    whole, streamed = (load_model(str(tmp_path), tokenizer=False, stream=stream).source for stream in (False, True))
+    name = "model.encoder.embed_positions.weight"
+    assert torch.equal(streamed.model.get_parameter(name), whole.model.get_parameter(name))
+    assert streamed.count_parameters() == whole.count_parameters()
