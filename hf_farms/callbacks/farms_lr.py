@@ -224,7 +224,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
                     # What was left out is left out every time.
                     warnings.simplefilter("ignore", HfFarmsWarning)
                 report = self._analyze()
-            self.memory |= _remembered(report, state, self.config)
+            self._remember(report, state)
         except Exception as error:  # a measurement may not end a training, whatever went wrong
             if not self._warned:
                 self._warned = True
@@ -247,6 +247,16 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
     def _warn(self, message: str) -> None:
         warnings.warn(message, HfFarmsWarning, stacklevel=4)
 
+    def _remember(self, report: SpectralReport, state: TrainerState) -> None:
+        layers = [*(layer for block in report.blocks for layer in block.layers), *report.outside]
+        self.memory |= {
+            "step": state.global_step,
+            "epoch": whole_epochs(state),
+            "layers": {layer.name: layer.alpha for layer in layers if layer.alpha is not None},
+            "blocks": {block.name: block.alpha for block in report.blocks if block.alpha is not None},
+            "factors": allocate_lr(report, config=self.config),
+        }
+
     def _apply(self) -> None:
         """Hand the factors of the memory to the optimizer."""
         assert self._groups is not None
@@ -264,15 +274,3 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
 def _said(error: Exception) -> str:
     """An error of ours as it is; of another one its kind too."""
     return str(error) if isinstance(error, HfFarmsError) else f"{type(error).__name__}: {error}"
-
-
-def _remembered(report: SpectralReport, state: TrainerState, config: FarmsLRConfig) -> dict[str, Any]:
-    """What the memory keeps of a measurement."""
-    layers = [*(layer for block in report.blocks for layer in block.layers), *report.outside]
-    return {
-        "step": state.global_step,
-        "epoch": whole_epochs(state),
-        "layers": {layer.name: layer.alpha for layer in layers if layer.alpha is not None},
-        "blocks": {block.name: block.alpha for block in report.blocks if block.alpha is not None},
-        "factors": allocate_lr(report, config=config),
-    }
