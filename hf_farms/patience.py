@@ -118,7 +118,7 @@ def watched() -> Iterator[None]:
     from huggingface_hub import get_session, set_client_factory
     from huggingface_hub.utils import _http
 
-    factory = _http._GLOBAL_CLIENT_FACTORY
+    factory = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
     if not hasattr(factory, "watches"):
 
         def make() -> Any:
