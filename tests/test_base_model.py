@@ -237,3 +237,13 @@ def test_a_notice_is_written_where_the_licence_asks_for_one(licence, tmp_path):
     assert copy_licence_files(base, tmp_path) == ("NOTICE",)
     assert licence[:-1] in (tmp_path / "NOTICE").read_text(encoding="utf-8").lower()
     assert copy_licence_files(BaseModelRecord(repo_id="x/y", license="mit"), tmp_path) == ()
+
+
+def test_aliases_in_a_card_are_not_multiplied(tmp_path):
+    """A few lines of YAML that would be larger than any memory, if all of the card were copied."""
+    rows = ["a: &a [x,x,x,x,x,x,x,x,x]"]
+    rows += [f"{c}: &{c} [" + ",".join([f"*{p}"] * 9) + "]" for p, c in zip("abcdefgh", "bcdefghi", strict=True)]
+    (tmp_path / "README.md").write_text("\n".join(["---", *rows, "license: mit", "language: *i", "---", ""]))
+    (tmp_path / "LICENSE").touch()
+    record = describe_folder(tmp_path)
+    assert (record.license, record.languages, record.files) == ("mit", (), ("LICENSE",))
