@@ -87,11 +87,6 @@ class StreamedBlockSource(ModelBlockSource):
         patterns: Iterable[str] = getattr(self.model, "_keys_to_ignore_on_load_missing", None) or ()
         return any(re.search(pattern, parameter) for pattern in patterns)
 
-    def _is_computed(self, parameter: str) -> bool:
-        """Whether it is one that models do not save and compute on loading, such as sinusoidal positions."""
-        patterns: Iterable[str] = getattr(self.model, "_keys_to_ignore_on_load_missing", None) or ()
-        return any(re.search(pattern, parameter) for pattern in patterns)
-
     @property
     def device(self) -> torch.device:
         """Where the blocks run."""

@@ -76,7 +76,7 @@ def test_what_is_saved_is_loaded(path):
         prune=PruneConfig(
             pattern="2:4", allocation="uniform", spread=1e-7, farms=FarmsConfig(window_rows=16, fit="peak")
         ),
-        calibration=CalibrationConfig(source="~/text.txt", split="yes", subset="007", seed=2**62),
+        calibration=CalibrationConfig(source="./text.txt", split="yes", subset="007", seed=2**62),
         evaluation=EvaluationConfig(source=None, max_windows=None, column="a: b # c"),
     )
     for recipe in (RECIPE, tuned, replace(RECIPE, revision="12345e6"), replace(RECIPE, model="\u00fc/\u4e2d 'x'")):
