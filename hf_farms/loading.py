@@ -212,7 +212,7 @@ def open_model(
     device: str | None = None,
     revision: str | None = None,
     allow_pickle: bool = False,
-    head: bool = True,
+    head: bool | None = None,
 ) -> BlockReader:
     """Open a model's checkpoint for reading, without building the model.
 
@@ -224,7 +224,8 @@ def open_model(
         revision: of a hub id.
         allow_pickle: read pickled weights (`pytorch_model.bin`) where there are no safetensors, and convert those in
             Meta's own layout (`consolidated.NN.pth`); no code in them is run.
-        head: whether the head is read too, and must be there; one that is missing is a warning else.
+        head: whether the head is read too, and must be there; one that is missing is a warning else. None: that of a
+            language model must, as for `load_model`.
 
     Raises:
         ModelError: not found, incomplete, pickled, no architecture that transformers knows, or quantised by a method
@@ -242,7 +243,7 @@ def open_model(
         # The dtype of a model without weights does not matter, and its own may be for storage alone.
         options = {"dtype": "auto", **dequantising} if method is not None else {"dtype": torch.float32, **META}
         model, info = checkpoint.load(files, **options)
-        absent = check_complete(model, info, name=name, head=head)
+        absent = check_complete(model, info, name=name, head=model.can_generate() if head is None else head)
         if method is None:
             return StoredBlockReader(name, model, files, absent=absent)
         # bitsandbytes and torchao weights stay on the device that they were made on.

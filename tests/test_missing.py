@@ -104,6 +104,7 @@ def test_a_head_that_is_not_used_may_be_missing(way, dense, tmp_path):
         way(folder, head=False)
 
 
+@pytest.mark.filterwarnings("ignore:LlamaForSequenceClassification has no place")
 def test_a_head_that_nothing_can_use_may_be_missing(dense, tmp_path):
     """Of a classifier no command uses the head."""
     folder = changed(dense, tmp_path / "model", architectures=["LlamaForSequenceClassification"], num_labels=3)
@@ -116,6 +117,10 @@ def test_a_head_that_nothing_can_use_may_be_missing(dense, tmp_path):
         assert loaded.absent == ("score.weight",)
         assert loaded.notes == ("The checkpoint has no weights for the head or pooler (score.weight).",)
         assert not loaded.model.score.weight.is_meta
+    with pytest.warns(HfFarmsWarning, match=r"lacks 1 weight of the head or pooler, .*score\.weight"):
+        assert [view.name for view in open_model(folder).outside] == ["model.embed_tokens"]
+    with pytest.raises(ModelError, match=r"got 1 missing, first score\.weight"):
+        open_model(folder, head=True)
 
 
 def test_a_pooler_may_be_missing(way, tmp_path):
