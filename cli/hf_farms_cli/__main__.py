@@ -6,7 +6,6 @@ import sys
 from contextlib import nullcontext
 
 from hf_farms_cli.interrupts import interrupts
-from hf_farms_cli.lost import PrintError, close_streams, printing, say_lost
 
 __all__ = ["main"]
 
@@ -17,6 +16,7 @@ def main() -> None:
     interrupts.watch()
     try:
         from hf_farms_cli.app import main as run
+        from hf_farms_cli.lost import PrintError, close_streams, printing, say_lost
 
         # Help and versions are printed outside of all commands; of those, only --debug lets an error through.
         with printing() if "--debug" not in sys.argv else nullcontext():
