@@ -23,15 +23,15 @@ URL_VARIABLES = ("HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "https
 SIGNS = re.compile(r"[@=]|hf_|eyJ|api_org_|Bearer|Basic")
 
 # `user:password@` of a URL, up to the last @ before the path. The host stays.
-USER_INFO = re.compile(r"""\b([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#'"<>]*@""")
+USER_INFO = re.compile(r"""\b([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#'"<>\\]*@""")
 # The same without a scheme, as it may stand in HF_ENDPOINT by mistake.
 BARE_USER_INFO = re.compile(r"""^[^\s/@:'"<>]+:[^\s/@'"<>]+@(?=[\w.-]+(:\d+)?(/\S*)?$)""")
 SECRET = r"(?:token|secret|passw(?:or)?d|pwd|key|sig(?:nature)?|credential|auth|pass|sas|code|policy)"
 # In the query of a URL; elsewhere only names that mean nothing else (`eos_token=` is no secret).
-QUERY = re.compile(rf"""([?&;#](?:[\w.-]*[_.-])?{SECRET}=)[^\s&;#'"<>]+""", re.IGNORECASE)
+QUERY = re.compile(rf"""([?&;#](?:[\w.-]*[_.-])?{SECRET}=)[^\s&;#'"<>\\]+""", re.IGNORECASE)
 PARAMETER = re.compile(
     r"""((?<![\w-])(?:--token|(?:access|api|auth|hf|hub|client)[_-]?(?:token|key|secret)|secret|passw(?:or)?d)=)"""
-    r"""[^\s&;#'"<>]+""",
+    r"""[^\s&;#'"<>\\]+""",
     re.IGNORECASE,
 )
 HEADER = re.compile(r"\b((?:Bearer|Basic)\s+)[\w.~+/=-]{6,}")

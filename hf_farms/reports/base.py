@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from hf_farms.documents import DocumentError, load_json, read_text, shown
 from hf_farms.errors import DataError
 from hf_farms.files import write_text
+from hf_farms.masking import mask_secrets
 from hf_farms.privacy import published
 from hf_farms.structures import structure
 
@@ -29,12 +30,17 @@ REPORT_NAME = "hf_farms_report.json"
 class Report:
     """JSON form shared by all reports."""
 
+    # Whether it lies beside a model that will be pushed: names in it are published then.
+    shared: ClassVar[bool] = False
+
     schema_version: int = SCHEMA_VERSION
     versions: dict[str, str] = field(default_factory=lambda: versions())
 
     def to_json(self) -> str:
-        """The report as indented JSON, as it may be published: without paths to private places, NaN or infinity."""
-        return json.dumps(published(json_converter().unstructure(self)), indent=2, allow_nan=False) + "\n"
+        """The report as indented JSON; never NaN, infinity or a secret, and no private paths where it will be shared."""
+        found = json_converter().unstructure(self)
+        text = json.dumps(published(found) if self.shared else found, indent=2, allow_nan=False)
+        return mask_secrets(text) + "\n"
 
     def published(self) -> Self:
         """The report without paths to private places and secrets."""

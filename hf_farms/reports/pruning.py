@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from hf_farms.config import CalibrationConfig, PruneConfig
 from hf_farms.reports.base import Report
@@ -107,6 +108,8 @@ class PruneReport(Report):
         command: the command line that did it, if there was one.
         notes: what a reader must know.
     """
+
+    shared: ClassVar[bool] = True
 
     model: str
     model_type: str

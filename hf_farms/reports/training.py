@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from hf_farms.config import FarmsLRConfig, S2FTConfig
 from hf_farms.reports.base import Report
@@ -126,6 +126,8 @@ class TrainReport(Report):
         base: what the Hub says of the model that was trained further.
         notes: what a reader must know.
     """
+
+    shared: ClassVar[bool] = True
 
     kind: Literal["training"] = "training"
     model: str | None
