@@ -37,7 +37,7 @@ class Report:
     versions: dict[str, str] = field(default_factory=lambda: versions())
 
     def to_json(self) -> str:
-        """The report as indented JSON; never NaN, infinity or a secret, and no private paths where it will be shared."""
+        """The report as indented JSON; never NaN, infinity or a secret, nor private paths where it will be shared."""
         found = json_converter().unstructure(self)
         text = json.dumps(published(found) if self.shared else found, indent=2, allow_nan=False)
         return mask_secrets(text) + "\n"
