@@ -144,7 +144,7 @@ class StreamedBlockSource(ModelBlockSource):
 
     def _count_zeros(self, index: int) -> int:
         self.open(index)
-        borrowed = (self.modules[index].get_parameter(name) for name in self._shared_with[index])
+        borrowed = map(self.modules[index].get_parameter, self._shared_with[index])
         shared = [*self._shared.values(), *self._never_saved, *borrowed]
         own = [p for p in self.modules[index].parameters() if not any(p is other for other in shared)]
         return sum(map(count_zeros, own))
