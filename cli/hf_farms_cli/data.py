@@ -29,10 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["Calibration", "EvaluationText", "load_nll", "perplexity_record", "same_text_note", "save_nll"]
 
 
-# Tokens that tell whether a model can be run block by block; every model takes as many.
-SAMPLE = 8
-
-
 class EvaluationText:
     """The tokenised evaluation text, read before anything expensive.
 
@@ -126,11 +122,6 @@ class Calibration:
     def known(self) -> list[Tensor]:
         """What is known without the model."""
         return self._read[0] if self._read is not None else []
-
-    @property
-    def sample(self) -> Tensor:
-        """Some token ids to try on the model what the method needs."""
-        return self.known[0][:1, :SAMPLE] if self.known else torch.zeros(1, SAMPLE, dtype=torch.long)
 
     def batches(self, output: OutputFolder) -> tuple[list[Tensor], list[str]]:
         """The sequences and what must be said of them; what the model writes itself it writes once.

@@ -22,7 +22,7 @@ from hf_farms.output import OutputFolder, writing
 from hf_farms.own_files import foreign_texts
 from hf_farms.pruning.checks import check_method
 from hf_farms.pruning.cuts import plan_cuts
-from hf_farms.pruning.pruner import check_prunable, prune
+from hf_farms.pruning.pruner import prune
 from hf_farms.reports import REPORT_NAME, BaseModelRecord, PruneReport, SpectralReport
 from hf_farms.resolving import DEMO
 from hf_farms.spectra.analysis import analyze
@@ -90,10 +90,9 @@ def run_prune(
         allow_pickle=allow_pickle,
         head=recipe.evaluation.source is not None or (recipe.prune.needs_calibration and _writes_itself(recipe)),
     )
-    check_prunable(loaded.source, recipe.prune)
+    check_method(loaded.source, recipe.prune)
     text = EvaluationText(recipe.evaluation, loaded) if recipe.evaluation.source is not None else None
     calibration = Calibration(recipe, loaded)
-    check_method(loaded.source, recipe.prune, calibration.sample)
     output.check_space(_bytes_needed(loaded, calibration.known, baseline=baseline))
     partial = _begin(output, recipe, loaded, calibration, text)
     left = _left_out(recipe.model)

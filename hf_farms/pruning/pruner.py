@@ -25,10 +25,7 @@ from hf_farms.pruning.reporting import make_report, sparse_note, unmeasured_note
 from hf_farms.reports import BlockSparsity, LayerSparsity, PruneReport, SpectralReport, json_converter
 from hf_farms.spectra.analysis import analyze
 
-__all__ = ["PruneResult", "check_prunable", "prune"]
-
-# Tokens that show whether a model can be pruned.
-PROBE = 8
+__all__ = ["PruneResult", "prune"]
 
 Batch = Tensor | Mapping[str, Tensor]
 # stage ("analyze", "capture", "prune"), done, total
@@ -96,21 +93,6 @@ def prune(
         if said is not None:
             warnings.warn(said, HfFarmsWarning, stacklevel=2)
     return PruneResult(make_report(source, config, blocks, spectra, batches, cuts))
-
-
-def check_prunable(source: BlockSource, config: PruneConfig) -> None:
-    """Refuse a model that cannot be pruned so, before hours of measuring. Methods that need activations run it shortly.
-
-    Args:
-        source: a model that takes token ids.
-        config: method, sparsity, pattern.
-
-    Raises:
-        ModelError: as `prune`; the block or layer is named.
-    """
-    check_layers(source, config)
-    if config.needs_calibration:
-        source.check_chain({"input_ids": torch.arange(PROBE)[None] % (source.vocabulary or PROBE)})
 
 
 def _batches(calibration: Iterable[Batch] | None, source: BlockSource, method: str) -> list[dict[str, Tensor]]:

@@ -11,7 +11,7 @@ from hf_farms.checkpoint import CheckpointWriter
 from hf_farms.errors import ModelError
 from hf_farms.loading import load_model
 from hf_farms.metrics.nll import text_nll
-from hf_farms.pruning.pruner import check_prunable
+from hf_farms.pruning.checks import check_method
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:No layout is known"),
@@ -193,9 +193,9 @@ def test_a_method_without_activations_prunes_shared_weights_once(tmp_path):
 def test_it_can_be_asked_before_any_text_is_read(stream, tmp_path):
     tiny("xlm").save_pretrained(tmp_path)
     source = load_model(str(tmp_path), tokenizer=False, stream=stream).source
-    check_prunable(source, PruneConfig(method="magnitude"))
+    check_method(source, PruneConfig(method="magnitude"))
     with pytest.raises(ModelError, match="other work between"):
-        check_prunable(source, PruneConfig())
+        check_method(source, PruneConfig())
 
 
 @pytest.mark.parametrize("family", ["dory", "xlm", "zamba"])
