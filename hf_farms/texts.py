@@ -95,7 +95,7 @@ def _hub_texts(source: str, column: str, subset: str | None, split: str) -> list
     disable_progress_bar()
     try:
         with watched():
-            stream = load_dataset(source, name=subset, split=split, streaming=True, trust_remote_code=False)
+            stream = load_dataset(source, name=subset, split=split, streaming=True)
             rows = list(stream.take(MAX_HUB_ROWS))
     except Exception as error:  # datasets raises its own, pyarrow's, fsspec's and the Hub client's
         if (cache := cache_error(error)) is not None:

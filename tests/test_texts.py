@@ -320,7 +320,7 @@ def hub(monkeypatch, rows):
 def test_a_dataset_is_asked_for_by_subset_and_split(monkeypatch):
     asked = hub(monkeypatch, ROWS)
     assert read_text("ada/texts", subset="en", split="validation") == TEXT
-    options = {"name": "en", "split": "validation", "streaming": True, "trust_remote_code": False}
+    options = {"name": "en", "split": "validation", "streaming": True}
     assert asked == [("ada/texts", options)]
     check_text("ada/texts", column="body")  # which is left for later
     assert len(asked) == 1
