@@ -110,7 +110,7 @@ def failing(client, route, fault, *command):
         ("info", "list", "gave an answer that is not of a Hub: status 200 (Asking for meta/dense)"),
         ("config head", "forbidden", "gave status 403 (injected failure) for /meta/dense/resolve/"),
         ("config", "short", "sent a file of 'meta/dense' with another length than it has"),
-        ("weights head", "busy", "model.safetensors.index.json, 5 times"),
+        ("weights head", "busy", "model.safetensors, 5 times"),
         ("weights head", "forbidden", "gave status 403 (injected failure)"),
         ("weights head", "moved", "with status 404 (injected failure)"),
         ("weights head", "bare page", "gave an answer that is not of a Hub (status 200)"),
