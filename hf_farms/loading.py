@@ -126,6 +126,8 @@ def load_model(
         if streamed:
             source: ModelBlockSource = StreamedBlockSource(model, files, device=where, absent=absent)
         else:
+            if method is None:
+                _restore_padding(model, files)
             model.to(where)  # type: ignore[arg-type]
             align_weights(model)
             source = ModelBlockSource(model)
@@ -181,6 +183,21 @@ class _Checkpoint:
             raise
         model.config._name_or_path = self._name
         return model, info
+
+
+def _restore_padding(model: PreTrainedModel, files: TensorFiles) -> None:
+    """Give embeddings of padding the numbers in the files: some models set them to zero after loading (Chinese-CLIP)."""
+    zeros = {
+        f"{name}.weight": (module.weight.data, module.padding_idx)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Embedding)
+        and module.padding_idx is not None
+        and not bool(module.weight[module.padding_idx].any())
+    }
+    stored = StoredTensors(files, model) if zeros else None
+    for name, (weight, row) in zeros.items():
+        if stored is not None and stored.has(name):
+            weight[row] = stored.read(name)[row].to(weight)
 
 
 def _is_large(weights: list[Path], dtype: str, device: str) -> bool:

@@ -54,6 +54,8 @@ BY_NAME = {name: value for value, names in SIZES.items() for name in names.split
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 NO_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
+# Four stages of a vision model.
+STAGES = {"hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1]}
 # What a family cannot do without, beside small sizes.
 LATENT = {"num_key_value_heads": 4, "head_dim": 4}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2, "mamba_d_state": 8}
@@ -62,17 +64,24 @@ NEEDS = {
     "axk2": LATENT,
     "bailing_hybrid": LATENT,
     "bamba": {**MAMBA, "attn_layer_indices": [1]},
+    "bit": {"embedding_size": 32, **STAGES, "hidden_sizes": [32, 32, 64, 64], "num_groups": 8},
     "blt": {"encoder_hash_byte_group_vocab": 50},
+    "chinese_clip_vision_model": {"patch_size": 8},
+    "clip_vision_model": {"patch_size": 8},
     "codegen": {"rotary_dim": 4},
     "cohere_compass_text": {"layer_types": ["full_attention"] * 2},
+    "convnext": STAGES,
+    "convnextv2": STAGES,
     "cpmant": {"prompt_length": 4, "prompt_types": 8, "position_bias_num_buckets": 8},
     "deepseek_v2": {**LATENT, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2, "topk_method": "greedy"},
     "deepseek_v3": LATENT,
     "deepseek_v32": LATENT,
+    "donut-swin": {"embed_dim": 12, "depths": [1, 1], "num_heads": [3, 6], "window_size": 2, "patch_size": 2},
     "dory": {"num_hidden_layers": 6, "n_input_layers": 2, "n_recurrent_layers": 2, "n_output_layers": 2},
     "dots1": {"n_routed_experts": 6, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "dots3_note_text": {**LATENT, "head_dim": 12},
     "falcon_h1": {**MAMBA, "mamba_d_ssm": 64, "ssm_multipliers": [0.5, 0.25, 2.0, 3.0, 0.1]},
+    "focalnet": {"embed_dim": 16, "depths": [1, 1, 1, 1]},
     "gemma3n_text": {
         **{"layer_types": ["sliding_attention", "full_attention"] * 2, "intermediate_size": [48] * 4},
         **{"num_hidden_layers": 4, "num_kv_shared_layers": 2, "activation_sparsity_pattern": [0.5, 0.0] * 2},
@@ -81,6 +90,7 @@ NEEDS = {
     "glm_moe_dsa": LATENT,
     "gptj": {"rotary_dim": 4},
     "granitemoehybrid": {**MAMBA, "layer_types": ["linear_attention", "full_attention"]},
+    "hiera": {"embed_dim": 16, "depths": [1, 1, 1, 1], "image_size": [32, 32], "num_heads": [1, 2, 4, 8]},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8, "num_experts": 6},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False, "mamba_dt_rank": 4},
@@ -88,34 +98,47 @@ NEEDS = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 0},
     "longcat_flash": {**LATENT, "qk_head_dim": 12, "zero_expert_num": 2},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2},
+    "metaclip_2_vision_model": {"patch_size": 8},
     "minicpm3": LATENT,
     "ministral": {"head_dim": 8},
+    "mobilenet_v1": {"depth_multiplier": 0.25},
+    "mobilevit": {"hidden_sizes": [16, 16, 16], "neck_hidden_sizes": [8, 8, 8, 8, 16, 16, 16]},
+    "mobilevitv2": {"width_multiplier": 0.5},
     "nemotron": {"num_key_value_heads": 2},
+    "poolformer": STAGES,
+    "pvt": {"hidden_sizes": [8, 16, 40, 64], "image_size": 64},
+    "pvt_v2": {"hidden_sizes": [8, 16, 40, 64], "depths": [1, 1, 1, 1]},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"], "lru_width": 32, "attention_window_size": 16},
     "reformer": {
         **{"is_decoder": True, "attn_layers": ["local", "lsh"], "axial_pos_shape": [8, 8]},
         **{"axial_pos_embds_dim": [16, 16], "lsh_attn_chunk_length": 8, "local_attn_chunk_length": 8},
         **{"attention_head_size": 8, "feed_forward_size": 48, "num_buckets": 4},
     },
+    "regnet": {**STAGES, "groups_width": 8},
+    "resnet": {"embedding_size": 8, **STAGES},
     "roc_bert": {
         **{"pronunciation_embed_dim": 16, "pronunciation_vocab_size": 20, "shape_embed_dim": 16},
         "shape_vocab_size": 20,
     },
     "sarvam_mla": LATENT,
+    "segformer": {**STAGES, "hidden_sizes": [8, 16, 40, 64]},
+    "swiftformer": {"embed_dims": [8, 16, 16, 32], "depths": [1, 1, 1, 1]},
+    "swin": {"embed_dim": 12, "depths": [1, 1], "num_heads": [3, 6], "window_size": 2, "patch_size": 2},
+    "swinv2": {"embed_dim": 12, "depths": [1, 1], "num_heads": [3, 6], "window_size": 2, "patch_size": 2},
     "xlstm": {"embedding_dim": 32, "num_blocks": 2, "num_heads": 4, "chunk_size": 16, "qk_dim_factor": 1.0},
     "xmod": {"default_language": "en_XX"},
     "youtu": LATENT,
+    "zamba": {
+        **{"attention_hidden_size": 64, "attention_head_dim": 16, "mamba_dt_rank": 4, "use_mamba_kernels": False},
+        **{"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "num_key_value_heads": 4},
+        "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
+    },
     "zamba2": {
         **{"num_mem_blocks": 1, "n_mamba_heads": 8, "mamba_headdim": 8, "attention_hidden_size": 64},
         **{"attention_head_dim": 16, "kv_channels": 8, "mamba_ngroups": 1, "adapter_rank": 4, "num_query_groups": 4},
         **{"num_hidden_layers": 4, "num_key_value_heads": 4},
         "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
         "hybrid_layer_ids": [1, 3],
-    },
-    "zamba": {
-        **{"attention_hidden_size": 64, "attention_head_dim": 16, "mamba_dt_rank": 4, "use_mamba_kernels": False},
-        **{"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "num_key_value_heads": 4},
-        "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
     },
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16, "layer_types": ["hybrid"] * 2},
 }

@@ -32,7 +32,8 @@ def context_limit(model: nn.Module) -> int | None:
         padding, weight = getattr(module, "padding_idx", None), getattr(module, "weight", None)
         if "position" in name.rpartition(".")[2] and isinstance(padding, int) and isinstance(weight, Tensor):
             # As in RoBERTa and its relatives: positions count from behind the padding index.
-            limits.append(weight.shape[0] - padding - 1)
+            # ProphetNet looks up the position of the next token too.
+            limits.append(weight.shape[0] - padding - (2 if getattr(config, "ngram", None) else 1))
     return min(limits, default=None)
 
 

@@ -5,6 +5,7 @@ import torch
 import transformers
 from auto_families import build, families
 from models import tiny
+from safetensors.torch import load_file
 
 from hf_farms.errors import ModelError
 from hf_farms.loading import load_model
@@ -60,3 +61,14 @@ def test_weights_that_a_model_never_saves_are_computed(tmp_path):
     name = "model.encoder.embed_positions.weight"
     assert torch.equal(streamed.model.get_parameter(name), whole.model.get_parameter(name))
     assert streamed.count_parameters() == whole.count_parameters()
+
+
+def test_stored_embeddings_of_padding_stay(tmp_path):
+    config, model = transformers.ChineseCLIPConfig, transformers.ChineseCLIPModel
+    build(config, model).save_pretrained(tmp_path)
+    name = "text_model.embeddings.word_embeddings.weight"
+    stored = load_file(tmp_path / "model.safetensors")[name]
+    assert bool(stored[0].any())
+    for stream in (False, True):
+        source = load_model(str(tmp_path), tokenizer=False, stream=stream).source
+        assert torch.equal(source.model.get_parameter(name), stored)

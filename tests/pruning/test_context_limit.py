@@ -1,8 +1,11 @@
 """The longest sequence of a model, against what the model itself takes."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import transformers
+from auto_families import build, families
 from families import family_model
 
 from hf_farms.pruning.calibration import context_limit
@@ -32,6 +35,15 @@ def test_positions_that_count_from_behind_the_padding_index(model_type, limit):
         model(torch.full((1, limit), 5))
         with pytest.raises((IndexError, RuntimeError)):
             model(torch.full((1, limit + 1), 5))
+
+
+def test_positions_of_the_next_token():
+    model = build(*families("seq2seq")["prophetnet"])
+    assert context_limit(model) == 126
+    for length, fits in ((126, nullcontext()), (127, pytest.raises(IndexError, match="out of range"))):
+        ids = torch.full((1, length), 5)
+        with torch.no_grad(), fits:
+            model(input_ids=ids, decoder_input_ids=ids)
 
 
 def test_a_model_of_any_length_has_no_limit():
