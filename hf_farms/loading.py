@@ -186,7 +186,7 @@ class _Checkpoint:
 
 
 def _restore_padding(model: PreTrainedModel, files: TensorFiles) -> None:
-    """Give embeddings of padding the numbers in the files: some models set them to zero after loading (Chinese-CLIP)."""
+    """Give embeddings of padding the stored numbers: some models set them to zero after loading (Chinese-CLIP)."""
     zeros = {
         f"{name}.weight": (module.weight.data, module.padding_idx)
         for name, module in model.named_modules()

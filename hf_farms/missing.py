@@ -137,10 +137,12 @@ def _refuse_more_layers(model: Any, unexpected: Sequence[str], order: Mapping[st
     prefix = f"{model.base_model_prefix}."
     known |= {pattern.removeprefix(prefix) for pattern in known}
     more = [key for key in unexpected if NUMBER.search(key) and NUMBER.sub("*", key) in known]
-    layers = {NUMBER.sub("*", key): set[tuple[str, ...]]() for key in more}
-    for key in more:
-        layers[NUMBER.sub("*", key)].add(tuple(NUMBER.findall(key)))
-    if more and max(map(len, layers.values())) > _extra_layers(model.config):
+    if extra := _extra_layers(model.config):
+        # They have weights of their own, too, that no layer of the model has.
+        strange = {_layer(key) for key in unexpected if NUMBER.sub("*", key) not in known}
+        kept = sorted({layer for key in more if (layer := _layer(key)) in strange}, key=_natural)[:extra]
+        more = [key for key in more if _layer(key) not in kept]
+    if more:
         raise ModelError(
             f"config.json must have all layers that are stored, got {len(more)} weights of more of them in {name!r}, "
             f"first {enumerated(more)}.",
@@ -155,6 +157,12 @@ def _extra_layers(config: Any) -> int:
         for key, value in vars(text).items()
         if EXTRA_LAYERS.fullmatch(key) and isinstance(value, int) and value > 0
     )
+
+
+def _layer(key: str) -> str:
+    """The layer that a weight is in: its name up to the first number."""
+    found = NUMBER.search(key)
+    return key[: found.end()] if found else ""
 
 
 def _natural(key: str) -> list[tuple[int, str]]:

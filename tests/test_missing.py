@@ -148,10 +148,15 @@ def test_layers_of_multi_token_prediction_are_no_missing_blocks(way, tmp_path):
         last = {k: v.clone() for k, v in stored.items() if k.startswith("model.layers.1.")}
         return {**stored, **{k.replace("layers.1.", "layers.2."): v for k, v in last.items() if "experts" not in k}}
 
+    def predicting(stored):
+        return {**more(stored), "model.layers.2.eh_proj.weight": torch.ones(32, 64)}
+
     with pytest.warns(HfFarmsWarning, match=r"DeepseekV3ForCausalLM has no place for \d+ weights"):
-        way(changed(tmp_path / "dense", tmp_path / "model", more))
+        way(changed(tmp_path / "dense", tmp_path / "model", predicting))
     with pytest.raises(ModelError, match="must have all layers that are stored"):
-        way(changed(tmp_path / "dense", tmp_path / "none", more, num_mtp_layers=0, num_nextn_predict_layers=0))
+        way(changed(tmp_path / "dense", tmp_path / "plain", more))
+    with pytest.raises(ModelError, match="must have all layers that are stored"):
+        way(changed(tmp_path / "dense", tmp_path / "none", predicting, num_mtp_layers=0, num_nextn_predict_layers=0))
 
 
 def test_an_expert_that_is_missing_is_told(way, tmp_path):

@@ -5,25 +5,28 @@ discovery.py   where the blocks are, and the layers in them
 views.py       what a layer is, whatever parameter holds it
 listening.py   what a layer is multiplied with
 stores.py      a layer's weight in memory: plain, quantised, or with adapters
+protocols.py   a block, how a model calls it, and what hands out blocks
+arguments.py   what blocks are called with, and what they return
 chain.py       whether blocks can be run one after another
+running.py     the blocks of a model, run one after another as the model runs them
 wrappers.py    what may be around a model or its modules
 adapters.py    what adapters of PEFT make of a weight
-source.py      the blocks of a model in memory
+in_memory.py   the blocks of a model in memory
 tensors.py     the parameters of a checkpoint on disk
 origins.py     which tensors on disk a parameter is made of
 stored.py      the blocks of a checkpoint on disk, to be read
 streaming.py   the blocks of a checkpoint on disk, to be run and changed
 """
 
+from hf_farms.blocks.in_memory import ModelBlockSource
 from hf_farms.blocks.listening import KeptTokens
-from hf_farms.blocks.source import (
+from hf_farms.blocks.protocols import (
     Block,
     BlockCall,
     BlockCalls,
     BlockReader,
     BlockResults,
     BlockSource,
-    ModelBlockSource,
     Record,
 )
 from hf_farms.blocks.stored import StoredBlockReader

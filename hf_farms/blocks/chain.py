@@ -1,4 +1,4 @@
-"""Whether blocks can be run one after another, each alone, and what each of them returns.
+"""Whether blocks can be run one after another, each alone.
 
 Methods that measure activations run one block at a time on what the block before it returned. That is what the model
 computes only where its blocks are a chain: each is called once, or several times in a row, with the very tensor that
@@ -8,75 +8,35 @@ shows it.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hf_farms.blocks.arguments import (
+    WITHOUT_ACTIVATIONS,
+    Key,
+    OutputForm,
+    Place,
+    arguments_of,
+    hidden_argument,
+    hidden_like,
+    parts_of,
+    tensors_in,
+)
 from hf_farms.errors import ModelError
 
 __all__ = [
-    "WITHOUT_ACTIVATIONS",
     "Chain",
-    "Key",
-    "OutputForm",
-    "Place",
     "Watched",
-    "arguments_of",
-    "few_tokens",
-    "hidden_argument",
     "require_same",
     "require_same_arguments",
     "require_same_output",
     "watch_chain",
 ]
-
-WITHOUT_ACTIVATIONS = "Prune without activations: method 'magnitude'."
-# Tokens that show how a model calls its blocks.
-FEW = 32
-
-Place = int | str | None
-# Position or name of an argument.
-Key = int | str
-
-
-@dataclass(frozen=True)
-class OutputForm:
-    """How a block returns its hidden states: alone, or with other things in a tuple, a list or a mapping.
-
-    Attributes:
-        place: of the hidden states in the output; None: they are the output.
-        output: one that the block returned, for the other things in it.
-    """
-
-    place: Place
-    output: Any = field(repr=False)
-
-    @classmethod
-    def of(cls, output: Any, place: Place) -> OutputForm:
-        """The form of an output; values that a model must not use stand in for those of its tensors."""
-        return cls(place, _without_values(output))
-
-    def hidden(self, output: Any) -> Tensor:
-        """The hidden states in an output."""
-        return cast(Tensor, output if self.place is None else output[self.place])
-
-    def with_hidden(self, hidden: Tensor) -> Any:
-        """An output with these hidden states."""
-        if self.place is None:
-            return hidden
-        if isinstance(self.output, Mapping):
-            output: Any = copy.copy(self.output)
-            output[self.place] = hidden
-            return output
-        values = [hidden if place == self.place else value for place, value in enumerate(self.output)]
-        if isinstance(self.output, list):
-            return values
-        return type(self.output)(*values) if hasattr(self.output, "_fields") else tuple(values)
 
 
 @dataclass(frozen=True)
@@ -107,43 +67,6 @@ class _Call:
     given_values: Tensor
     output: Any = None
     values: dict[Place, Tensor] = field(default_factory=dict)
-
-
-def hidden_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
-    """The hidden states that a block is called with, and its other arguments.
-
-    Raises:
-        ModelError: there are none.
-    """
-    others = dict(kwargs)
-    if args and isinstance(args[0], Tensor):
-        return args[0], args[1:], others
-    if args or not isinstance(others.get("hidden_states"), Tensor):
-        raise ModelError(
-            f"blocks must take hidden states first, got a call with {', '.join(sorted(others)) or 'nothing'}.",
-            hint=WITHOUT_ACTIVATIONS,
-        )
-    return others.pop("hidden_states"), (), others
-
-
-def few_tokens(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A part of a batch that shows how a model calls its blocks: one sequence, of its tokens the first few.
-
-    Of sequences with padding the one with the most of it, whole: what a model does with padding between its blocks
-    shows too.
-    """
-    tensors = dict(batch)
-    first = next(iter(tensors.values()))
-    if any(t.ndim == 0 or len(t) != len(first) for t in tensors.values()):
-        return tensors
-    mask = tensors.get("attention_mask")
-    padded = mask is not None and mask.ndim == 2 and not bool(mask.bool().all())
-    row = int(mask.bool().sum(dim=1).argmin()) if padded and mask is not None else 0
-    tensors = {name: tensor[row : row + 1] for name, tensor in tensors.items()}
-    ids = tensors.get("input_ids")
-    if ids is None or padded:
-        return tensors
-    return {name: t[:, :FEW] if t.shape == ids.shape else t for name, t in tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -194,10 +117,10 @@ def watch_chain(modules: Sequence[nn.Module], names: Sequence[str], run: Callabl
             return
         call = running.pop()
         assert call is not None
-        call.output, call.values = output, {place: t.clone() for place, t in _hidden_like(output, call.given)}
+        call.output, call.values = output, {place: t.clone() for place, t in hidden_like(output, call.given)}
         running.append(None)
         try:
-            again = dict(_hidden_like(module(*args, **kwargs), call.given))
+            again = dict(hidden_like(module(*args, **kwargs), call.given))
         except Exception as error:
             _raise_out_of_memory(error)
             again = {}
@@ -231,11 +154,11 @@ def _chained(calls: list[_Call], names: Sequence[str], output: Any) -> Watched:
     handed: list[dict[Key, tuple[int, Place]]] = []
     for number, (call, place) in enumerate(zip(calls, places, strict=True)):
         taken = {key: returned[id(value)] for key, value in call.arguments.items() if id(value) in returned}
-        inside = [t for value in call.arguments.values() if not isinstance(value, Tensor) for t in _tensors(value)]
+        inside = [t for value in call.arguments.values() if not isinstance(value, Tensor) for t in tensors_in(value)]
         if any(id(tensor) in returned for tensor in inside):
             raise _no_chain(f"hand on tensors as they are, got some in a tuple or list for {names[call.index]}")
         handed.append(taken)
-        returned |= {id(t): (number, p) for p, t in _parts(call.output) if p != place}
+        returned |= {id(t): (number, p) for p, t in parts_of(call.output) if p != place}
     forms = tuple(OutputForm.of(call.output, place) for call, place in zip(calls, places, strict=True))
     after = {call.index: call.values[place] for call, place in zip(calls, places, strict=True)}
     return Watched(Chain(order, forms, tuple(handed)), list(after.values()), [call.arguments for call in calls], output)
@@ -260,7 +183,7 @@ def _places(calls: list[_Call], names: Sequence[str]) -> list[Place]:
     """Where each call has its hidden states: what the next is given."""
     places: list[Place] = []
     for before, call in pairwise(calls):
-        found = [place for place, tensor in _parts(before.output) if tensor is call.given and place in before.values]
+        found = [place for place, tensor in parts_of(before.output) if tensor is call.given and place in before.values]
         if not found or not _equal(before.values[found[0]], call.given_values):
             raise _no_chain(
                 f"hand their hidden states to the next, got other work between {names[before.index]} and "
@@ -301,13 +224,6 @@ def _raise_out_of_memory(error: Exception) -> None:
         raise error
 
 
-def arguments_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Key, Any]:
-    """Arguments that are tensors, or tuples and lists, by position or name; mappings are what blocks may fill."""
-    named: dict[Key, Any] = dict(enumerate(args))
-    named.update(kwargs.items())
-    return {key: value for key, value in named.items() if isinstance(value, Tensor | tuple | list)}
-
-
 def require_same_arguments(found: dict[Key, Any], expected: dict[Key, Any], *, but: Collection[Key], name: str) -> None:
     """Refuse arguments of a block that depend on what the blocks before it compute.
 
@@ -319,7 +235,7 @@ def require_same_arguments(found: dict[Key, Any], expected: dict[Key, Any], *, b
     """
     for key, value in expected.items():
         if key not in but:
-            one, other = list(_tensors(found.get(key))), list(_tensors(value))
+            one, other = list(tensors_in(found.get(key))), list(tensors_in(value))
             if len(one) != len(other) or not all(map(_equal, one, other)):
                 raise _no_chain(f"depend on hidden states alone, got {key!r} of {name}, which depends on other blocks")
 
@@ -333,7 +249,7 @@ def require_same_output(found: Callable[[], Any], expected: Any) -> None:
     """
 
     def first(output: Any) -> Tensor | None:
-        return next(_tensors(tuple(output.values()) if isinstance(output, Mapping) else output), None)
+        return next(tensors_in(tuple(output.values()) if isinstance(output, Mapping) else output), None)
 
     wanted = first(expected)
     if wanted is None or not wanted.is_floating_point():
@@ -350,45 +266,3 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return torch.equal(one.nan_to_num(), other.to(one.device).nan_to_num())
-
-
-def _parts(output: Any) -> Iterator[tuple[Place, Tensor]]:
-    """The tensors of an output, with their places."""
-    if isinstance(output, Tensor):
-        yield None, output
-    elif isinstance(output, Mapping):
-        yield from ((place, value) for place, value in output.items() if isinstance(value, Tensor))
-    elif isinstance(output, tuple | list):
-        yield from ((place, value) for place, value in enumerate(output) if isinstance(value, Tensor))
-
-
-def _hidden_like(output: Any, given: Tensor) -> Iterator[tuple[Place, Tensor]]:
-    """The tensors of an output that may be hidden states."""
-    for place, tensor in _parts(output):
-        if tensor.shape == given.shape and tensor.is_floating_point():
-            yield place, tensor
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples and lists."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for inner in value:
-            yield from _tensors(inner)
-
-
-def _without_values(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return torch.full_like(value, torch.nan) if value.is_floating_point() else torch.zeros_like(value)
-    if isinstance(value, Mapping):
-        blank: Any = copy.copy(value)
-        for key, inner in value.items():
-            blank[key] = _without_values(inner)
-        return blank
-    if isinstance(value, list):
-        return [_without_values(inner) for inner in value]
-    if isinstance(value, tuple):
-        inside = [_without_values(inner) for inner in value]
-        return type(value)(*inside) if hasattr(value, "_fields") else tuple(inside)
-    return value

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor, nn
 
 from hf_farms.blocks.discovery import describe_blocks, find_outside
-from hf_farms.blocks.source import Block
+from hf_farms.blocks.protocols import Block
 from hf_farms.blocks.tensors import StoredTensors, TensorFiles
 from hf_farms.blocks.views import BlockMetadata, LayerMetadata, LayerView
 from hf_farms.errors import ModelError

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_farms.blocks import BlockSource
-from hf_farms.blocks.chain import WITHOUT_ACTIVATIONS
+from hf_farms.blocks.arguments import WITHOUT_ACTIVATIONS
 from hf_farms.config import PruneConfig
 from hf_farms.errors import HfFarmsError
 from hf_farms.pruning.cuts import check_layers

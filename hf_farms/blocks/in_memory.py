@@ -1,0 +1,98 @@
+"""The blocks of a model in memory, handed out one after another."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hf_farms.blocks.adapters import BASE
+from hf_farms.blocks.discovery import find_outside
+from hf_farms.blocks.protocols import Block, BlockResults, Record
+from hf_farms.blocks.running import RunnableBlocks
+from hf_farms.blocks.stores import ModuleStore, count_zeros
+from hf_farms.blocks.tensors import StoredTensors
+from hf_farms.blocks.views import LayerMetadata, LayerView
+from hf_farms.blocks.wrappers import unwrapped
+
+__all__ = ["ModelBlockSource"]
+
+
+class ModelBlockSource(RunnableBlocks):
+    """The blocks of a model in memory.
+
+    Args:
+        model: any model with layers. Of wrappers around it (PEFT, DDP, torch.compile) it is the model inside that
+            counts, and its names; others may be inside it.
+        results: where finished blocks go, and come from: what is in it already replaces the block of the model.
+
+    Raises:
+        ModelError: the model has no layers.
+    """
+
+    def __init__(self, model: nn.Module, *, results: BlockResults | None = None) -> None:
+        model = unwrapped(model)
+        config = getattr(model, "config", None)
+        super().__init__(model)
+        self.model_type: str = getattr(config, "model_type", "") or type(model).__name__
+        self.name: str = getattr(config, "_name_or_path", "") or type(model).__name__
+        self.dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        self.vocabulary: int | None = getattr(config, "vocab_size", None)
+        # Parameters of a block that an earlier one has too, and their names there.
+        self._shared_with: list[dict[str, tuple[int, str]]] = _shared_parameters(self.modules)
+        self.outside = tuple(self._view(layer) for layer in find_outside(model))
+        self.results: BlockResults | None = None
+        if results is not None:
+            self.attach(results)
+
+    def open(self, index: int) -> Block:
+        """The block itself; nothing is copied."""
+        metadata = self._metadata[index]
+        return Block(metadata, self.modules[index], tuple(self._view(layer) for layer in metadata.layers))
+
+    def _view(self, layer: LayerMetadata) -> LayerView:
+        path, _, attribute = layer.parameter.rpartition(".")
+        while path.endswith(f".{BASE}"):
+            path = path.removesuffix(f".{BASE}")
+        module = self.model.get_submodule(path)
+        return LayerView(layer, ModuleStore(module, attribute), module)
+
+    def attach(self, results: BlockResults) -> None:
+        """Send finished blocks there from now on, and take what an earlier run finished from there."""
+        self.results = results
+        for index in range(len(self)):
+            if results.record(index) is not None:
+                stored = StoredTensors(results.tensors(index), self.model)
+                name = self._metadata[index].name
+                with torch.no_grad():
+                    for key, tensor in self._own_state(index).items():
+                        tensor.copy_(stored.read(f"{name}.{key}"))
+
+    def commit(self, index: int, record: Record) -> None:
+        """Hand the finished block to the results."""
+        if self.results is not None:
+            self.results.write(index, self._metadata[index].name, self._own_state(index), record)
+
+    def _own_state(self, index: int) -> dict[str, Tensor]:
+        """Weights of a block without those that an earlier block has too: they are kept there."""
+        state = self.modules[index].state_dict()
+        return {key: tensor for key, tensor in state.items() if key not in self._shared_with[index]}
+
+    def finished(self, index: int) -> Record | None:
+        """What the results know of this block."""
+        return self.results.record(index) if self.results is not None else None
+
+    def count_parameters(self) -> tuple[int, int]:
+        """Parameters of the whole model, tied ones once, and how many of them are zero."""
+        parameters = list(self.model.parameters())
+        return sum(p.numel() for p in parameters), sum(map(count_zeros, parameters))
+
+
+def _shared_parameters(modules: list[nn.Module]) -> list[dict[str, tuple[int, str]]]:
+    """For each block its parameters that an earlier one has too: index and name there by the name here."""
+    homes: dict[int, tuple[int, str]] = {}
+    shared: list[dict[str, tuple[int, str]]] = []
+    for index, module in enumerate(modules):
+        named = list(module.named_parameters(remove_duplicate=False))
+        shared.append({name: homes[id(p)] for name, p in named if id(p) in homes})
+        homes |= {id(p): (index, name) for name, p in named if id(p) not in homes}
+    return shared
