@@ -5,11 +5,14 @@ from __future__ import annotations
 import inspect
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from hf_farms.masking import mask_secrets
 from hf_farms_cli.analyze import analyze_command
 from hf_farms_cli.card import card_command
 from hf_farms_cli.env import env_command
@@ -20,12 +23,35 @@ from hf_farms_cli.push import push_command
 __all__ = ["CommandGroup", "app", "main"]
 
 
+class _Group(TyperGroup):
+    """Parses the command line; what it quotes of one that is wrong is masked."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _masked():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _masked():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _masked() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # their class is not public
+        if isinstance(message := getattr(error, "message", None), str):
+            error.message = mask_secrets(message)  # type: ignore[attr-defined]
+        raise
+
+
 class CommandGroup(typer.Typer):
     """Commands whose help is their docstring, with its `Examples:` at the end, after the options."""
 
     def __init__(self, **options: Any) -> None:
         # Help without boxes, as that of `hf`: it is read by programs too, and starts without rich.
         options = {"rich_markup_mode": None, "no_args_is_help": True, "pretty_exceptions_enable": False, **options}
+        options.setdefault("cls", _Group)
         super().__init__(context_settings={"help_option_names": ["-h", "--help"]}, **options)
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:

@@ -156,10 +156,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             # The reader of our output (such as `head`) has seen enough; nothing may be flushed to it at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(141) from None
-        except (typer.Exit, typer.Abort):
-            raise
-        except typer.BadParameter as error:
-            error.message = mask_secrets(error.message)
+        except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except Exception as error:
             mask_error(error)

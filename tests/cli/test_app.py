@@ -105,6 +105,19 @@ def test_a_wrong_command_or_option_is_answered_with_the_one_that_was_meant():
     assert "--sparsity" in runner.invoke(app, ["prune", "demo", "--sparsty", "1"]).stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["analyze", "demo", "{}"], ["{}"], ["--{}"], ["push", "demo", "--{}"], ["analyze", "demo", "--format", "{}"]],
+    ids=["argument", "command", "option", "option of a command", "value"],
+)
+def test_a_token_in_a_wrong_command_line_is_masked(arguments):
+    token = "hf_" + "aB3" * 10
+    done = runner.invoke(app, [argument.format(token) for argument in arguments])
+    assert done.exit_code == 2
+    assert "***" in done.stderr
+    assert token not in done.output
+
+
 @pytest.mark.parametrize("arguments", [["--version"], ["-v"]])
 def test_version(arguments):
     assert runner.invoke(app, arguments).stdout.strip() == version("hf-farms")
