@@ -28,6 +28,7 @@ __all__ = [
     "kind_of",
     "nearest",
     "replacing",
+    "special_kind",
     "with_home",
     "with_name",
     "write_text",
@@ -57,6 +58,15 @@ def kind_of(path: Path) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return KINDS.get(stat.S_IFMT(mode), "special file")
+
+
+def special_kind(path: Path) -> str | None:
+    """What is there, or where links lead, if it is neither file nor folder: "pipe", "socket" or "device"; else None."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # nothing that could be opened
+        return None
+    return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else KINDS.get(stat.S_IFMT(mode), "special file")
 
 
 def check_file(path: str | Path, *, argument: str = "output") -> None:
@@ -208,7 +218,7 @@ def with_name(path: str) -> str:
     """
     if path.startswith("~"):
         path = os.path.expanduser(path)
-    if Path(path).name not in ("", ".."):
+    if not path or Path(path).name not in ("", ".."):
         return path
     parent, name = os.path.split(os.path.realpath(path))
     return os.path.join(os.path.relpath(parent), name) if name else path

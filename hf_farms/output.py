@@ -169,6 +169,8 @@ class OutputFolder:
             there = json.loads((self.state / "fingerprint.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
+        if not isinstance(there, dict):  # damaged, and of no use
+            return None
         here = json.loads(json.dumps(fingerprint))
         keys = dict.fromkeys((*here, *there))
         return [

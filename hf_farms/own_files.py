@@ -21,6 +21,8 @@ __all__ = ["copy_file", "describe_kind", "find_files", "foreign_texts", "is_own_
 BLOB = re.compile("[0-9a-f-]{16,}")
 CONFIG, TEMPLATES = "config.json", "additional_chat_templates"
 TEXTS = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".bpe", ".codes", ".spm")
+# What no model or tokenizer is made of; licences are copied in their own way.
+NEVER_COPIED = re.compile(r"(LICEN[CS]E|USE_POLICY|NOTICE)([-_.].*)?|modelcard\.json|.+\.index\.json", re.IGNORECASE)
 KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -92,7 +94,11 @@ def foreign_texts(folder: Path) -> tuple[str, ...]:
     Weights are not among them, as they are only computed with, and config.json, without which there is no model. A link
     to the file of the same name in another model's folder is what a user makes to have a model in two places.
     """
-    names = [path for path in folder.iterdir() if path.is_symlink() and path.suffix in TEXTS]
+    names = [
+        path
+        for path in folder.iterdir()
+        if path.is_symlink() and path.suffix in TEXTS and not NEVER_COPIED.fullmatch(path.name)
+    ]
     names += (folder / TEMPLATES).glob("*.jinja") if (folder / TEMPLATES).is_dir() else ()
     return tuple(
         path.relative_to(folder).as_posix()

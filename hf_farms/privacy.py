@@ -72,8 +72,10 @@ def same_place(first: str, second: str) -> bool:
 
 def published_path(name: str) -> str:
     """The name of a model or a file, as it may be published; ids of the Hub as they are."""
-    if not is_local(name):
-        return published_text(name)
+    return _published_place(name) if is_local(name) else published_text(name)
+
+
+def _published_place(name: str) -> str:
     if WINDOWS.match(name) and os.sep == "/":
         return mask_secrets("./" + re.split(r"[\\/]", name.rstrip("\\/"))[-1])
     path = local_path(name)
@@ -182,11 +184,20 @@ def published_argument(argument: str) -> str:
     option, equals, value = argument.partition("=")
     if equals and re.fullmatch(r"--?[\w-]+", option):
         return f"{option}={published_argument(value)}"
-    if found := re.fullmatch(r"(-[A-Za-z])([/~.].*)", argument):
+    if found := re.fullmatch(r"(-[A-Za-z])([/~.].*|[^-].*/.*)", argument):
         return f"{found[1]}{published_argument(found[2])}"
     if argument.startswith("-"):
         return published_text(argument)
-    return published_path(argument) if LOCAL.match(argument) else published_text(argument)
+    if LOCAL.match(argument) or _leads_through_home(argument):
+        return _published_place(argument)
+    return published_text(argument)
+
+
+def _leads_through_home(name: str) -> bool:
+    """Whether a relative path, which may be an output that is not there yet, leads through a private folder."""
+    path = local_path(name)
+    inside = _relative(path) if "/" in name and os.path.isdir(os.path.dirname(path)) else None
+    return inside is not None and _is_private(inside, path)
 
 
 def published(value: Any, name: str = "") -> Any:

@@ -7,15 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from hf_farms.errors import ModelError
+from hf_farms.files import special_kind
 
-__all__ = ["ADAPTER", "adapter_error", "custom_code_error", "refuse_pointers"]
+__all__ = ["ADAPTER", "adapter_error", "custom_code_error", "refuse_pointers", "refuse_special_files"]
 
 ADAPTER = "adapter_config.json"
 POINTER = b"version https://git-lfs.github.com/spec/"
 # A pointer has three short lines.
 POINTER_BYTES = 1024
 # What is read of a model; a picture in its card may well be a pointer.
-READ = ("*.safetensors", "*.bin", "*.pth", "*.json", "*.model", "*.txt", "*.jinja")
+READ = ("*.safetensors", "*.bin", "*.pth", "*.json", "*.model", "*.txt", "*.jinja", "additional_chat_templates/*.jinja")
+
+
+def refuse_special_files(folder: Path) -> None:
+    """Refuse pipes, sockets and devices in the place of files, also by links: who reads them would wait for ever.
+
+    Raises:
+        ModelError: a file that a model is read from is one.
+    """
+    for path in sorted({path for pattern in READ for path in folder.glob(pattern)}):
+        if (kind := special_kind(path)) is not None:
+            raise ModelError(
+                f"files of a model must be regular, got the {kind} {str(path)!r}.", hint="Put the file itself there."
+            )
 
 
 def refuse_pointers(folder: Path) -> None:

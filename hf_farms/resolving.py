@@ -16,7 +16,7 @@ from hf_farms.demo import demo_model
 from hf_farms.errors import HfFarmsError, HfFarmsWarning, ModelError
 from hf_farms.original import find_original
 from hf_farms.patience import nothing_swallowed, watched
-from hf_farms.refusals import ADAPTER, adapter_error, custom_code_error, refuse_pointers
+from hf_farms.refusals import ADAPTER, adapter_error, custom_code_error, refuse_pointers, refuse_special_files
 from hf_farms.requests import retried
 from hf_farms.shards import ENDINGS, shard_names
 
@@ -83,8 +83,11 @@ def resolve(name: str) -> str:
     """
     if name == DEMO:
         return str(demo_model())
+    if not name.strip():
+        raise ModelError(f"model must be a hub id, a folder or `demo`, got {name!r}.")
     folder = Path(name)
     if folder.is_dir():
+        refuse_special_files(folder)
         if not (folder / "config.json").is_file():
             if (folder / "params.json").is_file() and any(folder.glob("consolidated.*")):
                 return name

@@ -33,7 +33,7 @@ OTHERS = frozenset(
         *(".sas7bdat", ".rds", ".rdata", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".mat", ".pt", ".pth", ".bin"),
         *(".safetensors", ".gguf", ".onnx", ".h5", ".hdf5", ".tfrecord", ".msgpack", ".db", ".sqlite", ".sqlite3"),
         *(".duckdb", ".zip", ".tar", ".tgz", ".zst", ".lz4", ".lzma", ".br", ".z", ".7z", ".rar", ".pdf", ".doc"),
-        *(".docx", ".odt", ".rtf", ".pptx", ".epub", ".ipynb", ".har"),
+        *(".docx", ".odt", ".rtf", ".pptx", ".epub", ".ipynb", ".har", ".yaml", ".yml", ".xml", ".dbf"),
     ]
 )
 # First bytes of what is no text -> how it is called.

@@ -23,6 +23,7 @@ __all__ = ["ROWS", "arrow_rows", "looks_like", "reason", "texts_of_rows"]
 Rows = Iterable[tuple[int, Any]]
 
 KINDS = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
+KINDS |= {str: "a text", bytes: "bytes"}
 # Enough names of columns for a sentence, and enough of each.
 SHOWN_COLUMNS, SHOWN_CHARACTERS = 12, 40
 

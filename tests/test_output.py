@@ -179,6 +179,14 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
     assert not (tmp_path / "out.partial" / SHARD).exists()
 
 
+@pytest.mark.parametrize("damage", ["", "{", "[]", "null", '"x"'])
+def test_a_damaged_fingerprint_is_the_beginning_of_nothing(damage, tmp_path):
+    output = begun(tmp_path / "out")
+    (output.partial / SHARD).write_text("x")
+    (output.state / "fingerprint.json").write_text(damage)
+    assert not (begun(tmp_path / "out").partial / SHARD).exists()
+
+
 def test_overwriting_continues_its_own_beginning(tmp_path):
     (begun(tmp_path / "out", overwrite=True).partial / "shard").write_text("x")
     assert (begun(tmp_path / "out", overwrite=True).partial / "shard").exists()

@@ -143,6 +143,8 @@ def test_texts_of_a_model_that_lead_elsewhere(model, secret, tmp_path):
     (model / "chat_template.jinja").symlink_to(secret)
     (model / "model.safetensors").symlink_to(secret)  # only computed with
     (model / "vocab.txt").write_text("own")
+    for name in ("LICENSE.txt", "modelcard.json", "model.safetensors.index.json"):
+        (model / name).symlink_to(secret)  # no tokenizer is made of them
     (model / "additional_chat_templates").mkdir()
     (model / "additional_chat_templates" / "tool.jinja").symlink_to(secret)
     assert foreign_texts(model) == ("additional_chat_templates/tool.jinja", "chat_template.jinja")

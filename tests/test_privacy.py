@@ -127,6 +127,17 @@ def test_how_an_argument_is_published(home, argument, shown):
     assert not any(word in command for word in PRIVATE)
 
 
+@pytest.mark.parametrize("argument", ["{place}", "--output={place}", "-o{place}"])
+@pytest.mark.parametrize("place", ["zanzibarhome/work/m", "zanzibarhome/work/not/there/yet", "zanzibarhome/m"])
+def test_a_relative_path_through_a_home_folder(home, monkeypatch, argument, place):
+    """From a folder above it, nothing at the beginning of the argument says that it is a path."""
+    (home / "work" / "not" / "there").mkdir(parents=True)
+    monkeypatch.chdir(home.parent)
+    shown = f"./{place.rpartition('/')[2]}"
+    assert published_argument(argument.format(place=place)) == argument.format(place=shown)
+    assert published_argument(f"{USER}/model") == f"{USER}/model"  # on the Hub
+
+
 def test_structures_and_what_only_looks_like_a_path(home):
     found = {"id2label": {"0": "/m/01g317"}, "_name_or_path": f"{home}/m", "a": [f"{home}/x", 1, None, 0.5, True]}
     assert published(found) == {

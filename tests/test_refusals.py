@@ -1,6 +1,7 @@
 """What only looks like a model is refused before anything is loaded, and no code of a model is ever run."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -127,6 +128,21 @@ def test_an_adapter_is_no_model(whole, folder):
         with pytest.raises(ModelError, match=r"a whole one, got a PEFT adapter \(LORA of 'meta/base'\)") as refused:
             load(str(folder))
         assert "merge_and_unload" in refused.value.hint
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "generation_config.json", "additional_chat_templates/x.jinja"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(name, linked, folder, tmp_path):
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "pipe" if linked else path)
+    if linked:
+        path.symlink_to(tmp_path / "pipe")
+    for command, options in COMMANDS.items():
+        done = runner.invoke(app, [command, str(folder), *options])
+        assert done.exit_code == 1
+        assert f"files of a model must be regular, got the pipe '{path}'" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])

@@ -55,3 +55,9 @@ def test_a_file_is_no_model(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match=r"^model must be a folder or a hub id, got the file 'README.md'\.$"):
         resolve("README.md")
     assert resolve("ada/README.md") == "ada/README.md"
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_a_model_without_a_name_is_not_the_working_folder(name):
+    with pytest.raises(ModelError, match=f"model must be a hub id, a folder or `demo`, got '{name}'"):
+        resolve(name)

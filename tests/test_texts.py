@@ -145,7 +145,7 @@ def test_a_row_of_parquet_without_text_is_named(kind, tmp_path):
 
 CONTENTS = {
     "a row without the column": ("a.jsonl", LINES + '\n{"id": 4}', "column must hold text, got no 'text' in row 4 of"),
-    "texts alone": ("a.json", '["a", "b"]', "rows must be objects with columns, got a value of type str in row 1 of"),
+    "texts alone": ("a.json", '["a", "b"]', "rows must be objects with columns, got a text in row 1 of"),
     "half a character": ("a.jsonl", LINES + '\n{"text": "a\\ud800b"}', r"\(a lone surrogate\) in row 4 of 'text'"),
     "a bad line": ("a.jsonl", LINES + '\n\n{"text": "x', r"table must be JSON, got an error in line 5 of .* \(Unterm"),
     "a bad first line": ("a.jsonl", '{"text": x}\n' + LINES, r"an error in line 1 of .*\(Expecting value\)"),
@@ -250,6 +250,9 @@ def test_what_is_no_plain_text(case, name, tmp_path):
         "a.geojson",
         "a.ipynb",
         "a.psv",
+        "a.yaml",
+        "a.YML",
+        "a.xml",
         "a.orc",
         "a.pdf",
     ],

@@ -202,8 +202,9 @@ def _left_out(model: str) -> tuple[str, ...]:
     """Texts of a local model that are links out of its folder: they are read, and not put into the result."""
     left = foreign_texts(Path(model)) if model != DEMO and Path(model).is_dir() else ()
     if left:
+        do = "leads to another place: it is" if len(left) == 1 else "lead to other places: they are"
         warnings.warn(
-            f"{', '.join(left)} of {model!r} lead to other places: they are read and not copied, and the result has no "
+            f"{', '.join(left)} of {model!r} {do} read and not copied, and the result has no "
             f"{'generation config' if set(left) == {GENERATION} else 'tokenizer'} of its own. Put the files themselves "
             "there to have them copied.",
             HfFarmsWarning,
