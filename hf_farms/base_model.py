@@ -112,11 +112,14 @@ def _cached(model: str, revision: str | None) -> BaseModelRecord:
 def _card_of(folder: Path) -> dict[str, Any] | None:
     """Front matter of a README.md; None: no such file, or none that can be read."""
     from huggingface_hub import ModelCard
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
     if not (folder / "README.md").is_file():  # a pipe of that name would be waited for
         return None
     try:
-        return _plain_card(ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data)
+        # As ModelCard.load reads it, which prints a remark where there is no front matter.
+        text = (folder / "README.md").read_bytes().decode("utf-8")
+        return _plain_card(ModelCard(text, ignore_metadata_errors=True).data) if REGEX_YAML_BLOCK.search(text) else {}
     except Exception:  # a card is text of others: yaml and the card class raise their own
         return None
 

@@ -239,6 +239,14 @@ def test_a_notice_is_written_where_the_licence_asks_for_one(licence, tmp_path):
     assert copy_licence_files(BaseModelRecord(repo_id="x/y", license="mit"), tmp_path) == ()
 
 
+def test_a_readme_without_front_matter_is_no_reason_for_a_remark(tmp_path, caplog):
+    (tmp_path / "README.md").write_text("# A model\n")
+    (tmp_path / "LICENSE").write_text("terms")
+    with caplog.at_level("WARNING"):
+        describe_folder(tmp_path)
+    assert not caplog.records
+
+
 def test_aliases_in_a_card_are_not_multiplied(tmp_path):
     """A few lines of YAML that would be larger than any memory, if all of the card were copied."""
     rows = ["a: &a [x,x,x,x,x,x,x,x,x]"]
