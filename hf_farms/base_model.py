@@ -231,6 +231,7 @@ def _downloaded(base: BaseModelRecord, token: str | None) -> dict[str, Path]:
                         base.repo_id, name, revision=base.revision, token=token, library_name="hf-farms"
                     ),
                     what=f"Downloading {name}",
+                    reads=True,
                 )
             ).resolve()
     return found

@@ -206,10 +206,10 @@ def _http_error(cause: BaseException, what: str) -> HubError:
     said = getattr(cause, "server_message", None) or response.reason_phrase or "no reason given"
     said = " ".join(said.split())[:200]
     if status == 401:
-        return HubError("the Hub did not accept the token.", hint=LOGIN)
+        return HubError(f"the Hub at {endpoint()} did not accept the token.", hint=LOGIN)
     if status == 403 and (response.request.method not in ("GET", "HEAD") or path.endswith(("/write", "/whoami-v2"))):
         return HubError(
-            f"the token may not write to {what!r} ({said}).",
+            f"the token may not write to {what!r} at {endpoint()} ({said}).",
             hint="Use a token with write access, or another --repo-id.",
         )
     if status == 403:
@@ -218,7 +218,9 @@ def _http_error(cause: BaseException, what: str) -> HubError:
             hint="Log in with a token that may read it: `hf auth login`.",
         )
     if status == 429:
-        return HubError(f"the Hub was asked too often for {what!r} ({said}).", hint=f"{_pause(cause)}, {AGAIN}")
+        return HubError(
+            f"the Hub at {endpoint()} was asked too often for {what!r} ({said}).", hint=f"{_pause(cause)}, {AGAIN}"
+        )
     repair = "Check HF_ENDPOINT, then" if status == 404 else "Now or later,"
     return HubError(
         f"the Hub refused a request for {what!r} with status {status} ({said}). It was asked at {endpoint()}.",

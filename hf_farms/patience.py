@@ -64,6 +64,8 @@ class Budget:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self._failures, self._seconds, self._last = 0, 0.0, ""
+        # By thread, as they wait side by side.
+        self._asked: dict[int, float] = {}
         self._lock = threading.Lock()
 
     def lose(self, reason: str = "", seconds: float = 0.0, *, failures: int = 0) -> None:
@@ -71,6 +73,16 @@ class Budget:
         with self._lock:
             self._failures, self._seconds = self._failures + failures, self._seconds + seconds
             self._last = reason or self._last
+
+    def asked_to_wait(self, seconds: float | None) -> bool:
+        """Count what the Hub asks this thread to wait, since it last gave an answer; whether that is too long.
+
+        Args:
+            seconds: None: an answer came.
+        """
+        thread = threading.get_ident()
+        self._asked[thread] = 0.0 if seconds is None else self._asked.get(thread, 0.0) + seconds
+        return self._asked[thread] > LONGEST_WAIT
 
     def restore(self) -> None:
         """Begin again."""
@@ -235,17 +247,25 @@ def _try(
     reason, passes = _trouble(request, response)
     if reason and passes:
         budget.lose(reason, budget.clock() - begun, failures=1)
+    asked = asked_wait(response.headers) if reason and passes else None
+    # Where the caller waits, it does so for as long as it is asked to, and as often.
+    if budget.asked_to_wait((asked or 0.0) if reason else None) and not again:
+        response.close()
+        raise _refuse(
+            f"the Hub at {host_of(request.url)} gave {reason} for {request.url.path}, and asks to wait {asked:.0f} s.",
+            repair=f"Wait {asked:.0f} seconds",
+        )
     if not reason or not again:
         return response, "", None
     response.close()
-    return None, reason, (asked_wait(response.headers) or 0.0) if passes else None
+    return None, reason, (asked or 0.0) if passes else None
 
 
 def _trouble(request: Any, response: Any) -> tuple[str, bool]:
     """What is wrong with an answer to a read ("": nothing), and whether that may pass."""
     status, headers = response.status_code, response.headers
     if status >= 500 or (status >= 400 and "X-Error-Code" not in headers and status not in TELLING):
-        said = f" ({message})" if (message := headers.get("X-Error-Message")) else ""
+        said = f" ({message})" if (message := headers.get("X-Error-Message", "")[:200]) else ""
         return f"status {status}{said}", status in PASSING
     if status != 200 or request.method not in READS or response.history:
         return "", False

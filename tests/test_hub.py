@@ -101,7 +101,7 @@ def test_a_push_without_a_good_token_ends_before_any_work(hub, client, anonymous
     assert "a push must have a token, got none" in said(done)
     assert "Hint: Run `hf auth login`" in said(done)
     done = anonymous.cli("prune", "demo", "--push", "--token", "hf_bad")
-    assert "the Hub did not accept the token. Hint: Run `hf auth login`" in said(done)
+    assert f"the Hub at {hub.endpoint} did not accept the token. Hint: Run `hf auth login`" in said(done)
     assert "hf_bad" not in said(done)
     assert not list(folder.rglob("demo*"))
 

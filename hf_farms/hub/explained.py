@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hf_farms.errors import HfFarmsError, HubError
-from hf_farms.explain import LOGIN, first_line, known_error, status_of
+from hf_farms.explain import LOGIN, endpoint, first_line, known_error, status_of
 from hf_farms.masking import mask_error
 from hf_farms.patience import watched
 
@@ -54,7 +54,7 @@ def _repository_error(error: Exception, what: str) -> HubError | None:
         return None
     if isinstance(error, hub.RepositoryNotFoundError):
         if status_of(error) == 401:
-            return HubError("the Hub did not accept the token.", hint=LOGIN)
+            return HubError(f"the Hub at {endpoint()} did not accept the token.", hint=LOGIN)
         return HubError(
             f"repository must be there and open to this token, got {what!r}, which the Hub does not show.",
             hint="Check the name and the token, and run the same command again.",

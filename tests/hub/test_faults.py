@@ -31,7 +31,7 @@ PASSING = {
     "dropped": {"drop": "request"},
     "lost-answer": {"drop": "answer"},
 }
-LASTING = {401: "the Hub did not accept the token", 403: "the token may not write to", 404: "with status 404"}
+LASTING = {401: "did not accept the token", 403: "the token may not write to", 404: "with status 404"}
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +98,21 @@ def test_a_hub_that_stays_busy_is_given_up(client):
     assert "Creating ada/m: status 503, trying again in 4 s (3 of 4)" in client.log.read_text()
 
 
-def test_a_long_pause_is_not_slept_through(client):
-    client.hub.fault("POST /api/repos/create", status=429, retry_after=3600)
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(("request_", "seconds"), [("create", 3600), ("put", 3600), ("commit", 3600), ("put", 200)])
+def test_a_long_pause_is_not_slept_through(client, request_, seconds, status):
+    """Not by us, nor by the client, which waits for as long and as often as it is asked to."""
+    client.hub.fault(REQUESTS[request_], status=status, retry_after=seconds, times=100)
     done = client("push", client.folder, "ada/m")
-    assert "the Hub was asked too often for 'ada/m'" in done["message"]
-    assert done["hint"] == "Wait 3600 seconds, run the same command again."
-    assert done["waits"] == []
+    assert f"the Hub at {client.hub.endpoint} gave status {status} (injected failure) for /" in done["message"]
+    assert f"and asks to wait {seconds} s." in done["message"]
+    assert done["hint"] == f"Wait {seconds} seconds, then run the same command again."
+    # Once for each file that is on its way.
+    long = [wait for wait in done["waits"] if wait >= 200]
+    assert len(long) <= (len(contents(client.folder)) if seconds == 200 else 0)
+    client.hub.faults.clear()
+    client("push", client.folder, "ada/m")
+    check_complete(client)
 
 
 def test_a_pause_until_a_date_is_kept(client):
