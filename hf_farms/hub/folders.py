@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,12 +48,12 @@ def check_folder(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     unfinished = OutputFolder(folder)
-    if unfinished.path.name.endswith(".partial") or (not folder.exists() and unfinished.partial.exists()):
+    if unfinished.path.name.endswith(".partial") or (not os.path.exists(folder) and os.path.exists(unfinished.partial)):
         raise OutputError(
             f"folder must be finished, got {str(folder)!r}, whose work is not.",
             hint="Run the `hf-farms prune` command that began it again: it goes on where it stopped.",
         )
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # pathlib raises for a name that is too long
         raise OutputError(f"folder must be an existing one, got {str(folder)!r}.", hint="Check the path.")
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise OutputError(

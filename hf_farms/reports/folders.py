@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +44,7 @@ def load_report(folder: str | Path) -> PruneReport | TrainReport:
         DataError: no such folder, neither a report nor files of a training, or a report of another kind or schema.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # pathlib raises for a name that is too long
         raise DataError(f"folder must be an existing one, got {str(folder)!r}. Check the path.")
     path = folder / REPORT_NAME
     if path.is_file():  # a pipe of that name would be waited for

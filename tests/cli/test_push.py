@@ -217,6 +217,7 @@ def test_folders_that_cannot_be_pushed(client, hub, pruned):
     shard.unlink()
     assert shard.name in refused(client.cli("push", str(pruned), "--repo-id", "m"))
     assert "folder must be an existing one, got 'nowhere'" in refused(client.cli("push", "nowhere"))
+    assert "folder must be an existing one, got 'nnn" in refused(client.cli("push", "n" * 300))
     (client.folder / "empty").mkdir(exist_ok=True)
     assert "folder must hold config.json and *.safetensors, got 'empty'" in refused(client.cli("push", "empty"))
     (client.folder / "begun.partial").mkdir(exist_ok=True)
