@@ -17,12 +17,12 @@ from hf_farms.allocation.lr import allocate_lr, smoothed
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.callbacks.following import followed_layers
 from hf_farms.callbacks.groups import Key, LayerwiseGroups, innermost
-from hf_farms.callbacks.history import History, recording
+from hf_farms.callbacks.history import History, recording, said
 from hf_farms.callbacks.recording import record_training
 from hf_farms.callbacks.refusals import check_supported
 from hf_farms.callbacks.schedule import as_config, schedule, whole_epochs
 from hf_farms.config import FarmsLRConfig
-from hf_farms.errors import HfFarmsError, HfFarmsWarning, NoEffectWarning
+from hf_farms.errors import HfFarmsWarning, NoEffectWarning
 from hf_farms.parallel import ONE_PROCESS, agreed, launched_ranks
 from hf_farms.reports import SpectralReport
 from hf_farms.spectra.analysis import analyze
@@ -101,7 +101,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
             self._source = ModelBlockSource(model)
             keys = self._keys()
         except Exception as error:  # whatever a foreign model makes the search for its layers stumble over
-            warnings.warn(f"FarmsLRCallback has no effect: {_said(error)}", NoEffectWarning, stacklevel=2)
+            warnings.warn(f"FarmsLRCallback has no effect: {said(error)}", NoEffectWarning, stacklevel=2)
             self._source = None
             return
         # Sharded weights are read by all processes together, so each measures all of them.
@@ -205,7 +205,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
                 return self._keys()
             except Exception as error:  # no change of the model may end the training here
                 failure = error
-        self._warn(f"Parameters that join the optimizer have factor 1: {_said(failure)}")
+        self._warn(f"Parameters that join the optimizer have factor 1: {said(failure)}")
         return {}
 
     def _is_due(self, state: TrainerState) -> bool:
@@ -228,7 +228,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
         except Exception as error:  # a measurement may not end a training, whatever went wrong
             if not self._warned:
                 self._warned = True
-                self._warn(f"Learning rates stay as they are at step {state.global_step}: {_said(error)}")
+                self._warn(f"Learning rates stay as they are at step {state.global_step}: {said(error)}")
             return None
         return report
 
@@ -269,8 +269,3 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
             self._groups.remove()
             vars(self._groups.optimizer).pop(MARK, None)
             self._groups = self._model = None
-
-
-def _said(error: Exception) -> str:
-    """An error of ours as it is; of another one its kind too."""
-    return str(error) if isinstance(error, HfFarmsError) else f"{type(error).__name__}: {error}"

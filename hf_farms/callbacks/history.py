@@ -17,11 +17,11 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_farms.callbacks.groups import mean_factor
 from hf_farms.config import FarmsLRConfig
-from hf_farms.errors import DataError, HfFarmsWarning, OutputError
+from hf_farms.errors import HfFarmsError, HfFarmsWarning
 from hf_farms.files import check_within, write_text
 from hf_farms.reports import REPORT_NAME, SpectralReport
 
-__all__ = ["History", "read_history", "recording", "run_folder", "track"]
+__all__ = ["History", "read_history", "recording", "run_folder", "said", "track"]
 
 FILE = "farms_lr.jsonl"
 # Who draws it: the library does not know the package of cards, it asks what is installed.
@@ -187,11 +187,12 @@ def _callers(*attributes: str) -> Iterator[Any]:
 
 @contextmanager
 def recording() -> Iterator[None]:
-    """What only describes a training must not end it: a full disk or a broken file is a warning."""
+    """What only describes a training must not end it: a full disk, a broken file or a tracker is a warning."""
     try:
         yield
-    except (OSError, ValueError, DataError, OutputError) as error:
-        warnings.warn(f"What was trained could not be recorded for the card: {error}", HfFarmsWarning, stacklevel=3)
+    except Exception as error:  # trackers and figures are code of others
+        message = f"What was trained could not be recorded for the card: {said(error)}"
+        warnings.warn(message, HfFarmsWarning, stacklevel=3)
 
 
 def track(args: TrainingArguments, state: TrainerState, logs: dict[str, float], model: Any) -> None:
@@ -206,3 +207,8 @@ def track(args: TrainingArguments, state: TrainerState, logs: dict[str, float], 
         if tracks and not isinstance(callback, ProgressCallback | PrinterCallback):
             # Trackers take a control and do not change it: any will do.
             callback.on_log(args, state, TrainerControl(), logs=dict(logs), model=model)
+
+
+def said(error: Exception) -> str:
+    """An error of ours as it is; of another one its kind too."""
+    return str(error) if isinstance(error, HfFarmsError) else f"{type(error).__name__}: {error}"

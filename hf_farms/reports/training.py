@@ -120,7 +120,8 @@ class TrainReport(Report):
         best_step: step of the model that was saved, where the Trainer chose the best one; None: the last.
         epochs: passes over the data, also a part of one.
         arguments: settings of the training that matter, by their names.
-        metrics: the last value of each that was logged up to the model that was saved, such as `eval_loss`.
+        metrics: the last value of each that was logged up to the model that was saved, such as `eval_loss`. What
+            `trainer.evaluate()` gives after the training is not among them: it may be of other data.
         farms_lr: layer-wise learning rates; None: all layers learnt alike.
         s2ft: selective training; None: not used.
         base: what the Hub says of the model that was trained further.

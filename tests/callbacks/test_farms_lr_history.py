@@ -222,6 +222,18 @@ def test_weights_that_vanish_on_the_way_keep_the_rates(tmp_path):
     assert run.state.global_step == 8
 
 
+@pytest.mark.parametrize("error", [KeyError("blocks"), RuntimeError("no fonts"), TypeError("not JSON")])
+def test_a_figure_that_cannot_be_drawn_does_not_end_the_training(error, monkeypatch, tmp_path):
+    def fail(*_):
+        raise error
+
+    drawer = SimpleNamespace(load=lambda: fail)
+    monkeypatch.setattr(history, "entry_points", lambda group: [drawer])
+    run = trainer(tmp_path, FarmsLRCallback(FAST))
+    with pytest.warns(HfFarmsWarning, match=rf"could not be recorded for the card: {type(error).__name__}: "):
+        assert run.train().global_step == 8
+
+
 @pytest.mark.parametrize("broken", ["folder", "garbage"])
 def test_a_history_that_cannot_be_kept_does_not_end_the_training(broken, tmp_path):
     path = tmp_path / "farms_lr.jsonl"
