@@ -93,7 +93,7 @@ def record_training(
     if not state.is_world_process_zero:
         return None
     there = _same_training(path, int(state.global_step))
-    if path.exists() and there is None and kind_of(path) != "training":
+    if path.is_file() and there is None and kind_of(path) != "training":
         return None
     config = getattr(model, "config", None)
     best = best_step(state) if getattr(args, "load_best_model_at_end", False) else None
