@@ -172,6 +172,8 @@ class OutputFolder:
         if not isinstance(there, dict):  # damaged, and of no use
             return None
         here = json.loads(json.dumps(fingerprint))
+        # Earlier releases wrote the build too, as in 2.13.0+cpu.
+        there = {key: str(v).partition("+")[0] if key.startswith("versions.") else v for key, v in there.items()}
         keys = dict.fromkeys((*here, *there))
         return [
             f"{key}: {_short(here.get(key))}, there {_short(there.get(key))}"

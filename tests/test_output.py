@@ -280,6 +280,16 @@ def test_any_build_of_a_release_goes_on_with_the_work_of_another(tmp_path, monke
         output.begin(begun | {"versions.torch": "2.14.0"})
 
 
+def test_work_that_was_begun_with_the_name_of_the_build_is_continued(tmp_path):
+    output = OutputFolder(tmp_path / "out")
+    output.begin({"versions.torch": "2.13.0+cpu", "model": "a+b"})
+    output.kept("stage", lambda: "done", lambda result, path: path.write_text(result), Path.read_text)
+    output.begin({"versions.torch": "2.13.0", "model": "a+b"})
+    assert (output.state / "stage").exists()
+    with pytest.raises(OutputError, match=r"model: 'a', there 'a\+b'"):
+        output.begin({"versions.torch": "2.13.0", "model": "a"})
+
+
 def test_files_of_the_hub_cache_are_not_read_again(tmp_path):
     blob = tmp_path / ("ab" * 32)
     blob.write_bytes(b"x")
