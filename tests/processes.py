@@ -5,7 +5,9 @@ No test may depend on how fast the machine is. `LIMIT` ends what hangs, and is a
 
 import json
 import os
+import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,23 +17,40 @@ LIMIT = 1200  # seconds; below the limit of a test in pyproject.toml, so that wh
 MOMENTS = Path(__file__).parent / "moments"
 
 
+class Process(subprocess.Popen):
+    """A process whose output is kept in files: pipes stay open for as long as any child of it lives."""
+
+    def __init__(self, command, **options):
+        self.streams = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115 - closed by `ended`
+        super().__init__([str(word) for word in command], stdout=self.streams[0], stderr=self.streams[1], **options)
+
+    def printed(self):
+        """All of stdout and stderr so far."""
+        for stream in self.streams:
+            stream.seek(0)
+        return [stream.read() for stream in self.streams]
+
+    def ended(self):
+        """Wait for its end: status, stdout and stderr."""
+        try:
+            self.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            self.fail(f"did not end in {LIMIT} s")
+        stdout, stderr = self.printed()
+        for stream in self.streams:
+            stream.close()
+        return subprocess.CompletedProcess(self.args, self.returncode, stdout, stderr)
+
+    def fail(self, why):
+        """End it, and the test with what it printed."""
+        self.kill()
+        self.wait()
+        pytest.fail("\n".join([f"{self.args} {why}. It printed:", *self.printed()]))
+
+
 def finished(command, **options):
-    """Run a command to its end; what it printed is kept as text."""
-    with subprocess.Popen(
-        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    ) as process:
-        return ended(process)
-
-
-def ended(process):
-    """Wait for the end of a process that was started with pipes."""
-    try:
-        stdout, stderr = process.communicate(timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        stdout, stderr = process.communicate()
-        pytest.fail(f"{process.args} did not end in {LIMIT} s. It printed:\n{stdout}\n{stderr}")
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+    """Run a command to its end."""
+    return Process(command, **options).ended()
 
 
 def wait_for(event, *, process=None):
@@ -39,13 +58,19 @@ def wait_for(event, *, process=None):
     deadline = time.monotonic() + LIMIT
     while not (found := event()):
         if process is not None and process.poll() is not None:
-            pytest.fail(f"{process.args} ended with {process.returncode} too early. It printed:\n{ended(process)}")
+            process.fail(f"ended with {process.returncode} too early")
         if time.monotonic() > deadline:
-            if process is not None:
-                process.kill()
-            pytest.fail(f"waited {LIMIT} s{f'. It printed:{ended(process)}' if process else ''}")
+            why = f"waited {LIMIT} s for {event}"
+            process.fail(why) if process is not None else pytest.fail(why)
         time.sleep(0.005)
     return found
+
+
+def free_port():
+    """A port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def at(signal, *, imports=None, change=None, half=False, made=None, number=1):

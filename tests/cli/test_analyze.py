@@ -9,7 +9,7 @@ import torch
 from hf_farms_cli.app import app
 from launch import launch
 from models import tiny
-from processes import finished
+from processes import finished, free_port
 from typer.testing import CliRunner
 
 from hf_farms.comparison import SpectralComparison
@@ -204,9 +204,9 @@ def test_a_warning_is_not_repeated_as_a_note(tmp_path):
 
 def test_two_processes_of_accelerate_give_the_report_of_one(tmp_path):
     options = ["demo", "--outside", "--format", "json", "-o", str(tmp_path / "r.json")]
-    # --multi_gpu starts processes beside each other; without a GPU they work on the CPU. Port 0 is a free one.
+    # --multi_gpu starts processes beside each other; without a GPU they work on the CPU.
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--main_process_port", "0", "-m", "hf_farms_cli", "analyze", *options]
+    command += ["--main_process_port", free_port(), "-m", "hf_farms_cli", "analyze", *options]
     done = finished(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     report = SpectralReport.from_json(done.stdout)

@@ -9,7 +9,7 @@ import torch
 import yaml
 from hf_farms_cli.app import app
 from models import tiny_bert
-from processes import ended, wait_for
+from processes import Process, wait_for
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -297,10 +297,10 @@ def test_nan_in_a_weight_is_named(llama, tmp_path):
 def test_interrupt_leaves_only_the_partial_folder(tmp_path):
     """From outside, in the middle of what the later of six blocks compute for many seconds."""
     command = [*RUN, "prune", "demo", "--evaluation", "none", "--calibration-samples", "2000", "-o", tmp_path / "out"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = Process(command)
     wait_for(lambda: list(tmp_path.glob("out.partial/*.safetensors")), process=process)
     process.send_signal(signal.SIGINT)
-    done = ended(process)
+    done = process.ended()
     assert done.returncode == 130
     said = f"Interrupted. Unfinished work is in {tmp_path / 'out.partial'}: the same command goes on with it."
     assert said in done.stderr

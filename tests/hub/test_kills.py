@@ -3,13 +3,12 @@
 import os
 import random
 import signal
-import subprocess
 import sys
 
 import pytest
 from hub_client import contents, environment
 from local_hub import LocalHub
-from processes import at, ended, finished
+from processes import Process, at, finished
 
 TOKEN = "hf_SecretOfAda"
 RUN = [sys.executable, "-c", "from hf_farms_cli.app import main; main()"]
@@ -33,20 +32,17 @@ class Killed:
         self.said = ""
 
     def start(self, **variables):
-        self.process = subprocess.Popen(
+        self.process = Process(
             [*RUN, *COMMAND],
             cwd=self.folder,
             env=environment(self.hub.endpoint, self.folder / "home", token=None, OMP_NUM_THREADS="1", **variables),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
         )
 
     def kill(self):
         os.kill(self.process.pid, signal.SIGKILL)
 
     def end(self):
-        done = ended(self.process)
+        done = self.process.ended()
         self.said += done.stdout + done.stderr
         return done
 
