@@ -22,6 +22,7 @@ sys.path.append(str(Path(__file__).parent))
 from examples import both, demo, full, minimal, s2ft
 
 from hf_farms.demo import demo_model
+from hf_farms.errors import OutputError
 
 
 def quick_start(card):
@@ -164,16 +165,19 @@ def test_links_in_a_folder_are_neither_read_nor_written_through(folder, tmp_path
     private.mkdir()
     for name in ("token", "figure"):
         (private / name).write_text("geheim")
-    (folder / "figures").symlink_to(private)
     (folder / "recipe.yaml").symlink_to(private / "token")
     (folder / "README.md.tmp").symlink_to(private / "token")
     card = write_card(full(), folder)
     assert "geheim" not in card.read_text(encoding="utf-8")
-    assert sorted(path.name for path in private.iterdir()) == ["figure", "token"]
-    (folder / "figures" / "blocks.png").unlink()
-    (folder / "figures" / "blocks.png").symlink_to(private / "figure")
-    card.unlink()
-    card.symlink_to(private / "token")
-    write_card(full(), folder)
-    assert {path.read_text() for path in private.iterdir()} == {"geheim"}
-    assert not card.is_symlink()
+    figure = folder / "figures" / "blocks.png"
+    for place, target in ((figure, private / "figure"), (card, private / "token")):
+        place.unlink()
+        place.symlink_to(target)
+        with pytest.raises(OutputError, match=f"{place.name} must be a regular file or not there, got the link"):
+            write_card(full(), folder)
+        place.unlink()
+    figure.parent.rename(folder / "old")
+    figure.parent.symlink_to(private)
+    with pytest.raises(OutputError, match="folder must hold no link where hf-farms writes"):
+        write_card(full(), folder)
+    assert {path.name: path.read_text() for path in private.iterdir()} == {"token": "geheim", "figure": "geheim"}
