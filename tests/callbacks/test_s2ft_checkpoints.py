@@ -28,6 +28,23 @@ def slices(model):
     return {str(i): layer.selected.detach().clone() for i, layer in enumerate(layers(model))}
 
 
+def adagrad_takes_other_parameters():
+    parameter = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.Adagrad([parameter])
+    optimizer.state.clear()
+    parameter.grad = torch.ones(1)
+    try:
+        optimizer.step()
+    except KeyError:
+        return False
+    return True
+
+
+NEEDS_OTHER_PARAMETERS = pytest.mark.skipif(
+    not adagrad_takes_other_parameters(), reason="Adagrad of this torch knows the parameters that it was made with"
+)
+
+
 @LAYOUTS
 @DTYPES
 @EARLY
@@ -48,7 +65,9 @@ def test_resuming_is_exact(config, dtype, early, tmp_path):
     assert all(tensor.dtype == torch.float32 for tensor in kept["slices"].values())
 
 
-@pytest.mark.parametrize("optim", ["sgd", "adafactor", "adagrad", "rmsprop"])
+@pytest.mark.parametrize(
+    "optim", ["sgd", "adafactor", pytest.param("adagrad", marks=NEEDS_OTHER_PARAMETERS), "rmsprop"]
+)
 def test_resuming_is_exact_with_other_optimizers(optim, tmp_path):
     """Added late: then their states are kept by the callback and not by the optimizer."""
     options = {**SAVING, "optim": optim, "learning_rate": 1e-3}

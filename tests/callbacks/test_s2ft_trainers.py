@@ -8,7 +8,7 @@ import torch
 import transformers
 from families import family_model
 from launch import run_script
-from models import CHECKPOINTING, tiny
+from models import CHECKPOINTING, NEEDS_COMPILE, tiny
 
 sys.path.append(str(Path(__file__).parent))
 from test_farms_lr import InTheStep, same, signal
@@ -92,6 +92,7 @@ def test_reentrant_checkpointing_of_images(tmp_path):
     assert not same(found[0], plain(family_model("vit")))
 
 
+@NEEDS_COMPILE
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled(backend, tmp_path):
@@ -100,6 +101,7 @@ def test_compiled(backend, tmp_path):
     assert close(compiled, trained(tmp_path), limit=1e-3)
 
 
+@NEEDS_COMPILE
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*should not be instantiated:DeprecationWarning")
 def test_compiled_without_a_break_of_the_graph():
     model = tiny("llama").train()

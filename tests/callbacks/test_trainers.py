@@ -11,7 +11,7 @@ import transformers
 from families import family_model
 
 sys.path.append(str(Path(__file__).parent))
-from models import CHECKPOINTING, tiny
+from models import CHECKPOINTING, NEEDS_COMPILE, tiny
 from test_farms_lr import FAST, Tokens, arguments, innermost, signal, trainer, weights
 from torch.utils.data import Dataset
 from transformers import Trainer
@@ -55,6 +55,7 @@ def test_the_best_model_is_loaded_at_the_end(tmp_path):
     assert run.evaluate()["eval_loss"] == max(losses.values()) > losses[8]
 
 
+@NEEDS_COMPILE
 def test_a_compiled_model(tmp_path):
     """Compiled without generating code, which takes minutes and is no other to the callback."""
     found = []
