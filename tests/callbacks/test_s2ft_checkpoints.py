@@ -40,7 +40,7 @@ def adagrad_takes_other_parameters():
     return True
 
 
-NEEDS_OTHER_PARAMETERS = pytest.mark.skipif(
+NEEDS_OTHER = pytest.mark.skipif(
     not adagrad_takes_other_parameters(), reason="Adagrad of this torch knows the parameters that it was made with"
 )
 
@@ -65,9 +65,7 @@ def test_resuming_is_exact(config, dtype, early, tmp_path):
     assert all(tensor.dtype == torch.float32 for tensor in kept["slices"].values())
 
 
-@pytest.mark.parametrize(
-    "optim", ["sgd", "adafactor", pytest.param("adagrad", marks=NEEDS_OTHER_PARAMETERS), "rmsprop"]
-)
+@pytest.mark.parametrize("optim", ["sgd", "adafactor", pytest.param("adagrad", marks=NEEDS_OTHER), "rmsprop"])
 def test_resuming_is_exact_with_other_optimizers(optim, tmp_path):
     """Added late: then their states are kept by the callback and not by the optimizer."""
     options = {**SAVING, "optim": optim, "learning_rate": 1e-3}
