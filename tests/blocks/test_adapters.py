@@ -172,9 +172,12 @@ def test_every_kind_of_adapter_is_measured_as_it_is_merged(kind, tmp_path):
     assert torch.equal(random, torch.get_rng_state())
     base = {key: layer.read() for key, layer in layers_of(small()).items()}
     assert found.keys() == base.keys()
-    if kind in LEFT_OUT | PROMPTS:
+    # PEFT 0.19 computes none for OSF either.
+    mergeable = all(hasattr(m, "get_delta_weight") for m in model.modules() if hasattr(m, "adapter_layer_names"))
+    left_out = kind in LEFT_OUT or (kind == "OSF" and not mergeable)
+    if left_out or kind in PROMPTS:
         assert all(torch.equal(found[key], base[key]) for key in base)
-        assert len(said) == (kind in LEFT_OUT)
+        assert len(said) == left_out
         assert all(f"without the adapters: {kind} (" in text and text in report.notes for text in said)
         return
     assert said == []
