@@ -21,7 +21,10 @@ pytestmark = [
 
 
 def tiny(family, kind="causal"):
-    return build(*families(kind)[family])
+    known = families(kind)
+    if family not in known:
+        pytest.skip(f"this transformers has no {family}")
+    return build(*known[family])
 
 
 def ids(shape=(2, 12), seed=1):
