@@ -93,7 +93,8 @@ def told(done, hub):
     ):
         assert word not in said
     assert len(hub.requests) <= 40
-    assert sum(done["waits"]) <= 60
+    # A minute of ours; older clients wait some seconds more by themselves.
+    assert sum(done["waits"]) <= 75
     return said
 
 
