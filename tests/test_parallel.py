@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from processes import LIMIT
 
 from hf_farms.errors import HfFarmsError, ModelError
 from hf_farms.parallel import ONE_PROCESS, agreed, collected
@@ -16,7 +17,7 @@ class Threads:
 
     def gather(self, item):
         self._shared[self.index] = item
-        self._barrier.wait(timeout=60)
+        self._barrier.wait(timeout=LIMIT)
         return [self._shared[index] for index in range(self.count)]
 
 
