@@ -29,12 +29,33 @@ def hand_over(optimizer: torch.optim.Optimizer, model: nn.Module, frozen: Contai
         optimizer: the innermost one.
         model: with the slices.
         frozen: what did not learn before, so that no group has it; slices of these come into the first group.
+
+    Raises:
+        ValueError: the optimizer takes no other parameters than those that it was made with.
     """
+    _check_takes_others(optimizer)
     slices = {layer.weight: layer.selected for _, layer in selective_layers(model)}
     for group in optimizer.param_groups:
         group["params"] = [slices[parameter] for parameter in group["params"] if parameter in slices]
     optimizer.param_groups[0]["params"] += [part for weight, part in slices.items() if weight in frozen]
     optimizer.state.clear()
+
+
+def _check_takes_others(optimizer: torch.optim.Optimizer) -> None:
+    """Adagrad of older torch makes the state of each parameter when it is made itself, and misses it in `step`."""
+    if not isinstance(optimizer, torch.optim.Adagrad):
+        return
+    parameter = nn.Parameter(torch.zeros(1))
+    probe = torch.optim.Adagrad([parameter])
+    probe.state.clear()
+    parameter.grad = torch.ones(1)
+    try:
+        probe.step()
+    except KeyError:
+        raise ValueError(
+            f"S2FTCallback must be an argument of the Trainer for optim='adagrad' with torch {torch.__version__}, "
+            "got it added later. Pass Trainer(callbacks=[S2FTCallback(...)]), or install a newer torch."
+        ) from None
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:

@@ -65,6 +65,13 @@ def test_resuming_is_exact(config, dtype, early, tmp_path):
     assert all(tensor.dtype == torch.float32 for tensor in kept["slices"].values())
 
 
+@pytest.mark.skipif(adagrad_takes_other_parameters(), reason="Adagrad of this torch takes other parameters")
+def test_an_adagrad_that_takes_no_other_parameters_is_refused(tmp_path):
+    run = trainer(tmp_path, S2FTCallback(INDEXED), early=False, **SAVING, optim="adagrad")
+    with pytest.raises(ValueError, match=r"^S2FTCallback must be an argument of the Trainer for optim='adagrad'"):
+        run.train()
+
+
 @pytest.mark.parametrize("optim", ["sgd", "adafactor", pytest.param("adagrad", marks=NEEDS_OTHER), "rmsprop"])
 def test_resuming_is_exact_with_other_optimizers(optim, tmp_path):
     """Added late: then their states are kept by the callback and not by the optimizer."""

@@ -161,3 +161,16 @@ def test_without_the_hub_the_card_is_written_with_a_warning(trained):
     assert "Warning: The card cannot name the licence of the base model" in shown(done)
     text = (trained / "README.md").read_text(encoding="utf-8")
     assert "[its page](https://huggingface.co/meta/Llama-3.2-1B) names it" in text
+
+
+@pytest.mark.parametrize("status", [401, 404, 500, 503])
+def test_a_hub_that_fails_costs_the_licence_and_not_the_card(status, trained, tmp_path):
+    """As without a network: the card is written, and says where the licence is named."""
+    with LocalHub() as hub, HubClient(hub, tmp_path) as client:
+        hub.add("meta/Llama-3.2-1B", {"config.json": b"{}"})
+        hub.fail_next("GET /api/models/meta/Llama-3.2-1B", status=status, times=100)
+        done = client.cli("card", trained)
+    assert done["status"] == 0, done
+    assert "Warning: The card cannot name the licence of the base model: " in " ".join(done["stderr"].split())
+    assert "names it" in (trained / "README.md").read_text(encoding="utf-8")
+    assert sorted(path.name for path in trained.iterdir()) == ["README.md", "figures", REPORT_NAME]
