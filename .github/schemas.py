@@ -1,4 +1,4 @@
-"""Write the JSON schemas of the reports from their dataclasses into hf_farms/schemas: `make schemas`."""
+"""Write the JSON schemas of the reports from their dataclasses into hf_farms/reports/schemas: `make schemas`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from hf_farms.comparison import SpectralComparison
 from hf_farms.reports import SCHEMA_VERSION, EvaluationReport, PruneReport, SpectralReport, TrainReport
+from hf_farms.reports.comparison import SpectralComparison
 
-FOLDER = Path(__file__).parents[1] / "hf_farms" / "schemas"
+FOLDER = Path(__file__).parents[1] / "hf_farms" / "reports" / "schemas"
 REPORTS = {
     "spectral_report": SpectralReport,
     "prune_report": PruneReport,

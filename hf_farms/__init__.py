@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from hf_farms.allocation.plan import plan_sparsity
     from hf_farms.allocation.sparsity import allocate_sparsity
     from hf_farms.callbacks.farms_lr import FarmsLRCallback
+    from hf_farms.callbacks.keep_zeros import KeepZerosCallback
     from hf_farms.callbacks.s2ft import S2FTCallback
-    from hf_farms.callbacks.zeros import KeepZerosCallback
     from hf_farms.config import FarmsConfig, FarmsLRConfig, PruneConfig, S2FTConfig
     from hf_farms.hub import push
     from hf_farms.metrics.perplexity import Perplexity
@@ -56,7 +56,7 @@ _HOME = {
     "FarmsConfig": "config",
     "FarmsLRCallback": "callbacks.farms_lr",
     "FarmsLRConfig": "config",
-    "KeepZerosCallback": "callbacks.zeros",
+    "KeepZerosCallback": "callbacks.keep_zeros",
     "Perplexity": "metrics.perplexity",
     "PruneConfig": "config",
     "PruneReport": "reports",

@@ -18,7 +18,7 @@ Every message is one sentence that says what must hold, what was found, and what
 
 from __future__ import annotations
 
-from hf_farms.masking import mask_secrets
+from hf_farms.privacy.masking import mask_secrets
 
 __all__ = ["DataError", "HfFarmsError", "HfFarmsWarning", "HubError", "ModelError", "NoEffectWarning", "OutputError"]
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from hf_farms.masking import mask_secrets
+from hf_farms.privacy.masking import mask_secrets
 from hf_farms_cli.analyze import analyze_command
 from hf_farms_cli.card import card_command
 from hf_farms_cli.env import env_command

@@ -7,9 +7,9 @@ import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hf_farms.checkpoint import CheckpointWriter
 from hf_farms.errors import HfFarmsWarning, ModelError
-from hf_farms.loading import load_model
+from hf_farms.loading.opening import load_model
+from hf_farms.output.checkpoint import CheckpointWriter
 from hf_farms.pruning.pruner import prune
 from hf_farms_cli.data import EvaluationText, load_nll, save_nll
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hf_farms.metrics.nll import TextNll
-    from hf_farms.output import OutputFolder
+    from hf_farms.output.folder import OutputFolder
     from hf_farms_cli.console import Stages
     from hf_farms_cli.recipe import Recipe
 
@@ -65,7 +65,7 @@ def uniform_nll(
         return text.measure(loaded, progress, "Uniform perplexity")
 
     try:
-        found = output.kept("uniform_perplexity.json", measure, save_nll, load_nll)
+        found = output.load_or_compute("uniform_perplexity.json", measure, save_nll, load_nll)
     except ModelError as error:
         # What is only there for comparison must not stand in the way of the result.
         warnings.warn(f"Uniform sparsity was not measured: {error}", HfFarmsWarning, stacklevel=2)

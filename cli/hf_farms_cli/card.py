@@ -60,10 +60,10 @@ def card_command(
     check_repo_id(repo_id)
     from hf_farms_cards import render_card, write_card
     from hf_farms_cards.card import check_card, repo_of
-    from hf_farms_cards.usage import Checkpoint
+    from hf_farms_cards.quick_start import Checkpoint
 
-    from hf_farms.files import is_inside, with_name, writing
-    from hf_farms.places import check_apart
+    from hf_farms.files.writing import is_inside, with_name, writing
+    from hf_farms.output.places import check_apart
     from hf_farms.reports.folders import load_report
 
     folder = Path(with_name(str(folder)))
@@ -95,7 +95,7 @@ def _check_target(target: Path, *, yes: bool) -> None:
     from hf_farms_cards.card import is_ours
 
     from hf_farms.errors import OutputError
-    from hf_farms.files import check_file
+    from hf_farms.files.writing import check_file
 
     if not target.parent.is_dir() or target.is_dir():
         raise OutputError(f"output must be a file in an existing folder, got {str(target)!r}.")
@@ -108,8 +108,8 @@ def _check_target(target: Path, *, yes: bool) -> None:
 
 
 def _copy_licence(base: BaseModelRecord, folder: Path, token: str | None) -> None:
-    from hf_farms.base_model import copy_licence_files
     from hf_farms.errors import HfFarmsError
+    from hf_farms.hub.licence_files import copy_licence_files
 
     try:
         copy_licence_files(base, folder, token=token)
@@ -119,9 +119,9 @@ def _copy_licence(base: BaseModelRecord, folder: Path, token: str | None) -> Non
 
 def _with_base(report: PruneReport | TrainReport, token: str | None) -> PruneReport | TrainReport:
     """A training does not ask the Hub about its base model; its card needs the licence."""
-    from hf_farms.base_model import describe_base, is_on_the_hub
     from hf_farms.errors import HfFarmsError
-    from hf_farms.privacy import is_local
+    from hf_farms.hub.base_model import fetch_base_model, is_on_the_hub
+    from hf_farms.privacy.publishing import is_local
     from hf_farms.reports.training import TrainReport
 
     if not isinstance(report, TrainReport) or report.base is not None or not report.model:
@@ -129,7 +129,7 @@ def _with_base(report: PruneReport | TrainReport, token: str | None) -> PruneRep
     if "/" not in report.model or is_local(report.model) or not is_on_the_hub(report.model):
         return report
     try:
-        return replace(report, base=describe_base(report.model, token=token))
+        return replace(report, base=fetch_base_model(report.model, token=token))
     except HfFarmsError as error:
         err.print(f"[yellow]Warning:[/yellow] The card cannot name the licence of the base model: {_plain(error)}")
         return report

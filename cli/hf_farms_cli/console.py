@@ -20,8 +20,8 @@ from typing import Any, ParamSpec
 import typer
 
 from hf_farms.errors import HfFarmsError, HfFarmsWarning
-from hf_farms.masking import mask_error, mask_secrets
-from hf_farms.patience import patience
+from hf_farms.hub.patience import patience
+from hf_farms.privacy.masking import mask_error, mask_secrets
 from hf_farms_cli.interrupts import interrupts
 from hf_farms_cli.options import FORMATS, Format, UsageError
 from hf_farms_cli.progress import Lines, Stages, bars

@@ -13,16 +13,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hf_farms.blocks import StreamedBlockSource
+from hf_farms.data.calibration import calibration_sequences, context_limit, require_writer
+from hf_farms.data.texts import BUILT_IN, read_text, tokenize
 from hf_farms.errors import DataError, HfFarmsWarning
 from hf_farms.metrics.nll import TextNll, require_causal, text_nll
-from hf_farms.pruning.calibration import calibration_sequences, context_limit, require_writer
 from hf_farms.reports import PerplexityRecord
-from hf_farms.texts import BUILT_IN, read_text, tokenize
 
 if TYPE_CHECKING:
     from hf_farms.config import EvaluationConfig
-    from hf_farms.loading import Loaded
-    from hf_farms.output import OutputFolder
+    from hf_farms.loading.opening import LoadedModel
+    from hf_farms.output.folder import OutputFolder
     from hf_farms_cli.console import Stages
     from hf_farms_cli.recipe import Recipe
 
@@ -37,7 +37,7 @@ class EvaluationText:
         loaded: a causal language model with a tokenizer.
     """
 
-    def __init__(self, config: EvaluationConfig, loaded: Loaded) -> None:
+    def __init__(self, config: EvaluationConfig, loaded: LoadedModel) -> None:
         require_causal(loaded.source.model)
         assert config.source is not None
         assert loaded.tokenizer is not None
@@ -57,7 +57,7 @@ class EvaluationText:
             (f"Perplexity uses windows of {limit} tokens, the context length of the model.",) if lowered else ()
         )
 
-    def measure(self, loaded: Loaded, progress: Stages, stage: str) -> TextNll:
+    def measure(self, loaded: LoadedModel, progress: Stages, stage: str) -> TextNll:
         """NLL of the text as the model is now."""
         return text_nll(
             loaded.source if isinstance(loaded.source, StreamedBlockSource) else loaded.source.model,
@@ -67,9 +67,9 @@ class EvaluationText:
             progress=progress.of(stage),
         )
 
-    def measure_once(self, loaded: Loaded, progress: Stages, stage: str, output: OutputFolder) -> TextNll:
+    def measure_once(self, loaded: LoadedModel, progress: Stages, stage: str, output: OutputFolder) -> TextNll:
         """The same, or what an earlier run measured at this stage."""
-        return output.kept(
+        return output.load_or_compute(
             f"{stage.lower().replace(' ', '_')}.json",
             lambda: self.measure(loaded, progress, stage),
             save_nll,
@@ -96,7 +96,7 @@ class Calibration:
         loaded: the model and its tokenizer.
     """
 
-    def __init__(self, recipe: Recipe, loaded: Loaded) -> None:
+    def __init__(self, recipe: Recipe, loaded: LoadedModel) -> None:
         self._config, self._loaded = recipe.calibration, loaded
         self._needed = recipe.prune.needs_calibration
         # A text that is too short must not cost an analysis, a model with NaN must not be asked to write.
@@ -131,7 +131,9 @@ class Calibration:
         """
         if self._read is None:
             with self._loaded.source.whole():
-                self._read = output.kept("calibration.safetensors", self._sequences, _save_sequences, _load_sequences)
+                self._read = output.load_or_compute(
+                    "calibration.safetensors", self._sequences, _save_sequences, _load_sequences
+                )
         return self._read
 
 

@@ -8,7 +8,7 @@ import platform
 import sys
 from typing import Any
 
-from hf_farms.masking import mask_secrets
+from hf_farms.privacy.masking import mask_secrets
 from hf_farms_cli.console import check_format, err, guarded, say
 from hf_farms_cli.options import DebugOption, FormatOption, JsonOption, QuietOption
 

@@ -118,7 +118,7 @@ def eval_command(
         size = _batch_size(batch_size)
     if not wanted and not asked:
         raise UsageError("metrics must not be none without tasks, as nothing would be measured. Name some --tasks.")
-    from hf_farms.files import check_file, with_home, with_name
+    from hf_farms.files.writing import check_file, with_home, with_name
 
     output, model = with_home(output), with_name(model)
     if output is not None:
@@ -140,7 +140,7 @@ def eval_command(
     reads = {"the model": model, "the text": config.source, "the folder of tasks": include_path}
     check_places(output, Path(model) if writes else None, report, reads)
     if "perplexity" in wanted and config.source is not None:
-        from hf_farms.texts import check_text
+        from hf_farms.data.texts import check_text
 
         check_text(config.source, column=config.column)
     check_device(device, dtype)
@@ -210,7 +210,7 @@ def _text(report: PruneReport | None, **given: Any) -> EvaluationConfig:
 
 def _write(result: EvaluationReport, output: Path | None) -> None:
     if output is not None:
-        from hf_farms.files import writing
+        from hf_farms.files.writing import writing
 
         with writing(output.parent):
             output.parent.mkdir(parents=True, exist_ok=True)

@@ -14,20 +14,20 @@ from hf_farms_cards.card import check_card
 from hf_farms.blocks import StreamedBlockSource
 from hf_farms.config import EvaluationConfig
 from hf_farms.errors import HfFarmsWarning, ModelError
-from hf_farms.files import check_within
-from hf_farms.loading import Loaded, load_model
+from hf_farms.files.writing import check_within
+from hf_farms.loading.opening import LoadedModel, load_model
 from hf_farms.metrics.nll import require_causal
-from hf_farms.metrics.scores import TaskScore
+from hf_farms.metrics.sparsity_count import count_model_zeros
+from hf_farms.metrics.task_scores import TaskScore
 from hf_farms.metrics.tasks import TaskSuite
-from hf_farms.metrics.zeros import count_model_zeros
-from hf_farms.places import Reads, check_apart
-from hf_farms.privacy import is_local
+from hf_farms.output.places import Reads, check_apart
+from hf_farms.privacy.publishing import is_local
 from hf_farms.reports import REPORT_NAME, EvaluationReport, PruneReport
 from hf_farms.reports.folders import kind_of
 from hf_farms_cli.console import Stages, quiet_transformers
 from hf_farms_cli.data import EvaluationText
 from hf_farms_cli.evaluation_results import (
-    Measured,
+    EvaluationScores,
     known_perplexity,
     make_result,
     store,
@@ -74,7 +74,7 @@ class Evaluation:
 
     def of(
         self, name: str, *, revision: str | None, dtype: str, base: bool = False, perplexity: bool = True
-    ) -> Measured:
+    ) -> EvaluationScores:
         """Measure a model.
 
         Args:
@@ -108,9 +108,9 @@ class Evaluation:
             nll = self._text_of(loaded).measure(loaded, self._progress, f"Perplexity of {short}")
         if self._sparsity and not base:
             zeros = count_model_zeros(loaded.source, progress=self._progress.of(f"Zeros of {short}"))
-        return Measured(loaded.source.dtype, nll, zeros, self._answers(loaded, short))
+        return EvaluationScores(loaded.source.dtype, nll, zeros, self._answers(loaded, short))
 
-    def _text_of(self, loaded: Loaded) -> EvaluationText:
+    def _text_of(self, loaded: LoadedModel) -> EvaluationText:
         """The text as tokens of the first model: the second must see the same ones."""
         if self._read is None:
             assert self.text is not None
@@ -118,7 +118,7 @@ class Evaluation:
             self.notes += self._read.notes
         return self._read
 
-    def _answers(self, loaded: Loaded, short: str) -> tuple[TaskScore, ...]:
+    def _answers(self, loaded: LoadedModel, short: str) -> tuple[TaskScore, ...]:
         if self._suite is None:
             return ()
         if isinstance(loaded.source, StreamedBlockSource):
@@ -211,9 +211,10 @@ def check_places(output: Path | None, folder: Path | None, report: PruneReport |
 def _from_hub(name: str, revision: str | None) -> Path | None:
     from transformers.utils.hub import cached_file
 
-    from hf_farms.resolving import explained, resolve
+    from hf_farms.hub.client import hub_errors
+    from hf_farms.loading.names import resolve
 
-    with explained(name):
+    with hub_errors(name, action="load"):
         found = cached_file(resolve(name), REPORT_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
     return Path(found) if found else None
 

@@ -12,10 +12,10 @@ from hf_farms_cards import write_card
 from hf_farms_cards.card import is_ours
 
 from hf_farms.errors import HfFarmsWarning
-from hf_farms.files import writing
+from hf_farms.files.writing import writing
 from hf_farms.metrics.quiet import require_lm_eval
-from hf_farms.metrics.scores import TaskScore, compare_tasks, merge_tasks
-from hf_farms.privacy import same_place
+from hf_farms.metrics.task_scores import TaskScore, compare_tasks, merge_tasks
+from hf_farms.privacy.publishing import same_place
 from hf_farms.reports import (
     REPORT_NAME,
     EvaluationReport,
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
     from hf_farms.config import EvaluationConfig
     from hf_farms.metrics.nll import TextNll
-    from hf_farms.metrics.zeros import Zeros
+    from hf_farms.metrics.sparsity_count import Zeros
 
 __all__ = [
-    "Measured",
+    "EvaluationScores",
     "known_perplexity",
     "make_result",
     "store",
@@ -47,7 +47,7 @@ SAME = 0.01
 
 
 @dataclass(frozen=True)
-class Measured:
+class EvaluationScores:
     """What one model came to."""
 
     dtype: str
@@ -57,7 +57,7 @@ class Measured:
 
 
 def known_perplexity(
-    mine: Measured, text: EvaluationConfig | None, report: PruneReport | None
+    mine: EvaluationScores, text: EvaluationConfig | None, report: PruneReport | None
 ) -> PerplexityRecord | None:
     """What the report says of the same text."""
     there = report.perplexity if report is not None else None
@@ -106,7 +106,7 @@ def _is_same(name: str, mine: object, theirs: object) -> bool:
 
 
 def warn_of_other_weights(
-    mine: Measured, known: PerplexityRecord | None, report: PruneReport
+    mine: EvaluationScores, known: PerplexityRecord | None, report: PruneReport
 ) -> PerplexityRecord | None:
     """Say it when a report is of other weights than those that were measured.
 
@@ -135,13 +135,13 @@ def _agrees(perplexity: float, there: PerplexityRecord) -> bool:
 
 def make_result(
     name: str,
-    mine: Measured,
+    mine: EvaluationScores,
     *,
     text: EvaluationConfig | None,
     notes: Sequence[str],
     known: PerplexityRecord | None,
     base: str | None,
-    dense: Measured | None = None,
+    dense: EvaluationScores | None = None,
 ) -> EvaluationReport:
     """What is written and shown.
 

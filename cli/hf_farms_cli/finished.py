@@ -7,13 +7,13 @@ import warnings
 from pathlib import Path
 
 from hf_farms.config import default_output_name
+from hf_farms.data.texts import check_source, check_text
 from hf_farms.errors import HfFarmsWarning, OutputError
-from hf_farms.files import is_inside
+from hf_farms.files.writing import is_inside
 from hf_farms.hub.folders import check_folder
-from hf_farms.output import OutputFolder
-from hf_farms.places import check_apart
+from hf_farms.output.folder import OutputFolder
+from hf_farms.output.places import check_apart
 from hf_farms.reports import REPORT_NAME, PruneReport
-from hf_farms.texts import check_source, check_text
 from hf_farms_cli.places import known_places
 from hf_farms_cli.recipe import RECIPE_NAME, Recipe
 
@@ -49,7 +49,7 @@ def check_before_work(recipe: Recipe, output: OutputFolder, *, overwrite: bool, 
     # Said first: a model that is pruned into itself must not be called a result of other settings.
     check_apart(output.path, {"the model": recipe.model}, replaces=True)
     if not overwrite and (finished := _finished(recipe, output.path, baseline=baseline)):
-        output.tidy()
+        output.remove_leftovers()
         return finished
     output.check()
     for config, needed in ((recipe.calibration, recipe.prune.needs_calibration), (recipe.evaluation, True)):

@@ -86,8 +86,7 @@ def check_device(device: str | None, dtype: str = "auto") -> None:
     Raises:
         UsageError: of --device or --dtype.
     """
-    from hf_farms.dtypes import parse_dtype
-    from hf_farms.resolving import find_device
+    from hf_farms.loading.devices import find_device, parse_dtype
 
     with usage():
         parse_dtype(dtype)

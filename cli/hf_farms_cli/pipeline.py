@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING
 from hf_farms_cards import write_card
 
 from hf_farms.allocation.plan import plan_sparsity
-from hf_farms.base_model import copy_licence_files, describe_folder
 from hf_farms.blocks import BlockSource, StreamedBlockSource
-from hf_farms.checkpoint import CheckpointWriter
 from hf_farms.errors import HfFarmsWarning, ModelError
-from hf_farms.fingerprint import fingerprint
-from hf_farms.loading import Loaded, load_model
-from hf_farms.output import OutputFolder, writing
-from hf_farms.own_files import foreign_texts
+from hf_farms.files.own_files import foreign_texts
+from hf_farms.hub.base_model import read_base_model
+from hf_farms.hub.licence_files import copy_licence_files
+from hf_farms.loading.names import DEMO
+from hf_farms.loading.opening import LoadedModel, load_model
+from hf_farms.output.checkpoint import CheckpointWriter
+from hf_farms.output.fingerprint import fingerprint
+from hf_farms.output.folder import OutputFolder, writing
 from hf_farms.pruning.checks import check_method
-from hf_farms.pruning.cuts import plan_cuts
 from hf_farms.pruning.pruner import prune
+from hf_farms.pruning.removal_plan import plan_removals
 from hf_farms.reports import REPORT_NAME, BaseModelRecord, PruneReport, SpectralReport
-from hf_farms.resolving import DEMO
 from hf_farms.spectra.analysis import analyze
 from hf_farms_cli.baseline import uniform_nll
 from hf_farms_cli.console import Stages, quiet_transformers
@@ -96,7 +97,7 @@ def run_prune(
     output.check_space(_bytes_needed(loaded, calibration.known, baseline=baseline))
     partial = _begin(output, recipe, loaded, calibration, text)
     left = _left_out(recipe.model)
-    spectra = output.kept(
+    spectra = output.load_or_compute(
         "spectra.json",
         lambda: analyze(loaded.source, recipe.prune.measurement(), progress=progress.of("Measuring spectra")),
         SpectralReport.save,
@@ -136,7 +137,7 @@ def _writes_itself(recipe: Recipe) -> bool:
 
 
 def _prune(
-    loaded: Loaded,
+    loaded: LoadedModel,
     recipe: Recipe,
     batches: Sequence[Tensor],
     spectra: SpectralReport,
@@ -171,11 +172,11 @@ def _prune(
 def _is_even(source: BlockSource, spectra: SpectralReport, config: PruneConfig) -> bool:
     """Whether the allocation takes from every block what uniform sparsity takes."""
     uniform = replace(config, allocation="uniform")
-    cuts = plan_cuts(source, plan_sparsity(spectra, config=config), config)
-    return cuts == plan_cuts(source, plan_sparsity(spectra, config=uniform), uniform)
+    cuts = plan_removals(source, plan_sparsity(spectra, config=config), config)
+    return cuts == plan_removals(source, plan_sparsity(spectra, config=uniform), uniform)
 
 
-def _pruned_nll(text: EvaluationText, loaded: Loaded, progress: Stages) -> TextNll | None:
+def _pruned_nll(text: EvaluationText, loaded: LoadedModel, progress: Stages) -> TextNll | None:
     """NLL of the pruned model; None, with a warning, where it is not finite: the model is finished all the same."""
     try:
         found = text.measure(loaded, progress, "Pruned perplexity")
@@ -193,7 +194,7 @@ def _with_licence(model: str, base: BaseModelRecord | None, folder: Path) -> Bas
     if base is not None:
         return replace(base, files=copy_licence_files(base, folder))
     if model != DEMO and Path(model).is_dir():
-        base, files = describe_folder(Path(model)), copy_licence_files(Path(model), folder)
+        base, files = read_base_model(Path(model)), copy_licence_files(Path(model), folder)
         return replace(base, files=files) if base is not None else None
     return None
 
@@ -214,15 +215,15 @@ def _left_out(model: str) -> tuple[str, ...]:
 
 
 def _begin(
-    output: OutputFolder, recipe: Recipe, loaded: Loaded, calibration: Calibration, text: EvaluationText | None
+    output: OutputFolder, recipe: Recipe, loaded: LoadedModel, calibration: Calibration, text: EvaluationText | None
 ) -> Path:
     tokens = {"calibration": calibration.known, "evaluation": [text.ids] if text else []}
-    return output.begin(
+    return output.resume_or_start(
         fingerprint(recipe.flat(), weights=loaded.weights, tokens=tokens, device=loaded.source.device.type)
     )
 
 
-def _bytes_needed(loaded: Loaded, batches: Sequence[Tensor], *, baseline: bool) -> int:
+def _bytes_needed(loaded: LoadedModel, batches: Sequence[Tensor], *, baseline: bool) -> int:
     """Bytes on disk: the weights, and of a streamed model the hidden states of the calibration data.
 
     The baseline is streamed whatever the model is; its weights are gone before those of the result are written.

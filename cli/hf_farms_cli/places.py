@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_farms.privacy import is_local, local_path, published_path
+from hf_farms.privacy.publishing import is_local, local_path, published_path
 
 if TYPE_CHECKING:
     from hf_farms.reports import PruneReport

@@ -14,8 +14,9 @@ from hf_farms.config import (
     EvaluationConfig,
     PruneConfig,
 )
-from hf_farms.files import with_home, with_name
+from hf_farms.files.writing import with_home, with_name
 from hf_farms_cli.console import check_format, guarded, if_interrupted, print_remark, stages
+from hf_farms_cli.dry_run import plan_line, print_plan, prune_lines
 from hf_farms_cli.options import (
     AllowPickleOption,
     DebugOption,
@@ -34,7 +35,6 @@ from hf_farms_cli.options import (
     usage,
 )
 from hf_farms_cli.places import known_places
-from hf_farms_cli.plan import plan_line, print_plan, prune_lines
 from hf_farms_cli.push import ForeignOption, MessageOption, RequestOption, check_hub, finish_prune, use_token
 from hf_farms_cli.recipe import Recipe
 
@@ -209,7 +209,7 @@ def prune_command(
             )
     check_repo_id(repo_id)
     use_token(token)
-    from hf_farms.output import OutputFolder
+    from hf_farms.output.folder import OutputFolder
     from hf_farms_cli.finished import check_before_work, default_folder
 
     folder = with_home(output) or default_folder(recipe)
@@ -247,7 +247,7 @@ def prune_command(
         hub.create_repository(target)
     if report is None:
         note = f"Unfinished work is in {place.partial}: the same command goes on with it."
-        with if_interrupted(note, there=place.partial), place.in_use(), stages(shown) as progress:
+        with if_interrupted(note, there=place.partial), place.locked(), stages(shown) as progress:
             report = run_prune(
                 recipe,
                 folder,

@@ -11,6 +11,7 @@ import typer
 
 from hf_farms.errors import HubError, ModelError, OutputError
 from hf_farms_cli.console import check_format, guarded, if_interrupted, print_done
+from hf_farms_cli.dry_run import print_plan, push_lines
 from hf_farms_cli.options import (
     DebugOption,
     DryRunOption,
@@ -22,7 +23,6 @@ from hf_farms_cli.options import (
     UsageError,
     check_repo_id,
 )
-from hf_farms_cli.plan import print_plan, push_lines
 
 if TYPE_CHECKING:
     from hf_farms.hub import PushPlan
@@ -79,7 +79,7 @@ def push_command(
         raise UsageError(f"revision must be left out beside --create-pr, got {revision!r}. A pull request is its own.")
     use_token(token)
     from hf_farms import hub
-    from hf_farms.files import with_name
+    from hf_farms.files.writing import with_name
     from hf_farms.reports import REPORT_NAME
 
     folder = Path(with_name(str(folder)))
@@ -146,22 +146,23 @@ def check_hub(
         What it says of the dense model, and where the result goes; nothing was made there yet.
     """
     from hf_farms import hub
-    from hf_farms.base_model import describe_base, describe_folder
+    from hf_farms.data.datasets import check_dataset
+    from hf_farms.hub.base_model import fetch_base_model, read_base_model
     from hf_farms.licences import generated_name
-    from hf_farms.original import find_original
+    from hf_farms.loading.meta_layout import find_meta_checkpoint
 
     if Path(recipe.model).is_file():
         raise ModelError(f"model must be a folder or a hub id, got the file {recipe.model!r}.")
     # Meta's own layout needs another repository or consent: that is found out from the list of files.
-    find_original(recipe.model, revision=recipe.revision, allow_pickle=allow_pickle)
-    base = describe_base(recipe.model, revision=recipe.revision)
+    find_meta_checkpoint(recipe.model, revision=recipe.revision, allow_pickle=allow_pickle)
+    base = fetch_base_model(recipe.model, revision=recipe.revision)
     for source in recipe.texts():
-        hub.check_dataset(source)
+        check_dataset(source)
     if not push:
         return base, None
     licensed = base
     if licensed is None and recipe.model != "demo" and Path(recipe.model).is_dir():
-        licensed = describe_folder(Path(recipe.model))
+        licensed = read_base_model(Path(recipe.model))
     plan = hub.preflight(
         generated_name(licensed, folder.absolute().name),
         repo_id=repo_id,

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from hf_farms.config import CalibrationConfig, EvaluationConfig, PruneConfig
 from hf_farms.config.checks import check
-from hf_farms.documents import DocumentError, read_text
 from hf_farms.errors import DataError
-from hf_farms.files import write_text
-from hf_farms.privacy import is_local, local_path, published_argument, published_path, same_place
-from hf_farms.results import RECIPE_NAME
-from hf_farms.structures import structure
+from hf_farms.files.documents import DocumentError, read_text
+from hf_farms.files.structures import structure
+from hf_farms.files.writing import write_text
+from hf_farms.output.results import RECIPE_NAME
+from hf_farms.privacy.publishing import is_local, local_path, published_argument, published_path, same_place
 
 if TYPE_CHECKING:
     from cattrs.preconf.pyyaml import PyyamlConverter
@@ -88,7 +88,7 @@ class Recipe:
         Raises:
             DataError: no such file, not a recipe, or a setting that is out of range.
         """
-        from hf_farms.yaml_documents import load_yaml
+        from hf_farms.files.yaml_documents import load_yaml
 
         try:
             return structure(load_yaml(read_text(Path(path), limit=MAX_BYTES)), cls)

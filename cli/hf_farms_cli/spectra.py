@@ -10,29 +10,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_farms.blocks import BlockReader, LayerView
-from hf_farms.comparison import (
+from hf_farms.config import FarmsConfig
+from hf_farms.distributed import LaunchedRanks, Ranks, launched_ranks
+from hf_farms.errors import OutputError
+from hf_farms.files.writing import another, check_file, check_name, check_parent, check_within, is_inside, writing
+from hf_farms.loading.devices import find_device
+from hf_farms.loading.names import require_model
+from hf_farms.loading.opening import open_model
+from hf_farms.output.places import Reads, check_apart
+from hf_farms.reports import LayerRecord, SpectralReport
+from hf_farms.reports.comparison import (
     SpectralComparison,
     check_alike,
     check_blocks_match,
     compare_spectra,
     measurement_of,
 )
-from hf_farms.config import FarmsConfig
-from hf_farms.errors import OutputError
-from hf_farms.files import another, check_file, check_name, check_parent, check_within, is_inside, writing
-from hf_farms.loading import find_device, open_model
-from hf_farms.parallel import LaunchedRanks, Ranks, launched_ranks
-from hf_farms.places import Reads, check_apart
-from hf_farms.reports import LayerRecord, SpectralReport
-from hf_farms.resolving import require_model
 from hf_farms.spectra.analysis import analyze, model_rows
 from hf_farms.spectra.spectrum import layer_spectrum
 from hf_farms_cli.console import IS_MAIN, Stages
 
 if TYPE_CHECKING:
-    from hf_farms_cards.spectra import EsdCurve
+    from hf_farms_cards.figures.spectra import EsdCurve
 
-__all__ = ["Measured", "Measurement", "Opened", "check_places", "check_there", "draw", "draw_two", "write"]
+__all__ = ["Measurement", "ModelMeasurement", "Opened", "check_places", "check_there", "draw", "draw_two", "write"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ FIGURES = DEPTH, ROLE, ESD, COMPARISON = "alpha_by_depth.png", "alpha_by_role.pn
 
 
 @dataclass(frozen=True)
-class Measured:
+class ModelMeasurement:
     """A report, and the model that it is of; None where it was read from a file."""
 
     report: SpectralReport
@@ -101,12 +102,12 @@ class Measurement:
             check_alike(self._planned(first), measurement_of(report))
         return other
 
-    def of(self, model: Opened) -> Measured:
+    def of(self, model: Opened) -> ModelMeasurement:
         """Measure a model; a report is measured already."""
         if model.reader is None:
             assert model.report is not None
-            return Measured(model.report, None)
-        return Measured(self._analyze(model.reader, self._config, model.name), model.reader)
+            return ModelMeasurement(model.report, None)
+        return ModelMeasurement(self._analyze(model.reader, self._config, model.name), model.reader)
 
     def comparison(self, first: Opened, other: Opened) -> SpectralComparison:
         """Measure two models, the other as the first was, and compare."""
@@ -203,11 +204,11 @@ def write(report: SpectralReport | SpectralComparison, path: Path | None) -> Non
             report.save(path)
 
 
-def draw(measured: Measured, folder: Path | None, esd: list[str]) -> None:
+def draw(measured: ModelMeasurement, folder: Path | None, esd: list[str]) -> None:
     """Figures of one model: alpha by depth, heat map, and the spectra of some layers."""
     if folder is None or not IS_MAIN:
         return
-    from hf_farms_cards.spectra import draw_alpha_by_depth, draw_esd, draw_heat_map
+    from hf_farms_cards.figures.spectra import draw_alpha_by_depth, draw_esd, draw_heat_map
 
     curves = _curves(measured, esd)
     with writing(folder):
@@ -221,14 +222,14 @@ def draw(measured: Measured, folder: Path | None, esd: list[str]) -> None:
 def draw_two(comparison: SpectralComparison, folder: Path | None) -> None:
     """The figure of two models."""
     if folder is not None and IS_MAIN:
-        from hf_farms_cards.spectra import draw_comparison
+        from hf_farms_cards.figures.spectra import draw_comparison
 
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             draw_comparison(comparison, folder / COMPARISON)
 
 
-def _curves(measured: Measured, wanted: list[str]) -> list[EsdCurve]:
+def _curves(measured: ModelMeasurement, wanted: list[str]) -> list[EsdCurve]:
     """Spectra of the layers asked for; without a wish of those with the lowest, the middle and the highest alpha."""
     if measured.reader is None:
         return []
@@ -259,7 +260,7 @@ def _typical(records: list[LayerRecord]) -> list[LayerRecord]:
 
 
 def _curve(view: LayerView, record: LayerRecord, report: SpectralReport) -> EsdCurve:
-    from hf_farms_cards.spectra import EsdCurve
+    from hf_farms_cards.figures.spectra import EsdCurve
 
     matrix = len(record.shape) == 2
     config = replace(report.config, window_rows=report.window_rows) if matrix else report.config

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from hf_farms.comparison import AlphaDifference, SpectralComparison, measurement_of
 from hf_farms.reports import PruneReport, SpectralReport
+from hf_farms.reports.comparison import AlphaDifference, SpectralComparison, measurement_of
 from hf_farms_cli.console import Format, out, print_done, print_notes, print_remark, say
 
 __all__ = ["print_comparison", "print_result", "print_spectra", "print_table"]

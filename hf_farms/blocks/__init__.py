@@ -18,8 +18,11 @@ stored.py      the blocks of a checkpoint on disk, to be read
 streaming.py   the blocks of a checkpoint on disk, to be run and changed
 """
 
+from hf_farms.blocks.checkpoint_tensors import StoredTensors, TensorFiles
 from hf_farms.blocks.in_memory import ModelBlockSource
-from hf_farms.blocks.listening import KeptTokens
+from hf_farms.blocks.inputs import TokenMask
+from hf_farms.blocks.layers import BlockMetadata, LayerMetadata, LayerView, Part
+from hf_farms.blocks.on_disk import StoredBlockReader
 from hf_farms.blocks.protocols import (
     Block,
     BlockCall,
@@ -29,11 +32,8 @@ from hf_farms.blocks.protocols import (
     BlockSource,
     Record,
 )
-from hf_farms.blocks.stored import StoredBlockReader
-from hf_farms.blocks.stores import count_zeros
 from hf_farms.blocks.streaming import StreamedBlockSource, align_weights
-from hf_farms.blocks.tensors import StoredTensors, TensorFiles
-from hf_farms.blocks.views import BlockMetadata, LayerMetadata, LayerView, Part
+from hf_farms.blocks.weights import count_zeros
 from hf_farms.blocks.wrappers import plain_name, unwrapped
 
 __all__ = [
@@ -44,7 +44,6 @@ __all__ = [
     "BlockReader",
     "BlockResults",
     "BlockSource",
-    "KeptTokens",
     "LayerMetadata",
     "LayerView",
     "ModelBlockSource",
@@ -54,6 +53,7 @@ __all__ = [
     "StoredTensors",
     "StreamedBlockSource",
     "TensorFiles",
+    "TokenMask",
     "align_weights",
     "count_zeros",
     "plain_name",

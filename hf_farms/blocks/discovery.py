@@ -12,9 +12,9 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from hf_farms.blocks.adapters import active_copy, base_path, innermost_base, is_adapted
+from hf_farms.blocks.layers import WHOLE, BlockMetadata, Kind, LayerMetadata, Part
 from hf_farms.blocks.layouts import BLOCK_PATHS, KNOWN, expert_parts, fused_parts, is_experts, role_of
 from hf_farms.blocks.routers import router_paths
-from hf_farms.blocks.views import WHOLE, BlockMetadata, Kind, LayerMetadata, Part
 from hf_farms.blocks.wrappers import plain_name
 from hf_farms.errors import HfFarmsWarning, ModelError
 

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from hf_farms.blocks.adapters import BASE
+from hf_farms.blocks.checkpoint_tensors import StoredTensors
 from hf_farms.blocks.discovery import find_outside
+from hf_farms.blocks.layers import LayerMetadata, LayerView
 from hf_farms.blocks.protocols import Block, BlockResults, Record
 from hf_farms.blocks.running import RunnableBlocks
-from hf_farms.blocks.stores import ModuleStore, count_zeros
-from hf_farms.blocks.tensors import StoredTensors
-from hf_farms.blocks.views import LayerMetadata, LayerView
+from hf_farms.blocks.weights import ModuleStore, count_zeros
 from hf_farms.blocks.wrappers import unwrapped
 
 __all__ = ["ModelBlockSource"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_farms.blocks.views import Part
+from hf_farms.blocks.layers import Part
 
 __all__ = ["BLOCK_PATHS", "KNOWN", "expert_parts", "fused_parts", "is_experts", "role_of"]
 

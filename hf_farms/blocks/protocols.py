@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from hf_farms.blocks.arguments import WITHOUT_ACTIVATIONS, Key, OutputForm, Place
-from hf_farms.blocks.tensors import TensorFiles
-from hf_farms.blocks.views import BlockMetadata, LayerView
+from hf_farms.blocks.checkpoint_tensors import TensorFiles
+from hf_farms.blocks.layers import BlockMetadata, LayerView
 from hf_farms.blocks.wrappers import run_eagerly
 from hf_farms.errors import ModelError
 

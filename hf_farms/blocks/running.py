@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from hf_farms.blocks.arguments import WITHOUT_ACTIVATIONS, arguments_of, few_tokens, hidden_argument
 from hf_farms.blocks.chain import Chain, require_same, require_same_arguments, require_same_output, watch_chain
 from hf_farms.blocks.discovery import config_above, describe_blocks
+from hf_farms.blocks.layers import BlockMetadata
 from hf_farms.blocks.protocols import Block, BlockCall, BlockCalls
-from hf_farms.blocks.views import BlockMetadata
 from hf_farms.blocks.wrappers import run_eagerly
 from hf_farms.errors import ModelError
 

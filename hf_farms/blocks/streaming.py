@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from hf_farms.blocks.checkpoint_tensors import StoredTensors, TensorFiles
 from hf_farms.blocks.in_memory import ModelBlockSource
 from hf_farms.blocks.protocols import Block, BlockResults, Record
-from hf_farms.blocks.stores import count_zeros
-from hf_farms.blocks.tensors import StoredTensors, TensorFiles
+from hf_farms.blocks.weights import count_zeros
 from hf_farms.errors import ModelError
 
 if TYPE_CHECKING:

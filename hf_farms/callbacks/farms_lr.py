@@ -15,15 +15,15 @@ from transformers.trainer_callback import ExportableState
 
 from hf_farms.allocation.lr import allocate_lr, smoothed
 from hf_farms.blocks import ModelBlockSource
-from hf_farms.callbacks.following import followed_layers
+from hf_farms.callbacks.compatibility import check_supported
 from hf_farms.callbacks.groups import Key, LayerwiseGroups, innermost
 from hf_farms.callbacks.history import History, recording, said
+from hf_farms.callbacks.parameter_layers import layers_by_parameter
 from hf_farms.callbacks.recording import record_training
-from hf_farms.callbacks.refusals import check_supported
 from hf_farms.callbacks.schedule import as_config, schedule, whole_epochs
 from hf_farms.config import FarmsLRConfig
+from hf_farms.distributed import ONE_PROCESS, agreed, launched_ranks
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
-from hf_farms.parallel import ONE_PROCESS, agreed, launched_ranks
 from hf_farms.reports import SpectralReport
 from hf_farms.spectra.analysis import analyze
 
@@ -184,7 +184,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
     def _keys(self) -> dict[nn.Parameter, Key]:
         """The layers that each parameter follows, also those that are frozen now and may be trained later."""
         assert self._source is not None
-        followed = followed_layers(self._source.model, self._source, outside=self.config.outside, frozen=True)
+        followed = layers_by_parameter(self._source.model, self._source, outside=self.config.outside, frozen=True)
         if self.config.unit == "layer":
             return followed
         # One group of the optimizer for a block, whatever each of its parameters follows.

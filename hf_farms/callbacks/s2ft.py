@@ -13,19 +13,19 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_farms.blocks import ModelBlockSource
+from hf_farms.callbacks.compatibility import require_step_hooks
 from hf_farms.callbacks.farms_lr import MARK as LEARNING_RATES
 from hf_farms.callbacks.groups import innermost
 from hf_farms.callbacks.history import recording, track
 from hf_farms.callbacks.recording import record_training
-from hf_farms.callbacks.refusals import check_steps
-from hf_farms.callbacks.slices import check_optimizer, hand_over, keep_slices, take_up
+from hf_farms.callbacks.slices import check_optimizer, load_slices, save_slices_with_optimizer, swap_in_slices
 from hf_farms.config import S2FTConfig
+from hf_farms.distributed import launched_ranks
 from hf_farms.errors import ModelError, NoEffectWarning
-from hf_farms.files import check_within
-from hf_farms.parallel import launched_ranks
+from hf_farms.files.writing import check_within
 from hf_farms.reports import REPORT_NAME
 from hf_farms.s2ft.checks import check_plain
-from hf_farms.s2ft.files import CONFIG_NAME, WEIGHTS_NAME, save_selection
+from hf_farms.s2ft.saving import CONFIG_NAME, WEIGHTS_NAME, save_selection
 from hf_farms.s2ft.selection import Batches, Selection, select_channels
 from hf_farms.s2ft.surgery import apply_s2ft, selection_of, summary
 from hf_farms.s2ft.trainable import print_trainable_parameters
@@ -42,7 +42,7 @@ DISTRIBUTED = (
 # Printed at the end: what a Trainer writes for itself is all that a callback is told of.
 ELSEWHERE = (
     "S2FT: what was trained lies in {folder}. Into another folder trainer.save_model writes the model alone; "
-    "hf_farms.s2ft.files.save_selection(selection_of(model), FOLDER, model=model) adds the rest."
+    "hf_farms.s2ft.saving.save_selection(selection_of(model), FOLDER, model=model) adds the rest."
 )
 
 
@@ -52,7 +52,7 @@ class S2FTCallback(TrainerCallback):
     `Trainer(..., callbacks=[S2FTCallback(S2FTConfig(budget=0.01))])`, or `trainer.add_callback(...)` in one process.
     Checkpoints are those of the plain model; beside them, and in `output_dir` when the training ends, lie
     `s2ft_config.json` and the selected channels. `trainer.save_model(FOLDER)` tells no callback about its folder: there
-    `hf_farms.s2ft.files.save_selection(selection_of(model), FOLDER, model=model)` writes them, with `selection_of` of
+    `hf_farms.s2ft.saving.save_selection(selection_of(model), FOLDER, model=model)` writes them, with `selection_of` of
     `hf_farms.s2ft.surgery`, before `restore`. The model stays selective after the training, so that another one can
     follow; `hf_farms.restore(model)` makes it plain. Where something else than the optimizer changes the slices (EMA,
     SWA, assignment), `hf_farms.write_back(model)` makes the weights follow.
@@ -70,7 +70,7 @@ class S2FTCallback(TrainerCallback):
         calibration: batches (a DataLoader, say, over about 1% of the data) for the strategies that need some.
         exclude: selections that this one must share no channel with.
         selection: train these channels; on resuming with another base model, those of the checkpoint
-            (`hf_farms.s2ft.files.load_selection`).
+            (`hf_farms.s2ft.saving.load_selection`).
 
     Raises:
         ValueError: before the first step, for what S2FT does not work with; each says the way out.
@@ -124,13 +124,13 @@ class S2FTCallback(TrainerCallback):
         if (late and self._early) or not self._apply(model):
             return
         if late:
-            hand_over(optimizer, model, frozen)
+            swap_in_slices(optimizer, model, frozen)
             if (other := getattr(optimizer, LEARNING_RATES, None)) is not None:
                 # It has put the parameters that were there into groups; now there are others.
                 other.on_train_begin(args, state, control, **kwargs)
         check_optimizer(optimizer, model)
-        keep_slices(optimizer, model, lengths if late else None)
-        take_up(optimizer, model)
+        save_slices_with_optimizer(optimizer, model, lengths if late else None)
+        load_slices(optimizer, model)
         if _is_reentrant(args):
             # Else nothing that goes into a checkpointed block requires a gradient, and none comes out of it.
             model.enable_input_require_grads()
@@ -215,7 +215,7 @@ def _no_effect(why: str) -> bool:
 
 def _check_supported(args: TrainingArguments) -> None:
     """Refuse what moves weights where the slices do not see it, or reads parameters by position or foreign names."""
-    check_steps(args, NAME)
+    require_step_hooks(args, NAME)
     optim = str(getattr(args.optim, "value", args.optim))
     if optim.startswith("schedule_free"):
         raise ValueError(

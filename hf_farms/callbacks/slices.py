@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hf_farms.s2ft.surgery import selection_of, selective_layers
 
-__all__ = ["check_optimizer", "hand_over", "keep_slices", "take_up"]
+__all__ = ["check_optimizer", "load_slices", "save_slices_with_optimizer", "swap_in_slices"]
 
 KEY = "s2ft"
 KEEPS = "_hf_farms_s2ft_keeps"
@@ -22,7 +22,7 @@ KEEPS = "_hf_farms_s2ft_keeps"
 State = dict[str, Any]
 
 
-def hand_over(optimizer: torch.optim.Optimizer, model: nn.Module, frozen: Container[nn.Parameter] = ()) -> None:
+def swap_in_slices(optimizer: torch.optim.Optimizer, model: nn.Module, frozen: Container[nn.Parameter] = ()) -> None:
     """Put the slices in the place of their weights, in the same groups, and everything else out.
 
     Args:
@@ -73,7 +73,9 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
         )
 
 
-def keep_slices(optimizer: torch.optim.Optimizer, model: nn.Module, lengths: Sequence[int] | None) -> None:
+def save_slices_with_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, lengths: Sequence[int] | None
+) -> None:
     """From now on the optimizer's state dict holds the slices too.
 
     Args:
@@ -97,14 +99,14 @@ def keep_slices(optimizer: torch.optim.Optimizer, model: nn.Module, lengths: Seq
         kept["bases"] = {name: layer.slice_of_weight() for name, layer in layers.items() if not layer.s2ft_write_back}
         if lengths is not None:
             kept["state"] = _by_name(optimizer, state, {layer.selected: name for name, layer in layers.items()})
-            _stretch(state, lengths)
+            _renumber_parameters(state, lengths)
         state["param_groups"][0][KEY] = kept
 
     def fit(optimizer: torch.optim.Optimizer, state: State) -> State | None:
         if "state" not in state["param_groups"][0].get(KEY, {}):
             return None
         state = {**state, "param_groups": [dict(group) for group in state["param_groups"]]}
-        _stretch(state, [len(group["params"]) for group in optimizer.param_groups])
+        _renumber_parameters(state, [len(group["params"]) for group in optimizer.param_groups])
         return state
 
     # By now the optimizer has the slices only, so a training that goes on from a checkpoint needs the way back too.
@@ -112,7 +114,7 @@ def keep_slices(optimizer: torch.optim.Optimizer, model: nn.Module, lengths: Seq
     setattr(optimizer, KEEPS, hooks)
 
 
-def take_up(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+def load_slices(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     """Go on with the slices, and the optimizer's state, of the checkpoint that has just been loaded.
 
     Raises:
@@ -127,7 +129,7 @@ def take_up(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     if {name: tuple(channels) for name, channels in kept["channels"].items()} != dict(selection.channels):
         raise ValueError(
             "selection must be that of the checkpoint, got another one: base model, calibration data or config differ. "
-            "Pass S2FTCallback(selection=load_selection(CHECKPOINT)), from hf_farms.s2ft.files."
+            "Pass S2FTCallback(selection=load_selection(CHECKPOINT)), from hf_farms.s2ft.saving."
         )
     for name, layer in selective_layers(model):
         layer.resume(kept["slices"][name], kept["bases"].get(name))
@@ -141,7 +143,7 @@ def _by_name(optimizer: torch.optim.Optimizer, state: State, names: dict[Tensor,
     return {names[parameter]: state["state"].get(number, {}) for number, parameter in enumerate(parameters)}
 
 
-def _stretch(state: State, lengths: Sequence[int]) -> None:
+def _renumber_parameters(state: State, lengths: Sequence[int]) -> None:
     """So many parameters in each group, without a state."""
     state["state"] = {}
     start = 0

@@ -1,23 +1,25 @@
-"""The Hub: checks before the work, the upload after it.
+"""The Hub: what is asked of it, what is checked before a push, and the upload.
 
-explained.py  what goes wrong, in a sentence
-checks.py     may this be pushed there? asked before hours of work
-contents.py   what of a folder belongs to a model
-folders.py    is the folder complete? what of it is on the Hub?
-staging.py    the files as they are sent
-upload.py     the upload, into a branch or a pull request
-sizes.py      what a model takes on disk, and whether a dataset is there
+client.py          the client, retries, errors in one sentence
+errors.py          what the client raises -> one sentence
+patience.py        how many failures a command puts up with
+base_model.py      the dense model: commit, licence, size
+licence_files.py   its licence files
+preflight.py       checks before a push
+contents.py        which files of a folder belong to a model
+folders.py         whether a folder is complete, and what the Hub has of it
+staging.py         the files as they are sent
+upload.py          the upload, to a branch or a pull request
 """
 
-from hf_farms.hub.checks import PushPlan, create_repository, preflight
+from hf_farms.hub.base_model import weights_size
 from hf_farms.hub.contents import read_contents
 from hf_farms.hub.folders import check_folder, folder_report, published_files, replaced_weights
-from hf_farms.hub.sizes import check_dataset, weights_size
+from hf_farms.hub.preflight import PushPlan, create_repository, preflight
 from hf_farms.hub.upload import plan_push, push
 
 __all__ = [
     "PushPlan",
-    "check_dataset",
     "check_folder",
     "create_repository",
     "folder_report",

@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_farms.base_model import LICENCE_FILE
 from hf_farms.errors import ModelError
-from hf_farms.own_files import find_files
-from hf_farms.shards import shard_names
+from hf_farms.files.own_files import find_files
+from hf_farms.files.shards import shard_names
+from hf_farms.hub.base_model import LICENCE_FILE
 
 __all__ = ["Contents", "read_contents"]
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_farms.errors import ModelError, OutputError
+from hf_farms.files.own_files import is_own_file
+from hf_farms.files.shards import SHARD_OF, weight_map
+from hf_farms.hub.base_model import WEIGHTS
 from hf_farms.hub.contents import Contents, read_contents
-from hf_farms.output import OutputFolder
-from hf_farms.own_files import is_own_file
+from hf_farms.output.folder import OutputFolder
 from hf_farms.reports import REPORT_NAME
-from hf_farms.shards import SHARD_OF, weight_map
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -34,7 +34,6 @@ INDEX = "model.safetensors.index.json"
 # Every new repository may have these.
 INITIAL = frozenset({".gitattributes", "README.md"})
 # Weights that transformers would look for, in the root of a repository.
-WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 
 
 def check_folder(folder: str | Path) -> Path:
@@ -60,7 +59,7 @@ def check_folder(folder: str | Path) -> Path:
             f"folder must hold config.json and *.safetensors, got {str(folder)!r}.",
             hint="Name the folder that `hf-farms prune` wrote.",
         )
-    unfinished.tidy()
+    unfinished.remove_leftovers()
     _check_weights(folder)
     return folder
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from hf_farms.hub.contents import Contents
-from hf_farms.privacy import published, published_text
+from hf_farms.privacy.publishing import published, published_text
 
 __all__ = ["staged"]
 

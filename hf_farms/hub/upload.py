@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
-from hf_farms.hub.checks import PushPlan, preflight
+from hf_farms.hub.client import client, hub_errors, with_retries
 from hf_farms.hub.contents import read_contents
-from hf_farms.hub.explained import explained
 from hf_farms.hub.folders import check_publishable, folder_report, is_published, replaced_weights
+from hf_farms.hub.preflight import PushPlan, preflight
 from hf_farms.hub.staging import staged
-from hf_farms.masking import mask_secrets
-from hf_farms.requests import client, retried
+from hf_farms.privacy.masking import mask_secrets
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -82,7 +81,7 @@ def push(
         warnings.warn(
             f"Only files of the model are pushed. Left out of {str(folder)!r}: {left}.", HfFarmsWarning, stacklevel=2
         )
-    with staged(contents) as (copy, changed), explained(plan.repo_id, upload=True):
+    with staged(contents) as (copy, changed), hub_errors(plan.repo_id, action="upload"):
         if changed:
             warnings.warn(
                 f"Paths to private places, or secrets, were taken out of what is pushed of {', '.join(changed)}; on "
@@ -120,9 +119,9 @@ def _is_gated(repo_id: str, token: str | None) -> bool:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     api = client(token)
-    with explained(repo_id):
+    with hub_errors(repo_id, action="push"):
         try:
-            return bool(retried(lambda: api.model_info(repo_id), what=f"Asking for {repo_id}").gated)
+            return bool(with_retries(lambda: api.model_info(repo_id), what=f"Asking for {repo_id}").gated)
         except GatedRepoError:
             return True
         except RepositoryNotFoundError:
@@ -145,14 +144,14 @@ def _upload(api: HfApi, plan: PushPlan, folder: Path, message: str, *, name: str
             )
             return url
         # Found again before each try: an answer that was lost must not open a second one.
-        revision, url = found or retried(
+        revision, url = found or with_retries(
             lambda: _open_request(api, plan, message) or _new_request(api, plan, message),
             what="Opening a pull request",
         )
     # A pull request that is continued has other files than main.
     there = list(plan.files) if not plan.create_pr else _files_at(api, plan.repo_id, revision)
     stale = replaced_weights(there, folder)
-    retried(
+    with_retries(
         lambda: api.upload_folder(
             repo_id=plan.repo_id,
             folder_path=folder,
@@ -167,12 +166,12 @@ def _upload(api: HfApi, plan: PushPlan, folder: Path, message: str, *, name: str
 
 
 def _files_at(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
-    return retried(lambda: api.list_repo_files(repo_id, revision=revision), what=f"Listing {repo_id}")
+    return with_retries(lambda: api.list_repo_files(repo_id, revision=revision), what=f"Listing {repo_id}")
 
 
 def _open_request(api: HfApi, plan: PushPlan, title: str) -> tuple[str, str] | None:
     """Reference and URL of the pull request that an earlier run opened: the user's own of this title."""
-    requests = retried(
+    requests = with_retries(
         lambda: list(api.get_repo_discussions(plan.repo_id, author=plan.user, discussion_type="pull_request")),
         what="Listing pull requests",
     )

@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from hf_farms.metrics.zeros import count_model_zeros
+from hf_farms.metrics.sparsity_count import count_model_zeros
 
 __all__ = ["Sparsity"]
 

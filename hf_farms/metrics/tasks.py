@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_farms.errors import DataError, HfFarmsWarning, ModelError
 from hf_farms.metrics.quiet import quiet_lm_eval, require_hub, require_lm_eval
-from hf_farms.metrics.scores import TaskScore, answers_of, is_finite
+from hf_farms.metrics.task_scores import TaskScore, answers_of, is_finite
 from hf_farms.reports import TaskRecord
 
 if TYPE_CHECKING:

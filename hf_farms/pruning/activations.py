@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hf_farms.files import check_file, writing
+from hf_farms.files.writing import check_file, writing
 
 __all__ = ["Activations"]
 

@@ -11,7 +11,7 @@ from hf_farms.blocks import BlockSource
 from hf_farms.blocks.arguments import WITHOUT_ACTIVATIONS
 from hf_farms.config import PruneConfig
 from hf_farms.errors import HfFarmsError
-from hf_farms.pruning.cuts import check_layers
+from hf_farms.pruning.removal_plan import check_layers
 
 __all__ = ["check_method"]
 

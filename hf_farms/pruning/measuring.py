@@ -15,11 +15,11 @@ from weakref import ReferenceType, ref
 
 from torch import Tensor
 
-from hf_farms.blocks import KeptTokens, LayerView
+from hf_farms.blocks import LayerView, TokenMask
 from hf_farms.errors import ModelError
 from hf_farms.pruning.methods import Statistic
 
-__all__ = ["Measured", "Run", "measure", "parts"]
+__all__ = ["LayerStatistic", "Run", "measure", "measurement_passes"]
 
 # Statistics of experts that are kept at once, in bytes: 128 Hessians are more than a block.
 BYTES_AT_ONCE = 2**32
@@ -27,10 +27,10 @@ BYTES_AT_ONCE = 2**32
 # Parameter, and expert in it: its layers have one input whatever the data are.
 Key = tuple[str, int | None]
 # Runs the block on one batch, and which of its tokens count.
-Run = tuple[Callable[[], object], KeptTokens | None]
+Run = tuple[Callable[[], object], TokenMask | None]
 
 
-class Measured:
+class LayerStatistic:
     """The statistic of one layer, perhaps of others too.
 
     Args:
@@ -50,7 +50,7 @@ class Measured:
         return self._prepared
 
 
-def parts(layers: Sequence[LayerView], statistic: type[Statistic]) -> Iterator[list[LayerView]]:
+def measurement_passes(layers: Sequence[LayerView], statistic: type[Statistic]) -> Iterator[list[LayerView]]:
     """Layers that are measured in one pass: all, or experts in portions whose statistics fit, and the others last.
 
     Experts do not see each other, so that a portion may be pruned before the next is measured.
@@ -73,7 +73,7 @@ def parts(layers: Sequence[LayerView], statistic: type[Statistic]) -> Iterator[l
     yield [layer for layer in layers if layer.metadata.part.expert is None]
 
 
-def measure(layers: Sequence[LayerView], statistic: type[Statistic], runs: Iterable[Run]) -> dict[str, Measured]:
+def measure(layers: Sequence[LayerView], statistic: type[Statistic], runs: Iterable[Run]) -> dict[str, LayerStatistic]:
     """Run the block on the calibration data and measure what its layers are multiplied with.
 
     Which layers share their input is seen in the first run.
@@ -94,17 +94,17 @@ def measure(layers: Sequence[LayerView], statistic: type[Statistic], runs: Itera
     for layer in layers:
         first.setdefault(_key(layer), layer)
     found: dict[Key, Statistic] = {}
-    for run, keep in runs:
+    for run, token_mask in runs:
         if not found:
-            found = _first_run(first, statistic, run, keep)
+            found = _first_run(first, statistic, run, token_mask)
         else:
             # One layer listens for all that share its statistic.
             listeners = {id(s): key for key, s in reversed(found.items())}
-            _listen({key: found[key].add for key in listeners.values()}, first, run, keep)
+            _listen({key: found[key].add for key in listeners.values()}, first, run, token_mask)
     _check(list(first.values()), found)
-    shared: dict[int, Measured] = {}
+    shared: dict[int, LayerStatistic] = {}
     for key, view in first.items():
-        shared.setdefault(id(found[key]), Measured(found[key], view.name))
+        shared.setdefault(id(found[key]), LayerStatistic(found[key], view.name))
     return {layer.name: shared[id(found[_key(layer)])] for layer in layers}
 
 
@@ -116,16 +116,16 @@ def _listen(
     calls: Mapping[Key, Callable[[Tensor], None]],
     views: Mapping[Key, LayerView],
     run: Callable[[], object],
-    keep: KeptTokens | None,
+    token_mask: TokenMask | None,
 ) -> None:
     with ExitStack() as stack:
         for key, call in calls.items():
-            stack.enter_context(views[key].inputs(call, keep=keep))
+            stack.enter_context(views[key].inputs(call, token_mask=token_mask))
         run()
 
 
 def _first_run(
-    views: dict[Key, LayerView], statistic: type[Statistic], run: Callable[[], object], keep: KeptTokens | None
+    views: dict[Key, LayerView], statistic: type[Statistic], run: Callable[[], object], token_mask: TokenMask | None
 ) -> dict[Key, Statistic]:
     """The statistics after one run; keys that heard the same tensors have the same."""
     heard: dict[Key, list[Statistic]] = {key: [] for key in views}
@@ -145,7 +145,7 @@ def _first_run(
 
     experts = {key: new(key) for key in views if key[1] is not None}
     calls = {key: experts[key].add if key in experts else partial(hear, key) for key in views}
-    _listen(calls, views, run, keep)
+    _listen(calls, views, run, token_mask)
     found: dict[Key, Statistic] = {}
     merged: dict[tuple[int, ...], Statistic] = {}
     for key, statistics in heard.items():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_farms.config import Method
 from hf_farms.pruning.magnitude import magnitude_scores
-from hf_farms.pruning.patterns import Cut
+from hf_farms.pruning.patterns import Removal
 from hf_farms.pruning.sparsegpt import InputProducts, sparsegpt
 from hf_farms.pruning.wanda import InputNorm, wanda_scores
 
@@ -52,16 +52,16 @@ class PruningMethod:
         statistic: what is measured; None: nothing.
     """
 
-    prune: Callable[[Tensor, Any, Cut], Tensor]
+    prune: Callable[[Tensor, Any, Removal], Tensor]
     statistic: type[Statistic] | None = None
 
 
-def _magnitude(weight: Tensor, measured: None, cut: Cut) -> Tensor:
-    return weight.masked_fill(cut.of(magnitude_scores(weight)), 0)
+def _magnitude(weight: Tensor, measured: None, cut: Removal) -> Tensor:
+    return weight.masked_fill(cut.mask(magnitude_scores(weight)), 0)
 
 
-def _wanda(weight: Tensor, norm: Tensor, cut: Cut) -> Tensor:
-    return weight.masked_fill(cut.of(wanda_scores(weight, norm)), 0)
+def _wanda(weight: Tensor, norm: Tensor, cut: Removal) -> Tensor:
+    return weight.masked_fill(cut.mask(wanda_scores(weight, norm)), 0)
 
 
 METHODS: dict[Method, PruningMethod] = {

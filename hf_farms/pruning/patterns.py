@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Cut", "lowest", "lowest_down_columns", "lowest_of_groups", "lowest_per_row"]
+__all__ = ["Removal", "lowest", "lowest_down_columns", "lowest_of_groups", "lowest_per_row"]
 
 # Entries whose mask is chosen at once: what that takes beside them is several times their size.
 AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
-class Cut:
+class Removal:
     """What goes from one layer.
 
     Attributes:
@@ -26,7 +26,7 @@ class Cut:
     count: int
     group: tuple[int, int] | None = None
 
-    def of(self, scores: Tensor) -> Tensor:
+    def mask(self, scores: Tensor) -> Tensor:
         """Mark what goes by its scores: the lowest of every row, or of every group.
 
         Args:

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from hf_farms.allocation.plan import plan_sparsity
-from hf_farms.blocks import Block, BlockCall, BlockSource, KeptTokens, LayerView, ModelBlockSource, count_zeros
+from hf_farms.blocks import Block, BlockCall, BlockSource, LayerView, ModelBlockSource, TokenMask, count_zeros
 from hf_farms.config import PruneConfig
 from hf_farms.errors import DataError, HfFarmsWarning, NoEffectWarning
 from hf_farms.pruning.activations import Activations
 from hf_farms.pruning.checks import check_method
-from hf_farms.pruning.cuts import check_layers, plan_cuts, to_prune
-from hf_farms.pruning.measuring import Measured, Run, measure, parts
+from hf_farms.pruning.measuring import LayerStatistic, Run, measure, measurement_passes
 from hf_farms.pruning.methods import METHODS, PruningMethod
-from hf_farms.pruning.patterns import Cut
+from hf_farms.pruning.patterns import Removal
+from hf_farms.pruning.removal_plan import check_layers, plan_removals, prunable_layers
 from hf_farms.pruning.reporting import make_report, sparse_note, unmeasured_note
 from hf_farms.reports import BlockSparsity, LayerSparsity, PruneReport, SpectralReport, json_converter
 from hf_farms.spectra.analysis import analyze
@@ -84,7 +84,7 @@ def prune(
     if spectra is None and config.allocation != "uniform":
         spectra = analyze(source, config.measurement(), progress=lambda done, total: tick("analyze", done, total))
     targets = [config.sparsity] * len(source) if spectra is None else plan_sparsity(spectra, config=config)
-    cuts = plan_cuts(source, targets, config)
+    cuts = plan_removals(source, targets, config)
     with source.evaluation(), torch.no_grad():
         hidden = Activations(Path(activations) if activations is not None else None)
         blocks = _walk(source, config, batches, hidden, targets, cuts, tick)
@@ -122,7 +122,7 @@ def _walk(
     batches: list[dict[str, Tensor]],
     hidden: Activations,
     targets: list[float],
-    cuts: list[list[Cut]],
+    cuts: list[list[Removal]],
     tick: Progress,
 ) -> list[BlockSparsity]:
     arguments = []
@@ -133,9 +133,9 @@ def _walk(
         hidden.append(call.hidden)
         arguments.append(call.arguments)
         tick("capture", done, len(batches))
-    keep = [KeptTokens(batch["attention_mask"]) if "attention_mask" in batch else None for batch in batches]
+    token_masks = [TokenMask(batch["attention_mask"]) if "attention_mask" in batch else None for batch in batches]
     if batches:
-        _warn_of_few_tokens(source, config, hidden, keep)
+        _warn_of_few_tokens(source, config, hidden, token_masks)
     blocks = []
     # Hidden states are needed as far as the last block that no earlier run finished.
     last = max((i for i in range(len(source)) if source.finished(i) is None), default=-1)
@@ -144,7 +144,7 @@ def _walk(
             blocks.append(json_converter().structure(record, BlockSparsity))
         else:
             block = source.open(index)
-            runs = [(partial(_run, block, hidden, i, arguments[i][index]), kept) for i, kept in enumerate(keep)]
+            runs = [(partial(_run, block, hidden, i, arguments[i][index]), kept) for i, kept in enumerate(token_masks)]
             blocks.append(_prune_block(block, targets[index], cuts[index], config, runs))
             source.commit(index, json_converter().unstructure(blocks[-1]))
         if batches and index < last:
@@ -160,13 +160,13 @@ def _run(block: Block, hidden: Activations, batch: int, calls: tuple[BlockCall, 
 
 
 def _prune_block(
-    block: Block, target: float, cuts: list[Cut], config: PruneConfig, runs: Sequence[Run]
+    block: Block, target: float, cuts: list[Removal], config: PruneConfig, runs: Sequence[Run]
 ) -> BlockSparsity:
     method = METHODS[config.method]
-    layers = to_prune(block.layers)
+    layers = prunable_layers(block.layers)
     by_name = {layer.name: cut for layer, cut in zip(layers, cuts, strict=True)}
     done: dict[str, LayerSparsity] = {}
-    for part in parts(layers, method.statistic) if method.statistic else [layers]:
+    for part in measurement_passes(layers, method.statistic) if method.statistic else [layers]:
         measured = measure(part, method.statistic, runs) if method.statistic else {}
         for layer in part:
             # The last layer of those that share a statistic frees it.
@@ -174,7 +174,9 @@ def _prune_block(
     return _block_sparsity(block, target, [done[layer.name] for layer in layers])
 
 
-def _prune_layer(layer: LayerView, cut: Cut, method: PruningMethod, measured: Measured | None) -> LayerSparsity:
+def _prune_layer(
+    layer: LayerView, cut: Removal, method: PruningMethod, measured: LayerStatistic | None
+) -> LayerSparsity:
     weight, prepared = layer.read(), None
     before = count_zeros(weight)
     if measured is not None and measured.num_tokens == 0:
@@ -194,11 +196,11 @@ def _prune_layer(layer: LayerView, cut: Cut, method: PruningMethod, measured: Me
 
 
 def _warn_of_few_tokens(
-    source: BlockSource, config: PruneConfig, hidden: Activations, keep: list[KeptTokens | None]
+    source: BlockSource, config: PruneConfig, hidden: Activations, token_mask: list[TokenMask | None]
 ) -> None:
     """A Hessian of n inputs needs n tokens."""
-    tokens = sum(k.num_tokens if k else h[:-1].numel() for h, k in zip(hidden.shapes, keep, strict=True))
-    layers = [layer for i in range(len(source)) for layer in to_prune(source.metadata(i).layers)]
+    tokens = sum(k.num_tokens if k else h[:-1].numel() for h, k in zip(hidden.shapes, token_mask, strict=True))
+    layers = [layer for i in range(len(source)) for layer in prunable_layers(source.metadata(i).layers)]
     widest = max((layer for layer in layers if layer.kind == "linear"), key=lambda layer: layer.shape[1], default=None)
     if config.method == "sparsegpt" and widest is not None and tokens < widest.shape[1]:
         warnings.warn(

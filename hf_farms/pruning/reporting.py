@@ -9,8 +9,8 @@ from torch import Tensor
 from hf_farms.allocation.plan import spread_note
 from hf_farms.blocks import BlockSource
 from hf_farms.config import PruneConfig
-from hf_farms.pruning.cuts import pattern_note
-from hf_farms.pruning.patterns import Cut
+from hf_farms.pruning.patterns import Removal
+from hf_farms.pruning.removal_plan import pattern_note
 from hf_farms.pruning.sparsegpt import DAMPING
 from hf_farms.reports import BlockSparsity, CalibrationRecord, LayerSparsity, PruneReport, SpectralReport
 
@@ -26,7 +26,7 @@ def make_report(
     blocks: list[BlockSparsity],
     spectra: SpectralReport | None,
     batches: list[dict[str, Tensor]],
-    cuts: list[list[Cut]],
+    cuts: list[list[Removal]],
 ) -> PruneReport:
     """Put together what a reader must know.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_farms.allocation.sparsity import apportion
 from hf_farms.errors import HfFarmsWarning, ModelError
-from hf_farms.pruning.patterns import Cut, lowest, lowest_down_columns
+from hf_farms.pruning.patterns import Removal, lowest, lowest_down_columns
 
 __all__ = ["DAMPING", "InputProducts", "InverseFactor", "inverse_factor", "sparsegpt"]
 
@@ -129,7 +129,7 @@ def inverse_factor(products: Tensor, *, damping: float = DAMPING, name: str = ""
     return InverseFactor(inverse.flip(0, 1).contiguous(), unused.flip(0), damping)
 
 
-def sparsegpt(weight: Tensor, factor: InverseFactor, cut: Cut) -> Tensor:
+def sparsegpt(weight: Tensor, factor: InverseFactor, cut: Removal) -> Tensor:
     """Remove weights, and correct those to the right of each for the error that its removal makes (algorithm 1).
 
     Of every 128 columns those entries go whose w^2 / U_jj^2 is lowest, as many as the cut gives them; of groups of

@@ -10,12 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from hf_farms.documents import DocumentError, load_json, read_text, shown
 from hf_farms.errors import DataError
-from hf_farms.files import write_text
-from hf_farms.masking import mask_secrets
-from hf_farms.privacy import published
-from hf_farms.structures import structure
+from hf_farms.files.documents import DocumentError, load_json, read_text, shown
+from hf_farms.files.structures import structure
+from hf_farms.files.writing import write_text
+from hf_farms.privacy.masking import mask_secrets
+from hf_farms.privacy.publishing import published
 
 if TYPE_CHECKING:
     from cattrs.preconf.json import JsonConverter

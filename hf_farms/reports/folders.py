@@ -13,8 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from hf_farms.config import FarmsLRConfig, S2FTConfig
-from hf_farms.documents import DocumentError, load_json, read_text
 from hf_farms.errors import DataError
+from hf_farms.files.documents import DocumentError, load_json, read_text
 from hf_farms.reports.base import REPORT_NAME, json_converter
 from hf_farms.reports.metrics import best_step, last_logged, number, trained_metrics
 from hf_farms.reports.pruning import PruneReport

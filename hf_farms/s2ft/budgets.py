@@ -10,8 +10,8 @@ from typing import NamedTuple
 from hf_farms.allocation.plan import block_alphas
 from hf_farms.allocation.sparsity import allocate_sparsity
 from hf_farms.blocks import ModelBlockSource
+from hf_farms.blocks.coupling import Structure
 from hf_farms.config import S2FTConfig
-from hf_farms.coupling import Structure
 from hf_farms.errors import HfFarmsWarning
 from hf_farms.spectra.analysis import analyze
 

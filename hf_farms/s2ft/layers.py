@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.pytorch_utils import Conv1D
 
-from hf_farms.coupling import Orders, undo_orders
+from hf_farms.blocks.coupling import Orders, undo_orders
 from hf_farms.s2ft.products import TrainedInputs, TrainedOutputs, picked
 
 __all__ = [

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from hf_farms.blocks import ModelBlockSource
+from hf_farms.blocks.coupling import Member, Structure, coupled_structures
 from hf_farms.config import S2FTConfig
-from hf_farms.coupling import Member, Structure, coupled_structures
 from hf_farms.errors import ModelError
 from hf_farms.s2ft.budgets import unit_counts
-from hf_farms.s2ft.scores import Batches, unit_norms
+from hf_farms.s2ft.unit_norms import Batches, unit_norms
 
 __all__ = ["Batches", "Selection", "select_channels", "structures_of"]
 

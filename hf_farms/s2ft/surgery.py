@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_farms.blocks import LayerMetadata, ModelBlockSource
-from hf_farms.blocks.layouts import KNOWN
-from hf_farms.config import S2FTConfig
-from hf_farms.coupling import (
+from hf_farms.blocks.coupling import (
     Structure,
     check_movable,
     coupled_structures,
@@ -22,6 +20,8 @@ from hf_farms.coupling import (
     permute_structure,
     undo_orders,
 )
+from hf_farms.blocks.layouts import KNOWN
+from hf_farms.config import S2FTConfig
 from hf_farms.errors import ModelError, NoEffectWarning
 from hf_farms.s2ft.checks import check_module, check_plain, check_unshared
 from hf_farms.s2ft.layers import InOriginalOrder, SelectiveLayer, ordered_class, selective_class
@@ -53,7 +53,7 @@ def apply_s2ft(
 
     Everything else is frozen. Build the optimizer afterwards, over the parameters with `requires_grad`; after each of
     its steps the weights follow (after anything else that changes slices, call `write_back`). State dicts and
-    `save_pretrained` write the plain model, `hf_farms.s2ft.files.save_selection` what is trained of it. `restore` ends
+    `save_pretrained` write the plain model, `hf_farms.s2ft.saving.save_selection` what is trained of it. `restore` ends
     it. Casts of the model (`model.to(torch.bfloat16)`) leave the slices in float32.
 
     Memory: the trained slices, in float32 under half precision weights. Layout "permuted" copies one weight at a time

@@ -8,7 +8,7 @@ from itertools import groupby
 from torch import nn
 
 from hf_farms.blocks import ModelBlockSource
-from hf_farms.coupling import Structure
+from hf_farms.blocks.coupling import Structure
 from hf_farms.s2ft.selection import Selection, structures_of
 from hf_farms.s2ft.surgery import selection_of, summary
 

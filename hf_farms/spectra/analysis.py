@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hf_farms.allocation.scores import LayerAlpha, block_scores
+from hf_farms.allocation.block_scores import LayerAlpha, block_scores
 from hf_farms.blocks import BlockReader, LayerMetadata, LayerView, ModelBlockSource
 from hf_farms.config import FarmsConfig
+from hf_farms.distributed import ONE_PROCESS, Ranks, collected, share_out
 from hf_farms.errors import HfFarmsWarning, ModelError
-from hf_farms.parallel import ONE_PROCESS, Ranks, collected, share_out
 from hf_farms.reports import BlockSpectrum, LayerRecord, SpectralReport
 from hf_farms.spectra.spectrum import LayerSpectrum, layer_spectra
 from hf_farms.spectra.windows import WindowPlan, model_window_rows, plan_weight
@@ -110,7 +110,7 @@ def _reader(model: nn.Module | BlockReader | str | Path, *, outside: bool) -> Bl
         return ModelBlockSource(model)
     if isinstance(model, str | Path):
         # Not at the top: a model in memory needs none of it.
-        from hf_farms.loading import open_model
+        from hf_farms.loading.opening import open_model
 
         return open_model(model, head=outside)
     return model

@@ -6,16 +6,16 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_farms.files import check_within, write_text
+from hf_farms.files.writing import check_within, write_text
+from hf_farms.output.results import CARD_MARK
 from hf_farms.reports import PruneReport
 from hf_farms.reports.training import TrainReport
-from hf_farms.results import CARD_MARK
-from hf_farms_cards.figures import BLOCKS, dark_of, draw_blocks
+from hf_farms_cards.figures.blocks import BLOCKS, dark_of, draw_blocks
+from hf_farms_cards.figures.training import LR, SELECTION, draw_selection, draw_training
 from hf_farms_cards.markdown import environment
-from hf_farms_cards.pruned import pruned_card
-from hf_farms_cards.trained import trained_card
-from hf_farms_cards.training import LR, SELECTION, draw_selection, draw_training
-from hf_farms_cards.usage import Checkpoint
+from hf_farms_cards.prune_card import pruned_card
+from hf_farms_cards.quick_start import Checkpoint
+from hf_farms_cards.train_card import trained_card
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,7 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_farms.config import CalibrationConfig, FarmsConfig, PruneConfig
-from hf_farms.pruning.calibration import calibration_sequences
+from hf_farms.data.calibration import calibration_sequences
 from hf_farms.pruning.pruner import prune
 from hf_farms.spectra.analysis import analyze
 

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_farms.config import CalibrationConfig
-from hf_farms.pruning.calibration import calibration_sequences
+from hf_farms.data.calibration import calibration_sequences
 from hf_farms.pruning.methods import METHODS
 from hf_farms.pruning.patterns import Cut
 

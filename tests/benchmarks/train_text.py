@@ -10,9 +10,8 @@ windows of 256 tokens; the unigram model beside it has the token frequencies of 
 import math
 from pathlib import Path
 
+import train_demo as demo
 from training_common import Task, length_of, parser, run
-
-from hf_farms.demo import train as demo
 
 
 def text_task(tokenizer, **arguments):

@@ -8,7 +8,7 @@ from models import tiny
 from safetensors.torch import load_file
 
 from hf_farms.errors import ModelError
-from hf_farms.loading import load_model
+from hf_farms.loading.opening import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:No layout is known")
 

@@ -7,10 +7,10 @@ from torch import nn
 
 from hf_farms import PruneConfig, prune
 from hf_farms.blocks import ModelBlockSource
-from hf_farms.checkpoint import CheckpointWriter
 from hf_farms.errors import ModelError
-from hf_farms.loading import load_model
+from hf_farms.loading.opening import load_model
 from hf_farms.metrics.nll import text_nll
+from hf_farms.output.checkpoint import CheckpointWriter
 from hf_farms.pruning.checks import check_method
 
 pytestmark = [

@@ -9,7 +9,7 @@ from families import family_model
 from safetensors.torch import load_file, save_file
 
 from hf_farms.blocks import ModelBlockSource
-from hf_farms.loading import open_model
+from hf_farms.loading.opening import open_model
 from hf_farms.spectra.analysis import analyze
 
 # What the libraries say of each other while they are imported and while they load.

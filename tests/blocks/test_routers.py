@@ -7,7 +7,7 @@ from torch import nn
 
 from hf_farms import PruneConfig, analyze, prune
 from hf_farms.blocks import ModelBlockSource
-from hf_farms.loading import load_model
+from hf_farms.loading.opening import load_model
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:No layout is known"),

@@ -6,9 +6,9 @@ import transformers
 from families import G
 from safetensors.torch import load_file
 
-from hf_farms.checkpoint import CheckpointWriter
 from hf_farms.config import PruneConfig
-from hf_farms.loading import load_model, open_model
+from hf_farms.loading.opening import load_model, open_model
+from hf_farms.output.checkpoint import CheckpointWriter
 from hf_farms.pruning.pruner import prune
 
 pytestmark = pytest.mark.filterwarnings("ignore:No layout is known")

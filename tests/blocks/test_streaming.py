@@ -8,11 +8,11 @@ from models import tiny
 from safetensors.torch import load_file, save_file
 
 from hf_farms.blocks import ModelBlockSource, StreamedBlockSource
-from hf_farms.checkpoint import CheckpointWriter
 from hf_farms.config import PruneConfig
 from hf_farms.errors import ModelError
-from hf_farms.loading import load_model
+from hf_farms.loading.opening import load_model
 from hf_farms.metrics.nll import text_nll
+from hf_farms.output.checkpoint import CheckpointWriter
 from hf_farms.pruning.pruner import prune
 from hf_farms.spectra.analysis import analyze
 
@@ -181,7 +181,7 @@ def test_dtype_is_changed_on_the_way(tmp_path):
 def test_a_model_is_streamed_where_it_takes_more_than_half_of_the_memory(free, streamed, tmp_path, monkeypatch):
     folder = saved(tmp_path / "m", tiny("llama"))
     size = (folder / "model.safetensors").stat().st_size
-    monkeypatch.setattr("hf_farms.loading.free_memory", lambda device: int(free * size))
+    monkeypatch.setattr("hf_farms.loading.opening.free_memory", lambda device: int(free * size))
     assert isinstance(load_model(str(folder), tokenizer=False, stream=None).source, StreamedBlockSource) == streamed
 
 

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 import transformers
-from hf_farms_cards.training import write_training_history
+from hf_farms_cards.figures.training import write_training_history
 from models import tiny
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments

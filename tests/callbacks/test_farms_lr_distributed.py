@@ -89,7 +89,7 @@ def test_nan_in_the_share_of_one_process_stops_neither(ddp):
 FSDP2 = """
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from hf_farms.callbacks.refusals import check_supported
+from hf_farms.callbacks.compatibility import check_supported
 from test_farms_lr import *
 from torch.distributed.fsdp import FullyShardedDataParallel
 folder, rank = sys.argv[1], int(__import__("os").environ["RANK"])

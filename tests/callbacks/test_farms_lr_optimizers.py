@@ -11,9 +11,9 @@ from models import tiny
 from transformers.optimization import Adafactor
 
 from hf_farms.blocks import ModelBlockSource
-from hf_farms.callbacks.following import followed_layers
+from hf_farms.callbacks.compatibility import check_supported
 from hf_farms.callbacks.groups import LayerwiseGroups, innermost
-from hf_farms.callbacks.refusals import check_supported
+from hf_farms.callbacks.parameter_layers import layers_by_parameter
 
 sys.path.append(str(Path(__file__).parent))
 from test_farms_lr import arguments, same, weights
@@ -203,7 +203,7 @@ def test_an_optimizer_that_finds_its_own_rate_is_refused(tmp_path):
 def test_every_parameter_of_a_block_has_its_factor():
     model = tiny("llama")
     source = ModelBlockSource(model)
-    keys = followed_layers(model, source, outside=False)
+    keys = layers_by_parameter(model, source, outside=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     ours = LayerwiseGroups(optimizer, keys, "lr")
     ours.set_factors({name: 0.5 for names in keys.values() for name in names})

@@ -16,7 +16,7 @@ from transformers import Trainer
 from hf_farms import S2FTCallback, S2FTConfig, apply_s2ft, restore, select_channels
 from hf_farms.callbacks.groups import innermost
 from hf_farms.errors import DataError, NoEffectWarning
-from hf_farms.s2ft.files import load_selection, save_selection
+from hf_farms.s2ft.saving import load_selection, save_selection
 from hf_farms.s2ft.surgery import selection_of, selective_layers
 from hf_farms.s2ft.trainable import trainable_text
 

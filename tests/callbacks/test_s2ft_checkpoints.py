@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from hf_farms import S2FTCallback, S2FTConfig
 from hf_farms.callbacks.groups import innermost
-from hf_farms.s2ft.files import load_selection
+from hf_farms.s2ft.saving import load_selection
 from hf_farms.s2ft.surgery import selection_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")

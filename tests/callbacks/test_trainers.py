@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer
 
 from hf_farms import FarmsLRCallback, FarmsLRConfig
-from hf_farms.callbacks.refusals import check_supported
+from hf_farms.callbacks.compatibility import check_supported
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*", "ignore:.is_gradient_checkpointing. is deprecated")
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hf_farms_cards.usage import Checkpoint
+from hf_farms_cards.quick_start import Checkpoint
 
 from hf_farms.config import (
     CalibrationConfig,

@@ -12,10 +12,10 @@ sys.path.append(str(Path(__file__).parent))
 from examples import EXAMPLES, blocks, demo, farms_lr, full, minimal, s2ft
 from hf_farms_cards import render_card
 from hf_farms_cards.markdown import environment
-from hf_farms_cards.usage import Checkpoint, task_of
+from hf_farms_cards.quick_start import Checkpoint, task_of
 
-from hf_farms.base_model import describe_folder
 from hf_farms.config import PruneConfig, S2FTConfig
+from hf_farms.hub.base_model import read_base_model
 from hf_farms.reports import BaseModelRecord, TaskRecord
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -114,7 +114,7 @@ def test_the_licence_of_a_folder_is_passed_on_and_the_folder_is_no_base_model_on
     (tmp_path / "dense").mkdir()
     (tmp_path / "dense" / "README.md").write_text("---\nlicense: llama3\nlanguage: de\n---\n")
     (tmp_path / "dense" / "LICENSE").write_text("terms")
-    report = replace(full(), model=str(tmp_path / "dense"), base=describe_folder(tmp_path / "dense"))
+    report = replace(full(), model=str(tmp_path / "dense"), base=read_base_model(tmp_path / "dense"))
     text = render_card(report)
     found = header(text)
     assert (found["license"], found["language"]) == ("llama3", ["de"])

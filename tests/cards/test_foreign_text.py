@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parent))
 from examples import farms_lr, full, s2ft
 from hf_farms_cards import render_card
 from hf_farms_cards.markdown import code, escape, fenced, link
-from hf_farms_cards.usage import Checkpoint
+from hf_farms_cards.quick_start import Checkpoint
 
 from hf_farms.reports.training import LayerSelection, S2FTRecord
 

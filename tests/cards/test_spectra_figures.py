@@ -2,7 +2,7 @@ import math
 
 import pytest
 from families import family_model
-from hf_farms_cards.spectra import (
+from hf_farms_cards.figures.spectra import (
     EsdCurve,
     alpha_figure,
     comparison_figure,
@@ -15,8 +15,8 @@ from hf_farms_cards.spectra import (
 )
 from models import tiny
 
-from hf_farms.comparison import compare_spectra
 from hf_farms.config import FarmsConfig
+from hf_farms.reports.comparison import compare_spectra
 from hf_farms.spectra.analysis import analyze
 from hf_farms.spectra.spectrum import layer_spectrum
 

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "callbacks")]
 from examples import farms_lr
 from hf_farms_cards import render_card, write_card
-from hf_farms_cards.usage import Checkpoint
+from hf_farms_cards.quick_start import Checkpoint
 from test_farms_lr import Tokens, arguments, trainer
 from test_trainers import word_level
 from test_write_card import quick_start, run

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from families import family_model
 from hf_farms_cards import render_card, write_card
-from hf_farms_cards.figures import draw_blocks
-from hf_farms_cards.style import CARD_WIDTH, DARK, LIGHT
+from hf_farms_cards.figures.blocks import draw_blocks
+from hf_farms_cards.figures.style import CARD_WIDTH, DARK, LIGHT
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
@@ -138,7 +138,7 @@ def test_figures_suit_light_and_dark_pages(make, tmp_path):
 
 def test_the_figure_shows_both_alphas_with_errors_and_each_sparsity(monkeypatch, tmp_path):
     drawn = []
-    monkeypatch.setattr("hf_farms_cards.figures.save_figure", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr("hf_farms_cards.figures.blocks.save_figure", lambda figure, path: drawn.append(figure))
     report = full()
     draw_blocks(report, tmp_path / "a.png")
     top, bottom = drawn[0].axes

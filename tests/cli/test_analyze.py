@@ -12,9 +12,9 @@ from models import tiny
 from processes import finished, free_port
 from typer.testing import CliRunner
 
-from hf_farms.comparison import SpectralComparison
 from hf_farms.config import FarmsConfig
 from hf_farms.reports import SpectralReport
+from hf_farms.reports.comparison import SpectralComparison
 from hf_farms.spectra.analysis import analyze
 
 pytestmark = pytest.mark.filterwarnings("default")

@@ -14,12 +14,12 @@ from processes import finished
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from hf_farms.data.texts import read_text, tokenize
 from hf_farms.demo import demo_model
-from hf_farms.loading import load_model
+from hf_farms.loading.opening import load_model
 from hf_farms.metrics import quiet
 from hf_farms.metrics.nll import text_nll
 from hf_farms.reports import EvaluationReport, PruneReport
-from hf_farms.texts import read_text, tokenize
 
 # What users of the command see is decided by the command; lm-eval and what it imports warn about themselves.
 pytestmark = pytest.mark.filterwarnings("default")

@@ -20,7 +20,7 @@ REQUESTS = {
     "verify": "POST /verify",
     "commit": "POST /api/models/ada/m/commit",
 }
-PASSING = {
+RETRYABLE_STATUS = {
     "conflict": {"status": 409, "message": "Cannot create repo: another conflicting operation is in progress"},
     "other-commit": {"status": 412, "message": "A commit has happened since. Please refresh and try again."},
     "too-often": {"status": 429, "retry_after": 7},
@@ -59,16 +59,16 @@ def check_complete(client):
     assert len(client.hub.uploads) >= len(list(client.folder.glob("*.safetensors")))
 
 
-@pytest.mark.parametrize("fault", PASSING)
+@pytest.mark.parametrize("fault", RETRYABLE_STATUS)
 @pytest.mark.parametrize("request_", REQUESTS)
 def test_what_passes_is_waited_for(client, request_, fault):
-    client.hub.fault(REQUESTS[request_], **PASSING[fault])
+    client.hub.fault(REQUESTS[request_], **RETRYABLE_STATUS[fault])
     done = client("push", client.folder, "ada/m")
     assert "error" not in done, done
     assert client.hub.faults[0].times == 0
     check_complete(client)
-    if "retry_after" in PASSING[fault]:
-        assert max(done["waits"]) >= PASSING[fault]["retry_after"]
+    if "retry_after" in RETRYABLE_STATUS[fault]:
+        assert max(done["waits"]) >= RETRYABLE_STATUS[fault]["retry_after"]
     assert sum(done["waits"]) < 15
 
 

@@ -8,9 +8,9 @@ from hub_client import HubClient, contents
 from local_hub import LocalHub
 from models import tiny
 
-from hf_farms import patience
 from hf_farms.demo import demo_model
 from hf_farms.errors import HubError
+from hf_farms.hub import patience
 
 FOREVER = 10**6
 ROUTES = {
@@ -115,7 +115,12 @@ def failing(client, route, fault, *command):
         ("weights head", "forbidden", "gave status 403 (injected failure)"),
         ("weights head", "moved", "with status 404 (injected failure)"),
         ("weights head", "bare page", "gave an answer that is not of a Hub (status 200)"),
-        ("weights head", "nowhere", "gave an answer that is not of a Hub for 'meta/dense'"),
+        # Older clients follow where it leads.
+        (
+            "weights head",
+            "nowhere",
+            ("gave an answer that is not of a Hub for 'meta/dense'", "http://127.0.0.1:9, where the"),
+        ),
         (
             "weights",
             "busy",
@@ -129,7 +134,7 @@ def failing(client, route, fault, *command):
 )
 def test_a_download_that_fails_for_ever_is_told(client, route, fault, message):
     said = told(failing(client, ROUTES[route], fault, "analyze", "meta/dense"), client.hub)
-    assert message in said
+    assert any(known in said for known in ([message] if isinstance(message, str) else message))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import hf_farms
 from hf_farms.demo import demo_model, demo_text
 from hf_farms.metrics import MODULES, path
 from hf_farms.metrics.nll import text_nll
-from hf_farms.metrics.zeros import count_model_zeros
+from hf_farms.metrics.sparsity_count import count_model_zeros
 
 # evaluate and datasets warn about themselves (deprecated calls of each other).
 pytestmark = pytest.mark.filterwarnings("default")

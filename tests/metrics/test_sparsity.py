@@ -5,8 +5,8 @@ from models import tiny
 from hf_farms.blocks import StreamedBlockSource
 from hf_farms.config import PruneConfig
 from hf_farms.errors import ModelError
-from hf_farms.loading import load_model
-from hf_farms.metrics.zeros import count_model_zeros
+from hf_farms.loading.opening import load_model
+from hf_farms.metrics.sparsity_count import count_model_zeros
 from hf_farms.pruning.pruner import prune
 
 

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_farms.demo import demo_model
 from hf_farms.errors import DataError, HfFarmsError, HfFarmsWarning, ModelError
-from hf_farms.loading import load_model
+from hf_farms.loading.opening import load_model
 from hf_farms.metrics import quiet
-from hf_farms.metrics.scores import TaskScore, compare_tasks, merge_tasks
+from hf_farms.metrics.task_scores import TaskScore, compare_tasks, merge_tasks
 from hf_farms.metrics.tasks import TaskSuite
 from hf_farms.reports import TaskRecord
 

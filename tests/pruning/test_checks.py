@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.config import PruneConfig
+from hf_farms.data.calibration import require_writer
 from hf_farms.demo import demo_model
 from hf_farms.errors import ModelError
 from hf_farms.metrics.nll import require_causal
 from hf_farms.pruning import pruner
-from hf_farms.pruning.calibration import require_writer
 from hf_farms.pruning.checks import WITHOUT_ACTIVATIONS, check_method
 from hf_farms.pruning.pruner import prune
 

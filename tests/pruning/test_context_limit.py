@@ -8,7 +8,7 @@ import transformers
 from auto_families import build, families
 from families import family_model
 
-from hf_farms.pruning.calibration import context_limit
+from hf_farms.data.calibration import context_limit
 
 
 def limited(model_type, **changes):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_farms.pruning.patterns import Cut, lowest, lowest_of_groups, lowest_per_row
+from hf_farms.pruning.patterns import Removal, lowest, lowest_of_groups, lowest_per_row
 
 
 def slow_lowest(scores, count):
@@ -50,7 +50,7 @@ def test_groups_equal_a_loop_over_columns_with_ties(group, levels):
             for j in order[: group[0]]:
                 expected[row, start + j] = True
     assert torch.equal(lowest_of_groups(scores, *group), expected)
-    assert torch.equal(Cut(int(expected.sum()), group).of(scores), expected)
+    assert torch.equal(Removal(int(expected.sum()), group).of(scores), expected)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 3), (4, 128)])
@@ -66,4 +66,4 @@ def test_the_lowest_of_a_matrix_with_ties(shape, levels):
 
 def test_a_cut_without_groups_is_row_by_row():
     scores = torch.rand(5, 20)
-    assert torch.equal(Cut(33).of(scores), lowest_per_row(scores, 33))
+    assert torch.equal(Removal(33).of(scores), lowest_per_row(scores, 33))

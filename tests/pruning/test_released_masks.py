@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hf_farms.pruning.methods import METHODS
-from hf_farms.pruning.patterns import Cut
+from hf_farms.pruning.patterns import Removal
 
 SETTINGS = {"50": (0.5, None), "60": (0.6, None), "2of4": (0.5, (2, 4)), "4of8": (0.5, (4, 8))}
 # Columns whose threshold the released SparseGPT takes together.
@@ -34,7 +34,7 @@ def pruned(released, layer, method, count, group):
     statistic = METHODS[method].statistic(weight.shape[1], weight.device)
     for sequence in inputs:
         statistic.add(sequence)
-    return METHODS[method].prune(weight, statistic.prepared(layer), Cut(count, group))
+    return METHODS[method].prune(weight, statistic.prepared(layer), Removal(count, group))
 
 
 def relative_error(released, setting, got, rows=None):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from hf_farms.errors import HfFarmsWarning, ModelError
-from hf_farms.pruning.patterns import Cut
+from hf_farms.pruning.patterns import Removal
 from hf_farms.pruning.sparsegpt import InputProducts, inverse_factor, sparsegpt
 
 
@@ -61,7 +61,7 @@ def test_weights_of_the_released_code(golden, name, group):
     for part in torch.from_numpy(data["activations"]).split(100):
         products.add(part)
     count = int((expected == 0).sum())
-    got = sparsegpt(weight, products.prepared(""), Cut(count, group))
+    got = sparsegpt(weight, products.prepared(""), Removal(count, group))
     assert torch.equal(got == 0, expected == 0)
     assert (got - expected).norm() < 1e-5 * expected.norm()
 
@@ -71,10 +71,10 @@ def test_weights_of_the_released_code(golden, name, group):
 def test_unstructured_equals_the_slow_twin(shape, sparsity):
     weight, inputs = torch.randn(shape, generator=torch.Generator().manual_seed(1)), correlated(400, shape[1])
     count = round(sparsity * weight.numel())
-    got = sparsegpt(weight, factor_of(inputs), Cut(count))
+    got = sparsegpt(weight, factor_of(inputs), Removal(count))
     assert (got == 0).sum() == count
     if shape[1] <= 128 or sparsity in (0, 0.5, 1):  # else columns share the count by another rounding
-        expected = slow_sparsegpt(weight, inputs, Cut(count))
+        expected = slow_sparsegpt(weight, inputs, Removal(count))
         assert torch.equal(got == 0, expected == 0)
         assert torch.allclose(got.double(), expected, atol=1e-3)
 
@@ -92,7 +92,7 @@ def test_unstructured_equals_the_slow_twin(shape, sparsity):
 )
 def test_groups_equal_the_slow_twin(shape, group):
     weight, inputs = torch.randn(shape, generator=torch.Generator().manual_seed(2)), correlated(900, shape[1])
-    cut = Cut(weight.numel() * group[0] // group[1], group)
+    cut = Removal(weight.numel() * group[0] // group[1], group)
     got = sparsegpt(weight, factor_of(inputs), cut)
     expected = slow_sparsegpt(weight, inputs, cut)
     assert ((got == 0).view(-1, group[1]).sum(1) == group[0]).all()
@@ -105,9 +105,9 @@ def test_what_stays_makes_up_for_what_goes():
     weight, noise = torch.randn(32, 64, generator=generator), torch.randn(500, 64, generator=generator)
     # A few directions hold most of the inputs, as in models.
     inputs = correlated(500, 64)[:, :12] @ torch.randn(12, 64, generator=generator) + 3 * noise
-    pruned = sparsegpt(weight, factor_of(inputs), Cut(1024))
+    pruned = sparsegpt(weight, factor_of(inputs), Removal(1024))
     masked = weight.masked_fill(pruned == 0, 0)
-    wanda = weight.masked_fill(Cut(1024).of(weight.abs() * inputs.norm(dim=0)), 0)
+    wanda = weight.masked_fill(Removal(1024).of(weight.abs() * inputs.norm(dim=0)), 0)
     error, uncorrected, other = ((inputs @ (w - weight).T).norm() for w in (pruned, masked, wanda))
     assert error < 0.7 * uncorrected
     assert error < 0.7 * other
@@ -120,12 +120,12 @@ def test_unused_inputs_go_first_and_the_count_stays_exact(group):
     weight = torch.randn(6, 16, generator=torch.Generator().manual_seed(4))
     factor = factor_of(inputs)
     assert factor.unused.nonzero()[:, 0].tolist() == [2, 3, 7, 11, 15]
-    cut = Cut(48, group)
+    cut = Removal(48, group)
     got = sparsegpt(weight, factor, cut)
     assert (got == 0).sum() == 48
     if group is None:
         assert (got[:, factor.unused] == 0).all()
-    few = sparsegpt(weight, factor, Cut(20))
+    few = sparsegpt(weight, factor, Removal(20))
     stayed = (few != 0) & factor.unused
     assert (few == 0).sum() == 20
     assert stayed.any()
@@ -134,7 +134,7 @@ def test_unused_inputs_go_first_and_the_count_stays_exact(group):
 
 def test_only_unused_inputs():
     weight = torch.randn(4, 8)
-    got = sparsegpt(weight, factor_of(torch.zeros(50, 8)), Cut(16))
+    got = sparsegpt(weight, factor_of(torch.zeros(50, 8)), Removal(16))
     assert (got == 0).sum() == 16
     assert torch.equal(got[got != 0], weight[got != 0])
 
@@ -144,7 +144,7 @@ def test_the_scale_of_the_inputs_changes_nothing(scale):
     inputs = correlated(300, 24)
     inputs[:, 5] = 0
     weight = torch.randn(6, 24, generator=torch.Generator().manual_seed(5))
-    plain, scaled = (sparsegpt(weight, factor_of(x), Cut(72)) for x in (inputs, inputs * scale))
+    plain, scaled = (sparsegpt(weight, factor_of(x), Removal(72)) for x in (inputs, inputs * scale))
     assert torch.equal(plain == 0, scaled == 0)
     assert torch.allclose(plain, scaled, atol=1e-4)
 
@@ -177,7 +177,7 @@ def test_duplicated_inputs_are_damped_enough_as_they_are():
     inputs = correlated(500, 32).repeat(1, 3)
     factor = factor_of(inputs)
     assert factor.damping == 0.01
-    assert torch.isfinite(sparsegpt(torch.randn(4, 96), factor, Cut(192))).all()
+    assert torch.isfinite(sparsegpt(torch.randn(4, 96), factor, Removal(192))).all()
 
 
 def test_fewer_tokens_than_inputs_are_damped_by_more():
@@ -185,7 +185,7 @@ def test_fewer_tokens_than_inputs_are_damped_by_more():
     weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(6))
     factor = factor_of(inputs)
     assert factor.damping == pytest.approx(0.08)
-    assert (sparsegpt(weight, factor, Cut(512)) == 0).sum() == 512
+    assert (sparsegpt(weight, factor, Removal(512)) == 0).sum() == 512
     assert factor_of(inputs[:1]).damping == pytest.approx(0.64)
 
 
@@ -224,7 +224,7 @@ def test_weights_keep_their_dtype(dtype):
     weight = (1000 * torch.randn(8, 32, generator=torch.Generator().manual_seed(7))).to(dtype)
     before = weight.clone()
     inputs = (100 * correlated(200, 32)).to(dtype)
-    got = sparsegpt(weight, factor_of(inputs), Cut(128))
+    got = sparsegpt(weight, factor_of(inputs), Removal(128))
     assert got.dtype == dtype
     assert torch.isfinite(got).all()
     assert (got == 0).sum() == 128
@@ -235,7 +235,7 @@ def test_no_weight_is_lost_to_the_range_of_float16():
     # Corrections take some weights below what float16 can hold.
     weight = (2e-7 * torch.randn(64, 32, generator=torch.Generator().manual_seed(8))).half()
     assert 0 < int((weight == 0).sum()) < 1024
-    got = sparsegpt(weight, factor_of(correlated(200, 32)), Cut(1024))
+    got = sparsegpt(weight, factor_of(correlated(200, 32)), Removal(1024))
     assert int((got == 0).sum()) == 1024
 
 

@@ -11,7 +11,7 @@ import hf_farms.blocks.discovery
 import hf_farms.s2ft.surgery
 from hf_farms import S2FTConfig, apply_s2ft, restore, select_channels
 from hf_farms.blocks import ModelBlockSource
-from hf_farms.coupling import check_movable, coupled_structures
+from hf_farms.blocks.coupling import check_movable, coupled_structures
 from hf_farms.errors import ModelError
 from hf_farms.s2ft.selection import Selection, structures_of
 

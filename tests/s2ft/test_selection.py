@@ -12,8 +12,8 @@ from models import tiny
 from hf_farms import FarmsConfig, S2FTConfig, analyze, select_channels
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.errors import DataError, HfFarmsWarning, ModelError
-from hf_farms.s2ft.scores import unit_norms
 from hf_farms.s2ft.selection import Selection, structures_of
+from hf_farms.s2ft.unit_norms import unit_norms
 
 # model, roles, layout; units of the attention are heads, groups, and single heads without grouped queries.
 SETTINGS = {

@@ -17,8 +17,8 @@ from test_surgery import same, state, train
 
 from hf_farms import S2FTConfig, apply_s2ft, restore, write_back
 from hf_farms.errors import NoEffectWarning
-from hf_farms.s2ft.files import load_selection, save_selection
 from hf_farms.s2ft.layers import _LAYERS
+from hf_farms.s2ft.saving import load_selection, save_selection
 from hf_farms.s2ft.surgery import selective_layers
 
 CONFIG = S2FTConfig(budget=0.1)

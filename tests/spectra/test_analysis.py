@@ -7,8 +7,8 @@ from models import tiny
 from torch import nn
 
 from hf_farms.config import FarmsConfig
+from hf_farms.distributed import share_out
 from hf_farms.errors import HfFarmsWarning, ModelError
-from hf_farms.parallel import share_out
 from hf_farms.spectra.analysis import analyze
 from hf_farms.spectra.spectrum import layer_spectrum
 

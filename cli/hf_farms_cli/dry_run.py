@@ -1,0 +1,106 @@
+"""What --dry-run shows: where a result will go, how large and how sparse it will be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_farms_cli.console import say
+
+if TYPE_CHECKING:
+    from hf_farms.hub import PushPlan
+    from hf_farms.reports import BaseModelRecord, PruneReport
+    from hf_farms_cli.options import Format
+    from hf_farms_cli.recipe import Recipe
+
+__all__ = ["plan_line", "print_plan", "prune_lines", "push_lines"]
+
+# Of a prune, before it is known how many shards there will be.
+ARTEFACTS = (
+    "model-*.safetensors",
+    "config",
+    "tokenizer",
+    "README.md",
+    "hf_farms_report.json",
+    "recipe.yaml",
+    "figures",
+)
+
+
+def print_plan(lines: list[str], shown: Format) -> None:
+    """Print what would be done, in the format asked for."""
+    if shown == "json":
+        say(json.dumps({"dry_run": True, "plan": lines}, indent=2))
+        return
+    for line in lines:
+        say(f"[dry-run] {line}")
+
+
+def prune_lines(
+    recipe: Recipe, folder: Path, *, finished: PruneReport | None, base: BaseModelRecord | None, size: int | None
+) -> list[str]:
+    """The plan of a prune, without the push."""
+    from hf_farms.output.folder import OutputFolder
+
+    state = "is finished" if finished else "is continued" if OutputFolder(folder).partial.exists() else "new"
+    free = shutil.disk_usage(next(p for p in folder.absolute().parents if p.exists())).free
+    expected = f"about {_readable(size)}" if size else "unknown"
+    licences = base.files if base is not None else ()
+    files = (*ARTEFACTS, *licences)
+    lines = [
+        *recipe.describe(),
+        f"output: {folder} ({state})",
+        f"size: {expected}, {_readable(free)} free",
+        f"sparsity: {recipe.prune.sparsity:.2%} of the weights of the pruned layers",
+        f"files: {', '.join(files)}",
+    ]
+    if base is not None:
+        licence = base.license_name or base.license or "no licence named"
+        lines.append(f"base: {base.repo_id} at {base.revision} ({licence}{', gated' if base.gated else ''})")
+    return lines
+
+
+def plan_line(plan: PushPlan | None) -> str:
+    """Where a push goes, in words."""
+    if plan is None:
+        return "no"
+    visible = {True: "private", False: "public", None: "visibility as the namespace has it"}[plan.private]
+    where = "a pull request" if plan.create_pr else f"branch {plan.revision or 'main'}"
+    return f"{plan.repo_id} ({'exists' if plan.exists else 'new'}, {visible}, {where})"
+
+
+def push_lines(folder: Path, plan: PushPlan, report: object) -> list[str]:
+    """The plan of a push: where to, how sparse, which files."""
+    return [f"repository: {plan_line(plan)}", *_sparsity_lines(report), *_file_lines(folder, plan)]
+
+
+def _sparsity_lines(report: object) -> list[str]:
+    from hf_farms.reports import PruneReport
+
+    if not isinstance(report, PruneReport):
+        return []
+    return [f"sparsity: {report.sparsity:.2%} of the pruned layers, {report.parameter_sparsity:.2%} of all parameters"]
+
+
+def _file_lines(folder: Path, plan: PushPlan) -> list[str]:
+    from hf_farms import hub
+
+    sizes = {name: path.stat().st_size for name, path in hub.published_files(folder).items()}
+    left = hub.read_contents(folder).left_out()
+    return [
+        *(f"file: {name} ({_readable(size)})" for name, size in sizes.items()),
+        *(f"removed: {name}, weights of an earlier model" for name in hub.replaced_weights(plan.files, folder)),
+        *([f"left out: {left}"] if left else []),
+        f"total: {len(sizes)} files, {_readable(sum(sizes.values()))}",
+    ]
+
+
+def _readable(size: int) -> str:
+    """Bytes in the unit that fits."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size = size / 1000  # type: ignore[assignment]
+    return f"{size:.3g} GB"

@@ -1,0 +1,53 @@
+"""Check that a dataset exists before anything is downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hf_farms.data.texts import BUILT_IN, check_source
+from hf_farms.errors import DataError, HubError
+from hf_farms.hub.client import client, hub_errors, with_retries
+
+__all__ = ["check_dataset"]
+
+WRITTEN_BY_THE_MODEL = "self"
+
+
+def check_dataset(source: str | None, *, token: str | None = None) -> None:
+    """Refuse a text that is not there: a file by looking, a dataset of the Hub by one request.
+
+    With the Hub switched off (HF_HUB_OFFLINE) nothing is asked: it may be on this machine.
+
+    Args:
+        source: of calibration or evaluation text; None: no text.
+        token: None: the one that is logged in.
+
+    Raises:
+        DataError: there is no such file or dataset, or no access to it.
+        HubError: the Hub could not be reached.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub import errors as hub
+
+    if source is None or source in (BUILT_IN, WRITTEN_BY_THE_MODEL):
+        return
+    check_source(source)
+    if Path(source).exists() or constants.HF_HUB_OFFLINE:
+        return
+    api = client(token)
+    try:
+        with hub_errors(source, action="push"):
+            with_retries(lambda: api.dataset_info(source), what=f"Looking for dataset {source}")
+    except (HubError, ValueError) as error:
+        cause = error.__cause__
+        if isinstance(cause, hub.GatedRepoError):
+            raise DataError(
+                f"{source!r} is gated, and access was not granted to this token.",
+                hint=f"Accept its conditions at {constants.ENDPOINT}/datasets/{source}, then run `hf auth login`.",
+            ) from cause
+        if isinstance(cause, hub.RepositoryNotFoundError | hub.HFValidationError):
+            raise DataError(
+                f"text must be a file or a dataset on the Hub, got {source!r}, which is neither.",
+                hint="Check the name; for a private dataset run `hf auth login`.",
+            ) from cause
+        raise

@@ -1,0 +1,214 @@
+"""The dense model as the Hub describes it: commit, licence, languages, size."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hf_farms.demo import demo_model
+from hf_farms.errors import HfFarmsWarning, ModelError
+from hf_farms.files.own_files import is_own_file
+from hf_farms.hub.client import client, hub_errors, with_retries
+from hf_farms.reports import BaseModelRecord
+
+__all__ = [
+    "LICENCE_FILE",
+    "TIMEOUT",
+    "WEIGHTS",
+    "base_model_of",
+    "fetch_base_model",
+    "is_on_the_hub",
+    "read_base_model",
+    "weights_size",
+]
+
+TIMEOUT = 10  # seconds; of one answer
+NOTICE = "NOTICE"
+# What is read of a card.
+CARD_KEYS = ("license", "license_name", "license_link", "language", "pipeline_tag")
+WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+# Beside the weights; a folder of that name is not one.
+LICENCE_FILE = re.compile(r"(LICEN[CS]E|USE_POLICY|NOTICE)([-_.][^/]*)?", re.IGNORECASE)
+
+
+def is_on_the_hub(model: str) -> bool:
+    """Whether a model's name is a hub id, and not `demo` or a folder."""
+    return model != "demo" and not Path(model).is_dir()
+
+
+def fetch_base_model(model: str, *, revision: str | None = None, token: str | None = None) -> BaseModelRecord | None:
+    """Ask the Hub about the dense model, in one call, or two where it is gated.
+
+    With the Hub switched off (HF_HUB_OFFLINE), what is in the cache answers, with a warning where the card is missing.
+
+    Args:
+        model: `demo`, a folder, or a hub id.
+        revision: branch, tag or commit.
+        token: None: the one that is logged in.
+
+    Returns:
+        None for `demo` and folders.
+
+    Raises:
+        ModelError: not there, no access, or not in the cache and the Hub is switched off.
+        HubError: the Hub refused the token or cannot be reached.
+    """
+    from huggingface_hub import constants
+
+    if not is_on_the_hub(model):
+        return None
+    if constants.HF_HUB_OFFLINE:
+        with hub_errors(model, action="ask", revision=revision):
+            return _cached(model, revision)
+    with hub_errors(model, action="ask", revision=revision):
+        api, what = client(token), f"Asking for {model}"
+        info = with_retries(lambda: api.model_info(model, revision=revision, timeout=TIMEOUT), what=what)
+        if info.gated:
+            with_retries(lambda: api.auth_check(model), what=what)
+    card = _plain_card(info.card_data)
+    tagged = [tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")]
+    return _record(
+        model,
+        info.sha,
+        {"license": tagged, "pipeline_tag": info.pipeline_tag} | {key: value for key, value in card.items() if value},
+        gated=bool(info.gated),
+        files=[sibling.rfilename for sibling in info.siblings or ()],
+    )
+
+
+def read_base_model(folder: Path) -> BaseModelRecord | None:
+    """What the card and the licence files in a folder say of the dense model.
+
+    Returns:
+        None where there are neither.
+    """
+    record = base_model_of(folder)
+    return record if _card_of(folder) or record.files else None
+
+
+def base_model_of(folder: Path) -> BaseModelRecord:
+    """Read the record of a local model, which may have neither card nor licence files."""
+    return _record(folder.absolute().name, None, _card_of(folder), files=_files_in(folder), local=True)
+
+
+def _cached(model: str, revision: str | None) -> BaseModelRecord:
+    """The record of a model that is on this machine."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    for file in ("config.json", "params.json", "README.md"):
+        found = try_to_load_from_cache(model, file, revision=revision)
+        if isinstance(found, str):
+            snapshot = Path(found).parent
+            card: dict[str, Any] | None = {}
+            if try_to_load_from_cache(model, "README.md", revision=revision) is not _CACHED_NO_EXIST:
+                card = _card_of(snapshot)
+            if card is None:
+                warnings.warn(
+                    f"The card of {model!r} is not on this machine and the Hub is switched off (HF_HUB_OFFLINE): "
+                    f"its licence and licence files are not known. Run `hf download {model}` before.",
+                    HfFarmsWarning,
+                    stacklevel=3,
+                )
+            return _record(model, snapshot.name, card, files=_files_in(snapshot))
+    raise ModelError(
+        f"{model!r} is not on this machine and the Hub is switched off (HF_HUB_OFFLINE).",
+        hint="Unset HF_HUB_OFFLINE, or name a local folder.",
+    )
+
+
+def _card_of(folder: Path) -> dict[str, Any] | None:
+    """Front matter of a README.md; None: no such file, or none that can be read."""
+    from huggingface_hub import ModelCard
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    if not (folder / "README.md").is_file():  # a pipe of that name would be waited for
+        return None
+    try:
+        # As ModelCard.load reads it, which prints a remark where there is no front matter.
+        text = (folder / "README.md").read_bytes().decode("utf-8")
+        return _plain_card(ModelCard(text, ignore_metadata_errors=True).data) if REGEX_YAML_BLOCK.search(text) else {}
+    except Exception:  # a card is text of others: yaml and the card class raise their own
+        return None
+
+
+def _files_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if is_own_file(path)]
+
+
+def _plain_card(data: Any) -> dict[str, Any]:
+    # All of it would be copied: aliases in the YAML of others can make that larger than any memory.
+    return {key: data.get(key) for key in CARD_KEYS if data.get(key) is not None} if data is not None else {}
+
+
+def _record(
+    model: str,
+    revision: str | None,
+    card: dict[str, Any] | None,
+    *,
+    files: Iterable[str],
+    gated: bool = False,
+    local: bool = False,
+) -> BaseModelRecord:
+    read, card = card is not None, card or {}
+    return BaseModelRecord(
+        repo_id=model,
+        revision=revision,
+        license=_first(card.get("license")),
+        license_name=_first(card.get("license_name")),
+        license_link=_first(card.get("license_link")),
+        gated=gated,
+        languages=tuple(_texts(card.get("language"))),
+        pipeline_tag=_first(card.get("pipeline_tag")),
+        files=tuple(sorted(filter(LICENCE_FILE.fullmatch, files))),
+        card_read=read,
+        local=local,
+    )
+
+
+def _texts(value: object) -> list[str]:
+    """One text or many: cards have both."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return [text for text in values if isinstance(text, str) and text]
+
+
+def _first(value: object) -> str | None:
+    return next(iter(_texts(value)), None)
+
+
+def weights_size(model: str, *, revision: str | None = None, token: str | None = None) -> int | None:
+    """Bytes of a model's weight files; a pruned copy in the same dtype takes as many.
+
+    Args:
+        model: `demo`, a folder, or a hub id.
+        revision: of a hub id.
+        token: None: the one that is logged in.
+
+    Returns:
+        None where it cannot be known: the Hub is switched off, or the files have other names.
+
+    Raises:
+        HubError: the Hub refused or could not be reached.
+    """
+    from huggingface_hub import constants
+
+    folder = demo_model() if model == "demo" else Path(model)
+    if folder.is_dir():
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+    elif constants.HF_HUB_OFFLINE:
+        return None
+    else:
+        api = client(token)
+        with hub_errors(model, action="ask", revision=revision):
+            info = with_retries(
+                lambda: api.model_info(model, revision=revision, files_metadata=True), what=f"Asking for {model}"
+            )
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    for ending in (".safetensors", ".bin"):
+        found = [size for name, size in sizes.items() if name.endswith(ending) and WEIGHTS.fullmatch(name)]
+        if found:
+            return sum(found)
+    original = [size for name, size in sizes.items() if name.startswith("consolidated.")]
+    return sum(original) or None

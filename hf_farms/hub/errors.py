@@ -1,0 +1,233 @@
+"""What the Hub client, and transformers around it, raise -> one sentence and the way out."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hf_farms.errors import HfFarmsError, HubError, ModelError, OutputError
+from hf_farms.privacy.masking import mask_error, mask_secrets
+
+__all__ = [
+    "AGAIN",
+    "LOGIN",
+    "cache_error",
+    "chain",
+    "endpoint",
+    "explain",
+    "first_line",
+    "host_of",
+    "is_incomplete",
+    "known_error",
+    "status_of",
+]
+
+AGAIN = "run the same command again."
+# Why a folder takes nothing.
+REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT}
+LOGIN = "Run `hf auth login` with a token that may write, or pass --token."
+
+
+def explain(error: BaseException, *, what: str) -> HfFarmsError:
+    """One sentence and the way out for an error of the Hub client, or of transformers around it.
+
+    Args:
+        error: as caught; its causes are searched.
+        what: the model or repository that was asked for.
+
+    Returns:
+        A `ModelError` where the model cannot be had, else a `HubError`; the caller raises it.
+    """
+    known = known_error(error, what)
+    if known is not None:
+        return known
+    if isinstance(error, OSError) and error.errno is not None:
+        return HubError(f"{what!r} could not be read or sent ({first_line(error)}).")
+    return ModelError(
+        f"{what!r} could not be loaded: {first_line(error)}",
+        hint="Name a hub id, a folder that save_pretrained wrote, or `demo`.",
+    )
+
+
+def known_error(error: BaseException, what: str) -> HfFarmsError | None:
+    """The sentence of the outermost error in the chain that has one; secrets in the chain are masked."""
+    mask_error(error)
+    if (cache := cache_error(error)) is not None:
+        return cache
+    for cause in chain(error):
+        found = cause if isinstance(cause, HfFarmsError) else _model_error(cause, what) or _hub_error(cause, what)
+        if found is not None:
+            return found
+    return None
+
+
+def cache_error(error: BaseException) -> OutputError | None:
+    """The sentence for a cache of the Hub that cannot be written; None: something else went wrong.
+
+    What is said otherwise blames the model or the text that was to be kept there.
+    """
+    from huggingface_hub import constants
+
+    from hf_farms.files.writing import is_inside
+
+    home = Path(constants.HF_HOME)
+    caches = {home, *(Path(getattr(constants, name, home)) for name in ("HF_HUB_CACHE", "HF_ASSETS_CACHE"))}
+    caches.add(Path(os.environ.get("HF_DATASETS_CACHE", home)))
+    for cause in chain(error):
+        if not isinstance(cause, OSError) or not isinstance(cause.filename, str):
+            continue
+        place = Path(cause.filename)
+        # Of a file that is not there, the cache is not to blame; of a folder that cannot be made, it is.
+        refused = cause.errno in REFUSED or (cause.errno == errno.ENOENT and place in caches)
+        if refused and any(is_inside(place, cache) for cache in caches):
+            return OutputError(
+                f"the cache of the Hub must be where files can be written, got {cause.filename!r} ({cause.strerror}).",
+                hint="Set HF_HOME to another folder, or repair that one.",
+            )
+    return None
+
+
+def _model_error(cause: BaseException, what: str) -> ModelError | None:
+    """Errors that say that this model cannot be had; the most specific class first, as they inherit."""
+    from huggingface_hub import constants
+    from huggingface_hub import errors as hub
+
+    # Downloads raise the second, which says "not in the cache" for a dead network too.
+    offline = isinstance(cause, hub.LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE
+    if isinstance(cause, hub.OfflineModeIsEnabled) or offline:
+        return ModelError(
+            f"{what!r} is not on this machine and the Hub is switched off (HF_HUB_OFFLINE).",
+            hint="Unset HF_HUB_OFFLINE, or name a local folder.",
+        )
+    if isinstance(cause, hub.GatedRepoError):
+        return ModelError(
+            f"{what!r} is gated, and access was not granted to this token.",
+            hint=f"Accept its conditions at {endpoint()}/{what}, then run `hf auth login`.",
+        )
+    if isinstance(cause, hub.RevisionNotFoundError):
+        return ModelError(f"revision must exist, got one that {what!r} does not have.", hint="Check --revision.")
+    if isinstance(cause, hub.RepositoryNotFoundError):
+        doubt = " or is private" if status_of(cause) == 401 else ""
+        return ModelError(
+            f"{what!r} is neither a folder nor a repository on the Hub{doubt}.",
+            hint="Check the name; for a private repository run `hf auth login`.",
+        )
+    if isinstance(cause, hub.RemoteEntryNotFoundError):
+        name = str(cause.response.url).rpartition("/")[2]
+        return ModelError(
+            f"{what!r} must hold {name!r}, which is not in the repository.",
+            hint="Name a repository that save_pretrained wrote, or another --revision.",
+        )
+    return None
+
+
+def _hub_error(cause: BaseException, what: str) -> HubError | None:
+    """Errors of the Hub itself, of the token, or of the way there."""
+    from huggingface_hub import errors as hub
+
+    if isinstance(cause, hub.LocalTokenNotFoundError):
+        return HubError("a push must have a token, got none.", hint=LOGIN)
+    if isinstance(cause, hub.HfHubHTTPError) and status_of(cause) is not None:
+        return _http_error(cause, what)
+    if isinstance(cause, hub.FileMetadataError):
+        return HubError(
+            f"the Hub at {endpoint()} gave an answer that is not of a Hub for {what!r}.",
+            hint=f"Check HF_ENDPOINT and proxies, then {AGAIN}",
+        )
+    if is_incomplete(cause):
+        return HubError(
+            f"the Hub at {endpoint()} sent a file of {what!r} with another length than it has.",
+            hint=f"Check HF_ENDPOINT and proxies, then {AGAIN}",
+        )
+    # By module, as the client's HTTP library is httpx in some versions and httpx2 in others.
+    if type(cause).__module__.startswith(("httpx", "httpcore")):
+        asked = getattr(getattr(cause, "_request", None), "url", None)
+        there = endpoint() if asked is None else host_of(asked)
+        where = (
+            f"the Hub at {endpoint()}" if there == endpoint() else f"{there}, where the Hub at {endpoint()} sends to,"
+        )
+        broke = type(cause).__name__ in ("ReadError", "RemoteProtocolError")
+        return HubError(
+            f"{where} {'broke off its answer' if broke else 'could not be reached'} ({type(cause).__name__}).",
+            hint="Check the network and HF_ENDPOINT, then run the same command again.",
+        )
+    return None
+
+
+def endpoint() -> str:
+    """Where the Hub is, without a password."""
+    from huggingface_hub import constants
+
+    return mask_secrets(str(constants.ENDPOINT))
+
+
+def host_of(url: Any) -> str:
+    """Scheme, host and port of a URL: neither its password nor a token in its query.
+
+    Args:
+        url: parsed, with the attributes `scheme`, `port`, and `hostname` or `host`.
+    """
+    host = getattr(url, "hostname", None) or getattr(url, "host", "")
+    return f"{url.scheme}://{host}{f':{url.port}' if url.port else ''}"
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised from, outermost first."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message that may have many."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def is_incomplete(error: BaseException) -> bool:
+    """Whether a file arrived with another length than the Hub said before."""
+    return isinstance(error, OSError) and "Consistency check failed" in str(error)
+
+
+def status_of(cause: BaseException) -> int | None:
+    """The HTTP status of an answer that was an error; None: there was no answer."""
+    return getattr(getattr(cause, "response", None), "status_code", None)
+
+
+def _http_error(cause: BaseException, what: str) -> HubError:
+    response = cause.response  # type: ignore[attr-defined]
+    status, path = response.status_code, response.request.url.path
+    # The client's own text has the URL with all that is in it.
+    said = getattr(cause, "server_message", None) or response.reason_phrase or "no reason given"
+    said = " ".join(said.split())[:200]
+    if status == 401:
+        return HubError(f"the Hub at {endpoint()} did not accept the token.", hint=LOGIN)
+    if status == 403 and (response.request.method not in ("GET", "HEAD") or path.endswith(("/write", "/whoami-v2"))):
+        return HubError(
+            f"the token may not write to {what!r} at {endpoint()} ({said}).",
+            hint="Use a token with write access, or another --repo-id.",
+        )
+    if status == 403:
+        return HubError(
+            f"the Hub at {endpoint()} does not let this token read {what!r} (status 403: {said}).",
+            hint="Log in with a token that may read it: `hf auth login`.",
+        )
+    if status == 429:
+        return HubError(
+            f"the Hub at {endpoint()} was asked too often for {what!r} ({said}).", hint=f"{_pause(cause)}, {AGAIN}"
+        )
+    repair = "Check HF_ENDPOINT, then" if status == 404 else "Now or later,"
+    return HubError(
+        f"the Hub refused a request for {what!r} with status {status} ({said}). It was asked at {endpoint()}.",
+        hint=f"{repair} {AGAIN}",
+    )
+
+
+def _pause(cause: BaseException) -> str:
+    asked = cause.response.headers.get("Retry-After", "")  # type: ignore[attr-defined]
+    return f"Wait {asked} seconds" if asked.isdigit() else "Wait some minutes"

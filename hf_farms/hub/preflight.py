@@ -1,0 +1,238 @@
+"""May this be pushed there? Asked before hours of work, and before anything is created."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_farms.errors import HfFarmsWarning, HubError
+from hf_farms.hub.client import client, hub_errors, with_retries
+from hf_farms.hub.folders import INITIAL, is_unfinished_push
+from hf_farms.reports import REPORT_NAME, BaseModelRecord
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+__all__ = ["PushPlan", "create_repository", "preflight"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushPlan:
+    """Where a push will go.
+
+    Attributes:
+        repo_id: `namespace/name`.
+        user: whose token it is.
+        exists: whether the repository is there already.
+        private: visibility that it has or will have; None: what the namespace makes of a new one.
+        revision: branch; None: main.
+        create_pr: whether it becomes a pull request.
+        files: what is at that revision already.
+    """
+
+    repo_id: str
+    user: str
+    exists: bool
+    private: bool | None
+    revision: str | None = None
+    create_pr: bool = False
+    files: tuple[str, ...] = ()
+
+
+def preflight(
+    repo_name: str,
+    *,
+    repo_id: str | None = None,
+    private: bool | None = None,
+    base: BaseModelRecord | None = None,
+    folder: Path | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    overwrite: bool = False,
+    create: bool = True,
+    token: str | None = None,
+) -> PushPlan:
+    """Make sure that a push will be possible, before hours of work: token, name, contents, write access.
+
+    Args:
+        repo_name: name of the repository under the user's own name, where no `repo_id` is given.
+        repo_id: `namespace/name`, or a name under the user's own.
+        private: visibility of a new repository; None: private if the dense model is gated, else the namespace's
+            default.
+        base: the dense model; its own repository is never written to.
+        folder: what will be pushed, if it is there already: a push of it that stopped half-way is known by it.
+        revision: branch that is written to, made if it is not there; None: main.
+        create_pr: a pull request is written to, nothing else.
+        overwrite: whether files that hf-farms did not write may be mixed with these.
+        create: make the repository if it is not there; without it nothing is changed.
+        token: None: the one that is logged in.
+
+    Raises:
+        HubError: no valid token, no right to write there, somebody else's files are there, or the Hub cannot be
+            reached.
+        ValueError: the name cannot be a repository's, or the options exclude each other.
+    """
+    if create_pr and revision is not None:
+        raise ValueError(f"revision must not be given with create_pr, got {revision!r}. A pull request is its own one.")
+    api = client(token)
+    wanted = repo_id or repo_name
+    with hub_errors(wanted, action="push"):
+        account = with_retries(lambda: _account(api), what="Asking whose token it is")
+    _check_role(account)
+    target = _full_name(wanted, account["name"])
+    if base is not None and target.lower() == base.repo_id.lower():
+        raise HubError(
+            f"repo_id must not be the dense model's own repository, got {target!r}.",
+            hint="Choose another --repo-id.",
+        )
+    _check_name(target, base)
+    with hub_errors(target, action="push"):
+        plan = _plan(api, target, private, base, revision=revision, create_pr=create_pr, user=account["name"])
+        if plan.exists and not create_pr:
+            with_retries(lambda: api.auth_check(target, write=True), what="Asking for write access")
+        if not overwrite:
+            _check_contents(api, plan, folder)
+    if create:
+        create_repository(plan, token=token)
+    return plan
+
+
+def create_repository(plan: PushPlan, *, token: str | None = None) -> None:
+    """Make the repository of a plan, if it is not there, and the branch.
+
+    Raises:
+        HubError: it may not be made, or not be written to.
+    """
+    api = client(token)
+    with hub_errors(plan.repo_id, action="push"):
+        if not plan.exists:
+            with_retries(
+                lambda: api.create_repo(plan.repo_id, exist_ok=True, private=plan.private),
+                what=f"Creating {plan.repo_id}",
+            )
+            with_retries(lambda: api.auth_check(plan.repo_id, write=True), what="Asking for write access")
+        if plan.revision is not None:
+            branch = plan.revision
+            with_retries(
+                lambda: api.create_branch(plan.repo_id, branch=branch, exist_ok=True), what=f"Creating branch {branch}"
+            )
+
+
+def _account(api: HfApi) -> dict[str, Any]:
+    """Whose token it is; another answer stumbles here, where it is told as one."""
+    account = api.whoami()
+    return {**account, "name": str(account["name"]), "auth": dict(account.get("auth") or {})}
+
+
+def _check_role(account: dict[str, Any]) -> None:
+    """Tokens of the roles `write` and `fineGrained` may, the latter not everywhere: that is asked later."""
+    access = (account.get("auth") or {}).get("accessToken") or {}
+    if access.get("role") == "read":
+        raise HubError(
+            f"a push must have a token that may write, got the read-only token {access.get('displayName')!r} of "
+            f"{account['name']}.",
+            hint="Make one at https://huggingface.co/settings/tokens, and run `hf auth login` with it.",
+        )
+
+
+def _full_name(wanted: str, user: str) -> str:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    target = wanted if "/" in wanted else f"{user}/{wanted}"
+    try:
+        validate_repo_id(target)
+    except HFValidationError as error:
+        raise ValueError(
+            f"repo_id must be a valid repository name, got {target!r}. Choose one with --repo-id."
+        ) from error
+    return target
+
+
+def _check_name(target: str, base: BaseModelRecord | None) -> None:
+    """Say when the licence of the dense model asks for another name than the user gave."""
+    from hf_farms.licences import generated_name
+
+    name = target.rpartition("/")[2]
+    asked = generated_name(base, name)
+    if base is not None and asked != name:
+        warnings.warn(
+            f"the licence of {base.repo_id!r} asks for another name than {name!r}, such as {asked!r}. "
+            "Choose it with --repo-id.",
+            HfFarmsWarning,
+            stacklevel=3,
+        )
+
+
+def _plan(
+    api: HfApi,
+    target: str,
+    private: bool | None,
+    base: BaseModelRecord | None,
+    *,
+    revision: str | None,
+    create_pr: bool,
+    user: str,
+) -> PushPlan:
+    """What is there, and that it is as visible as it should be."""
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    gated = base is not None and base.gated
+    wanted = private if private is not None else (True if gated else None)
+    try:
+        info = with_retries(lambda: api.model_info(target), what=f"Looking for {target}")
+    except RepositoryNotFoundError as error:
+        if error.response.status_code == 401:  # of the token, which was good a moment ago
+            raise
+        return PushPlan(repo_id=target, user=user, exists=False, private=wanted, revision=revision, create_pr=create_pr)
+    try:
+        files = with_retries(lambda: api.list_repo_files(target, revision=revision), what=f"Listing {target}")
+    except RevisionNotFoundError:  # a branch to be, which begins as a copy of main
+        files = with_retries(lambda: api.list_repo_files(target), what=f"Listing {target}")
+    if wanted and not info.private:
+        why = "the dense model is gated" if private is None else "--private was given"
+        raise HubError(
+            f"repository must be private, as {why}, got {target!r}, which is public.",
+            hint="Make it private on its settings page, choose another --repo-id, or say --no-private.",
+        )
+    if wanted is False and info.private:
+        warnings.warn(f"{target!r} is private and stays so; its settings page can change that.", HfFarmsWarning, 2)
+    return PushPlan(
+        repo_id=target,
+        user=user,
+        exists=True,
+        private=bool(info.private),
+        revision=revision,
+        create_pr=create_pr,
+        files=tuple(files),
+    )
+
+
+def _check_contents(api: HfApi, plan: PushPlan, folder: Path | None) -> None:
+    """Refuse to mix our files with those of somebody else. In a pull request the owner decides."""
+    foreign = sorted(set(plan.files) - INITIAL)
+    if not foreign or REPORT_NAME in foreign or plan.create_pr:
+        return
+    if folder is not None and folder.is_dir() and _is_ours(api, plan, folder):
+        return
+    shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+    raise HubError(
+        f"repository must be new or one that hf-farms wrote, got {plan.repo_id!r} with other files ({shown}).",
+        hint="Choose another --repo-id, or replace what has the same name with --yes.",
+    )
+
+
+def _is_ours(api: HfApi, plan: PushPlan, folder: Path) -> bool:
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    def compared(revision: str | None) -> bool:
+        return with_retries(
+            lambda: is_unfinished_push(api, plan.repo_id, revision, folder), what=f"Comparing {plan.repo_id}"
+        )
+
+    try:
+        return compared(plan.revision)
+    except RevisionNotFoundError:
+        return compared(None)

@@ -1,0 +1,239 @@
+"""Repositories and folders in Meta's own layout, such as `meta-llama/Llama-2-7b`: recognised before any download.
+
+The repository beside it that transformers can load (`…-hf`) is used where there is one; else the weights are converted,
+with consent, as they are pickled files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_farms.errors import ModelError
+from hf_farms.hub.base_model import TIMEOUT, is_on_the_hub
+from hf_farms.hub.client import client, hub_errors, with_retries
+from hf_farms.loading.meta_conversion import TOKENIZER_FILES, convert_tokenizer, convert_weights
+from hf_farms.output.folder import writing
+
+__all__ = ["MetaCheckpoint", "find_meta_checkpoint"]
+
+CONFIG, PARAMS = "config.json", "params.json"
+SHARD = re.compile(r"consolidated\.(\d+)\.pth")
+MISTRAL = re.compile(r"consolidated.*\.safetensors")
+ELSEWHERE = "Name a repository of this model that has a config.json."
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaCheckpoint:
+    """A model in Meta's layout, and what is loaded in its place.
+
+    Attributes:
+        name: as the user gave it.
+        sibling: repository of the same model that transformers can load; None: it is converted.
+        revision: commit of the original on the Hub; None of a folder.
+        shards: names of the weight files.
+    """
+
+    name: str
+    sibling: str | None = None
+    revision: str | None = None
+    shards: tuple[str, ...] = ()
+
+    @property
+    def note(self) -> str:
+        """What the reader of a result must know."""
+        used = f"{self.sibling!r} was loaded in its place" if self.sibling else "it was converted"
+        return f"{self.name!r} has Meta's own layout, without a {CONFIG}: {used}."
+
+    def transformers_path(self, *, tokenizer: bool = True) -> str:
+        """Name of a repository or a folder that transformers can load; converted at most once, into the Hub's cache.
+
+        Args:
+            tokenizer: whether a tokenizer is needed too.
+
+        Raises:
+            ModelError: damaged, incomplete or not a Llama.
+            OutputError: the disk is full.
+        """
+        if self.sibling is not None:
+            return self.sibling
+        from huggingface_hub import cached_assets_path
+        from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+        home = cached_assets_path("hf_farms", namespace="original", subfolder=self._key())
+        folder, unfinished = home / "model", home / "model.partial"
+        # Several launched processes open the same model at once.
+        with WeakFileLock(home / ".lock"):
+            if not folder.exists():
+                source = self._source((PARAMS, *self.shards))
+                _check_space(home, sum((source / shard).stat().st_size for shard in self.shards))
+                shutil.rmtree(unfinished, ignore_errors=True)
+                with writing(home):
+                    unfinished.mkdir()
+                convert_weights(source, self.shards, unfinished)
+                unfinished.rename(folder)
+            if tokenizer and not (folder / "tokenizer.json").exists():
+                self._add_tokenizer(folder, home / "tokenizer.partial")
+        return str(folder)
+
+    def _add_tokenizer(self, folder: Path, unfinished: Path) -> None:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        with writing(folder):
+            unfinished.mkdir()
+        if convert_tokenizer(self._source(TOKENIZER_FILES), unfinished):
+            # The file by which a tokenizer is known to be complete comes last.
+            for path in sorted(unfinished.iterdir(), key=lambda path: path.name == "tokenizer.json"):
+                path.replace(folder / path.name)
+        shutil.rmtree(unfinished)
+
+    def _source(self, files: Iterable[str]) -> Path:
+        """A folder that holds these files, as far as they exist."""
+        if not is_on_the_hub(self.name):
+            return Path(self.name)
+        from huggingface_hub import snapshot_download
+
+        with hub_errors(self.name, action="ask", revision=self.revision):
+            where = snapshot_download(
+                self.name, revision=self.revision, allow_patterns=list(files), library_name="hf-farms"
+            )
+        return Path(where)
+
+    def _key(self) -> str:
+        """A folder name for what exactly is converted."""
+        if is_on_the_hub(self.name):
+            return f"{self.name.replace('/', '--')}-{self.revision}"
+        folder = Path(self.name).resolve()
+        stats = [(folder / file).stat() for file in (PARAMS, *self.shards)]
+        content = repr((str(folder), [(stat.st_size, stat.st_mtime_ns) for stat in stats]))
+        return f"{folder.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+
+def find_meta_checkpoint(
+    name: str, *, revision: str | None = None, allow_pickle: bool = False
+) -> MetaCheckpoint | None:
+    """Recognise a model in Meta's layout, before anything but a list of files is fetched.
+
+    Args:
+        name: `demo`, a folder, or a hub id.
+        revision: of a hub id; the repository beside it has others, and is not looked for then.
+        allow_pickle: convert pickled weights where there is no such repository; no code in them is run.
+
+    Returns:
+        None: it has the layout of transformers, or none that is known.
+
+    Raises:
+        ModelError: Mistral's own layout, a missing shard, or pickled weights without consent.
+        HubError: the Hub cannot be reached, and the model is not in the cache.
+    """
+    sibling, doubt = None, ""
+    if is_on_the_hub(name):
+        if _cached(name, CONFIG, revision) is not None:
+            return None
+        files, commit = _files_on_hub(name, revision)
+        if commit is None or _is_original(name, files):
+            sibling, doubt = _find_sibling(name) if revision is None else (None, "")
+        if sibling is not None:
+            return MetaCheckpoint(name=name, sibling=sibling, revision=commit)
+    elif name == "demo":
+        return None
+    else:
+        files, commit = [path.name for path in Path(name).iterdir() if path.is_file()], None
+    if not _is_original(name, files):
+        return None
+    if not is_on_the_hub(name) and (Path(name).resolve().parent / CONFIG).is_file():
+        raise ModelError(
+            f"model folder must have a {CONFIG}, got {name!r} without.", hint="Name the folder above it, which has one."
+        )
+    shards = _shards(name, files)
+    if not allow_pickle:
+        raise ModelError(
+            f"weights must be safetensors, got pickled ones ({shards[0]}) in Meta's own layout in {name!r}{doubt}.",
+            hint="Convert them with --allow-pickle (no code in them is run), or name a repository of this model that "
+            f"has a {CONFIG}.",
+        )
+    return MetaCheckpoint(name=name, revision=commit, shards=shards)
+
+
+def _is_original(name: str, files: Iterable[str]) -> bool:
+    files = set(files)
+    if CONFIG in files or PARAMS not in files:
+        return False
+    if any(MISTRAL.fullmatch(file) for file in files):
+        raise ModelError(
+            f"model must have the layout of transformers or of Meta's Llama, got Mistral's own in {name!r}.",
+            hint=ELSEWHERE,
+        )
+    return any(SHARD.fullmatch(file) for file in files)
+
+
+def _shards(name: str, files: Iterable[str]) -> tuple[str, ...]:
+    numbered = {int(found[1]): file for file in files if (found := SHARD.fullmatch(file))}
+    missing = sorted(set(range(max(numbered) + 1)) - set(numbered))
+    if missing:
+        raise ModelError(
+            f"shards must be numbered without gaps, got {name!r} without consolidated.{missing[0]:02d}.pth.",
+            hint="Download the model again.",
+        )
+    return tuple(numbered[number] for number in sorted(numbered))
+
+
+def _files_on_hub(name: str, revision: str | None) -> tuple[list[str], str | None]:
+    """Names of the files and the commit; with the Hub switched off, of what is in the cache."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        cached = _cached(name, PARAMS, revision)
+        return ([path.name for path in cached.parent.iterdir()], cached.parent.name) if cached else ([], None)
+    with hub_errors(name, action="ask", revision=revision):
+        info = with_retries(
+            lambda: client().model_info(name, revision=revision, timeout=TIMEOUT), what=f"Asking for {name}"
+        )
+    return [file.rfilename for file in info.siblings or ()], info.sha
+
+
+def _cached(name: str, file: str, revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, file, revision=revision)
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _find_sibling(name: str) -> tuple[str | None, str]:
+    """The repository beside it that transformers can load; else why there is none, as the end of a sentence."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    sibling = f"{name}-hf"
+    if constants.HF_HUB_OFFLINE:
+        return (sibling, "") if _cached(sibling, CONFIG, None) else (None, f", and {sibling!r} is not on this machine")
+    with hub_errors(sibling, action="ask", revision=None):
+        try:
+            info = with_retries(lambda: client().model_info(sibling, timeout=TIMEOUT), what=f"Asking for {sibling}")
+            if info.gated:
+                with_retries(lambda: client().auth_check(sibling), what=f"Asking for {sibling}")
+        except GatedRepoError:
+            page = f"{constants.ENDPOINT}/{sibling}"
+            return None, f", and access to {sibling!r}, which has others, was not granted: ask for it at {page}"
+        except RepositoryNotFoundError:
+            return None, f", and there is no {sibling!r} on the Hub"
+    if CONFIG not in [file.rfilename for file in info.siblings or ()]:
+        return None, f", and {sibling!r} has no {CONFIG} either"
+    return sibling, ""
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ModelError(
+            f"the converted model must fit on the disk, got {free / 1e9:.3g} GB free for {needed / 1e9:.3g} GB in "
+            f"{str(folder)!r}.",
+            hint="Free some space, or move the cache: HF_HOME.",
+        )

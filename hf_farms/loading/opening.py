@@ -1,0 +1,302 @@
+"""A model's name -> the model in memory, or its checkpoint on disk opened for reading."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hf_farms.blocks import (
+    BlockReader,
+    ModelBlockSource,
+    StoredBlockReader,
+    StoredTensors,
+    StreamedBlockSource,
+    TensorFiles,
+    align_weights,
+)
+from hf_farms.errors import HfFarmsWarning, HubError, ModelError
+from hf_farms.hub.client import hub_errors
+from hf_farms.hub.errors import known_error
+from hf_farms.loading.devices import find_device, free_memory, parse_dtype, require_computing
+from hf_farms.loading.files import architecture_of, quantisation_of, weight_files
+from hf_farms.loading.missing import check_complete, enumerated
+from hf_farms.loading.model_config import read_config
+from hf_farms.loading.names import find_model
+from hf_farms.loading.refusals import custom_code_error
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["LoadedModel", "load_model", "open_model"]
+
+# A model that takes more than this share of the free memory is read from disk block by block: calibration data, scores
+# and everything else need some too.
+MEMORY_SHARE = 0.5
+# Loads names and shapes, and no weights.
+META = {"device_map": {"": "meta"}}
+# `quant_method` -> the config class of transformers that dequantises while loading; None: weights that their library
+# dequantises one by one.
+DEQUANTISED: dict[str, str | None] = {
+    "mxfp4": "Mxfp4Config",
+    "fp8": "FineGrainedFP8Config",
+    "compressed-tensors": "CompressedTensorsConfig",
+    "bitsandbytes": None,
+    "torchao": None,
+}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with its tokenizer, if it has one.
+
+    Attributes:
+        model: of a streamed one, what is outside the blocks; `source.whole()` lends it the rest.
+        tokenizer: of the model.
+        source: its blocks.
+        weights: the files that hold its weights.
+        absent: weights of the head or a pooler that the files do not hold and that nothing here uses; random.
+        notes: what a reader of a result must know of where the weights came from.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    source: ModelBlockSource
+    weights: tuple[Path, ...]
+    absent: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    revision: str | None = None,
+    tokenizer: bool | None = True,
+    stream: bool | None = False,
+    allow_pickle: bool = False,
+    head: bool = True,
+) -> LoadedModel:
+    """Load a model and its tokenizer.
+
+    Args:
+        name: `demo`, a folder, or a hub id, looked for in this order.
+        dtype: "auto" is the dtype of the checkpoint.
+        device: None is a GPU if there is one, else the CPU.
+        revision: of a hub id.
+        tokenizer: whether a tokenizer must be there; one that is missing is an error then. None: if there is one.
+        stream: leave the blocks on disk and read each when it is needed; None: where the model would take more than
+            half of the free memory. What a block computes is the same to the bit.
+        allow_pickle: read pickled weights (`pytorch_model.bin`) where there are no safetensors, and convert those in
+            Meta's own layout (`consolidated.NN.pth`); no code in them is run.
+        head: whether the head of a language model is used, and must be there; one that is missing is a warning else.
+
+    Raises:
+        ModelError: not found, weights missing or of other shapes, pickled, no architecture that transformers knows, no
+            tokenizer, or quantised and to be streamed.
+    """
+    weights_dtype, where = parse_dtype(dtype), find_device(device)
+    with hub_errors(name, action="load"):
+        place = find_model(name, revision=revision, allow_pickle=allow_pickle, tokenizer=bool(tokenizer))
+        path, revision = place.path, place.revision
+        config = read_config(name, path, revision)
+        method = quantisation_of(config)
+        if stream and method is not None:
+            raise ModelError(f"weights must be plain to be read block by block, got {method} in {name!r}.")
+        checkpoint = _Checkpoint(name, path, revision, config, allow_pickle)
+        streamed = stream if stream is not None else _is_large(checkpoint.weights, dtype, where)
+        files = TensorFiles(checkpoint.weights, mapped=not streamed)
+        if weights_dtype == "auto" and method is None:
+            require_computing(config.dtype or files.dtype, name)
+        options = META if streamed else {}
+        model, info = checkpoint.load(files, dtype=weights_dtype, **options)
+        absent = check_complete(model, info, name=name, head=head and model.can_generate())
+        if streamed:
+            source: ModelBlockSource = StreamedBlockSource(model, files, device=where, absent=absent)
+        else:
+            if method is None:
+                _restore_padding(model, files)
+            model.to(where)  # type: ignore[arg-type]
+            align_weights(model)
+            source = ModelBlockSource(model)
+    words = _load_tokenizer(name, path, revision, needed=tokenizer) if tokenizer is not False else None
+    notes = place.notes
+    if absent:
+        notes = (*notes, f"The checkpoint has no weights for the head or pooler ({enumerated(absent)}).")
+    return LoadedModel(model, words, source, tuple(checkpoint.weights), absent, notes)
+
+
+class _Checkpoint:
+    """A model's files, as transformers loads them.
+
+    Args:
+        name: as the user gave it.
+        path: a folder or a hub id.
+        revision: of the hub id.
+        config: the model's.
+        allow_pickle: whether pickled weights may be read.
+    """
+
+    def __init__(self, name: str, path: str, revision: str | None, config: Any, allow_pickle: bool) -> None:
+        self.weights = weight_files(name, path, revision, allow_pickle=allow_pickle)
+        self._name, self._path, self._revision, self._config = name, path, revision, config
+        # Never None where pickles are not allowed: transformers falls back to them.
+        self._safe = None if allow_pickle else True
+
+    def load(self, files: TensorFiles, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """The model, and what transformers reports of loading it; shapes that do not fit are only reported.
+
+        Args:
+            files: the same weights, to tell what failed.
+            options: of `from_pretrained`.
+        """
+        architecture = architecture_of(self._config)
+        try:
+            with _without_report(progress="device_map" not in options):
+                model, info = architecture.from_pretrained(
+                    self._path,
+                    revision=self._revision,
+                    trust_remote_code=False,
+                    use_safetensors=self._safe,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                    **options,
+                )
+        except RuntimeError as error:
+            if "conversion" in str(error):
+                # transformers points at a report in its log. The failing weight is found by converting once more.
+                with torch.device("meta"):
+                    empty = getattr(architecture, "from_config", architecture)(self._config)
+                StoredTensors(files, empty).check_conversions()
+            raise
+        model.config._name_or_path = self._name
+        return model, info
+
+
+def _restore_padding(model: PreTrainedModel, files: TensorFiles) -> None:
+    """Give embeddings of padding the stored numbers: some models set them to zero after loading (Chinese-CLIP)."""
+    zeros = {
+        f"{name}.weight": (module.weight.data, module.padding_idx)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Embedding)
+        and module.padding_idx is not None
+        and not bool(module.weight[module.padding_idx].any())
+    }
+    stored = StoredTensors(files, model) if zeros else None
+    for name, (weight, row) in zeros.items():
+        if stored is not None and stored.has(name):
+            weight[row] = stored.read(name)[row].to(weight)
+
+
+def _is_large(weights: list[Path], dtype: str, device: str) -> bool:
+    size = sum(path.stat().st_size for path in weights if path.exists())
+    # Half precision on disk, perhaps.
+    return size * (2 if dtype == "float32" else 1) > MEMORY_SHARE * free_memory(device)
+
+
+@contextmanager
+def _without_report(*, progress: bool) -> Iterator[None]:
+    """Keep the report of transformers out of the log: it says, as a table, what `check_complete` says."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if bars and not progress:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def open_model(
+    name: str | Path,
+    *,
+    device: str | None = None,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    head: bool | None = None,
+) -> BlockReader:
+    """Open a model's checkpoint for reading, without building the model.
+
+    A quantised checkpoint is loaded instead, dequantised by its library: that takes the memory of the whole model.
+
+    Args:
+        name: `demo`, a folder, or a hub id, looked for in this order; of a hub id only configs and weights are fetched.
+        device: where a quantised checkpoint is loaded; None is a GPU if there is one, else the CPU.
+        revision: of a hub id.
+        allow_pickle: read pickled weights (`pytorch_model.bin`) where there are no safetensors, and convert those in
+            Meta's own layout (`consolidated.NN.pth`); no code in them is run.
+        head: whether the head is read too, and must be there; one that is missing is a warning else. None: that of a
+            language model must, as for `load_model`.
+
+    Raises:
+        ModelError: not found, incomplete, pickled, no architecture that transformers knows, or quantised by a method
+            that cannot be undone here.
+    """
+    name = str(name)
+    with hub_errors(name, action="load"):
+        place = find_model(name, revision=revision, allow_pickle=allow_pickle, tokenizer=False)
+        path, revision = place.path, place.revision
+        config = read_config(name, path, revision)
+        method = quantisation_of(config)
+        dequantising = _dequantising(name, method) if method is not None else {}
+        checkpoint = _Checkpoint(name, path, revision, config, allow_pickle)
+        files = TensorFiles(checkpoint.weights)
+        # The dtype of a model without weights does not matter, and its own may be for storage alone.
+        options = {"dtype": "auto", **dequantising} if method is not None else {"dtype": torch.float32, **META}
+        model, info = checkpoint.load(files, **options)
+        absent = check_complete(model, info, name=name, head=model.can_generate() if head is None else head)
+        if method is None:
+            return StoredBlockReader(name, model, files, absent=absent)
+        # bitsandbytes and torchao weights stay on the device that they were made on.
+        if dequantising:
+            model.to(find_device(device))  # type: ignore[arg-type]
+        return ModelBlockSource(model)
+
+
+def _dequantising(name: str, method: str) -> dict[str, Any]:
+    """What tells transformers to dequantise while it loads."""
+    import transformers
+
+    if method not in DEQUANTISED:
+        raise ModelError(
+            f"weights must be plain or quantised by one of {', '.join(sorted(DEQUANTISED))}, got {method} in {name!r}.",
+            hint="Name the unquantised model.",
+        )
+    if (dequantising := DEQUANTISED[method]) is None:
+        return {}
+    return {"quantization_config": getattr(transformers, dequantising)(dequantize=True)}
+
+
+def _load_tokenizer(
+    name: str, path: str, revision: str | None, *, needed: bool | None
+) -> PreTrainedTokenizerBase | None:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, revision=revision, trust_remote_code=False
+        )
+        return tokenizer
+    except Exception as error:  # a missing tokenizer is an OSError, a ValueError or one of the tokenizers library
+        if isinstance(known := known_error(error, name), HubError):
+            raise known from error
+        code = custom_code_error(name, "tokenizer") if "trust_remote_code" in str(error) else None
+        if not needed:
+            if code is not None:
+                warnings.warn(f"{code} Nothing here uses it.", HfFarmsWarning, stacklevel=3)
+            return None
+        raise code or ModelError(
+            f"model must have a tokenizer, got {name!r} without one that can be loaded.",
+            hint="Save one beside it, or do without text (prune: --method magnitude --evaluation none; eval: --metrics "
+            "sparsity).",
+        ) from error

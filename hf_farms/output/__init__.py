@@ -1,0 +1,14 @@
+"""Results: the folder, the checkpoint in it, and where neither may go.
+
+folder.py            a result folder, and its unfinished work
+places.py            where a result may not go
+results.py           how a result is recognised
+fingerprint.py       how unfinished work is recognised
+checkpoint.py        write a model block by block
+code_references.py   configs without custom code
+"""
+
+from hf_farms.files.writing import replacing, writing
+from hf_farms.output.folder import OutputFolder
+
+__all__ = ["OutputFolder", "replacing", "writing"]

@@ -1,0 +1,126 @@
+"""Checkpoints: write a model block by block."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hf_farms.blocks import TensorFiles
+from hf_farms.files.writing import check_within, replacing, write_text, writing
+from hf_farms.output.code_references import drop_code_references
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["CheckpointWriter"]
+
+INDEX = "model.safetensors.index.json"
+
+
+class CheckpointWriter:
+    """Write a model as a plain transformers checkpoint, one shard per block as each is finished.
+
+    Memory grows with one block. Names on disk are those of transformers' own conversion mapping. A shard gets its name
+    when it is complete, and its block counts as finished when the record beside it is: a killed process leaves no half
+    of either (what it wrote stays in the page cache; a machine that loses power may lose more).
+
+    Args:
+        model: the model that is being pruned.
+        folder: an existing folder. Blocks that an earlier writer finished there stay finished.
+        num_blocks: shards of blocks to come.
+        records: a folder for what is to be known of each block, and for files that are not finished; on the same disk.
+        absent: weights that the model was loaded without, and that are not written either.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, folder: Path, num_blocks: int, *, records: Path, absent: Collection[str] = ()
+    ) -> None:
+        self._model, self._folder, self._shards = model, folder, num_blocks + 1
+        self._records, self._absent = records, frozenset(absent)
+
+    def write(self, index: int, name: str, state: dict[str, Tensor], record: Mapping[str, Any]) -> None:
+        """Write the shard of one finished block; of `BlockResults`."""
+        from transformers.core_model_loading import revert_weight_conversion
+
+        on_disk = revert_weight_conversion(self._model, {f"{name}.{key}": value for key, value in state.items()})
+        shard = _apart({key: value.detach().cpu().contiguous() for key, value in on_disk.items()})
+        with writing(self._folder):
+            self._records.mkdir(parents=True, exist_ok=True)
+            with replacing(self._folder / self._shard_name(index), aside=self._records) as path:
+                save_file(shard, path, metadata={"format": "pt"})
+            write_text(self._record(index), json.dumps(record))
+
+    def record(self, index: int) -> Mapping[str, Any] | None:
+        """What was written with the block; None: it is not finished."""
+        if not self._record(index).exists() or not (self._folder / self._shard_name(index)).exists():
+            return None
+        return cast("Mapping[str, Any]", json.loads(self._record(index).read_text(encoding="utf-8")))
+
+    def tensors(self, index: int) -> TensorFiles:
+        """The weights of a finished block."""
+        return TensorFiles([self._folder / self._shard_name(index)], mapped=False)
+
+    def finish(self, tokenizer: PreTrainedTokenizerBase | None, blocks: Collection[str]) -> None:
+        """Write what is outside the blocks, the index, the configs and the tokenizer.
+
+        Args:
+            tokenizer: saved beside the model.
+            blocks: names of the blocks.
+        """
+        prefixes = tuple(f"{name}." for name in blocks)
+        rest = {
+            key: value
+            for key, value in self._model.state_dict().items()
+            if not key.startswith(prefixes) and key not in self._absent
+        }
+        with writing(self._folder):
+            # transformers itself drops tied weights and writes config, generation config and custom code. In a folder
+            # of its own, because it deletes the shards of others.
+            aside = self._records / "rest"
+            shutil.rmtree(aside, ignore_errors=True)
+            self._model.save_pretrained(aside, state_dict=rest, max_shard_size="1000TB")
+            if tokenizer is not None:
+                tokenizer.save_pretrained(aside)
+            drop_code_references(aside)
+            (aside / "model.safetensors").rename(aside / self._shard_name(self._shards - 1))
+            check_within(self._folder, [written.name for written in aside.iterdir()])
+            for written in aside.iterdir():
+                written.replace(self._folder / written.name)
+            aside.rmdir()
+            with replacing(self._folder / INDEX, aside=self._records) as path:
+                path.write_text(json.dumps(self._index(), indent=2) + "\n", encoding="utf-8")
+
+    def _index(self) -> dict[str, Any]:
+        """Which tensor is in which shard, from the shards themselves: some may be of an earlier run."""
+        weight_map: dict[str, str] = {}
+        total = 0
+        for index in range(self._shards):
+            file = self._shard_name(index)
+            with safe_open(self._folder / file, framework="pt") as shard:
+                weight_map |= dict.fromkeys(shard.keys(), file)
+                total += sum(shard.get_tensor(name).nbytes for name in shard.keys())  # noqa: SIM118 - no mapping
+        return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+
+    def _shard_name(self, index: int) -> str:
+        return f"model-{index + 1:05d}-of-{self._shards:05d}.safetensors"
+
+    def _record(self, index: int) -> Path:
+        return self._records / f"{index:05d}.json"
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that share memory (tied inside a block) as copies: a file holds each name once, and by itself."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return apart

@@ -1,0 +1,165 @@
+"""Whether a folder is a result of `hf-farms prune`, and nothing else: only that may be replaced by another."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_farms.errors import OutputError
+from hf_farms.files.writing import UNFINISHED_FILE, kind_of
+from hf_farms.reports import REPORT_NAME
+
+__all__ = ["CARD_MARK", "RECIPE_NAME", "STATE", "check_target", "check_unfinished", "is_result"]
+
+RECIPE_NAME = "recipe.yaml"
+# The folder of unfinished work.
+STATE = ".hf-farms-unfinished"
+# A tag of every card.
+CARD_MARK = "\n- hf-farms\n"
+SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
+LICENCE = re.compile(r"(LICEN[CS]E|USE_POLICY|NOTICE)([-_.].*)?", re.IGNORECASE)
+OURS = frozenset({REPORT_NAME, RECIPE_NAME, "README.md"})
+FIGURES = frozenset({"figures/blocks.png", "figures/blocks-dark.png"})
+# What save_pretrained of a model and of the tokenizers of transformers writes.
+MODEL = frozenset({"config.json", "generation_config.json", "model.safetensors.index.json"})
+TOKENIZER = frozenset(
+    {
+        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+        *("vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+        *("sentencepiece.model", "spm.model", "spm_char.model", "source.spm", "target.spm", "target_vocab.json"),
+        *("vocab-src.json", "vocab-tgt.json", "bpe.codes", "dict.txt", "byte_maps.json", "emoji.json"),
+        *("entity_vocab.json", "normalizer.json", "prophetnet.tokenizer", "word_shape.json", "tekken.json"),
+        *("word_pronunciation.json", "chat_template.jinja", "chat_template.json"),
+    }
+)
+# Of file managers.
+SYSTEM = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+
+
+def check_target(folder: Path, *, overwrite: bool) -> None:
+    """Refuse to replace what is not an earlier result.
+
+    Args:
+        folder: absent, empty, or a result.
+        overwrite: whether a result may be replaced.
+
+    Raises:
+        OutputError: it may not, or something else is there, or lies in it.
+    """
+    if kind_of(folder) is None or (kind_of(folder) == "folder" and not any(folder.iterdir())):
+        return
+    foreign = _foreign_entries(folder)
+    if not is_result(folder):
+        raise OutputError(
+            f"output must be a new folder{' or an earlier result' if overwrite else ''}, got {str(folder)!r}, which is "
+            "a folder that hf-farms did not write.",
+            hint="Choose another --output.",
+        )
+    if foreign:
+        raise OutputError(
+            f"output must be a new folder, got {str(folder)!r}, which is an earlier result with files that hf-farms "
+            f"did not write ({_first(foreign)}).",
+            hint="Choose another --output, or move them away and add --overwrite.",
+        )
+    if not overwrite:
+        raise OutputError(
+            f"output must be a new folder, got {str(folder)!r}, which is an earlier result.",
+            hint="Choose another --output, or replace it with --overwrite.",
+        )
+
+
+def check_unfinished(folder: Path, *, replaces: bool = False) -> None:
+    """Refuse to write where unfinished work goes if somebody else has written there.
+
+    Args:
+        folder: of the unfinished work.
+        replaces: whether it is removed: then nothing in it may be of others. Else such files stay where they are.
+
+    Raises:
+        OutputError: something is there that hf-farms did not write.
+    """
+    if kind_of(folder) is None or (kind_of(folder) == "folder" and not any(folder.iterdir())):
+        return
+    foreign = _foreign_entries(folder)
+    if kind_of(folder / STATE) != "folder" or (replaces and foreign):
+        what = f" ({_first(foreign)})" if foreign else ""
+        raise OutputError(
+            f"{str(folder)!r} is needed for unfinished work, but hf-farms did not write what is there{what}.",
+            hint="Move it away, or choose another --output.",
+        )
+
+
+def is_result(folder: Path) -> bool:
+    """Whether the report of a pruning and its recipe are there, as in every folder that `prune` finished.
+
+    Trainings and analyses leave reports too, which name their kind or have other fields.
+    """
+    if kind_of(folder) != "folder" or any(kind_of(folder / name) != "file" for name in (REPORT_NAME, RECIPE_NAME)):
+        return False
+    report = _report(folder)
+    # One that was damaged is still beside its recipe.
+    return report is None or ("kind" not in report and "sparsity" in report)
+
+
+def _foreign_entries(folder: Path) -> list[str]:
+    """What `prune` did not write of what lies in a folder, as far as names tell."""
+    report = _report(folder) or {}
+    blocks = report.get("blocks")
+    shards = len(blocks) + 1 if isinstance(blocks, list) else None
+    return sorted(
+        path.relative_to(folder).as_posix() for path in _entries(folder) if not _is_ours(path, folder, shards)
+    )
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """Everything in it, folders of ours by what they hold."""
+    for path in folder.iterdir():
+        inside = path.name in ("figures", "additional_chat_templates")
+        if kind_of(path) != "folder" or not inside:
+            yield path
+        else:
+            yield from path.iterdir()
+
+
+def _is_ours(path: Path, folder: Path, shards: int | None) -> bool:
+    if kind_of(path) == "folder":
+        return path.name == STATE and path.parent == folder
+    name = path.relative_to(folder).as_posix()
+    if kind_of(path) != "file":
+        return False
+    if name == "README.md":
+        return _has_mark(path)
+    if found := SHARD.fullmatch(name):
+        return shards is None or int(found[1]) == shards
+    known: Iterable[frozenset[str]] = (OURS, FIGURES, MODEL, TOKENIZER, SYSTEM)
+    return (
+        any(name in names for names in known)
+        or LICENCE.fullmatch(name) is not None
+        or path.match(UNFINISHED_FILE)
+        or (path.parent.name == "additional_chat_templates" and path.suffix == ".jinja")
+    )
+
+
+def _has_mark(card: Path) -> bool:
+    try:
+        return CARD_MARK in card.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+
+
+def _report(folder: Path) -> dict[str, Any] | None:
+    """The report as JSON; None: not there, or damaged."""
+    path = folder / REPORT_NAME
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if kind_of(path) == "file" else None
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _first(names: Sequence[str], most: int = 3) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,83 @@
+"""A selection on disk: `s2ft_config.json` says what and of which model, `s2ft_adapter.safetensors` holds the channels.
+
+The safetensors file has for each layer `{layer name}.index`, int64 `(s,)`, ascending.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from hf_farms.config import S2FTConfig
+from hf_farms.errors import DataError
+from hf_farms.files.documents import Document, load_json, read_text
+from hf_farms.files.structures import structure
+from hf_farms.files.writing import replacing, write_text
+from hf_farms.privacy.publishing import published_path
+from hf_farms.reports import json_converter, versions
+from hf_farms.s2ft.selection import Selection
+
+__all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "load_selection", "save_selection"]
+
+CONFIG_NAME, WEIGHTS_NAME = "s2ft_config.json", "s2ft_adapter.safetensors"
+SCHEMA_VERSION = 1
+END = ".index"
+
+
+def save_selection(selection: Selection, folder: str | Path, *, model: Any = None) -> None:
+    """Write a selection into a folder; each file appears when it is complete.
+
+    Args:
+        selection: what is trained.
+        folder: is made where it is not there.
+        model: the model that it belongs to; its hub id and revision are written down.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    config = getattr(model, "config", None)
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "base_model": published_path(getattr(config, "_name_or_path", None) or "") or None,
+        "base_revision": getattr(config, "_commit_hash", None),
+        "selection": json_converter().unstructure(selection.config),
+        "versions": versions(),
+    }
+    tensors = {f"{name}{END}": torch.tensor(channels) for name, channels in selection.channels.items()}
+    with replacing(path / WEIGHTS_NAME) as unfinished:
+        save_file(tensors, unfinished, metadata={"format": "pt"})
+    write_text(path / CONFIG_NAME, json.dumps(content, indent=2) + "\n")
+
+
+def load_selection(folder: str | Path) -> Selection:
+    """Read what `save_selection` wrote, for instance from a training checkpoint.
+
+    Raises:
+        DataError: files that are missing, or not of this format.
+    """
+    path = Path(folder)
+    try:
+        content = load_json(read_text(path / CONFIG_NAME)).data
+        if content["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema version {content['schema_version']!r}")
+        config = structure(Document(content["selection"]), S2FTConfig)
+        with safe_open(path / WEIGHTS_NAME, framework="pt") as file:
+            names = sorted(name for name in file.keys() if name.endswith(END))  # noqa: SIM118 - not a mapping
+            found = {name.removesuffix(END): file.get_tensor(name) for name in names}
+        for name, index in found.items():
+            if index.dtype != torch.int64 or index.ndim != 1 or len(index) == 0 or bool((index.diff() <= 0).any()):
+                raise ValueError(f"an index of {name} that is not one of ascending channels")
+        channels = {name: tuple(index.tolist()) for name, index in found.items()}
+    except Exception as error:  # whatever a foreign file makes these stumble over
+        reason: BaseException = error
+        while isinstance(reason, BaseExceptionGroup):  # what cattrs raises only counts what it holds
+            reason = reason.exceptions[0]
+        raise DataError(
+            f"{str(folder)!r} must hold a selection ({CONFIG_NAME}, {WEIGHTS_NAME}), got {str(reason).rstrip('.')}.",
+            hint="Name a checkpoint that S2FTCallback wrote.",
+        ) from error
+    return Selection(config, channels)

@@ -1,0 +1,187 @@
+"""Norms of heads and channels: of their weights, activations, or gradients.
+
+Nothing is kept but one sum of squares for every channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_farms.blocks import LayerView, ModelBlockSource
+from hf_farms.blocks.coupling import Member, Structure
+from hf_farms.config import S2FTConfig
+from hf_farms.errors import DataError, ModelError
+
+__all__ = ["Batches", "unit_norms"]
+
+Batches = Iterable[Mapping[str, Any]]
+Structures = Sequence[Sequence[Structure]]
+
+
+def unit_norms(
+    source: ModelBlockSource,
+    structures: Structures,
+    config: S2FTConfig,
+    calibration: Batches | None,
+) -> list[list[Tensor]]:
+    """Norm of every unit, `(units,)` float32 on the CPU, for each block and structure.
+
+    weight: of the trained weights that belong to the unit. activation: of what o or down is multiplied with, over all
+    tokens that an `attention_mask` does not hide. product: one times the other. gradient: of the loss by the trained
+    weights, root of the sum over batches.
+
+    Raises:
+        DataError: no batches, or a model that gives no loss for them.
+        ModelError: norms that are not finite, or a layer that the data do not reach.
+    """
+    views = {view.name: view for index in range(len(source)) for view in source.open(index).layers}
+    weights = activations = None
+    if config.strategy in ("weight", "product"):
+        weights = _map(structures, lambda s: _over_members(s, config, lambda view: view.read().float().square(), views))
+    if config.strategy in ("activation", "product"):
+        assert calibration is not None
+        activations = _activations(source, structures, views, calibration)
+    if config.strategy == "gradient":
+        assert calibration is not None
+        squares = _gradients(source, structures, config, views, calibration)
+    elif weights is None or activations is None:
+        squares = weights or activations or []
+    else:
+        squares = [[w * a for w, a in zip(*pair, strict=True)] for pair in zip(weights, activations, strict=True)]
+    for found, numbers in zip(structures, squares, strict=True):
+        for structure, values in zip(found, numbers, strict=True):
+            if not bool(values.isfinite().all()):
+                raise ModelError(
+                    f"norms of heads and channels must be finite, got NaN or infinity in "
+                    f"{structure.members[-1].layer.name}."
+                )
+    return [[values.sqrt() for values in numbers] for numbers in squares]
+
+
+def _map(structures: Structures, call: Callable[[Structure], Tensor]) -> list[list[Tensor]]:
+    return [[call(structure) for structure in found] for found in structures]
+
+
+def _over_members(
+    structure: Structure, config: S2FTConfig, squares: Callable[[LayerView], Tensor], views: Mapping[str, LayerView]
+) -> Tensor:
+    """Sum over the trained members of what belongs to each unit."""
+    return sum(
+        (_by_unit(squares(views[m.layer.name]), m) for m in structure.trained(config.roles)),
+        start=torch.zeros(structure.units),
+    )
+
+
+def _by_unit(squares: Tensor, member: Member) -> Tensor:
+    """`(out, in)` squares -> their sum for each unit."""
+    sums = squares.sum(1 if member.side == "rows" else 0)
+    return sums.reshape(-1, member.width).sum(1).float().cpu()
+
+
+def _activations(
+    source: ModelBlockSource,
+    structures: Structures,
+    views: Mapping[str, LayerView],
+    calibration: Batches,
+) -> list[list[Tensor]]:
+    sums: dict[str, Tensor] = {}
+    mask: Any = None
+
+    def add(name: str) -> Callable[[Tensor], None]:
+        def call(inputs: Tensor) -> None:
+            if mask is not None and inputs.shape[:-1] == mask.shape:
+                # Padding is no data.
+                inputs = inputs[mask.bool()]
+            squares = inputs.detach().float().square().reshape(-1, inputs.shape[-1]).sum(0)
+            sums[name] = sums[name] + squares if name in sums else squares
+
+        return call
+
+    last = [[structure.members[-1] for structure in found] for found in structures]
+    with ExitStack() as hooks, source.evaluation(), torch.no_grad():
+        for member in (m for found in last for m in found):
+            hooks.enter_context(views[member.layer.name].inputs(add(member.layer.name)))
+        for batch in _batches(source.model, calibration):
+            mask = batch.get("attention_mask")
+            source.model(**batch)
+    for member in (m for found in last for m in found):
+        if member.layer.name not in sums:
+            raise ModelError(
+                f"every layer must be used on the calibration data, got no input in {member.layer.name}.",
+                hint="Choose by strategy='weight' or 'random'.",
+            )
+    return [[sums[m.layer.name].reshape(-1, m.width).sum(1).cpu() for m in found] for found in last]
+
+
+def _gradients(
+    source: ModelBlockSource,
+    structures: Structures,
+    config: S2FTConfig,
+    views: Mapping[str, LayerView],
+    calibration: Batches,
+) -> list[list[Tensor]]:
+    """Each gradient is added up and dropped as soon as it is there."""
+    totals = _map(structures, lambda structure: torch.zeros(structure.units))
+    owners: dict[nn.Parameter, list[tuple[Tensor, Member]]] = {}
+    for found, sums in zip(structures, totals, strict=True):
+        for structure, total in zip(found, sums, strict=True):
+            for member in structure.trained(config.roles):
+                parameter = source.model.get_parameter(member.layer.parameter)
+                owners.setdefault(parameter, []).append((total, member))
+
+    def take(parameter: Tensor) -> None:
+        assert isinstance(parameter, nn.Parameter)
+        assert parameter.grad is not None
+        for total, member in owners[parameter]:
+            total += _by_unit(member.layer.part.of(parameter.grad).float().square(), member)
+        parameter.grad = None
+
+    with _only_these_learn(source.model, owners), ExitStack() as hooks, source.evaluation(), torch.enable_grad():
+        for parameter in owners:
+            hooks.callback(parameter.register_post_accumulate_grad_hook(take).remove)
+        for batch in _batches(source.model, calibration):
+            output = source.model(**batch)
+            loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+            if loss is None:
+                raise DataError(
+                    "calibration batches must give a loss for strategy 'gradient', got none.",
+                    hint='Add "labels" to the batches.',
+                )
+            loss.backward()
+    return totals
+
+
+@contextmanager
+def _only_these_learn(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    gradients = {parameter: parameter.grad for parameter in parameters}
+    try:
+        for parameter in before:
+            parameter.requires_grad_(parameter in gradients)
+        for parameter in gradients:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, learns in before.items():
+            parameter.requires_grad_(learns)
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient
+
+
+def _batches(model: nn.Module, calibration: Batches) -> Iterator[dict[str, Any]]:
+    device, count = next(model.parameters()).device, 0
+    for batch in calibration:
+        if not isinstance(batch, Mapping):
+            raise DataError(
+                f"calibration batches must be mappings, as the model takes them, got {type(batch).__name__}.",
+                hint="Pass a DataLoader with the collator of the training.",
+            )
+        count += 1
+        yield {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    if count == 0:
+        raise DataError("calibration must hold at least one batch, got none.")

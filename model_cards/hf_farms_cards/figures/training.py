@@ -1,0 +1,160 @@
+"""Training reports -> figures; the history of a run -> a section for the card."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from hf_farms.config import FarmsLRConfig
+from hf_farms.files.writing import check_within, write_text
+from hf_farms.reports.training import FarmsLRRecord, S2FTRecord
+from hf_farms_cards.figures.blocks import dark_of
+from hf_farms_cards.figures.style import (
+    Palette,
+    card_figure,
+    depth_axis,
+    draw_estimates,
+    or_nan,
+    page,
+    role_styles,
+    save_figure,
+)
+from hf_farms_cards.markdown import environment
+
+__all__ = [
+    "LR",
+    "QUANTITIES",
+    "SELECTION",
+    "draw_selection",
+    "draw_training",
+    "selected_by_block",
+    "write_training_history",
+]
+
+LR, SELECTION, SECTION = "figures/farms_lr.png", "figures/s2ft.png", "farms_lr.md"
+QUANTITIES = {
+    "lr": "learning rate",
+    "weight_decay": "weight decay",
+    "both": "learning rate and weight decay",
+    "constant_decay": "learning rate, its product with weight decay kept",
+}
+
+# A line of the history: step, epoch, seconds, blocks with name, alpha, alpha_stderr and factor.
+Line = dict[str, Any]
+
+
+def write_training_history(history: list[Line], config: FarmsLRConfig, folder: Path) -> None:
+    """Write `figures/farms_lr.png`, the same for dark pages, and `farms_lr.md` into an output folder."""
+    if not history:
+        return
+    record = FarmsLRRecord.from_history(history, config)
+    check_within(folder, [LR, dark_of(LR), SECTION])
+    (folder / LR).parent.mkdir(parents=True, exist_ok=True)
+    draw_training(record, folder / LR)
+    draw_training(record, folder / dark_of(LR), dark=True)
+    text = environment().get_template("farms_lr.md.j2").render(**section(record), figure=(LR, dark_of(LR)))
+    write_text(folder / SECTION, text)
+
+
+def section(record: FarmsLRRecord) -> dict[str, Any]:
+    """What the section on learning rates needs; at least one measurement."""
+    config, last = record.config, record.measurements[-1]
+    moved = any(block.factor != 1 for line in record.measurements for block in line.blocks)
+    return {
+        "rates": record,
+        "moved": moved,
+        "quantity": QUANTITIES[config.quantity] if config else QUANTITIES["lr"],
+        "scales": None
+        if config is None or config.map in ("sqrt", "log2")
+        else f"scales {config.min_scale:g} to {config.max_scale:g}",
+        "last": last,
+        "first_blocks": {block.name: block for block in record.measurements[0].blocks},
+        "seconds": f"{math.fsum(line.seconds for line in record.measurements):.1f}",
+    }
+
+
+def draw_training(record: FarmsLRRecord, path: Path, *, dark: bool = False) -> None:
+    """Alpha of every block over steps as a heat map, above the factors of the first and the last measurement."""
+    history = record.measurements
+    quantity = QUANTITIES[record.config.quantity] if record.config else QUANTITIES["lr"]
+    names = [block.name for block in history[-1].blocks]
+    alphas = [[or_nan(block.alpha) for block in line.blocks] for line in history]
+    with page(dark=dark) as palette:
+        figure = card_figure(5.4)
+        top, bottom = figure.subplots(2, 1, height_ratios=(3, 2))
+        # What has no alpha.
+        top.patch.set(hatch="////", edgecolor=palette.grid)
+        image = top.imshow(alphas, cmap=palette.heat, aspect="auto", interpolation="none", origin="lower")
+        bar = figure.colorbar(image, ax=top, pad=0.02)
+        bar.set_label("alpha")
+        bar.outline.set_edgecolor(palette.text)
+        shown = sorted({round(i * (len(history) - 1) / 5) for i in range(6)})
+        top.set_yticks(shown, [str(history[i].step) for i in shown])
+        top.set_ylabel("step")
+        top.set_title(f"The {'brighter' if dark else 'darker'}, the less trained", fontsize="medium")
+        depth_axis(top, grid=False, label=False)
+        lines = ((history[0], palette.muted, "o"), (history[-1], palette.first, "s"))
+        for line, colour, marker in lines if len(history) > 1 else lines[1:]:
+            factors = [(block.factor, None) for block in line.blocks]
+            style = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.3}
+            draw_estimates(bottom, list(range(len(names))), factors, f"step {line.step}", **style)
+        bottom.axhline(1, color=palette.text, linewidth=0.8)
+        bottom.set_ylabel(f"factor on the {quantity.partition(',')[0]}", fontsize="small")
+        bottom.legend(frameon=False, fontsize="small")
+        depth_axis(bottom, colour=palette.grid)
+        # Under their columns of the heat map.
+        bottom.set_xlim(top.get_xlim())
+        save_figure(figure, path)
+
+
+def selected_by_block(record: S2FTRecord) -> dict[str, dict[str, int]]:
+    """Trained channels by block and by the last part of the layers' names."""
+    found: dict[str, dict[str, int]] = defaultdict(dict)
+    for layer in sorted(record.layers, key=lambda layer: _depth(layer.name)):
+        block, _, rest = _split(layer.name)
+        role = rest.rsplit(".", 1)[-1]
+        found[block][role] = found[block].get(role, 0) + layer.num_selected
+    return dict(found)
+
+
+def draw_selection(record: S2FTRecord, path: Path, *, dark: bool = False) -> None:
+    """Trained channels of every block, a bar for each kind of layer."""
+    from matplotlib.ticker import MaxNLocator
+
+    blocks = selected_by_block(record)
+    kinds = list(dict.fromkeys(kind for counts in blocks.values() for kind in counts))
+    with page(dark=dark) as palette:
+        figure = card_figure(2.9)
+        axes = figure.subplots()
+        _draw_bars(axes, blocks, kinds, palette)
+        axes.set_ylabel("trained channels")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(frameon=False, fontsize="small", ncols=min(4, len(kinds)), loc="lower right", bbox_to_anchor=(1, 1))
+        depth_axis(axes, colour=palette.grid)
+        save_figure(figure, path)
+
+
+def _draw_bars(axes: Any, blocks: dict[str, dict[str, int]], kinds: list[str], palette: Palette) -> None:
+    styles = role_styles(kinds)
+    width = 0.8 / max(1, len(kinds))
+    for i, kind in enumerate(kinds):
+        places = [index + (i - (len(kinds) - 1) / 2) * width for index in range(len(blocks))]
+        counts = [found.get(kind, 0) for found in blocks.values()]
+        colour = (palette.first, palette.second)[i] if len(kinds) <= 2 else styles[kind]["color"]
+        axes.bar(places, counts, width=width, color=colour, label=kind)
+
+
+def _split(name: str) -> tuple[str, int, str]:
+    """Block, its number and the rest of a layer's name; the first number counts."""
+    parts = name.split(".")
+    at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    if at is None:
+        return name, 0, name
+    return ".".join(parts[: at + 1]), int(parts[at]), ".".join(parts[at + 1 :])
+
+
+def _depth(name: str) -> tuple[str, int, str]:
+    block, number, rest = _split(name)
+    return block.rstrip("0123456789"), number, rest

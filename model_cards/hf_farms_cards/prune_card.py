@@ -1,0 +1,159 @@
+"""Report of a pruned model -> what its template needs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from markupsafe import Markup
+
+from hf_farms.config import default_output_name
+from hf_farms.reports import PerplexityRecord, PruneReport, TaskRecord
+from hf_farms_cards.licences import licence_of
+from hf_farms_cards.markdown import code, link, number, with_error
+from hf_farms_cards.metadata import card_data, hub_id, perplexity_results, short_source, task_results
+from hf_farms_cards.quick_start import Checkpoint, as_call, quick_start
+from hf_farms_cards.tasks import task_of
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
+__all__ = ["base_text", "pruned_card"]
+
+# Longer tables are folded.
+LONG = 40
+# Blocks whose sparsities differ by less lost the same: rounding to whole weights is all that tells them apart.
+EVEN = 1e-4
+LOWER_IS_BETTER = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "wer"}
+
+
+def pruned_card(
+    report: PruneReport, *, repo_id: str | None, checkpoint: Checkpoint
+) -> tuple[ModelCardData, dict[str, Any]]:
+    """Header and values of the template `prune.md.j2`; arguments as of `render_card`."""
+    name = repo_id or default_output_name(report.model, report.config)
+    base = hub_id(None if Path(report.model).is_dir() else report.model, report.base)
+    task = task_of(report.model_type, checkpoint.architecture)
+    data = card_data(
+        name=name,
+        base=report.base,
+        base_id=base,
+        tags=["farms", "pruned", "sparse", report.config.method],
+        pipeline_tag=(report.base.pipeline_tag if report.base else None) or task.pipeline_tag,
+        results=[*perplexity_results(report.perplexity), *task_results(report.tasks)],
+    )
+    # What was counted: a pattern may bring different targets to the same zeros.
+    zeros = [block.sparsity for block in report.blocks]
+    even = not zeros or max(zeros) - min(zeros) < EVEN
+    values = {
+        "report": report,
+        "title": name.rsplit("/", 1)[-1],
+        "base": base_text(report.model, base),
+        "base_id": base,
+        "licence": licence_of(report.base, checkpoint.files) if report.base else None,
+        "perplexity": report.perplexity if _is_measured(report.perplexity) else None,
+        "recovery": _recovery(report.perplexity),
+        "source": short_source(str(report.perplexity.config.source)) if report.perplexity else None,
+        "calibrated_on": short_source(report.calibration.config.source)
+        if report.calibration and report.calibration.config
+        else None,
+        "even": even,
+        "rows": _rows(report),
+        "has_errors": any(b.alpha_stderr is not None for b in report.before.blocks) if report.before else False,
+        "long": len(report.blocks) > LONG,
+        "evaluation": _evaluation(report.perplexity, even=even) if _is_measured(report.perplexity) else [],
+        "bold": report.perplexity is not None and _better(report.perplexity) is not None,
+        "tasks": [_task(record) for record in report.tasks],
+        "tasks_have_dense": any(record.dense is not None for record in report.tasks),
+        "quick_start": quick_start(name, task, checkpoint, pruned=True),
+        "made_by": ("bash", report.command) if report.command else ("python", _call(report)),
+        "recipe": checkpoint.recipe,
+    }
+    return data, values
+
+
+def base_text(model: str | None, base_id: str | None) -> Markup:
+    """The base model in a sentence: a link, or the name of the folder."""
+    if base_id:
+        return link(base_id, f"https://huggingface.co/{base_id}")
+    name = (model or "").replace("\\", "/").rstrip("/")
+    # Where somebody keeps a folder is nobody's business; below the folder of the run it is shown.
+    shown = name.rsplit("/", 1)[-1] if Path(name).is_absolute() else name.removeprefix("./")
+    return code(shown) if name else Markup("a model")
+
+
+def _call(report: PruneReport) -> str:
+    batches = ", calibration=batches" if report.config.needs_calibration else ""
+    return f"from hf_farms import PruneConfig, prune\n\nprune(model, {as_call(report.config)}{batches})"
+
+
+def _is_measured(perplexity: PerplexityRecord | None) -> bool:
+    return perplexity is not None and perplexity.dense is not None and perplexity.pruned is not None
+
+
+def _recovery(perplexity: PerplexityRecord | None) -> float | None:
+    if perplexity is None or not perplexity.dense or not perplexity.pruned:
+        return None
+    ok = math.isfinite(perplexity.dense) and math.isfinite(perplexity.pruned)
+    return perplexity.dense / perplexity.pruned if ok else None
+
+
+def _rows(report: PruneReport) -> list[dict[str, Any]]:
+    """One row per block for the table."""
+    before = {block.index: block for block in report.before.blocks} if report.before else {}
+    after = {block.index: block for block in report.after.blocks} if report.after else {}
+    return [
+        {"block": block, "before": before.get(block.index), "after": after.get(block.index)} for block in report.blocks
+    ]
+
+
+def _evaluation(perplexity: PerplexityRecord | None, *, even: bool) -> list[dict[str, Markup]]:
+    """Rows dense, uniform, this model; bold is what is better by more than two standard errors."""
+    assert perplexity is not None
+    p = perplexity
+    better = _better(p)
+    this = _bold(number(p.pruned)) if better == "this" else number(p.pruned)
+    uniform = _bold(number(p.uniform)) if better == "uniform" else number(p.uniform)
+    difference, error = p.uniform_nll_difference, p.uniform_nll_difference_stderr
+    rows = [
+        {
+            "model": Markup("dense"),
+            "perplexity": number(p.dense),
+            "difference": with_error(p.nll_difference, p.nll_difference_stderr, sign=True),
+        }
+    ]
+    if p.uniform is not None:
+        rows.append(
+            {
+                "model": Markup("uniform: the same sparsity in every block"),
+                "perplexity": uniform,
+                "difference": Markup("the same model") if even else with_error(difference, error, sign=True),
+            }
+        )
+    return [*rows, {"model": Markup("this model"), "perplexity": this, "difference": Markup("")}]
+
+
+def _better(perplexity: PerplexityRecord) -> Literal["this", "uniform"] | None:
+    """Which of the two sparse models is better by more than two standard errors."""
+    difference, error = perplexity.uniform_nll_difference, perplexity.uniform_nll_difference_stderr
+    if difference is None or error is None or abs(difference) <= 2 * error:
+        return None
+    return "this" if difference < 0 else "uniform"
+
+
+def _task(record: TaskRecord) -> dict[str, Any]:
+    this, dense = with_error(record.value, record.stderr, 4), with_error(record.dense, record.dense_stderr, 4)
+    error = record.difference_stderr
+    if error is None and record.stderr is not None and record.dense_stderr is not None:
+        # Not paired over questions: larger than it needs to be.
+        error = math.hypot(record.stderr, record.dense_stderr)
+    if record.dense is not None and error is not None and abs(record.value - record.dense) > 2 * error:
+        lower = record.metric.partition(",")[0] in LOWER_IS_BETTER
+        better = (record.value < record.dense) == lower
+        this, dense = (_bold(this), dense) if better else (this, _bold(dense))
+    return {"record": record, "this": this, "dense": dense}
+
+
+def _bold(text: Markup) -> Markup:
+    return Markup(f"**{text}**")

@@ -1,0 +1,110 @@
+"""Report of a training -> what its template needs."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from hf_farms.config import FarmsLRConfig, S2FTConfig
+from hf_farms.reports.training import S2FTRecord, TrainReport
+from hf_farms_cards.figures.blocks import dark_of
+from hf_farms_cards.figures.training import LR, section, selected_by_block
+from hf_farms_cards.licences import licence_of
+from hf_farms_cards.markdown import one_line
+from hf_farms_cards.metadata import card_data, hub_id, metric_results
+from hf_farms_cards.prune_card import base_text
+from hf_farms_cards.quick_start import Checkpoint, as_call, quick_start
+from hf_farms_cards.tasks import task_of
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
+__all__ = ["trained_card"]
+
+RATES, SELECTIVE = "FarmsLR", "S2FT"
+
+
+def trained_card(
+    report: TrainReport, *, repo_id: str | None, checkpoint: Checkpoint
+) -> tuple[ModelCardData, dict[str, Any]]:
+    """Header and values of the template `train.md.j2`; arguments as of `render_card`."""
+    name = repo_id or "-".join(filter(None, [_last_part(report.model), report.method.replace(" and ", "-")]))
+    base = hub_id(report.model, report.base)
+    architecture = checkpoint.architecture or report.architecture
+    task = task_of(report.model_type, architecture, tag=report.task)
+    # A classifier made of a language model classifies. Where nothing says what was trained, its base does.
+    base_tag = report.base.pipeline_tag if report.base and not (architecture or report.task) else None
+    tags = [tag for tag, used in (("s2ft", report.s2ft), ("farms-lr", report.farms_lr)) if used is not None]
+    by_alpha = report.s2ft is not None and report.s2ft.config.budget_allocation == "farms"
+    measured = by_alpha or report.farms_lr is not None
+    data = card_data(
+        name=name,
+        base=report.base,
+        base_id=base,
+        tags=[*(["farms"] if measured else []), *tags],
+        pipeline_tag=base_tag or task.pipeline_tag,
+        results=metric_results(report.metrics, task=base_tag or task.pipeline_tag),
+    )
+    known = report.num_trained is not None and report.num_parameters
+    rates = report.farms_lr if report.farms_lr and report.farms_lr.measurements else None
+    factors = [block.factor for block in rates.measurements[-1].blocks] if rates else []
+    about_rates = section(rates) if rates else {"quantity": None}
+    values = {
+        "report": report,
+        "title": name.rsplit("/", 1)[-1],
+        "base": base_text(report.model, base) if report.model else Markup("A model"),
+        "known": report.model is not None,
+        "base_id": base,
+        "licence": licence_of(report.base, checkpoint.files or frozenset()) if report.base else None,
+        "share": report.num_trained / report.num_parameters if known else None,  # type: ignore[operator]
+        "range": (min(factors), max(factors)) if any(factor != 1 for factor in factors) else None,
+        "still": rates is not None and not about_rates["moved"],
+        "measured": measured,
+        "evaluated": any(name.startswith("eval_") for name in report.metrics),
+        **_selection(report.s2ft),
+        "snippet": _snippet(report),
+        "quick_start": quick_start(name, task, checkpoint, pruned=False),
+        "change": "some of the weights were trained further; all others are unchanged."
+        if report.s2ft
+        else "the weights were trained further.",
+        **about_rates,
+        "figure": (LR, dark_of(LR)),
+    }
+    return data, values
+
+
+def _last_part(model: str | None) -> str:
+    return one_line((model or "model").replace("\\", "/").rstrip("/")).rsplit("/", 1)[-1]
+
+
+def _selection(record: S2FTRecord | None) -> dict[str, Any]:
+    """What was really selected: a small budget leaves roles out."""
+    selected = selected_by_block(record) if record else {}
+    chosen = [layer.name for layer in record.layers if layer.num_selected] if record else []
+    # Inside their blocks.
+    layers = list(dict.fromkeys(re.sub(r"^.*?\.\d+\.", "", name) for name in chosen))
+    return {
+        "selected": selected,
+        "kinds": list(dict.fromkeys(kind for counts in selected.values() for kind in counts)),
+        "layers": layers,
+        "heads": any(map(_is_attention, layers)) or not layers,
+        "channels": not all(map(_is_attention, layers)) or not layers,
+    }
+
+
+def _is_attention(path: str) -> bool:
+    return "attn" in path.lower() or "attention" in path.lower()
+
+
+def _snippet(report: TrainReport) -> str:
+    """The callbacks as they were made, in Python."""
+    made: list[tuple[str, FarmsLRConfig | S2FTConfig | None]] = []
+    if report.s2ft is not None:
+        made.append((SELECTIVE, report.s2ft.config))
+    if report.farms_lr is not None:
+        made.append((RATES, report.farms_lr.config))
+    names = sorted(f"{name}{what}" for name, config in made for what in ("Callback", *(["Config"] * bool(config))))
+    callbacks = [f"    {name}Callback({as_call(config) if config else ''})," for name, config in made]
+    return "\n".join([f"from hf_farms import {', '.join(names)}", "", "callbacks = [", *callbacks, "]"])

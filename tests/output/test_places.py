@@ -1,0 +1,176 @@
+"""Where nothing may be written, whatever leads there. Special files are pipes: none of these is a device."""
+
+import os
+import socket
+
+import pytest
+
+from hf_farms.errors import OutputError
+from hf_farms.files.writing import check_file, check_within, folder_name, replacing, with_name, write_text
+from hf_farms.output.folder import OutputFolder
+from hf_farms.output.places import check_apart
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = tmp_path / "dense"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "weights").write_text("w")
+    (folder / "model.safetensors").symlink_to(tmp_path / "disk" / "weights")
+    (tmp_path / "link").symlink_to(folder)
+    return folder
+
+
+def special(kind, path):
+    """Something that is no regular file; a socket must stay open."""
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        opened = socket.socket(socket.AF_UNIX)
+        opened.bind(str(path))
+        opened.close()
+    elif kind == "link to nothing":
+        path.symlink_to(path.with_name("nothing"))
+    else:
+        (path.with_name("target")).write_text("x")
+        target = path.with_name("target")
+        if kind == "link to a pipe":
+            target.unlink()
+            os.mkfifo(target)
+        path.symlink_to(target)
+    return path.lstat()
+
+
+KINDS = ["pipe", "socket", "link to nothing", "link to a pipe", "link to a file"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_files_and_links_stay_what_they_are(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    path = tmp_path / "x"
+    before = special(kind, path.relative_to(tmp_path))
+    there = sorted(tmp_path.iterdir())
+    with pytest.raises(OutputError, match=r"output must be a regular file or not there, got the \w+ "):
+        check_file(path)
+    with pytest.raises(OutputError, match=r"path must be a regular file or not there"), replacing(path):
+        pass
+    with pytest.raises(OutputError, match=r"output must be a folder, got the \w+ "):
+        OutputFolder(path, overwrite=True).check()
+    path.rename(tmp_path / "y.partial")
+    with pytest.raises(OutputError, match=r"output must be a folder, got the \w+ .*y.partial"):
+        OutputFolder(tmp_path / "y", overwrite=True).check()
+    (tmp_path / "y.partial").rename(path)
+    assert path.lstat().st_ino == before.st_ino
+    assert sorted(tmp_path.iterdir()) == there
+
+
+def test_a_file_is_complete_or_not_there_and_nothing_is_left(tmp_path):
+    write_text(tmp_path / "x", "old")
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "x") as unfinished:  # noqa: PT012
+        unfinished.write_text("half")
+        raise KeyboardInterrupt
+    assert (tmp_path / "x").read_text() == "old"
+    # What appears meanwhile is not replaced either.
+    with pytest.raises(OutputError, match="got the pipe"), replacing(tmp_path / "y") as unfinished:  # noqa: PT012
+        unfinished.write_text("whole")
+        os.mkfifo(tmp_path / "y")
+    # Nor are files that have the names of other programs' unfinished work.
+    (tmp_path / "x.tmp").write_text("mine")
+    write_text(tmp_path / "x", "new")
+    assert {path.name for path in tmp_path.iterdir()} == {"x", "x.tmp", "y"}
+    assert (tmp_path / "x.tmp").read_text() == "mine"
+
+
+def test_links_inside_a_folder_are_not_followed(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "figures").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match=r"folder must hold no link where hf-farms writes, got .*figures"):
+        check_within(tmp_path / "f", ["figures/blocks.png"])
+
+
+@pytest.mark.parametrize(
+    ("place", "relation"),
+    [
+        ("dense", "be the model"),
+        ("dense/sub", "lie inside the model"),
+        ("dense/../dense", "be the model"),
+        (".", "hold the model"),
+        ("disk", "hold a file of the model"),
+        ("link/sub", "lie inside the model"),
+    ],
+)
+@pytest.mark.parametrize("name", ["dense", "link"])
+def test_no_result_goes_where_the_model_is(name, place, relation, model, tmp_path):
+    with pytest.raises(OutputError, match=f"output must not {relation}"):
+        OutputFolder(tmp_path / place, overwrite=True, reads={"the model": tmp_path / name}).check()
+
+
+def test_no_file_is_written_over_what_is_read(model, tmp_path):
+    for path in (tmp_path / "disk" / "weights", model / "report.json", tmp_path / "link" / "config.json"):
+        with pytest.raises(OutputError, match="output must not"):
+            check_apart(path, {"the model": model})
+    check_apart(tmp_path / "report.json", {"the model": model, "the text": None, "the dense model": "me/hub-id"})
+    with pytest.raises(OutputError, match="output must not be the text"):
+        check_apart(tmp_path / "disk" / "weights", {"the text": tmp_path / "disk" / "weights"})
+    with pytest.raises(OutputError, match="output must not lie inside the model"):
+        check_apart(demo_folder() / "report.json", {"the model": "demo"})
+
+
+def demo_folder():
+    from hf_farms.demo import demo_model
+
+    return demo_model()
+
+
+def test_the_cache_of_the_hub_is_left_alone(tmp_path):
+    entry = tmp_path / "models--me--x"
+    (entry / "snapshots" / "abc").mkdir(parents=True)
+    for path in (entry / "blobs", entry / "snapshots" / "abc" / "out"):
+        with pytest.raises(OutputError, match="output must not be in the Hub's cache"):
+            OutputFolder(path, overwrite=True).check()
+        with pytest.raises(OutputError, match="output must not be in the Hub's cache"):
+            check_file(path)
+
+
+def test_home_and_unfinished_work_are_left_alone(tmp_path, monkeypatch):
+    (tmp_path / "home" / "me").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home" / "me"))
+    for path in (tmp_path / "home", tmp_path / "home" / "me"):
+        with pytest.raises(OutputError, match="output must not be your home folder"):
+            OutputFolder(path, overwrite=True).check()
+    (tmp_path / "a.partial" / ".hf-farms-unfinished").mkdir(parents=True)
+    with pytest.raises(OutputError, match="output must not be in unfinished work"):
+        OutputFolder(tmp_path / "a.partial" / "out").check()
+    with pytest.raises(OutputError, match=r"output must not end in \.partial"):
+        OutputFolder(tmp_path / "a.partial", overwrite=True).check()
+
+
+def test_names_that_are_too_long_are_refused_before_there_is_anything(tmp_path):
+    check_file(tmp_path / ("n" * 255))
+    with replacing(tmp_path / ("n" * 255)) as unfinished:
+        unfinished.touch()
+    OutputFolder(tmp_path / ("n" * 247)).check()
+    for path in (tmp_path / ("n" * 248), tmp_path / ("é" * 124), tmp_path / ("n" * 256) / "out"):
+        with pytest.raises(OutputError, match=r"output must have names of at most \d+ bytes, got \d+ in"):
+            OutputFolder(path).check()
+    with pytest.raises(OutputError, match="output must be a path of at most"):
+        check_file(tmp_path / "/".join(["deep"] * 1000))
+
+
+@pytest.mark.parametrize(
+    ("given", "name"), [(".", "sub"), ("./", "sub"), ("..", "top"), ("../", "top"), ("../sub/.", "sub"), ("~", "sub")]
+)
+def test_a_folder_that_is_given_by_its_place_has_its_own_name(given, name, tmp_path, monkeypatch):
+    (tmp_path / "top" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "top" / "sub")
+    monkeypatch.setenv("HOME", str(tmp_path / "top" / "sub"))
+    assert folder_name(given) == name
+    assert os.path.samefile(with_name(given), os.path.expanduser(given))
+
+
+@pytest.mark.parametrize("given", ["demo", "me/model", "./models/mine/", "../other"])
+def test_other_names_stay_as_they_are(given):
+    assert with_name(given) == given

@@ -1,0 +1,42 @@
+"""Several processes on this machine, as torchrun starts them."""
+
+import os
+import sys
+from pathlib import Path
+
+from processes import LIMIT, finished
+
+SUPPORT = Path(__file__).parent
+
+
+def launch(*arguments, processes=2):
+    """Run a script, or `-m module`, in so many processes with one thread each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+    # On a busy machine they may be slow to answer each other.
+    command += ["--rdzv_conf", f"read_timeout={LIMIT},timeout={LIMIT},keep_alive_max_attempt={LIMIT}"]
+    return finished([*command, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def run_script(text, folder, *arguments, processes=2):
+    """Run a script that can import what tests import; it gets `folder` and the arguments, and must end with `leave()`.
+
+    Its results are what it writes into the folder, and what it prints; a process that fails fails the test.
+    """
+    script = folder / "script.py"
+    paths = [str(SUPPORT), str(SUPPORT.parent / "callbacks")]
+    script.write_text(f"import sys\nsys.path[:0] = {paths!r}\nfrom launch import leave\n{text}\nleave()\n")
+    done = launch(script, folder, *arguments, processes=processes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def leave():
+    """End this process at once.
+
+    A thread of gloo keeps the tensors of the last collective, and asks for the interpreter's lock to give them back.
+    Where the interpreter is shutting down by then, that ends the thread inside a destructor, and the process with
+    "terminate called without an active exception", after all work is done.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -1,0 +1,74 @@
+"""Several processes: what one of them made or could not make, on all."""
+
+import threading
+
+import pytest
+from processes import LIMIT
+
+from hf_farms.distributed import ONE_PROCESS, agreed, collected
+from hf_farms.errors import HfFarmsError, ModelError
+
+
+class Threads:
+    """Ranks that are threads of this process."""
+
+    def __init__(self, index, shared, barrier):
+        self.index, self.count, self._shared, self._barrier = index, barrier.parties, shared, barrier
+
+    def gather(self, item):
+        self._shared[self.index] = item
+        self._barrier.wait(timeout=LIMIT)
+        return [self._shared[index] for index in range(self.count)]
+
+
+def on_all(make, *, count=3):
+    """What comes back on every rank, or the error that is raised there."""
+    shared, barrier, found = {}, threading.Barrier(count), {}
+
+    def run(index):
+        try:
+            found[index] = collected(lambda: make(index), Threads(index, shared, barrier))
+        except Exception as error:
+            found[index] = error
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [found[index] for index in range(count)]
+
+
+def test_everything_comes_together():
+    assert on_all(lambda index: index * 2) == [[0, 2, 4]] * 3
+    assert agreed(lambda: 7, ONE_PROCESS) == 7
+
+
+def test_an_error_of_one_process_is_raised_on_all_and_nobody_waits():
+    def fail(index):
+        if index == 1:
+            raise ModelError("weights must be finite", hint="Look.")
+
+    found = on_all(fail)
+    assert [type(error) for error in found] == [ModelError] * 3
+    assert {error.hint for error in found} == {"Look."}
+
+
+def test_an_error_that_is_none_of_ours_keeps_its_kind_where_it_was_raised():
+    def fail(index):
+        if index == 2:
+            raise MemoryError("no room")
+
+    first, second, third = on_all(fail)
+    assert isinstance(third, MemoryError)
+    for error in (first, second):
+        assert type(error) is HfFarmsError
+        assert str(error) == "process 2 of 3 failed: MemoryError('no room')"
+
+
+def test_one_process_raises_as_it_is():
+    def fail():
+        raise KeyError("x")
+
+    with pytest.raises(KeyError, match="x"):
+        collected(fail, ONE_PROCESS)
