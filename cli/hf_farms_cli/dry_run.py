@@ -11,9 +11,9 @@ from hf_farms_cli.console import say
 
 if TYPE_CHECKING:
     from hf_farms.hub import PushPlan
+    from hf_farms.output.recipe import Recipe
     from hf_farms.reports import BaseModelRecord, PruneReport
     from hf_farms_cli.options import Format
-    from hf_farms_cli.recipe import Recipe
 
 __all__ = ["plan_line", "print_plan", "prune_lines", "push_lines"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_farms.config import EvaluationConfig
-from hf_farms_cli.console import check_format, guarded, print_remark, stages
+from hf_farms_cli.console import check_format, guarded, print_remark, quiet_transformers, stages
 from hf_farms_cli.options import (
     AllowPickleOption,
     DebugOption,
@@ -123,7 +123,7 @@ def eval_command(
     output, model = with_home(output), with_name(model)
     if output is not None:
         check_file(output)
-    from hf_farms_cli.evaluation import Evaluation, check_model, check_places, evaluate
+    from hf_farms.workflows.evaluate import Evaluation, check_model, check_places, evaluate
     from hf_farms_cli.evaluation_tables import print_evaluation
 
     report, writes = check_model(model, revision=revision, base=base)
@@ -150,6 +150,7 @@ def eval_command(
 
         with usage():
             suite = TaskSuite(asked, include_path=include_path, num_fewshot=num_fewshot, limit=limit)
+    quiet_transformers()
     with stages(shown) as progress:
         evaluation = Evaluation(
             text=config if "perplexity" in wanted else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -15,7 +16,9 @@ from hf_farms.config import (
     PruneConfig,
 )
 from hf_farms.files.writing import with_home, with_name
-from hf_farms_cli.console import check_format, guarded, if_interrupted, print_remark, stages
+from hf_farms.output.known_places import known_places
+from hf_farms.output.recipe import Recipe
+from hf_farms_cli.console import check_format, guarded, if_interrupted, print_remark, quiet_transformers, stages
 from hf_farms_cli.dry_run import plan_line, print_plan, prune_lines
 from hf_farms_cli.options import (
     AllowPickleOption,
@@ -34,9 +37,8 @@ from hf_farms_cli.options import (
     given,
     usage,
 )
-from hf_farms_cli.places import known_places
 from hf_farms_cli.push import ForeignOption, MessageOption, RequestOption, check_hub, finish_prune, use_token
-from hf_farms_cli.recipe import Recipe
+from hf_farms_cli.shown_command import shown_command
 
 if TYPE_CHECKING:
     from hf_farms.config import Allocation, Method
@@ -210,7 +212,7 @@ def prune_command(
     check_repo_id(repo_id)
     use_token(token)
     from hf_farms.output.folder import OutputFolder
-    from hf_farms_cli.finished import check_before_work, default_folder
+    from hf_farms.workflows.finished import check_before_work, default_folder
 
     folder = with_home(output) or default_folder(recipe)
     texts = dict(zip(("the calibration text", "the evaluation text"), recipe.texts(), strict=True))
@@ -231,7 +233,7 @@ def prune_command(
             allow_pickle=allow_pickle,
         )
     from hf_farms import hub
-    from hf_farms_cli.pipeline import run_prune
+    from hf_farms.workflows.prune import run_prune
     from hf_farms_cli.tables import print_result
 
     check_device(device, dtype)
@@ -246,6 +248,7 @@ def prune_command(
     if target is not None:
         hub.create_repository(target)
     if report is None:
+        quiet_transformers()
         note = f"Unfinished work is in {place.partial}: the same command goes on with it."
         with if_interrupted(note, there=place.partial), place.locked(), stages(shown) as progress:
             report = run_prune(
@@ -258,6 +261,7 @@ def prune_command(
                 baseline=baseline,
                 repo_id=target.repo_id if target is not None else None,
                 progress=progress,
+                command=shown_command(sys.argv),
                 base=base,
             )
     url = None

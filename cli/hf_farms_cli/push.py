@@ -26,8 +26,8 @@ from hf_farms_cli.options import (
 
 if TYPE_CHECKING:
     from hf_farms.hub import PushPlan
+    from hf_farms.output.recipe import Recipe
     from hf_farms.reports import BaseModelRecord
-    from hf_farms_cli.recipe import Recipe
 
 __all__ = [
     "ForeignOption",

@@ -4,10 +4,11 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hf_farms_cli.recipe import Recipe, shown_command
+from hf_farms_cli.shown_command import shown_command
 
 from hf_farms.config import CalibrationConfig, EvaluationConfig, FarmsConfig, PruneConfig
 from hf_farms.errors import DataError
+from hf_farms.output.recipe import Recipe
 
 RECIPE = Recipe(
     model="demo",

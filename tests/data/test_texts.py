@@ -13,13 +13,13 @@ import datasets
 import pyarrow
 import pytest
 from hf_farms_cli.app import app
-from hf_farms_cli.recipe import Recipe
 from pyarrow import ipc, parquet
 from typer.testing import CliRunner
 
 from hf_farms.config import CalibrationConfig, EvaluationConfig, PruneConfig
 from hf_farms.data.texts import check_source, check_text, read_text
 from hf_farms.errors import DataError
+from hf_farms.output.recipe import Recipe
 
 ROWS = [{"id": i, "text": f"Row {i}, with words."} for i in range(1, 4)]
 TEXT = "\n\n".join(row["text"] for row in ROWS)
@@ -362,8 +362,8 @@ def no_model(*args, **kwargs):
 )
 def test_commands_refuse_a_text_before_they_load_a_model(where, name, content, column, match, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hf_farms_cli.pipeline.load_model", no_model)
-    monkeypatch.setattr("hf_farms_cli.evaluation.load_model", no_model)
+    monkeypatch.setattr("hf_farms.workflows.prune.load_model", no_model)
+    monkeypatch.setattr("hf_farms.workflows.evaluate.load_model", no_model)
     write(tmp_path / name, content)
     if where == "--text":
         command = ["eval", "demo", "--metrics", "perplexity", "--text", name, "--column", column]

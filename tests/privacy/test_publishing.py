@@ -13,13 +13,14 @@ from models import tiny
 
 sys.path.append(str(Path(__file__).parents[1] / "callbacks"))
 from hf_farms_cards import render_card
-from hf_farms_cli.recipe import Recipe, shown_command
+from hf_farms_cli.shown_command import shown_command
 from test_farms_lr import FAST, signal, trainer
 from transformers import AutoTokenizer
 
 from hf_farms import FarmsLRCallback, PruneConfig, S2FTCallback, S2FTConfig, prune
 from hf_farms.config import CalibrationConfig, EvaluationConfig
 from hf_farms.demo import demo_model, demo_text
+from hf_farms.output.recipe import Recipe
 from hf_farms.privacy.publishing import published, published_argument, published_path, published_text, same_place
 from hf_farms.reports import REPORT_NAME, PruneReport
 

@@ -21,7 +21,7 @@ import json, os, sys
 from sitecustomize import Moment
 import transformers
 from transformers.models.llama import modeling_llama
-import hf_farms_cli.app, hf_farms_cli.pipeline
+import hf_farms_cli.app, hf_farms.workflows.prune
 
 for line in sys.stdin:
     job = json.loads(line)

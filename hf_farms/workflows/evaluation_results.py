@@ -15,6 +15,7 @@ from hf_farms.errors import HfFarmsWarning
 from hf_farms.files.writing import writing
 from hf_farms.metrics.quiet import require_lm_eval
 from hf_farms.metrics.task_scores import TaskScore, compare_tasks, merge_tasks
+from hf_farms.output.known_places import located_report, remember_report
 from hf_farms.privacy.publishing import same_place
 from hf_farms.reports import (
     REPORT_NAME,
@@ -24,7 +25,6 @@ from hf_farms.reports import (
     PruneReport,
     SparsityScore,
 )
-from hf_farms_cli.places import located_report, remember_report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

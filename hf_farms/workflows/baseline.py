@@ -11,7 +11,7 @@ from hf_farms.errors import HfFarmsWarning, ModelError
 from hf_farms.loading.opening import load_model
 from hf_farms.output.checkpoint import CheckpointWriter
 from hf_farms.pruning.pruner import prune
-from hf_farms_cli.data import EvaluationText, load_nll, save_nll
+from hf_farms.workflows.texts import EvaluationText, load_nll, save_nll
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from hf_farms.metrics.nll import TextNll
     from hf_farms.output.folder import OutputFolder
-    from hf_farms_cli.console import Stages
-    from hf_farms_cli.recipe import Recipe
+    from hf_farms.output.recipe import Recipe
+    from hf_farms.progress import Progress
 
 __all__ = ["uniform_nll"]
 
@@ -34,7 +34,7 @@ def uniform_nll(
     *,
     device: str | None,
     allow_pickle: bool,
-    progress: Stages,
+    progress: Progress,
 ) -> TextNll | None:
     """NLL of the text when every block loses the same share; None, with a warning, where the model cannot be had so.
 

@@ -12,10 +12,10 @@ from hf_farms.errors import HfFarmsWarning, OutputError
 from hf_farms.files.writing import is_inside
 from hf_farms.hub.folders import check_folder
 from hf_farms.output.folder import OutputFolder
+from hf_farms.output.known_places import known_places
 from hf_farms.output.places import check_apart
+from hf_farms.output.recipe import RECIPE_NAME, Recipe
 from hf_farms.reports import REPORT_NAME, PruneReport
-from hf_farms_cli.places import known_places
-from hf_farms_cli.recipe import RECIPE_NAME, Recipe
 
 __all__ = ["check_before_work", "default_folder"]
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from hf_farms.config import EvaluationConfig
     from hf_farms.loading.opening import LoadedModel
     from hf_farms.output.folder import OutputFolder
-    from hf_farms_cli.console import Stages
-    from hf_farms_cli.recipe import Recipe
+    from hf_farms.output.recipe import Recipe
+    from hf_farms.progress import Progress, one_stage
 
 __all__ = ["Calibration", "EvaluationText", "load_nll", "perplexity_record", "same_text_note", "save_nll"]
 
@@ -57,17 +57,17 @@ class EvaluationText:
             (f"Perplexity uses windows of {limit} tokens, the context length of the model.",) if lowered else ()
         )
 
-    def measure(self, loaded: LoadedModel, progress: Stages, stage: str) -> TextNll:
+    def measure(self, loaded: LoadedModel, progress: Progress, stage: str) -> TextNll:
         """NLL of the text as the model is now."""
         return text_nll(
             loaded.source if isinstance(loaded.source, StreamedBlockSource) else loaded.source.model,
             self.ids,
             context_length=self.context_length,
             max_windows=self.max_windows,
-            progress=progress.of(stage),
+            progress=one_stage(progress, stage),
         )
 
-    def measure_once(self, loaded: LoadedModel, progress: Stages, stage: str, output: OutputFolder) -> TextNll:
+    def measure_once(self, loaded: LoadedModel, progress: Progress, stage: str, output: OutputFolder) -> TextNll:
         """The same, or what an earlier run measured at this stage."""
         return output.load_or_compute(
             f"{stage.lower().replace(' ', '_')}.json",

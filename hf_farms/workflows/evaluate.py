@@ -20,13 +20,14 @@ from hf_farms.metrics.nll import require_causal
 from hf_farms.metrics.sparsity_count import count_model_zeros
 from hf_farms.metrics.task_scores import TaskScore
 from hf_farms.metrics.tasks import TaskSuite
+from hf_farms.output.known_places import located_report
 from hf_farms.output.places import Reads, check_apart
+from hf_farms.output.recipe import RECIPE_NAME, Recipe
 from hf_farms.privacy.publishing import is_local
+from hf_farms.progress import Progress, one_stage
 from hf_farms.reports import REPORT_NAME, EvaluationReport, PruneReport
 from hf_farms.reports.folders import kind_of
-from hf_farms_cli.console import Stages, quiet_transformers
-from hf_farms_cli.data import EvaluationText
-from hf_farms_cli.evaluation_results import (
+from hf_farms.workflows.evaluation_results import (
     EvaluationScores,
     known_perplexity,
     make_result,
@@ -34,8 +35,7 @@ from hf_farms_cli.evaluation_results import (
     warn_of_another_text,
     warn_of_other_weights,
 )
-from hf_farms_cli.places import located_report
-from hf_farms_cli.recipe import RECIPE_NAME, Recipe
+from hf_farms.workflows.texts import EvaluationText
 
 __all__ = ["Evaluation", "check_model", "check_places", "evaluate"]
 
@@ -64,7 +64,7 @@ class Evaluation:
         device: str | None,
         stream: bool | None,
         allow_pickle: bool,
-        progress: Stages,
+        progress: Progress,
     ) -> None:
         self.text, self._sparsity, self._suite, self._batch_size = text, sparsity, suite, batch_size
         self._device, self._stream, self._progress = device, stream, progress
@@ -107,7 +107,7 @@ class Evaluation:
         if with_text:
             nll = self._text_of(loaded).measure(loaded, self._progress, f"Perplexity of {short}")
         if self._sparsity and not base:
-            zeros = count_model_zeros(loaded.source, progress=self._progress.of(f"Zeros of {short}"))
+            zeros = count_model_zeros(loaded.source, progress=one_stage(self._progress, f"Zeros of {short}"))
         return EvaluationScores(loaded.source.dtype, nll, zeros, self._answers(loaded, short))
 
     def _text_of(self, loaded: LoadedModel) -> EvaluationText:
@@ -243,7 +243,6 @@ def evaluate(
     Returns:
         The results, and whether the report has changed.
     """
-    quiet_transformers()
     mine = evaluation.of(name, revision=revision, dtype=dtype)
     known = known_perplexity(mine, evaluation.text, report)
     if report is not None:

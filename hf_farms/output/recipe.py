@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +14,12 @@ from hf_farms.files.documents import DocumentError, read_text
 from hf_farms.files.structures import structure
 from hf_farms.files.writing import write_text
 from hf_farms.output.results import RECIPE_NAME
-from hf_farms.privacy.publishing import is_local, local_path, published_argument, published_path, same_place
+from hf_farms.privacy.publishing import is_local, local_path, published_path, same_place
 
 if TYPE_CHECKING:
     from cattrs.preconf.pyyaml import PyyamlConverter
 
-__all__ = ["RECIPE_NAME", "Recipe", "shown_command"]
+__all__ = ["RECIPE_NAME", "Recipe"]
 
 # What may be the name of a file or folder.
 LOCATED = ("model", "calibration.source", "evaluation.source")
@@ -143,20 +142,3 @@ def _converter() -> PyyamlConverter:
     from cattrs.preconf.pyyaml import make_converter
 
     return make_converter(forbid_extra_keys=True)
-
-
-def shown_command(argv: Sequence[str]) -> str:
-    """A command line as it may be published: quoted, without the token, secrets and paths to private places.
-
-    Args:
-        argv: as of `sys.argv`.
-    """
-    shown: list[str] = []
-    secret = False
-    for argument in argv[1:]:
-        if not secret and not argument.startswith("--token="):
-            shown.append(published_argument(argument))
-        secret = argument == "--token"
-        if secret:
-            shown.pop()
-    return shlex.join(["hf-farms", *shown])

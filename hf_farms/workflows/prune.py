@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -22,16 +21,16 @@ from hf_farms.loading.opening import LoadedModel, load_model
 from hf_farms.output.checkpoint import CheckpointWriter
 from hf_farms.output.fingerprint import fingerprint
 from hf_farms.output.folder import OutputFolder, writing
+from hf_farms.output.known_places import remember_places
+from hf_farms.output.recipe import RECIPE_NAME, Recipe
+from hf_farms.progress import Progress, no_progress, one_stage
 from hf_farms.pruning.checks import check_method
 from hf_farms.pruning.pruner import prune
 from hf_farms.pruning.removal_plan import plan_removals
 from hf_farms.reports import REPORT_NAME, BaseModelRecord, PruneReport, SpectralReport
 from hf_farms.spectra.analysis import analyze
-from hf_farms_cli.baseline import uniform_nll
-from hf_farms_cli.console import Stages, quiet_transformers
-from hf_farms_cli.data import Calibration, EvaluationText, perplexity_record, same_text_note
-from hf_farms_cli.places import remember_places
-from hf_farms_cli.recipe import RECIPE_NAME, Recipe, shown_command
+from hf_farms.workflows.baseline import uniform_nll
+from hf_farms.workflows.texts import Calibration, EvaluationText, perplexity_record, same_text_note
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +52,8 @@ def run_prune(
     overwrite: bool,
     device: str | None,
     repo_id: str | None,
-    progress: Stages,
+    progress: Progress = no_progress,
+    command: str | None = None,
     stream: bool | None = None,
     allow_pickle: bool = False,
     baseline: bool = True,
@@ -69,7 +69,8 @@ def run_prune(
         overwrite: whether it may be replaced.
         device: where to compute; None: a GPU if there is one.
         repo_id: where the model will be found, for the card.
-        progress: shown on stderr.
+        progress: is told of every step.
+        command: the command line that asked for it, for the card.
         stream: as for `load_model`.
         allow_pickle: as for `load_model`.
         baseline: measure the perplexity of uniform sparsity too.
@@ -79,7 +80,6 @@ def run_prune(
         OutputError: the disk is too small, or `DIR.partial` holds the beginning of something else.
     """
     output = OutputFolder(folder, overwrite=overwrite)
-    quiet_transformers()
     loaded = load_model(
         recipe.model,
         dtype=recipe.dtype,
@@ -99,7 +99,7 @@ def run_prune(
     left = _left_out(recipe.model)
     spectra = output.load_or_compute(
         "spectra.json",
-        lambda: analyze(loaded.source, recipe.prune.measurement(), progress=progress.of("Measuring spectra")),
+        lambda: analyze(loaded.source, recipe.prune.measurement(), progress=one_stage(progress, "Measuring spectra")),
         SpectralReport.save,
         SpectralReport.load,
     )
@@ -123,7 +123,7 @@ def run_prune(
         report,
         perplexity=perplexity_record(recipe.evaluation, report.dtype, dense=dense, pruned=pruned, uniform=uniform),
         base=base,
-        command=shown_command(sys.argv),
+        command=command,
         notes=(*loaded.notes, *report.notes, *notes, *texts, *spectra.notes),
     )
     _describe(partial, recipe, report, repo_id)
@@ -142,7 +142,7 @@ def _prune(
     batches: Sequence[Tensor],
     spectra: SpectralReport,
     output: OutputFolder,
-    progress: Stages,
+    progress: Progress,
     *,
     left: Sequence[str],
 ) -> PruneReport:
@@ -164,7 +164,7 @@ def _prune(
     return replace(
         report,
         model=recipe.model,
-        after=analyze(source, recipe.prune.measurement(), progress=progress.of("Measuring spectra again")),
+        after=analyze(source, recipe.prune.measurement(), progress=one_stage(progress, "Measuring spectra again")),
         calibration=replace(report.calibration, config=recipe.calibration) if report.calibration else None,
     )
 
@@ -176,7 +176,7 @@ def _is_even(source: BlockSource, spectra: SpectralReport, config: PruneConfig) 
     return cuts == plan_removals(source, plan_sparsity(spectra, config=uniform), uniform)
 
 
-def _pruned_nll(text: EvaluationText, loaded: LoadedModel, progress: Stages) -> TextNll | None:
+def _pruned_nll(text: EvaluationText, loaded: LoadedModel, progress: Progress) -> TextNll | None:
     """NLL of the pruned model; None, with a warning, where it is not finite: the model is finished all the same."""
     try:
         found = text.measure(loaded, progress, "Pruned perplexity")

@@ -1,0 +1,27 @@
+"""The command line as it may be published."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from hf_farms.privacy.publishing import published_argument
+
+__all__ = ["shown_command"]
+
+
+def shown_command(argv: Sequence[str]) -> str:
+    """A command line as it may be published: quoted, without the token, secrets and paths to private places.
+
+    Args:
+        argv: as of `sys.argv`.
+    """
+    shown: list[str] = []
+    secret = False
+    for argument in argv[1:]:
+        if not secret and not argument.startswith("--token="):
+            shown.append(published_argument(argument))
+        secret = argument == "--token"
+        if secret:
+            shown.pop()
+    return shlex.join(["hf-farms", *shown])
