@@ -17,6 +17,7 @@ from hf_farms.data.calibration import calibration_sequences, context_limit, requ
 from hf_farms.data.texts import BUILT_IN, read_text, tokenize
 from hf_farms.errors import DataError, HfFarmsWarning
 from hf_farms.metrics.nll import TextNll, require_causal, text_nll
+from hf_farms.progress import Progress, one_stage
 from hf_farms.reports import PerplexityRecord
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from hf_farms.loading.opening import LoadedModel
     from hf_farms.output.folder import OutputFolder
     from hf_farms.output.recipe import Recipe
-    from hf_farms.progress import Progress, one_stage
 
 __all__ = ["Calibration", "EvaluationText", "load_nll", "perplexity_record", "same_text_note", "save_nll"]
 

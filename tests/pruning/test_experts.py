@@ -55,7 +55,7 @@ def test_experts_in_portions_give_the_same(method, many, monkeypatch):
     monkeypatch.setattr(measuring, "BYTES_AT_ONCE", 2 * InputProducts.nbytes(32) if method == "sparsegpt" else 300)
     source = ModelBlockSource(twin)
     statistic = InputProducts if method == "sparsegpt" else InputNorm
-    portions = list(measuring.parts(source.open(1).layers, statistic))
+    portions = list(measuring.measurement_passes(source.open(1).layers, statistic))
     assert len(portions) > 2
     assert sorted(x.name for p in portions for x in p) == sorted(x.name for x in source.open(1).layers)
     parted = prune(twin, config, calibration=many).report

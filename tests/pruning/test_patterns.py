@@ -66,4 +66,4 @@ def test_the_lowest_of_a_matrix_with_ties(shape, levels):
 
 def test_a_cut_without_groups_is_row_by_row():
     scores = torch.rand(5, 20)
-    assert torch.equal(Removal(33).of(scores), lowest_per_row(scores, 33))
+    assert torch.equal(Removal(33).mask(scores), lowest_per_row(scores, 33))

@@ -107,7 +107,7 @@ def test_what_stays_makes_up_for_what_goes():
     inputs = correlated(500, 64)[:, :12] @ torch.randn(12, 64, generator=generator) + 3 * noise
     pruned = sparsegpt(weight, factor_of(inputs), Removal(1024))
     masked = weight.masked_fill(pruned == 0, 0)
-    wanda = weight.masked_fill(Removal(1024).of(weight.abs() * inputs.norm(dim=0)), 0)
+    wanda = weight.masked_fill(Removal(1024).mask(weight.abs() * inputs.norm(dim=0)), 0)
     error, uncorrected, other = ((inputs @ (w - weight).T).norm() for w in (pruned, masked, wanda))
     assert error < 0.7 * uncorrected
     assert error < 0.7 * other
