@@ -50,7 +50,7 @@ def test_groups_equal_a_loop_over_columns_with_ties(group, levels):
             for j in order[: group[0]]:
                 expected[row, start + j] = True
     assert torch.equal(lowest_of_groups(scores, *group), expected)
-    assert torch.equal(Removal(int(expected.sum()), group).of(scores), expected)
+    assert torch.equal(Removal(int(expected.sum()), group).mask(scores), expected)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 3), (4, 128)])
