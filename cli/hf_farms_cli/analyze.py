@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from hf_farms.config import BLOCK_SCORES, FITS, FarmsConfig
-from hf_farms.files.writing import with_home, with_name
+from hf_farms.files.paths import with_home, with_name
 from hf_farms_cli.console import check_format, guarded, print_remark, quiet_transformers, stages
 from hf_farms_cli.options import (
     AllowPickleOption,

@@ -62,7 +62,8 @@ def card_command(
     from hf_farms_cards.card import check_card, repo_of
     from hf_farms_cards.quick_start import Checkpoint
 
-    from hf_farms.files.writing import is_inside, with_name, writing
+    from hf_farms.files.atomic_writes import writing
+    from hf_farms.files.paths import is_inside, with_name
     from hf_farms.output.places import check_apart
     from hf_farms.reports.folders import load_report
 
@@ -95,7 +96,7 @@ def _check_target(target: Path, *, yes: bool) -> None:
     from hf_farms_cards.card import is_ours
 
     from hf_farms.errors import OutputError
-    from hf_farms.files.writing import check_file
+    from hf_farms.files.path_checks import check_file
 
     if not target.parent.is_dir() or target.is_dir():
         raise OutputError(f"output must be a file in an existing folder, got {str(target)!r}.")

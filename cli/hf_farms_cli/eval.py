@@ -118,7 +118,8 @@ def eval_command(
         size = _batch_size(batch_size)
     if not wanted and not asked:
         raise UsageError("metrics must not be none without tasks, as nothing would be measured. Name some --tasks.")
-    from hf_farms.files.writing import check_file, with_home, with_name
+    from hf_farms.files.path_checks import check_file
+    from hf_farms.files.paths import with_home, with_name
 
     output, model = with_home(output), with_name(model)
     if output is not None:
@@ -211,7 +212,7 @@ def _text(report: PruneReport | None, **given: Any) -> EvaluationConfig:
 
 def _write(result: EvaluationReport, output: Path | None) -> None:
     if output is not None:
-        from hf_farms.files.writing import writing
+        from hf_farms.files.atomic_writes import writing
 
         with writing(output.parent):
             output.parent.mkdir(parents=True, exist_ok=True)

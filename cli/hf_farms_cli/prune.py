@@ -15,7 +15,7 @@ from hf_farms.config import (
     EvaluationConfig,
     PruneConfig,
 )
-from hf_farms.files.writing import with_home, with_name
+from hf_farms.files.paths import with_home, with_name
 from hf_farms.output.known_places import known_places
 from hf_farms.output.recipe import Recipe
 from hf_farms_cli.console import check_format, guarded, if_interrupted, print_remark, quiet_transformers, stages

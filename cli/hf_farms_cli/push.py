@@ -79,7 +79,7 @@ def push_command(
         raise UsageError(f"revision must be left out beside --create-pr, got {revision!r}. A pull request is its own.")
     use_token(token)
     from hf_farms import hub
-    from hf_farms.files.writing import with_name
+    from hf_farms.files.paths import with_name
     from hf_farms.reports import REPORT_NAME
 
     folder = Path(with_name(str(folder)))

@@ -13,7 +13,9 @@ from hf_farms.blocks import BlockReader, LayerView
 from hf_farms.config import FarmsConfig
 from hf_farms.distributed import LaunchedRanks, Ranks, launched_ranks
 from hf_farms.errors import OutputError
-from hf_farms.files.writing import another, check_file, check_name, check_parent, check_within, is_inside, writing
+from hf_farms.files.atomic_writes import writing
+from hf_farms.files.path_checks import another, check_file, check_name, check_parent, check_within
+from hf_farms.files.paths import is_inside
 from hf_farms.loading.devices import find_device
 from hf_farms.loading.names import require_model
 from hf_farms.loading.opening import open_model

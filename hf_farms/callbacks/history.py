@@ -18,7 +18,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from hf_farms.callbacks.groups import mean_factor
 from hf_farms.config import FarmsLRConfig
 from hf_farms.errors import HfFarmsError, HfFarmsWarning
-from hf_farms.files.writing import check_within, write_text
+from hf_farms.files.atomic_writes import write_text
+from hf_farms.files.path_checks import check_within
 from hf_farms.reports import REPORT_NAME, SpectralReport
 
 __all__ = ["History", "read_history", "recording", "run_folder", "said", "track"]

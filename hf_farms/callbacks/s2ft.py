@@ -22,7 +22,7 @@ from hf_farms.callbacks.slices import check_optimizer, load_slices, save_slices_
 from hf_farms.config import S2FTConfig
 from hf_farms.distributed import launched_ranks
 from hf_farms.errors import ModelError, NoEffectWarning
-from hf_farms.files.writing import check_within
+from hf_farms.files.path_checks import check_within
 from hf_farms.reports import REPORT_NAME
 from hf_farms.s2ft.checks import check_plain
 from hf_farms.s2ft.saving import CONFIG_NAME, WEIGHTS_NAME, save_selection

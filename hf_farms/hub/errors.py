@@ -71,7 +71,7 @@ def cache_error(error: BaseException) -> OutputError | None:
     """
     from huggingface_hub import constants
 
-    from hf_farms.files.writing import is_inside
+    from hf_farms.files.paths import is_inside
 
     home = Path(constants.HF_HOME)
     caches = {home, *(Path(getattr(constants, name, home)) for name in ("HF_HUB_CACHE", "HF_ASSETS_CACHE"))}

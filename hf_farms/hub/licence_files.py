@@ -6,8 +6,8 @@ import warnings
 from pathlib import Path
 
 from hf_farms.errors import HfFarmsWarning
+from hf_farms.files.atomic_writes import replacing, writing
 from hf_farms.files.own_files import copy_file, describe_kind, is_own_file
-from hf_farms.files.writing import replacing, writing
 from hf_farms.hub.base_model import LICENCE_FILE, base_model_of
 from hf_farms.hub.client import hub_errors, with_retries
 from hf_farms.licences import duties_of

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_farms.errors import ModelError
-from hf_farms.files.writing import special_kind
+from hf_farms.files.paths import special_kind
 
 __all__ = ["ADAPTER", "adapter_error", "custom_code_error", "refuse_pointers", "refuse_special_files"]
 

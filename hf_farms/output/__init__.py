@@ -8,7 +8,7 @@ checkpoint.py        write a model block by block
 code_references.py   configs without custom code
 """
 
-from hf_farms.files.writing import replacing, writing
+from hf_farms.files.atomic_writes import replacing, writing
 from hf_farms.output.folder import OutputFolder
 
 __all__ = ["OutputFolder", "replacing", "writing"]

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hf_farms.blocks import TensorFiles
-from hf_farms.files.writing import check_within, replacing, write_text, writing
+from hf_farms.files.atomic_writes import replacing, write_text, writing
+from hf_farms.files.path_checks import check_within
 from hf_farms.output.code_references import drop_code_references
 
 if TYPE_CHECKING:

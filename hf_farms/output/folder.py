@@ -14,16 +14,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from hf_farms.errors import OutputError
-from hf_farms.files.writing import (
-    UNFINISHED_FILE,
-    check_file,
-    check_name,
-    kind_of,
-    nearest,
-    replacing,
-    write_text,
-    writing,
-)
+from hf_farms.files.atomic_writes import UNFINISHED_FILE, replacing, write_text, writing
+from hf_farms.files.path_checks import check_file, check_name
+from hf_farms.files.paths import kind_of, nearest
 from hf_farms.output.places import PARTIAL, Reads, check_folder
 from hf_farms.output.results import STATE, check_target, check_unfinished
 

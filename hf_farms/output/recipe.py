@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from hf_farms.config import CalibrationConfig, EvaluationConfig, PruneConfig
 from hf_farms.config.checks import check
 from hf_farms.errors import DataError
+from hf_farms.files.atomic_writes import write_text
+from hf_farms.files.dataclass_parsing import parse_dataclass
 from hf_farms.files.documents import DocumentError, read_text
-from hf_farms.files.structures import structure
-from hf_farms.files.writing import write_text
 from hf_farms.output.results import RECIPE_NAME
 from hf_farms.privacy.publishing import is_local, local_path, published_path, same_place
 
@@ -90,7 +90,7 @@ class Recipe:
         from hf_farms.files.yaml_documents import load_yaml
 
         try:
-            return structure(load_yaml(read_text(Path(path), limit=MAX_BYTES)), cls)
+            return parse_dataclass(load_yaml(read_text(Path(path), limit=MAX_BYTES)), cls)
         except OSError as error:
             raise DataError(f"recipe must be a readable file, got {str(path)!r} ({error.strerror}).") from error
         except DocumentError as error:

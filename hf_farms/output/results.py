@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_farms.errors import OutputError
-from hf_farms.files.writing import UNFINISHED_FILE, kind_of
+from hf_farms.files.atomic_writes import UNFINISHED_FILE
+from hf_farms.files.paths import kind_of
 from hf_farms.reports import REPORT_NAME
 
 __all__ = ["CARD_MARK", "RECIPE_NAME", "STATE", "check_target", "check_unfinished", "is_result"]

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hf_farms.files.writing import check_file, writing
+from hf_farms.files.atomic_writes import writing
+from hf_farms.files.path_checks import check_file
 
 __all__ = ["Activations"]
 

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 
 from hf_farms.config import S2FTConfig
 from hf_farms.errors import DataError
+from hf_farms.files.atomic_writes import replacing, write_text
+from hf_farms.files.dataclass_parsing import parse_dataclass
 from hf_farms.files.documents import Document, load_json, read_text
-from hf_farms.files.structures import structure
-from hf_farms.files.writing import replacing, write_text
 from hf_farms.privacy.publishing import published_path
 from hf_farms.reports import json_converter, versions
 from hf_farms.s2ft.selection import Selection
@@ -64,7 +64,7 @@ def load_selection(folder: str | Path) -> Selection:
         content = load_json(read_text(path / CONFIG_NAME)).data
         if content["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema version {content['schema_version']!r}")
-        config = structure(Document(content["selection"]), S2FTConfig)
+        config = parse_dataclass(Document(content["selection"]), S2FTConfig)
         with safe_open(path / WEIGHTS_NAME, framework="pt") as file:
             names = sorted(name for name in file.keys() if name.endswith(END))  # noqa: SIM118 - not a mapping
             found = {name.removesuffix(END): file.get_tensor(name) for name in names}

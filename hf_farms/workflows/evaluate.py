@@ -14,7 +14,7 @@ from hf_farms_cards.card import check_card
 from hf_farms.blocks import StreamedBlockSource
 from hf_farms.config import EvaluationConfig
 from hf_farms.errors import HfFarmsWarning, ModelError
-from hf_farms.files.writing import check_within
+from hf_farms.files.path_checks import check_within
 from hf_farms.loading.opening import LoadedModel, load_model
 from hf_farms.metrics.nll import require_causal
 from hf_farms.metrics.sparsity_count import count_model_zeros

@@ -12,7 +12,7 @@ from hf_farms_cards import write_card
 from hf_farms_cards.card import is_ours
 
 from hf_farms.errors import HfFarmsWarning
-from hf_farms.files.writing import writing
+from hf_farms.files.atomic_writes import writing
 from hf_farms.metrics.quiet import require_lm_eval
 from hf_farms.metrics.task_scores import TaskScore, compare_tasks, merge_tasks
 from hf_farms.output.known_places import located_report, remember_report

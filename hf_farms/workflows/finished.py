@@ -9,7 +9,7 @@ from pathlib import Path
 from hf_farms.config import default_output_name
 from hf_farms.data.texts import check_source, check_text
 from hf_farms.errors import HfFarmsWarning, OutputError
-from hf_farms.files.writing import is_inside
+from hf_farms.files.paths import is_inside
 from hf_farms.hub.folders import check_folder
 from hf_farms.output.folder import OutputFolder
 from hf_farms.output.known_places import known_places

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_farms.files.writing import check_within, write_text
+from hf_farms.files.atomic_writes import write_text
+from hf_farms.files.path_checks import check_within
 from hf_farms.output.results import CARD_MARK
 from hf_farms.reports import PruneReport
 from hf_farms.reports.training import TrainReport

@@ -173,7 +173,7 @@ def test_links_in_a_folder_are_neither_read_nor_written_through(folder, tmp_path
     for place, target in ((figure, private / "figure"), (card, private / "token")):
         place.unlink()
         place.symlink_to(target)
-        with pytest.raises(OutputError, match=f"{place.name} must be a regular file or not there, got the link"):
+        with pytest.raises(OutputError, match=f"{place.name} must be a regular file or not exist, got the link"):
             write_card(full(), folder)
         place.unlink()
     figure.parent.rename(folder / "old")

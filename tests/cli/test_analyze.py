@@ -135,8 +135,8 @@ def test_what_cannot_be_compared_with_is_refused_before_anything_is_measured(
     ("arguments", "message"),
     [
         (["--output", "."], "output must be a file, got the folder '.'"),
-        (["--output", "taken/r.json"], "output must be where files can be written, got 'taken'"),
-        (["--figures", "taken"], "figures must be where files can be written, got 'taken'"),
+        (["--output", "taken/r.json"], "output must be in a writable folder, got 'taken'"),
+        (["--figures", "taken"], "figures must be in a writable folder, got 'taken'"),
         (["--figures", "f", "--esd", "lm_head"], "esd must be the name of a measured layer, got 'lm_head'"),
     ],
 )

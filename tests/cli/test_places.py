@@ -51,16 +51,16 @@ def contents(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["analyze", "broken", "-o", "pipe"], "output must be a regular file or not there, got the pipe 'pipe'"),
+        (["analyze", "broken", "-o", "pipe"], "output must be a regular file or not exist, got the pipe 'pipe'"),
         (["analyze", "broken", "-o", "broken/config.json"], "output must not lie inside the model"),
         (["analyze", "link", "-o", "broken/new.json"], "output must not lie inside the model"),
         (["analyze", "demo", "--compare", "broken", "-o", "broken/r"], "lie inside the model to compare with"),
-        (["analyze", "broken", "--figures", "pipe"], "figures must be where files can be written, got 'pipe'"),
+        (["analyze", "broken", "--figures", "pipe"], "figures must be in a writable folder, got 'pipe'"),
         (["analyze", "broken", "--figures", "broken"], "figures must not be the model"),
         (["analyze", "broken", "-o", "f", "--figures", "f"], "output must be another place than the figures"),
         (["analyze", "broken", "-o", "f/esd.png", "--figures", "f"], "output must be another place than the figures"),
         (["analyze", "broken", "-o", "n" * 300], "output must have names of at most 255 bytes, got 300 in"),
-        (["eval", "broken", "-o", "pipe"], "output must be a regular file or not there, got the pipe 'pipe'"),
+        (["eval", "broken", "-o", "pipe"], "output must be a regular file or not exist, got the pipe 'pipe'"),
         (["eval", "broken", "-o", "broken/r.json"], "output must not lie inside the model"),
         (["eval", "broken", "--text", "text.txt", "-o", "text.txt"], "output must not be the text"),
         (["prune", "broken", "-o", "pipe", "--overwrite"], "output must be a folder, got the pipe 'pipe'"),
@@ -71,7 +71,7 @@ def contents(folder):
         (["prune", "out/recipe.yaml", "-o", "out", "--overwrite"], "output must not hold the recipe"),
         (["prune", "broken", "-o", "tasks/" + "n" * 250], "output must have names of at most 247 bytes"),
         (["prune", "n" * 250], "output must have names of at most 247 bytes"),
-        (["card", "out", "-o", "pipe"], "output must be a regular file or not there, got the pipe 'pipe'"),
+        (["card", "out", "-o", "pipe"], "output must be a regular file or not exist, got the pipe 'pipe'"),
         (["card", "out", "-o", "out/config.json", "--yes"], "output must not lie inside the model"),
     ],
 )

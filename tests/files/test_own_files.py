@@ -67,7 +67,7 @@ def test_what_lies_at_the_target_is_not_written_through(model, secret, tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "LICENSE.tmp").symlink_to(secret)
     (tmp_path / "out" / "LICENSE").symlink_to(secret)
-    with pytest.raises(OutputError, match=r"must be a regular file or not there, got the link .*LICENSE'"):
+    with pytest.raises(OutputError, match=r"must be a regular file or not exist, got the link .*LICENSE'"):
         copy_licence_files(model, tmp_path / "out")
     assert secret.read_text() == "geheim"
 

@@ -6,7 +6,9 @@ import socket
 import pytest
 
 from hf_farms.errors import OutputError
-from hf_farms.files.writing import check_file, check_within, folder_name, replacing, with_name, write_text
+from hf_farms.files.atomic_writes import replacing, write_text
+from hf_farms.files.path_checks import check_file, check_within
+from hf_farms.files.paths import folder_name, with_name
 from hf_farms.output.folder import OutputFolder
 from hf_farms.output.places import check_apart
 
@@ -52,9 +54,9 @@ def test_special_files_and_links_stay_what_they_are(kind, tmp_path, monkeypatch)
     path = tmp_path / "x"
     before = special(kind, path.relative_to(tmp_path))
     there = sorted(tmp_path.iterdir())
-    with pytest.raises(OutputError, match=r"output must be a regular file or not there, got the \w+ "):
+    with pytest.raises(OutputError, match=r"output must be a regular file or not exist, got the \w+ "):
         check_file(path)
-    with pytest.raises(OutputError, match=r"path must be a regular file or not there"), replacing(path):
+    with pytest.raises(OutputError, match=r"path must be a regular file or not exist"), replacing(path):
         pass
     with pytest.raises(OutputError, match=r"output must be a folder, got the \w+ "):
         OutputFolder(path, overwrite=True).check()

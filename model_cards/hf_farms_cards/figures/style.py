@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_farms.files.writing import replacing
+from hf_farms.files.atomic_writes import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

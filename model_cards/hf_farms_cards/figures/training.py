@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_farms.config import FarmsLRConfig
-from hf_farms.files.writing import check_within, write_text
+from hf_farms.files.atomic_writes import write_text
+from hf_farms.files.path_checks import check_within
 from hf_farms.reports.training import FarmsLRRecord, S2FTRecord
 from hf_farms_cards.figures.blocks import dark_of
 from hf_farms_cards.figures.style import (
