@@ -64,7 +64,7 @@ def card_command(
 
     from hf_farms.files.atomic_writes import writing
     from hf_farms.files.paths import is_inside, with_name
-    from hf_farms.output.places import check_apart
+    from hf_farms.output.allowed_paths import check_apart
     from hf_farms.reports.folders import load_report
 
     folder = Path(with_name(str(folder)))

@@ -16,7 +16,7 @@ from hf_farms.config import (
     PruneConfig,
 )
 from hf_farms.files.paths import with_home, with_name
-from hf_farms.output.known_places import known_places
+from hf_farms.output.local_paths import known_places
 from hf_farms.output.recipe import Recipe
 from hf_farms_cli.console import check_format, guarded, if_interrupted, print_remark, quiet_transformers, stages
 from hf_farms_cli.dry_run import plan_line, print_plan, prune_lines

@@ -19,7 +19,7 @@ from hf_farms.files.paths import is_inside
 from hf_farms.loading.devices import find_device
 from hf_farms.loading.names import require_model
 from hf_farms.loading.opening import open_model
-from hf_farms.output.places import Reads, check_apart
+from hf_farms.output.allowed_paths import Reads, check_apart
 from hf_farms.reports import LayerRecord, SpectralReport
 from hf_farms.reports.comparison import (
     SpectralComparison,

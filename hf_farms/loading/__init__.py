@@ -4,7 +4,7 @@ opening.py           load a model into memory, or open its checkpoint
 names.py             a name -> where transformers can load it
 files.py             weight files, architecture, quantisation
 devices.py           devices, their free memory, dtypes
-missing.py           weights that a checkpoint lacks
+missing_weights.py   compare a checkpoint with its config.json
 refusals.py          adapters, git-lfs pointers, custom code
 model_config.py      config.json
 meta_layout.py       Meta's own layout: recognise it

@@ -1,8 +1,8 @@
 """Results: the folder, the checkpoint in it, and where neither may go.
 
 folder.py            a result folder, and its unfinished work
-places.py            where a result may not go
-results.py           how a result is recognised
+allowed_paths.py      where a result may be written
+existing_results.py   recognize earlier results, which alone may be replaced
 fingerprint.py       how unfinished work is recognised
 checkpoint.py        write a model block by block
 code_references.py   configs without custom code

@@ -17,8 +17,8 @@ from hf_farms.errors import OutputError
 from hf_farms.files.atomic_writes import UNFINISHED_FILE, replacing, write_text, writing
 from hf_farms.files.path_checks import check_file, check_name
 from hf_farms.files.paths import kind_of, nearest
-from hf_farms.output.places import PARTIAL, Reads, check_folder
-from hf_farms.output.results import STATE, check_target, check_unfinished
+from hf_farms.output.allowed_paths import PARTIAL, Reads, check_folder
+from hf_farms.output.existing_results import STATE, check_target, check_unfinished
 
 __all__ = ["OutputFolder", "replacing", "writing"]
 

@@ -13,7 +13,7 @@ from hf_farms.errors import DataError
 from hf_farms.files.atomic_writes import write_text
 from hf_farms.files.dataclass_parsing import parse_dataclass
 from hf_farms.files.documents import DocumentError, read_text
-from hf_farms.output.results import RECIPE_NAME
+from hf_farms.output.existing_results import RECIPE_NAME
 from hf_farms.privacy.publishing import is_local, local_path, published_path, same_place
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from hf_farms.metrics.nll import require_causal
 from hf_farms.metrics.sparsity_count import count_model_zeros
 from hf_farms.metrics.task_scores import TaskScore
 from hf_farms.metrics.tasks import TaskSuite
-from hf_farms.output.known_places import located_report
-from hf_farms.output.places import Reads, check_apart
+from hf_farms.output.allowed_paths import Reads, check_apart
+from hf_farms.output.local_paths import located_report
 from hf_farms.output.recipe import RECIPE_NAME, Recipe
 from hf_farms.privacy.publishing import is_local
 from hf_farms.progress import Progress, one_stage

@@ -15,7 +15,7 @@ from hf_farms.errors import HfFarmsWarning
 from hf_farms.files.atomic_writes import writing
 from hf_farms.metrics.quiet import require_lm_eval
 from hf_farms.metrics.task_scores import TaskScore, compare_tasks, merge_tasks
-from hf_farms.output.known_places import located_report, remember_report
+from hf_farms.output.local_paths import located_report, remember_report
 from hf_farms.privacy.publishing import same_place
 from hf_farms.reports import (
     REPORT_NAME,

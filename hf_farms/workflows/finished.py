@@ -11,9 +11,9 @@ from hf_farms.data.texts import check_source, check_text
 from hf_farms.errors import HfFarmsWarning, OutputError
 from hf_farms.files.paths import is_inside
 from hf_farms.hub.folders import check_folder
+from hf_farms.output.allowed_paths import check_apart
 from hf_farms.output.folder import OutputFolder
-from hf_farms.output.known_places import known_places
-from hf_farms.output.places import check_apart
+from hf_farms.output.local_paths import known_places
 from hf_farms.output.recipe import RECIPE_NAME, Recipe
 from hf_farms.reports import REPORT_NAME, PruneReport
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hf_farms.files.atomic_writes import write_text
 from hf_farms.files.path_checks import check_within
-from hf_farms.output.results import CARD_MARK
+from hf_farms.output.existing_results import CARD_MARK
 from hf_farms.reports import PruneReport
 from hf_farms.reports.training import TrainReport
 from hf_farms_cards.figures.blocks import BLOCKS, dark_of, draw_blocks

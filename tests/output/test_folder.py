@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from hf_farms.errors import OutputError
+from hf_farms.output.existing_results import RECIPE_NAME
 from hf_farms.output.fingerprint import fingerprint, hash_of_file, hash_of_tokens
 from hf_farms.output.folder import OutputFolder
-from hf_farms.output.results import RECIPE_NAME
 from hf_farms.reports import REPORT_NAME, base, versions
 
 SHARD = "model-00001-of-00003.safetensors"

@@ -9,8 +9,8 @@ from hf_farms.errors import OutputError
 from hf_farms.files.atomic_writes import replacing, write_text
 from hf_farms.files.path_checks import check_file, check_within
 from hf_farms.files.paths import folder_name, with_name
+from hf_farms.output.allowed_paths import check_apart
 from hf_farms.output.folder import OutputFolder
-from hf_farms.output.places import check_apart
 
 
 @pytest.fixture

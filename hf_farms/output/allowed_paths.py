@@ -11,7 +11,7 @@ from hf_farms.demo import demo_model
 from hf_farms.errors import OutputError
 from hf_farms.files.path_checks import another, check_not_cached
 from hf_farms.files.paths import is_inside, is_same, kind_of, nearest
-from hf_farms.output.results import STATE
+from hf_farms.output.existing_results import STATE
 
 __all__ = ["PARTIAL", "Reads", "check_apart", "check_folder"]
 
