@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 
 __all__ = ["check", "check_choice", "is_count", "is_number"]
 
@@ -13,9 +13,9 @@ def check(ok: bool, name: str, constraint: str, value: object, remedy: str = "")
         raise ValueError(f"{name} must be {constraint}, got {value!r}.{' ' + remedy if remedy else ''}")
 
 
-def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Refuse a name that is none of the choices."""
-    check(value in choices, name, f"one of {', '.join(choices)}", value)
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+    """Refuse a name that is not among the choices: a registry, as it is now, or fixed names."""
+    check(isinstance(value, str) and value in choices, name, f"one of {', '.join(choices)}", value)
 
 
 def is_count(value: object) -> bool:

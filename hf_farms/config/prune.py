@@ -10,6 +10,7 @@ from typing import Literal
 from hf_farms.config.checks import check, check_choice, is_count, is_number
 from hf_farms.config.spectra import FarmsConfig
 from hf_farms.files.paths import folder_name
+from hf_farms.registries import METHODS
 
 __all__ = [
     "ALLOCATIONS",
@@ -25,7 +26,6 @@ __all__ = [
 Method = Literal["magnitude", "wanda", "sparsegpt"]
 Allocation = Literal["uniform", "farms", "alpha"]
 
-METHODS: tuple[Method, ...] = ("magnitude", "wanda", "sparsegpt")
 ALLOCATIONS: tuple[Allocation, ...] = ("uniform", "farms", "alpha")
 UNSTRUCTURED = "unstructured"
 
@@ -50,7 +50,7 @@ class PruneConfig:
     """
 
     sparsity: float = 0.5
-    method: Method = "wanda"
+    method: str = "wanda"
     pattern: str = UNSTRUCTURED
     allocation: Allocation = "farms"
     spread: float = 0.1
@@ -116,7 +116,7 @@ class PruneConfig:
     @property
     def needs_calibration(self) -> bool:
         """Whether the method measures activations."""
-        return self.method != "magnitude"
+        return METHODS[self.method].needs == "activations"
 
     def measurement(self) -> FarmsConfig:
         """The spectral measurement that this allocation is planned on."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["magnitude_scores"]
+from hf_farms.pruning.patterns import Removal
+
+__all__ = ["magnitude", "magnitude_scores"]
 
 
 def magnitude_scores(weight: Tensor) -> Tensor:
@@ -17,3 +19,8 @@ def magnitude_scores(weight: Tensor) -> Tensor:
         `(out, in)` float32.
     """
     return weight.float().abs()
+
+
+def magnitude(weight: Tensor, measured: None, removal: Removal) -> Tensor:
+    """Set the smallest weights to zero; nothing is measured."""
+    return weight.masked_fill(removal.mask(magnitude_scores(weight)), 0)

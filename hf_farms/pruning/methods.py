@@ -1,4 +1,4 @@
-"""The methods by name: what each measures, and how it removes weights."""
+"""What a pruning method is: the statistic of a layer's inputs, and the function that removes weights."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from hf_farms.config import Method
-from hf_farms.pruning.magnitude import magnitude_scores
 from hf_farms.pruning.patterns import Removal
-from hf_farms.pruning.sparsegpt import InputProducts, sparsegpt
-from hf_farms.pruning.wanda import InputNorm, wanda_scores
+from hf_farms.registries import METHODS, load
 
-__all__ = ["METHODS", "PruningMethod", "Statistic"]
+__all__ = ["PruningMethod", "Statistic", "pruning_method"]
 
 
 class Statistic(Protocol):
-    """What is measured on the inputs of a layer, or of several that are multiplied with the same."""
+    """A statistic of the inputs of a layer, or of several layers with the same inputs."""
 
     num_tokens: int
 
@@ -29,6 +26,10 @@ class Statistic(Protocol):
     @staticmethod
     def nbytes(width: int) -> int:
         """Memory for so many inputs."""
+
+    @staticmethod
+    def tokens_needed(width: int) -> int:
+        """Tokens that so many inputs should have; with fewer the pruner warns."""
 
     def add(self, inputs: Tensor) -> None:
         """Count the tokens of `(..., width)` inputs."""
@@ -45,27 +46,22 @@ class Statistic(Protocol):
 
 @dataclass(frozen=True)
 class PruningMethod:
-    """A method.
+    """The functions of a method.
 
     Attributes:
-        prune: weight `(out, in)`, what the statistic prepared, what goes -> the pruned weight, another tensor.
-        statistic: what is measured; None: nothing.
+        prune: weight `(out, in)`, the prepared statistic, the removal -> the pruned weight, a new tensor.
+        statistic: of the layer's inputs; None where the method needs none.
     """
 
     prune: Callable[[Tensor, Any, Removal], Tensor]
     statistic: type[Statistic] | None = None
 
 
-def _magnitude(weight: Tensor, measured: None, cut: Removal) -> Tensor:
-    return weight.masked_fill(cut.mask(magnitude_scores(weight)), 0)
+def pruning_method(name: str) -> PruningMethod:
+    """Import the functions of a method.
 
-
-def _wanda(weight: Tensor, norm: Tensor, cut: Removal) -> Tensor:
-    return weight.masked_fill(cut.mask(wanda_scores(weight, norm)), 0)
-
-
-METHODS: dict[Method, PruningMethod] = {
-    "magnitude": PruningMethod(_magnitude),
-    "wanda": PruningMethod(_wanda, InputNorm),
-    "sparsegpt": PruningMethod(sparsegpt, InputProducts),
-}
+    Raises:
+        ValueError: no such method.
+    """
+    entry = METHODS[name]
+    return PruningMethod(entry.load(), load(entry.statistic) if entry.statistic is not None else None)

@@ -18,7 +18,7 @@ from hf_farms.errors import DataError, HfFarmsWarning, NoEffectWarning
 from hf_farms.pruning.activations import Activations
 from hf_farms.pruning.checks import check_method
 from hf_farms.pruning.measuring import LayerStatistic, Run, measure, measurement_passes
-from hf_farms.pruning.methods import METHODS, PruningMethod
+from hf_farms.pruning.methods import PruningMethod, pruning_method
 from hf_farms.pruning.patterns import Removal
 from hf_farms.pruning.removal_plan import check_layers, plan_removals, prunable_layers
 from hf_farms.pruning.reporting import make_report, sparse_note, unmeasured_note
@@ -27,6 +27,8 @@ from hf_farms.spectra.analysis import analyze
 
 __all__ = ["PruneResult", "prune"]
 
+# Prunes a layer whose inputs were never seen.
+WITHOUT_INPUTS = "magnitude"
 Batch = Tensor | Mapping[str, Tensor]
 # stage ("analyze", "capture", "prune"), done, total
 Progress = Callable[[str, int, int], None]
@@ -162,7 +164,7 @@ def _run(block: Block, hidden: Activations, batch: int, calls: tuple[BlockCall, 
 def _prune_block(
     block: Block, target: float, cuts: list[Removal], config: PruneConfig, runs: Sequence[Run]
 ) -> BlockSparsity:
-    method = METHODS[config.method]
+    method = pruning_method(config.method)
     layers = prunable_layers(block.layers)
     by_name = {layer.name: cut for layer, cut in zip(layers, cuts, strict=True)}
     done: dict[str, LayerSparsity] = {}
@@ -180,7 +182,7 @@ def _prune_layer(
     weight, prepared = layer.read(), None
     before = count_zeros(weight)
     if measured is not None and measured.num_tokens == 0:
-        method = METHODS["magnitude"]
+        method = pruning_method(WITHOUT_INPUTS)
     elif measured is not None:
         prepared = measured.prepared()
     pruned = method.prune(weight, prepared, cut)
@@ -198,11 +200,12 @@ def _prune_layer(
 def _warn_of_few_tokens(
     source: BlockSource, config: PruneConfig, hidden: Activations, token_mask: list[TokenMask | None]
 ) -> None:
-    """A Hessian of n inputs needs n tokens."""
+    """Warn where the method's statistic of the widest layer needs more tokens than there are."""
+    statistic = pruning_method(config.method).statistic
     tokens = sum(k.num_tokens if k else h[:-1].numel() for h, k in zip(hidden.shapes, token_mask, strict=True))
     layers = [layer for i in range(len(source)) for layer in prunable_layers(source.metadata(i).layers)]
     widest = max((layer for layer in layers if layer.kind == "linear"), key=lambda layer: layer.shape[1], default=None)
-    if config.method == "sparsegpt" and widest is not None and tokens < widest.shape[1]:
+    if statistic is not None and widest is not None and tokens < statistic.tokens_needed(widest.shape[1]):
         warnings.warn(
             f"calibration should have at least as many tokens as a layer has inputs, got {tokens} tokens for "
             f"{widest.shape[1]} inputs in {widest.name}. Its Hessian is damped by more; give more or longer sequences.",

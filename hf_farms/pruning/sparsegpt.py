@@ -58,6 +58,11 @@ class InputProducts:
         """Memory for so many inputs."""
         return 4 * width**2
 
+    @staticmethod
+    def tokens_needed(width: int) -> int:
+        """A Hessian of n inputs has full rank from n tokens on."""
+        return width
+
     def add(self, inputs: Tensor) -> None:
         """Count the tokens of `(..., n)` inputs, in float32 whatever their dtype."""
         rows = inputs.detach().reshape(-1, inputs.shape[-1])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["InputNorm", "wanda_scores"]
+from hf_farms.pruning.patterns import Removal
+
+__all__ = ["InputNorm", "wanda", "wanda_scores"]
 
 # Inputs that are made float32 and squared at once.
 AT_ONCE = 2**22
@@ -27,6 +29,11 @@ class InputNorm:
     def nbytes(width: int) -> int:
         """Memory for so many inputs."""
         return 4 * width
+
+    @staticmethod
+    def tokens_needed(width: int) -> int:
+        """A single token gives a norm."""
+        return 1
 
     def add(self, inputs: Tensor) -> None:
         """Count the tokens of `(..., width)` inputs, in float32 whatever their dtype."""
@@ -64,3 +71,14 @@ def wanda_scores(weight: Tensor, input_norm: Tensor) -> Tensor:
         `(out, in)` float32.
     """
     return weight.abs().float().mul_(input_norm)
+
+
+def wanda(weight: Tensor, input_norm: Tensor, removal: Removal) -> Tensor:
+    """Set the weights with the lowest scores to zero.
+
+    Args:
+        weight: `(out, in)`, any float dtype; not modified.
+        input_norm: `(in,)` float32.
+        removal: how many weights, and from where.
+    """
+    return weight.masked_fill(removal.mask(wanda_scores(weight, input_norm)), 0)

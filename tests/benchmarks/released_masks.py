@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_farms.config import CalibrationConfig
 from hf_farms.data.calibration import calibration_sequences
-from hf_farms.pruning.methods import METHODS
+from hf_farms.pruning.methods import pruning_method
 from hf_farms.pruning.patterns import Cut
 
 # Share that goes, and zeros in every so many neighbours.
@@ -108,10 +108,11 @@ def released(modules, method, *arguments):
 
 
 def ours(method, weight, inputs, cut):
-    statistic = METHODS[method].statistic(weight.shape[1], weight.device)
+    functions = pruning_method(method)
+    statistic = functions.statistic(weight.shape[1], weight.device)
     for sequence in inputs:
         statistic.add(sequence)
-    return METHODS[method].prune(weight, statistic.prepared(""), cut)
+    return functions.prune(weight, statistic.prepared(""), cut)
 
 
 @torch.no_grad()

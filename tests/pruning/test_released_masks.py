@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_farms.pruning.methods import METHODS
+from hf_farms.pruning.methods import pruning_method
 from hf_farms.pruning.patterns import Removal
 
 SETTINGS = {"50": (0.5, None), "60": (0.6, None), "2of4": (0.5, (2, 4)), "4of8": (0.5, (4, 8))}
@@ -31,10 +31,11 @@ def zeros_of(released, layer, method, setting):
 def pruned(released, layer, method, count, group):
     """What `prune` makes of the layer: the statistic, a sequence at a time, and the method with it."""
     weight, inputs = released[f"{layer}_weight"].float(), released[f"{layer}_inputs"]
-    statistic = METHODS[method].statistic(weight.shape[1], weight.device)
+    functions = pruning_method(method)
+    statistic = functions.statistic(weight.shape[1], weight.device)
     for sequence in inputs:
         statistic.add(sequence)
-    return METHODS[method].prune(weight, statistic.prepared(layer), Removal(count, group))
+    return functions.prune(weight, statistic.prepared(layer), Removal(count, group))
 
 
 def relative_error(released, setting, got, rows=None):

@@ -1,0 +1,87 @@
+"""METHODS: rules that choose the weights to remove from a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hf_farms.registries.base import Entry, Registry, check_path
+
+__all__ = ["METHODS", "Method"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Entry):
+    """A pruning method.
+
+    The function is called with the weight `(out, in)`, the numbers that `statistic` prepared (None without one) and a
+    `Removal`, and returns the pruned weight as a new tensor.
+
+    Attributes:
+        statistic: import path of the statistic of a layer's inputs, a `hf_farms.pruning.methods.Statistic`; given
+            exactly where `needs` is "activations".
+        adjusts: whether the remaining weights change too.
+        citation: BibTeX.
+    """
+
+    statistic: str | None = None
+    adjusts: bool = False
+    citation: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.needs not in ("nothing", "activations"):
+            raise ValueError(f"needs must be 'nothing' or 'activations' for a pruning method, got {self.needs!r}.")
+        if (self.statistic is not None) != (self.needs == "activations"):
+            raise ValueError(
+                f"statistic must be given exactly where needs is 'activations', got {self.statistic!r} for "
+                f"{self.needs!r}."
+            )
+        if self.statistic is not None:
+            check_path("statistic", self.statistic)
+
+
+WANDA = """\
+@inproceedings{sun2024wanda,
+  title     = {A Simple and Effective Pruning Approach for Large Language Models},
+  author    = {Sun, Mingjie and Liu, Zhuang and Bair, Anna and Kolter, J. Zico},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2024},
+  note      = {arXiv:2306.11695}
+}"""
+SPARSEGPT = """\
+@inproceedings{frantar2023sparsegpt,
+  title     = {SparseGPT: Massive Language Models Can be Accurately Pruned in One-Shot},
+  author    = {Frantar, Elias and Alistarh, Dan},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2023},
+  note      = {arXiv:2301.00774}
+}"""
+
+METHODS: Registry[Method] = Registry(
+    "method",
+    {
+        "magnitude": Method(
+            needs="nothing",
+            function="hf_farms.pruning.magnitude:magnitude",
+            sentence="Magnitude: in each row of a weight matrix, the smallest weights were set to zero.",
+        ),
+        "wanda": Method(
+            needs="activations",
+            function="hf_farms.pruning.wanda:wanda",
+            statistic="hf_farms.pruning.wanda:InputNorm",
+            sentence="[Wanda](https://arxiv.org/abs/2306.11695): in each row of a weight matrix, the weights with the "
+            "smallest product of their size and the norm of their input were set to zero.",
+            citation=WANDA,
+        ),
+        "sparsegpt": Method(
+            needs="activations",
+            function="hf_farms.pruning.sparsegpt:sparsegpt",
+            statistic="hf_farms.pruning.sparsegpt:InputProducts",
+            sentence="[SparseGPT](https://arxiv.org/abs/2301.00774): the weights whose removal changes the output of "
+            "their layer least, judged by the second moments of its inputs, were set to zero, and the others adjusted "
+            "to make up for them.",
+            adjusts=True,
+            citation=SPARSEGPT,
+        ),
+    },
+)
