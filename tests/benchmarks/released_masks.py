@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_farms.config import CalibrationConfig
 from hf_farms.data.calibration import calibration_sequences
 from hf_farms.pruning.methods import pruning_method
-from hf_farms.pruning.patterns import Cut
+from hf_farms.pruning.patterns import Removal
 
 # Share that goes, and zeros in every so many neighbours.
 WANDA = {"50": (0.5, None), "60": (0.6, None), "2of4": (0.5, (2, 4)), "4of8": (0.5, (4, 8))}
@@ -169,7 +169,7 @@ def compare(modules, options):
             for name, (ratio, group) in settings.items():
                 theirs = released(modules, method, weight, inputs, ratio, group)
                 for removed, count in counts(theirs, ratio, method, group).items():
-                    got = ours(method, weight, inputs, Cut(count, group))
+                    got = ours(method, weight, inputs, Removal(count, group))
                     differ = (got == 0) != (theirs == 0)
                     same = ~differ.any(dim=1)
                     error = float((got - theirs)[same].norm() / theirs[same].norm())
