@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from hf_farms.callbacks.farms_lr import FarmsLRCallback
     from hf_farms.callbacks.keep_zeros import KeepZerosCallback
     from hf_farms.callbacks.s2ft import S2FTCallback
-    from hf_farms.config import FarmsConfig, FarmsLRConfig, PruneConfig, S2FTConfig
+    from hf_farms.config import (
+        CalibrationConfig,
+        EvaluationConfig,
+        FarmsConfig,
+        FarmsLRConfig,
+        LoadOptions,
+        PruneConfig,
+        S2FTConfig,
+    )
     from hf_farms.hub import push
     from hf_farms.metrics.perplexity import Perplexity
     from hf_farms.pruning.pruner import prune
@@ -29,10 +37,13 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "CalibrationConfig",
+    "EvaluationConfig",
     "FarmsConfig",
     "FarmsLRCallback",
     "FarmsLRConfig",
     "KeepZerosCallback",
+    "LoadOptions",
     "Perplexity",
     "PruneConfig",
     "PruneReport",
@@ -53,10 +64,13 @@ __all__ = [
 ]
 
 _HOME = {
+    "CalibrationConfig": "config",
+    "EvaluationConfig": "config",
     "FarmsConfig": "config",
     "FarmsLRCallback": "callbacks.farms_lr",
     "FarmsLRConfig": "config",
     "KeepZerosCallback": "callbacks.keep_zeros",
+    "LoadOptions": "config",
     "Perplexity": "metrics.perplexity",
     "PruneConfig": "config",
     "PruneReport": "reports",

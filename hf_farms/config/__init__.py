@@ -3,6 +3,7 @@
 The same object feeds the function, the callback, the command line, the report and the card.
 """
 
+from hf_farms.config.loading import DTYPES, LoadOptions
 from hf_farms.config.lr import LR_MAPS, LR_QUANTITIES, LR_UNITS, FarmsLRConfig, LRMap, LRQuantity, LRUnit
 from hf_farms.config.prune import (
     ALLOCATIONS,
@@ -30,6 +31,7 @@ from hf_farms.config.spectra import BLOCK_SCORES, FITS, BlockScore, FarmsConfig,
 __all__ = [
     "ALLOCATIONS",
     "BLOCK_SCORES",
+    "DTYPES",
     "FITS",
     "LR_MAPS",
     "LR_QUANTITIES",
@@ -49,6 +51,7 @@ __all__ = [
     "LRMap",
     "LRQuantity",
     "LRUnit",
+    "LoadOptions",
     "Method",
     "PruneConfig",
     "S2FTConfig",

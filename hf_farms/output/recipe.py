@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_farms.config import CalibrationConfig, EvaluationConfig, PruneConfig
+from hf_farms.config import DTYPES, CalibrationConfig, EvaluationConfig, PruneConfig
 from hf_farms.config.checks import check
 from hf_farms.errors import DataError
 from hf_farms.files.atomic_writes import write_text
@@ -23,8 +23,6 @@ __all__ = ["RECIPE_NAME", "Recipe"]
 
 # What may be the name of a file or folder.
 LOCATED = ("model", "calibration.source", "evaluation.source")
-# By all names that torch has for them.
-DTYPES = ("auto", "float32", "float", "bfloat16", "float16", "half", "float64", "double")
 # One that hf-farms writes has some thousand.
 MAX_BYTES = 2**16
 
