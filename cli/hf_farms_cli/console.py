@@ -20,7 +20,7 @@ from typing import Any, ParamSpec
 import typer
 
 from hf_farms.errors import HfFarmsError, HfFarmsWarning
-from hf_farms.hub.patience import patience
+from hf_farms.hub.failure_budget import failure_budget
 from hf_farms.privacy.masking import mask_error, mask_secrets
 from hf_farms_cli.interrupts import interrupts
 from hf_farms_cli.options import FORMATS, Format, UsageError
@@ -147,7 +147,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         debug = bool(kwargs.get("debug"))
         try:
-            with _quiet_libraries(debug), patience():
+            with _quiet_libraries(debug), failure_budget():
                 command(*args, **kwargs)
         except KeyboardInterrupt as interrupt:
             _say_interrupted(interrupt)

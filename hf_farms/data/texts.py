@@ -10,7 +10,7 @@ from hf_farms.data.text_tables import reason, texts_of_rows
 from hf_farms.demo import demo_text
 from hf_farms.errors import DataError, HubError
 from hf_farms.hub.errors import cache_error, known_error
-from hf_farms.hub.patience import watched
+from hf_farms.hub.request_retries import retried_requests
 
 __all__ = ["BUILT_IN", "Tokenizer", "check_source", "check_text", "read_text", "tokenize"]
 
@@ -94,7 +94,7 @@ def _hub_texts(source: str, column: str, subset: str | None, split: str) -> list
 
     disable_progress_bar()
     try:
-        with watched():
+        with retried_requests():
             stream = load_dataset(source, name=subset, split=split, streaming=True)
             rows = list(stream.take(MAX_HUB_ROWS))
     except Exception as error:  # datasets raises its own, pyarrow's, fsspec's and the Hub client's

@@ -2,7 +2,8 @@
 
 client.py          the client, retries, errors in one sentence
 errors.py          what the client raises -> one sentence
-patience.py        how many failures a command puts up with
+request_retries.py HTTP retries, Retry-After, slow and broken answers
+failure_budget.py  limit the failed requests of a command
 base_model.py      the dense model: commit, licence, size
 licence_files.py   its licence files
 preflight.py       checks before a push

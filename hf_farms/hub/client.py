@@ -1,4 +1,4 @@
-"""Requests to the Hub: one client, retries, and errors in one sentence."""
+"""The Hub client: create it, retry calls, and raise its errors as one sentence."""
 
 from __future__ import annotations
 
@@ -21,18 +21,16 @@ from hf_farms.hub.errors import (
     known_error,
     status_of,
 )
-from hf_farms.hub.patience import (
-    LONGEST_WAIT,
+from hf_farms.hub.failure_budget import LONGEST_WAIT, charge_wait, raise_refusals
+from hf_farms.hub.request_retries import (
     RETRYABLE_ERRORS,
     RETRYABLE_STATUS,
     UNREACHABLE,
-    asked_wait,
-    caller_tries_again,
-    kinds_of,
+    caller_retries,
+    class_names,
     last_status,
-    lose,
-    nothing_swallowed,
-    watched,
+    requested_wait,
+    retried_requests,
 )
 from hf_farms.privacy.masking import mask_error, remember_secret
 
@@ -46,12 +44,16 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 5
-# Seconds. The client itself waits for ever.
+# Seconds. The client itself has no time limit.
 CONNECT_TIMEOUT, UPLOAD_TIMEOUT = 3.0, 300.0
 
 
 def client(token: str | None = None) -> HfApi:
-    """The client of the Hub, under our name; without a token the one that is logged in."""
+    """Return the Hub client, with hf-farms as its user agent.
+
+    Args:
+        token: None: the saved token or HF_TOKEN.
+    """
     from huggingface_hub import HfApi
 
     remember_secret(token)
@@ -59,41 +61,42 @@ def client(token: str | None = None) -> HfApi:
 
 
 def with_retries(call: Callable[[], T], *, what: str, attempts: int = ATTEMPTS, reads: bool = False) -> T:
-    """Call until it succeeds, where another try can help; each wait is logged.
+    """Call a function until it succeeds, waiting with exponential back-off between attempts.
 
-    The client tries uploads again by itself, and no other call. A Hub that cannot be reached at all is not tried
-    again: this is said at once. All failures of a command together have a limit, see `patience`.
+    Only transient errors are retried, and each wait is logged. A Hub that cannot be reached is reported at once. The
+    client itself retries uploads, and nothing else. All failures of a command share one budget, see `failure_budget`.
 
     Args:
-        call: may be repeated without harm.
-        what: is done, for the log.
-        attempts: at most.
-        reads: it downloads files; single requests are tried again below it, and here only what they add up to.
+        call: safe to repeat.
+        what: the action, for the log.
+        attempts: the largest number of calls.
+        reads: whether the call downloads files. Their requests are retried one by one in `request_retries`; the call
+            is repeated on top of that.
 
     Returns:
-        What `call` returns.
+        The result of `call`.
 
     Raises:
-        HubError: the limit is reached, or the answer is not one of a Hub.
+        HubError: the budget is spent, or the answer is not one of a Hub.
     """
     waited = 0.0
     for attempt in range(1, attempts + 1):
         try:
-            with watched(), nullcontext() if reads else caller_tries_again():
+            with retried_requests(), nullcontext() if reads else caller_retries():
                 return call()
         except HfFarmsError:
             raise
         except Exception as error:
-            cause = _cause(error)
-            wait = _wait(cause, attempt)
+            cause = _request_error(error)
+            wait = _retry_wait(cause, attempt)
             if wait is None or attempt == attempts or waited + wait > LONGEST_WAIT:
-                if (strange := _strange_answer(error, what)) is not None:
-                    raise strange from error
+                if (malformed := _malformed_answer(error, what)) is not None:
+                    raise malformed from error
                 raise
             reason = f"status {status_of(cause)}" if cause and status_of(cause) else type(cause).__name__
             logger.warning("%s: %s, trying again in %.0f s (%d of %d)", what, reason, wait, attempt, attempts - 1)
-            if cause is None or status_of(cause) is None or asked_wait(cause.response.headers) is None:  # type: ignore[attr-defined]
-                lose(wait)
+            if cause is None or status_of(cause) is None or requested_wait(cause.response.headers) is None:  # type: ignore[attr-defined]
+                charge_wait(wait)
             time.sleep(wait)
             waited += wait
     raise AssertionError("unreachable")
@@ -109,26 +112,26 @@ def hub_errors(
     """Raise errors of the Hub client, and of transformers around it, as one sentence with a remedy.
 
     Args:
-        what: model, dataset or repository.
+        what: the model, dataset or repository.
         action: "ask" for metadata; "load" with transformers, which takes some errors for the absence of a file; "push"
             for the requests around an upload, with time limits; "upload" for answers that may take minutes.
         revision: of the model, to look for it in the cache.
 
     Raises:
         ModelError: the model does not exist, or this token may not read it.
-        HubError: anything else.
+        HubError: any other error.
     """
-    pushes = action in ("push", "upload")
-    if pushes:
+    writes = action in ("push", "upload")
+    if writes:
         _require_online(what)
     try:
-        with watched(), _limits(action), nothing_swallowed() if action == "load" else nullcontext():
+        with retried_requests(), _timeouts(action), raise_refusals() if action == "load" else nullcontext():
             yield
     except HfFarmsError:
         raise
     except Exception as error:  # each library has its own: HTTP, JSON, xet, safetensors, tokenizers
         mask_error(error)
-        raise (_push_error(error, what) if pushes else _read_error(error, what, action, revision)) from error
+        raise (_write_error(error, what) if writes else _read_error(error, what, action, revision)) from error
 
 
 def _require_online(what: str) -> None:
@@ -139,15 +142,30 @@ def _require_online(what: str) -> None:
 
 
 @contextmanager
-def _limits(action: str) -> Iterator[None]:
-    """Time limits for the requests of a push; none for others."""
+def _timeouts(action: str) -> Iterator[None]:
+    """Set time limits for the requests of a push; leave others as they are."""
     from huggingface_hub import constants
 
     if action not in ("push", "upload"):
         yield
         return
-    with _bounded(UPLOAD_TIMEOUT if action == "upload" else float(constants.HF_HUB_DOWNLOAD_TIMEOUT)):
+    with _session_timeout(UPLOAD_TIMEOUT if action == "upload" else float(constants.HF_HUB_DOWNLOAD_TIMEOUT)):
         yield
+
+
+@contextmanager
+def _session_timeout(seconds: float) -> Iterator[None]:
+    """Set the time limit of the client's session, unless the user has set one."""
+    from huggingface_hub import get_session
+
+    session: Any = get_session()
+    before = session.timeout
+    if before.connect is None and before.read is None:
+        session.timeout = type(before)(seconds, connect=CONNECT_TIMEOUT, pool=None)
+    try:
+        yield
+    finally:
+        session.timeout = before
 
 
 def _read_error(error: Exception, what: str, action: str, revision: str | None) -> HfFarmsError:
@@ -158,14 +176,14 @@ def _read_error(error: Exception, what: str, action: str, revision: str | None) 
         return explain(error, what=what)
     if isinstance(error, HFValidationError):
         return ModelError(f"model must be a hub id or an existing folder, got {what!r}. Check the path.")
-    said = explain(error, what=what)
+    explained = explain(error, what=what)
     cached = isinstance(try_to_load_from_cache(what, "config.json", revision=revision), str)
-    if isinstance(said, HubError) and "could not be reached" in str(said) and cached:
-        return HubError(str(said), hint="To use the copy on this machine, set HF_HUB_OFFLINE=1.")
-    return said
+    if isinstance(explained, HubError) and "could not be reached" in str(explained) and cached:
+        return HubError(str(explained), hint="To use the copy on this machine, set HF_HUB_OFFLINE=1.")
+    return explained
 
 
-def _push_error(error: Exception, what: str) -> HfFarmsError:
+def _write_error(error: Exception, what: str) -> HfFarmsError:
     return (
         _repository_error(error, what)
         or known_error(error, what)
@@ -174,7 +192,7 @@ def _push_error(error: Exception, what: str) -> HfFarmsError:
 
 
 def _repository_error(error: Exception, what: str) -> HubError | None:
-    """What a missing repository or branch means where something is written."""
+    """Return the error for a missing repository or branch, or a refused card, when something is written."""
     from huggingface_hub import errors as hub
 
     if isinstance(error, hub.GatedRepoError):
@@ -183,42 +201,29 @@ def _repository_error(error: Exception, what: str) -> HubError | None:
         if status_of(error) == 401:
             return HubError(f"the Hub at {endpoint()} did not accept the token.", hint=LOGIN)
         return HubError(
-            f"repository must be there and open to this token, got {what!r}, which the Hub does not show.",
+            f"repository must exist and be open to this token, got {what!r}, which the Hub does not show.",
             hint="Check the name and the token, and run the same command again.",
         )
     if isinstance(error, ValueError) and "README.md" in str(error):
-        found = " ".join(str(error).splitlines()[1:]).removeprefix("- ")
+        problems = " ".join(str(error).splitlines()[1:]).removeprefix("- ")
         return HubError(
-            f"README.md must be a card that the Hub accepts, got one with: {found}.",
+            f"README.md must be a card that the Hub accepts, got one with: {problems}.",
             hint="Correct the lines between --- at its beginning, and run the same command again.",
         )
     if isinstance(error, hub.RevisionNotFoundError):
-        return HubError(f"revision must be a branch of {what!r}, got one that is not there.", hint="Check --revision.")
+        return HubError(
+            f"revision must be a branch of {what!r}, got one that does not exist.", hint="Check --revision."
+        )
     return None
 
 
-@contextmanager
-def _bounded(answer: float) -> Iterator[None]:
-    """Time limits for the client's session, unless somebody has set others."""
-    from huggingface_hub import get_session
-
-    session: Any = get_session()
-    before = session.timeout
-    if before.connect is None and before.read is None:
-        session.timeout = type(before)(answer, connect=CONNECT_TIMEOUT, pool=None)
-    try:
-        yield
-    finally:
-        session.timeout = before
-
-
-def _strange_answer(error: Exception, what: str) -> HubError | None:
-    """What a client stumbles over that finds something else than it expects: a page, an empty text, other JSON."""
+def _malformed_answer(error: Exception, what: str) -> HubError | None:
+    """Return the error for an answer that the client cannot parse: a web page, an empty text, other JSON."""
     from huggingface_hub.errors import HFValidationError
 
-    stumbled = isinstance(error, LookupError | TypeError | AttributeError | AssertionError | ValueError)
-    own = isinstance(error, HFValidationError) or "README.md" in str(error)
-    if not stumbled or own or known_error(error, what) is not None:
+    parsing = isinstance(error, LookupError | TypeError | AttributeError | AssertionError | ValueError)
+    local = isinstance(error, HFValidationError) or "README.md" in str(error)
+    if not parsing or local or known_error(error, what) is not None:
         return None
     return HubError(
         f"the Hub at {endpoint()} gave an answer that is not of a Hub: status {last_status()} ({what}).",
@@ -226,22 +231,23 @@ def _strange_answer(error: Exception, what: str) -> HubError | None:
     )
 
 
-def _cause(error: Exception) -> BaseException | None:
-    """What went wrong on the way to the Hub; the client wraps it where it uploads."""
+def _request_error(error: Exception) -> BaseException | None:
+    """Return the HTTP error in a chain of errors, which the client wraps during uploads."""
+    retryable = RETRYABLE_ERRORS | UNREACHABLE
     return next(
-        (e for e in chain(error) if status_of(e) or kinds_of(e) & (RETRYABLE_ERRORS | UNREACHABLE) or is_incomplete(e)),
+        (cause for cause in chain(error) if status_of(cause) or class_names(cause) & retryable or is_incomplete(cause)),
         None,
     )
 
 
-def _wait(cause: BaseException | None, attempt: int) -> float | None:
-    """Seconds before the next try; None: it would fail again."""
-    growing = float(2 ** (attempt - 1))
+def _retry_wait(cause: BaseException | None, attempt: int) -> float | None:
+    """Return the seconds to wait before the next attempt; None: it would fail again."""
+    backoff = float(2 ** (attempt - 1))
     if cause is None:
         return None
     if (status := status_of(cause)) is not None:
         if status not in RETRYABLE_STATUS:
             return None
-        asked = asked_wait(cause.response.headers)  # type: ignore[attr-defined]
-        return growing if asked is None else asked
-    return None if kinds_of(cause) & UNREACHABLE else growing
+        requested = requested_wait(cause.response.headers)  # type: ignore[attr-defined]
+        return backoff if requested is None else requested
+    return None if class_names(cause) & UNREACHABLE else backoff

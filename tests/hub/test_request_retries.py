@@ -1,4 +1,4 @@
-"""A Hub that fails: reads are tried again, what lasts is told in one sentence, and soon."""
+"""A Hub that fails: reads are retried within the failure budget, and lasting errors are reported in one sentence."""
 
 import shutil
 from types import SimpleNamespace
@@ -10,7 +10,8 @@ from models import tiny
 
 from hf_farms.demo import demo_model
 from hf_farms.errors import HubError
-from hf_farms.hub import patience
+from hf_farms.hub import request_retries
+from hf_farms.hub.failure_budget import Budget
 
 FOREVER = 10**6
 ROUTES = {
@@ -128,7 +129,7 @@ def failing(client, route, fault, *command):
         ),
         ("weights", "page", "gave a web page (status 200)"),
         ("weights", "reset", "gave no whole answer (ReadError)"),
-        ("weights", "cut", "failed too often: 12 requests, at last a body that broke off"),
+        ("weights", "cut", "failed too often: 12 requests, the last with a broken body"),
         ("weights", "nowhere", "http://127.0.0.1:9, where the Hub at http://127.0.0.1"),
     ],
 )
@@ -143,7 +144,7 @@ def test_a_download_that_fails_for_ever_is_told(client, route, fault, message):
         ("whoami", "object", "gave an answer that is not of a Hub: status 200 (Asking whose token it is)"),
         ("whoami", "null", "gave an answer that is not of a Hub: status 200"),
         ("create", "conflict", "gave an answer that is not of a Hub: status 409 (Creating ada/m)"),
-        ("put", "busy", "failed too often: 12 requests, at last status 503 (injected failure)"),
+        ("put", "busy", "failed too often: 12 requests, the last with status 503 (injected failure)"),
         ("batch", "empty", "gave an answer that is not of a Hub: status 200 (Uploading to ada/m)"),
         ("commit", "object", "gave an answer that is not of a Hub: status 200 (Uploading to ada/m)"),
     ],
@@ -245,7 +246,7 @@ def body(monkeypatch):
 
     def receive(*chunks):
         clock = SimpleNamespace(now=0.0)
-        budget = patience.Budget(clock=lambda: clock.now)
+        budget = Budget(clock=lambda: clock.now)
         budget.lose("before", failures=3)
 
         class Body:
@@ -256,8 +257,8 @@ def body(monkeypatch):
                         raise chunk
                     yield chunk
 
-        monkeypatch.setitem(patience.sys.modules, Body.__module__.partition(".")[0], Stream)
-        return list(patience._counted(Body(), budget)), budget
+        monkeypatch.setitem(request_retries.sys.modules, Body.__module__.partition(".")[0], Stream)
+        return list(request_retries._counted(Body(), budget)), budget
 
     return receive
 
@@ -279,10 +280,12 @@ def test_a_reset_becomes_what_downloads_go_on_after(body):
 
 
 def test_a_minute_of_failures_is_enough():
-    budget = patience.Budget()
+    budget = Budget()
     budget.check("http://hub")
     budget.lose("status 503", 59.0, failures=1)
     budget.check("http://hub")
     budget.lose(seconds=1.0)
-    with pytest.raises(HubError, match=r"^the Hub at http://hub failed too often: 1 requests, at last status 503\.$"):
+    with pytest.raises(
+        HubError, match=r"^the Hub at http://hub failed too often: 1 requests, the last with status 503\.$"
+    ):
         budget.check("http://hub")
