@@ -1,24 +1,30 @@
-"""Model or checkpoint -> blocks, and the layers in each: the only package that knows architectures.
+"""Split a model or checkpoint into blocks and layers: the only package that knows architectures.
 
-layouts.py     what architectures call their layers, and how they fuse them
-discovery.py   where the blocks are, and the layers in them
-views.py       what a layer is, whatever parameter holds it
-listening.py   what a layer is multiplied with
-stores.py      a layer's weight in memory: plain, quantised, or with adapters
-protocols.py   a block, how a model calls it, and what hands out blocks
-arguments.py   what blocks are called with, and what they return
-chain.py       whether blocks can be run one after another
-running.py     the blocks of a model, run one after another as the model runs them
-wrappers.py    what may be around a model or its modules
-adapters.py    what adapters of PEFT make of a weight
-in_memory.py   the blocks of a model in memory
-tensors.py     the parameters of a checkpoint on disk
-origins.py     which tensors on disk a parameter is made of
-stored.py      the blocks of a checkpoint on disk, to be read
-streaming.py   the blocks of a checkpoint on disk, to be run and changed
+layouts.py             names and fused projections per architecture
+discovery.py           find the blocks of a model
+block_layers.py        find the layers of a block
+routers.py             find the routers of mixture-of-experts blocks
+layers.py              LayerView: read and write one layer, whatever parameter holds it
+inputs.py              record the inputs of a layer
+weights.py             weights in memory: plain, quantised, or with PEFT adapters
+adapters.py            weights with PEFT adapters applied
+wrappers.py            DDP, FSDP, torch.compile and PEFT wrappers
+protocols.py           Block, BlockCall, and the interfaces BlockReader and BlockSource
+arguments.py           arguments and outputs of blocks
+chain.py               check that the blocks of a model can be run in sequence
+activation_checks.py   compare activations of single blocks with those of the model
+running.py             run the blocks of a model in sequence
+in_memory.py           blocks of a model in memory
+tensor_files.py        tensors in safetensors and pickled files
+checkpoint_tensors.py  parameters of a checkpoint on disk
+origins.py             map parameters to the tensors on disk
+on_disk.py             blocks of a checkpoint on disk, read only
+streaming.py           blocks of a checkpoint on disk, one at a time in memory, writable
+unsaved_tensors.py     parameters and buffers that no file holds
+coupling.py            layers that share heads or channels
 """
 
-from hf_farms.blocks.checkpoint_tensors import StoredTensors, TensorFiles
+from hf_farms.blocks.checkpoint_tensors import StoredTensors
 from hf_farms.blocks.in_memory import ModelBlockSource
 from hf_farms.blocks.inputs import TokenMask
 from hf_farms.blocks.layers import BlockMetadata, LayerMetadata, LayerView, Part
@@ -33,6 +39,7 @@ from hf_farms.blocks.protocols import (
     Record,
 )
 from hf_farms.blocks.streaming import StreamedBlockSource, align_weights
+from hf_farms.blocks.tensor_files import TensorFiles
 from hf_farms.blocks.weights import count_zeros
 from hf_farms.blocks.wrappers import plain_name, unwrapped
 

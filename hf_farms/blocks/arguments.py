@@ -1,4 +1,4 @@
-"""What blocks are called with, and what they return."""
+"""Arguments and outputs of blocks: find the hidden states in them."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ __all__ = [
 ]
 
 WITHOUT_ACTIVATIONS = "Prune without activations: method 'magnitude'."
-# Tokens that show how a model calls its blocks.
-FEW = 32
+# Sequence length of the forward pass that observes how a model calls its blocks.
+PROBE_TOKENS = 32
 
 Place = int | str | None
-# Position or name of an argument.
+# Position or name of an argument. A `Place` is the position or key in an output; None is the output itself.
 Key = int | str
 
 
 @dataclass(frozen=True)
 class OutputForm:
-    """How a block returns its hidden states: alone, or with other things in a tuple, a list or a mapping.
+    """Structure of a block's output: hidden states alone, or inside a tuple, list or mapping.
 
     Attributes:
-        place: of the hidden states in the output; None: they are the output.
-        output: one that the block returned, for the other things in it.
+        place: position or key of the hidden states in the output; None if they are the output.
+        output: example output, used for its other entries.
     """
 
     place: Place
@@ -48,15 +48,15 @@ class OutputForm:
 
     @classmethod
     def of(cls, output: Any, place: Place) -> OutputForm:
-        """The form of an output; values that a model must not use stand in for those of its tensors."""
+        """Build the form of an output. Its tensors are filled with NaN, so that a model cannot use them unnoticed."""
         return cls(place, _without_values(output))
 
     def hidden(self, output: Any) -> Tensor:
-        """The hidden states in an output."""
+        """Return the hidden states in an output."""
         return cast(Tensor, output if self.place is None else output[self.place])
 
     def with_hidden(self, hidden: Tensor) -> Any:
-        """An output with these hidden states."""
+        """Return an output that contains the given hidden states."""
         if self.place is None:
             return hidden
         if isinstance(self.output, Mapping):
@@ -70,27 +70,30 @@ class OutputForm:
 
 
 def hidden_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
-    """The hidden states that a block is called with, and its other arguments.
+    """Split the arguments of a block into hidden states and the rest.
+
+    Returns:
+        Hidden states, remaining positional arguments, remaining keyword arguments.
 
     Raises:
-        ModelError: there are none.
+        ModelError: the call has no hidden states.
     """
     others = dict(kwargs)
     if args and isinstance(args[0], Tensor):
         return args[0], args[1:], others
     if args or not isinstance(others.get("hidden_states"), Tensor):
         raise ModelError(
-            f"blocks must take hidden states first, got a call with {', '.join(sorted(others)) or 'nothing'}.",
+            "blocks must take hidden states as first argument, got a call with "
+            f"{', '.join(sorted(others)) or 'no arguments'}.",
             hint=WITHOUT_ACTIVATIONS,
         )
     return others.pop("hidden_states"), (), others
 
 
 def few_tokens(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A part of a batch that shows how a model calls its blocks: one sequence, of its tokens the first few.
+    """Reduce a batch to one short sequence that is enough to observe how a model calls its blocks.
 
-    Of sequences with padding the one with the most of it, whole: what a model does with padding between its blocks
-    shows too.
+    With padding, return the whole sequence with the most padding, so that padding logic between blocks is covered.
     """
     tensors = dict(batch)
     first = next(iter(tensors.values()))
@@ -103,18 +106,18 @@ def few_tokens(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ids = tensors.get("input_ids")
     if ids is None or padded:
         return tensors
-    return {name: t[:, :FEW] if t.shape == ids.shape else t for name, t in tensors.items()}
+    return {name: t[:, :PROBE_TOKENS] if t.shape == ids.shape else t for name, t in tensors.items()}
 
 
 def arguments_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Key, Any]:
-    """Arguments that are tensors, or tuples and lists, by position or name; mappings are what blocks may fill."""
+    """Return tensor, tuple and list arguments by position or name. Mappings are skipped: blocks may fill them."""
     named: dict[Key, Any] = dict(enumerate(args))
     named.update(kwargs.items())
     return {key: value for key, value in named.items() if isinstance(value, Tensor | tuple | list)}
 
 
 def parts_of(output: Any) -> Iterator[tuple[Place, Tensor]]:
-    """The tensors of an output, with their places."""
+    """Yield the tensors of an output with their places."""
     if isinstance(output, Tensor):
         yield None, output
     elif isinstance(output, Mapping):
@@ -124,14 +127,14 @@ def parts_of(output: Any) -> Iterator[tuple[Place, Tensor]]:
 
 
 def hidden_like(output: Any, given: Tensor) -> Iterator[tuple[Place, Tensor]]:
-    """The tensors of an output that may be hidden states."""
+    """Yield the tensors of an output that may be hidden states: float, and shaped like the input."""
     for place, tensor in parts_of(output):
         if tensor.shape == given.shape and tensor.is_floating_point():
             yield place, tensor
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples and lists."""
+    """Yield the tensors in nested tuples and lists."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, tuple | list):

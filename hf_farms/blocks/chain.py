@@ -1,21 +1,20 @@
-"""Whether blocks can be run one after another, each alone.
+"""Check that the blocks of a model form a chain, so that they can be run one at a time.
 
-Methods that measure activations run one block at a time on what the block before it returned. That is what the model
-computes only where its blocks are a chain: each is called once, or several times in a row, with the very tensor that
-the call before returned, and nothing but hidden states goes from one to the next. One forward pass on a few tokens
-shows it.
+Methods that measure activations run each block alone on the output of the previous one. This matches the model only if
+its blocks form a chain: each block is called once, or several times in a row, with the very tensor that the previous
+call returned, and only hidden states pass from block to block. One forward pass on a few tokens verifies this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from hf_farms.blocks.activation_checks import not_a_chain, require_same, reraise_out_of_memory, tensors_equal
 from hf_farms.blocks.arguments import (
     WITHOUT_ACTIVATIONS,
     Key,
@@ -29,40 +28,33 @@ from hf_farms.blocks.arguments import (
 )
 from hf_farms.errors import ModelError
 
-__all__ = [
-    "Chain",
-    "Watched",
-    "require_same",
-    "require_same_arguments",
-    "require_same_output",
-    "watch_chain",
-]
+__all__ = ["Chain", "ObservedRun", "observe_chain"]
 
 
 @dataclass(frozen=True)
 class Chain:
-    """How a model calls its blocks.
+    """Order in which a model calls its blocks, and the data passed between calls.
 
     Attributes:
-        calls: index of the block of each call.
-        forms: what each call returns.
-        handed: for each call the arguments that are what an earlier call returned beside its hidden states: number of
-            that call, and place in its output.
+        calls: block index of each call.
+        forms: output structure of each call.
+        forwarded: for each call, the arguments that are extra outputs of an earlier call: number of that call, and
+            place in its output.
     """
 
     calls: tuple[int, ...]
     forms: tuple[OutputForm, ...]
-    handed: tuple[dict[Key, tuple[int, Place]], ...]
+    forwarded: tuple[dict[Key, tuple[int, Place]], ...]
 
 
 @dataclass
-class _Call:
-    """A call of a block that was watched."""
+class _ObservedCall:
+    """One call of a block during the observed forward pass."""
 
     index: int
-    # Arguments beside the hidden states that are tensors, and those in tuples and lists.
+    # Tensor, tuple and list arguments other than the hidden states.
     arguments: dict[Key, Any]
-    # What it was given and what it returned, and copies of the values of that time: a model may change them in place.
+    # Input and output, and copies of their values at that time: a model may change them in place.
     given: Tensor
     given_values: Tensor
     output: Any = None
@@ -70,14 +62,14 @@ class _Call:
 
 
 @dataclass(frozen=True)
-class Watched:
-    """What was seen of a model that ran.
+class ObservedRun:
+    """One observed forward pass of a model.
 
     Attributes:
-        chain: how it calls its blocks.
+        chain: order of the calls, and the data passed between them.
         after: hidden states after each block.
-        arguments: for each call its arguments beside the hidden states.
-        output: of the model.
+        arguments: arguments of each call other than the hidden states.
+        output: output of the model.
     """
 
     chain: Chain
@@ -86,46 +78,48 @@ class Watched:
     output: Any
 
 
-def watch_chain(modules: Sequence[nn.Module], names: Sequence[str], run: Callable[[], object]) -> Watched:
-    """Watch how a model calls its blocks.
+def observe_chain(modules: Sequence[nn.Module], names: Sequence[str], run: Callable[[], object]) -> ObservedRun:
+    """Run a model with hooks on its blocks, and derive the chain of calls.
+
+    Every block call is repeated once, so this costs about two forward passes.
 
     Args:
         modules: the blocks.
-        names: of the blocks.
+        names: their names.
         run: runs the model.
 
     Raises:
-        ModelError: the model does not run, or its blocks are no chain; the block is named.
+        ModelError: the model does not run, or its blocks do not form a chain; the message names the block.
     """
     for module, name in zip(modules, names, strict=True):
         if isinstance(module, nn.ModuleList | nn.ModuleDict):
-            raise _no_chain(f"each be called by the model, got no call of {name}")
-    calls: list[_Call] = []
+            raise not_a_chain(f"each be called by the model, got no call of {name}")
+    calls: list[_ObservedCall] = []
     index_of = {module: index for index, module in enumerate(modules)}
-    # The call that runs now; None: one that runs again.
-    running: list[_Call | None] = []
+    # Stack of calls in progress; None marks a repeated call, which is not observed.
+    active: list[_ObservedCall | None] = []
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if running and running[-1] is None:
+        if active and active[-1] is None:
             return
         hidden, rest, others = hidden_argument(args, kwargs)
-        calls.append(_Call(index_of[module], arguments_of(rest, others), hidden, hidden.clone()))
-        running.append(calls[-1])
+        calls.append(_ObservedCall(index_of[module], arguments_of(rest, others), hidden, hidden.clone()))
+        active.append(calls[-1])
 
     def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if running and running[-1] is None:
+        if active and active[-1] is None:
             return
-        call = running.pop()
+        call = active.pop()
         assert call is not None
         call.output, call.values = output, {place: t.clone() for place, t in hidden_like(output, call.given)}
-        running.append(None)
+        active.append(None)
         try:
             again = dict(hidden_like(module(*args, **kwargs), call.given))
         except Exception as error:
-            _raise_out_of_memory(error)
+            reraise_out_of_memory(error)
             again = {}
         finally:
-            running.pop()
+            active.pop()
         for place, values in call.values.items():
             require_same(again.get(place), values, f"the output of {names[call.index]} when it is called again")
 
@@ -136,7 +130,7 @@ def watch_chain(modules: Sequence[nn.Module], names: Sequence[str], run: Callabl
     except ModelError:
         raise
     except Exception as error:
-        _raise_out_of_memory(error)
+        reraise_out_of_memory(error)
         raise ModelError(
             f"the model must run on its inputs, got {type(error).__name__} ({error}).",
             hint=WITHOUT_ACTIVATIONS,
@@ -144,125 +138,56 @@ def watch_chain(modules: Sequence[nn.Module], names: Sequence[str], run: Callabl
     finally:
         for handle in handles:
             handle.remove()
-    return _chained(calls, names, output)
+    return _build_chain(calls, names, output)
 
 
-def _chained(calls: list[_Call], names: Sequence[str], output: Any) -> Watched:
-    order = _order(calls, names)
-    places = _places(calls, names)
+def _build_chain(calls: list[_ObservedCall], names: Sequence[str], output: Any) -> ObservedRun:
+    order = _call_order(calls, names)
+    places = _hidden_places(calls, names)
     returned: dict[int, tuple[int, Place]] = {}
-    handed: list[dict[Key, tuple[int, Place]]] = []
+    forwarded: list[dict[Key, tuple[int, Place]]] = []
     for number, (call, place) in enumerate(zip(calls, places, strict=True)):
-        taken = {key: returned[id(value)] for key, value in call.arguments.items() if id(value) in returned}
-        inside = [t for value in call.arguments.values() if not isinstance(value, Tensor) for t in tensors_in(value)]
-        if any(id(tensor) in returned for tensor in inside):
-            raise _no_chain(f"hand on tensors as they are, got some in a tuple or list for {names[call.index]}")
-        handed.append(taken)
+        from_earlier = {key: returned[id(value)] for key, value in call.arguments.items() if id(value) in returned}
+        nested = [t for value in call.arguments.values() if not isinstance(value, Tensor) for t in tensors_in(value)]
+        if any(id(tensor) in returned for tensor in nested):
+            raise not_a_chain(f"pass tensors on directly, got tensors inside a tuple or list for {names[call.index]}")
+        forwarded.append(from_earlier)
         returned |= {id(t): (number, p) for p, t in parts_of(call.output) if p != place}
     forms = tuple(OutputForm.of(call.output, place) for call, place in zip(calls, places, strict=True))
     after = {call.index: call.values[place] for call, place in zip(calls, places, strict=True)}
-    return Watched(Chain(order, forms, tuple(handed)), list(after.values()), [call.arguments for call in calls], output)
+    arguments = [call.arguments for call in calls]
+    return ObservedRun(Chain(order, forms, tuple(forwarded)), list(after.values()), arguments, output)
 
 
-def _order(calls: list[_Call], names: Sequence[str]) -> tuple[int, ...]:
-    """The blocks in the order in which they are called."""
+def _call_order(calls: list[_ObservedCall], names: Sequence[str]) -> tuple[int, ...]:
+    """Return the block index of each call, and raise unless every block is called, in order."""
     order = tuple(call.index for call in calls)
     if missing := sorted(set(range(len(names))) - set(order)):
-        raise _no_chain(f"each be called by the model, got no call of {names[missing[0]]}")
-    late = next((b for a, b in pairwise(order) if b not in (a, a + 1)), None)
-    if late is not None or order[0] != 0:
-        index = order[0] if late is None else late
-        raise _no_chain(
-            f"be called one after another, got {order.count(index)} calls of {names[index]} and those of others in "
-            "between"
+        raise not_a_chain(f"each be called by the model, got no call of {names[missing[0]]}")
+    misplaced = next((b for a, b in pairwise(order) if b not in (a, a + 1)), None)
+    if misplaced is not None or order[0] != 0:
+        index = order[0] if misplaced is None else misplaced
+        raise not_a_chain(
+            f"be called one after another, got {order.count(index)} calls of {names[index]} with calls of other blocks "
+            "in between"
         )
     return order
 
 
-def _places(calls: list[_Call], names: Sequence[str]) -> list[Place]:
-    """Where each call has its hidden states: what the next is given."""
+def _hidden_places(calls: list[_ObservedCall], names: Sequence[str]) -> list[Place]:
+    """Return the place of the hidden states in each output: the entry that is the input of the next call."""
     places: list[Place] = []
     for before, call in pairwise(calls):
-        found = [place for place, tensor in parts_of(before.output) if tensor is call.given and place in before.values]
-        if not found or not _equal(before.values[found[0]], call.given_values):
-            raise _no_chain(
-                f"hand their hidden states to the next, got other work between {names[before.index]} and "
-                f"{names[call.index]}"
+        outputs = parts_of(before.output)
+        matches = [place for place, tensor in outputs if tensor is call.given and place in before.values]
+        if not matches or not tensors_equal(before.values[matches[0]], call.given_values):
+            raise not_a_chain(
+                "pass their hidden states directly to the next block, got other operations between "
+                f"{names[before.index]} and {names[call.index]}"
             )
-        places.append(found[0])
-    # The last one has them in the place of the others.
-    own = list(calls[-1].values)
-    if not own:
-        raise _no_chain(f"return hidden states, got {type(calls[-1].output).__name__} from {names[calls[-1].index]}")
-    return [*places, places[-1] if places and places[-1] in own else own[0]]
-
-
-def _no_chain(what: str) -> ModelError:
-    return ModelError(f"blocks must {what}.", hint=WITHOUT_ACTIVATIONS)
-
-
-def require_same(found: Tensor | None, expected: Tensor, what: str) -> None:
-    """Refuse activations that are not those of the model, beyond the rounding of their dtype.
-
-    Raises:
-        ModelError: with what they are of.
-    """
-    if found is not None and found.shape == expected.shape:
-        if not bool(expected.isfinite().all()):
-            return  # which layer that is in is said where it is measured
-        tolerance = max(1e-5, 4 * torch.finfo(expected.dtype).eps)
-        distance = (found.to(expected.device).double() - expected.double()).norm()
-        if float(distance) <= tolerance * float(expected.double().norm()) + 1e-12:
-            return
-    raise ModelError(
-        f"blocks must compute what they compute in the model, got something else as {what}.", hint=WITHOUT_ACTIVATIONS
-    )
-
-
-def _raise_out_of_memory(error: Exception) -> None:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        raise error
-
-
-def require_same_arguments(found: dict[Key, Any], expected: dict[Key, Any], *, but: Collection[Key], name: str) -> None:
-    """Refuse arguments of a block that depend on what the blocks before it compute.
-
-    Args:
-        found: while the blocks before it compute nothing.
-        expected: while they do.
-        but: arguments that are handed on from block to block.
-        name: of the block.
-    """
-    for key, value in expected.items():
-        if key not in but:
-            one, other = list(tensors_in(found.get(key))), list(tensors_in(value))
-            if len(one) != len(other) or not all(map(_equal, one, other)):
-                raise _no_chain(f"depend on hidden states alone, got {key!r} of {name}, which depends on other blocks")
-
-
-def require_same_output(found: Callable[[], Any], expected: Any) -> None:
-    """Refuse a model that needs more of its last block than the hidden states.
-
-    Args:
-        found: runs what comes after the blocks on their hidden states alone.
-        expected: output of the whole model.
-    """
-
-    def first(output: Any) -> Tensor | None:
-        return next(tensors_in(tuple(output.values()) if isinstance(output, Mapping) else output), None)
-
-    wanted = first(expected)
-    if wanted is None or not wanted.is_floating_point():
-        return
-    try:
-        result = first(found())
-    except Exception as error:
-        _raise_out_of_memory(error)
-        result = None
-    require_same(result, wanted, "the output of the model, from the hidden states of the last block alone")
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    return torch.equal(one.nan_to_num(), other.to(one.device).nan_to_num())
+        places.append(matches[0])
+    # No call follows the last one: expect the same place as in the others.
+    candidates = list(calls[-1].values)
+    if not candidates:
+        raise not_a_chain(f"return hidden states, got {type(calls[-1].output).__name__} from {names[calls[-1].index]}")
+    return [*places, places[-1] if places and places[-1] in candidates else candidates[0]]

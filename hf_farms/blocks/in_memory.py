@@ -1,4 +1,4 @@
-"""The blocks of a model in memory, handed out one after another."""
+"""ModelBlockSource: the blocks of a model in memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hf_farms.blocks.adapters import BASE
 from hf_farms.blocks.checkpoint_tensors import StoredTensors
-from hf_farms.blocks.discovery import find_outside
+from hf_farms.blocks.discovery import find_embeddings_and_head
 from hf_farms.blocks.layers import LayerMetadata, LayerView
 from hf_farms.blocks.protocols import Block, BlockResults, Record
 from hf_farms.blocks.running import RunnableBlocks
@@ -21,9 +21,9 @@ class ModelBlockSource(RunnableBlocks):
     """The blocks of a model in memory.
 
     Args:
-        model: any model with layers. Of wrappers around it (PEFT, DDP, torch.compile) it is the model inside that
-            counts, and its names; others may be inside it.
-        results: where finished blocks go, and come from: what is in it already replaces the block of the model.
+        model: any model with layers. Wrappers around it (PEFT, DDP, torch.compile) are removed; names are those of the
+            model inside.
+        results: store of finished blocks. Blocks that it already contains replace those of the model.
 
     Raises:
         ModelError: the model has no layers.
@@ -37,15 +37,15 @@ class ModelBlockSource(RunnableBlocks):
         self.name: str = getattr(config, "_name_or_path", "") or type(model).__name__
         self.dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
         self.vocabulary: int | None = getattr(config, "vocab_size", None)
-        # Parameters of a block that an earlier one has too, and their names there.
+        # Per block, its parameters that an earlier block owns, with index and name there.
         self._shared_with: list[dict[str, tuple[int, str]]] = _shared_parameters(self.modules)
-        self.outside = tuple(self._view(layer) for layer in find_outside(model))
+        self.outside = tuple(self._view(layer) for layer in find_embeddings_and_head(model))
         self.results: BlockResults | None = None
         if results is not None:
             self.attach(results)
 
     def open(self, index: int) -> Block:
-        """The block itself; nothing is copied."""
+        """Return the block itself; nothing is copied."""
         metadata = self._metadata[index]
         return Block(metadata, self.modules[index], tuple(self._view(layer) for layer in metadata.layers))
 
@@ -57,7 +57,7 @@ class ModelBlockSource(RunnableBlocks):
         return LayerView(layer, ModuleStore(module, attribute), module)
 
     def attach(self, results: BlockResults) -> None:
-        """Send finished blocks there from now on, and take what an earlier run finished from there."""
+        """Write finished blocks to `results` from now on, and load the blocks that it already contains."""
         self.results = results
         for index in range(len(self)):
             if results.record(index) is not None:
@@ -68,27 +68,27 @@ class ModelBlockSource(RunnableBlocks):
                         tensor.copy_(stored.read(f"{name}.{key}"))
 
     def commit(self, index: int, record: Record) -> None:
-        """Hand the finished block to the results."""
+        """Write a finished block to the results."""
         if self.results is not None:
             self.results.write(index, self._metadata[index].name, self._own_state(index), record)
 
     def _own_state(self, index: int) -> dict[str, Tensor]:
-        """Weights of a block without those that an earlier block has too: they are kept there."""
+        """Return the state of a block without weights that an earlier block owns: they are stored there."""
         state = self.modules[index].state_dict()
         return {key: tensor for key, tensor in state.items() if key not in self._shared_with[index]}
 
     def finished(self, index: int) -> Record | None:
-        """What the results know of this block."""
+        """Return the record of a finished block, or None."""
         return self.results.record(index) if self.results is not None else None
 
     def count_parameters(self) -> tuple[int, int]:
-        """Parameters of the whole model, tied ones once, and how many of them are zero."""
+        """Count all parameters and those that are zero; tied parameters count once."""
         parameters = list(self.model.parameters())
         return sum(p.numel() for p in parameters), sum(map(count_zeros, parameters))
 
 
 def _shared_parameters(modules: list[nn.Module]) -> list[dict[str, tuple[int, str]]]:
-    """For each block its parameters that an earlier one has too: index and name there by the name here."""
+    """Map, per block, each parameter that an earlier block owns to index and name there."""
     homes: dict[int, tuple[int, str]] = {}
     shared: list[dict[str, tuple[int, str]]] = []
     for index, module in enumerate(modules):

@@ -1,4 +1,4 @@
-"""A layer: a named view on a weight, whatever the parameter that holds it looks like.
+"""LayerView: a named view on one weight matrix, independent of the parameter that holds it.
 
 Shapes: a matrix `(out, in)`, y = x W^T; a convolution `(out, in, *kernel)`; experts `(e, out, in)` or `(e, in, out)`.
 """
@@ -18,21 +18,21 @@ from hf_farms.errors import ModelError
 
 __all__ = ["BlockMetadata", "Kind", "LayerMetadata", "LayerStore", "LayerView", "Part"]
 
-# linear: y = x W^T; expert: the same inside a 3-D parameter; conv: real, three or more dimensions; complex: a matrix or
-# convolution of complex numbers (Fourier layers).
+# linear: y = x W^T; expert: the same inside a 3-D parameter; conv: real, three or more dimensions; complex: complex
+# matrix or convolution (Fourier layers).
 Kind = Literal["linear", "expert", "conv", "complex"]
 
 
 @dataclass(frozen=True)
 class Part:
-    """Which part of a parameter a layer is.
+    """Part of a parameter that forms a layer.
 
     Attributes:
         expert: index along the first dimension of a 3-D parameter; None for a parameter without experts.
-        transposed: the parameter holds `(in, out)`.
-        groups: the rows come in so many groups of equal size, and of each group the layer has
-        start: the rows from here
-        stop: to here (None: all). gpt_neox has a group for every head with the rows of q, k and v in it.
+        transposed: the parameter is stored as `(in, out)`.
+        groups: number of equal groups of rows. gpt_neox has one group per head, with the rows of q, k and v in it.
+        start: first row of the layer within each group.
+        stop: end of its rows within each group; None for all rows.
     """
 
     expert: int | None = None
@@ -42,13 +42,13 @@ class Part:
     stop: int | None = None
 
     def of(self, parameter: Tensor) -> Tensor:
-        """The layer's weight; a view where the rows lie together, else a copy."""
+        """Return the layer's weight: a view where its rows are contiguous, else a copy."""
         if self.expert is not None:
             parameter = parameter[self.expert]
         return self.rows_of(parameter)
 
     def rows_of(self, weight: Tensor) -> Tensor:
-        """The same for a weight whose expert is chosen already."""
+        """Return the layer's weight, given the weight of its expert."""
         weight = weight.mT if self.transposed else weight
         if self.stop is None:
             return weight
@@ -58,7 +58,7 @@ class Part:
         return rows.flatten(0, 1)
 
     def into_(self, parameter: Tensor, weight: Tensor) -> None:
-        """Write the layer's weight to where it belongs."""
+        """Write the layer's weight into the parameter, in place."""
         target = parameter if self.expert is None else parameter[self.expert]
         target = target.mT if self.transposed else target
         if self.stop is None:
@@ -73,16 +73,16 @@ WHOLE = Part()
 
 @dataclass(frozen=True)
 class LayerMetadata:
-    """What is known of a layer without loading it.
+    """Description of a layer, available without loading its weight.
 
     Attributes:
-        name: of the module in memory; for a part of one with the part's role (`...qkv_proj.q`), for an expert with its
-            number (`...experts.3.gate`).
-        role: q, k, v, o, gate, up, down, ...; the path inside the block where no standard term is known.
+        name: module name in memory; a part of a fused weight has its role appended (`...qkv_proj.q`), an expert its
+            index and role (`...experts.3.gate`).
+        role: q, k, v, o, gate, up, down, ...; the path inside the block if no standard role is known.
         shape: `(out, in)`, or `(out, in, *kernel)`.
-        kind: how it is used.
-        parameter: name in memory of the parameter that holds it.
-        part: which part of that parameter.
+        kind: linear, expert, conv or complex.
+        parameter: name in memory of the parameter that holds the weight.
+        part: part of that parameter.
     """
 
     name: str
@@ -95,13 +95,13 @@ class LayerMetadata:
 
 @dataclass(frozen=True)
 class BlockMetadata:
-    """What is known of a block without loading it.
+    """Description of a block, available without loading its weights.
 
     Attributes:
-        index: in order of depth.
-        name: in memory.
-        layers: that are its own.
-        shared: names of layers whose weight an earlier block has too, and their names there; they count there.
+        index: position in order of depth.
+        name: module name in memory.
+        layers: layers of the block, without those shared with an earlier block.
+        shared: pairs of names of layers that an earlier block owns: here, and there.
     """
 
     index: int
@@ -111,10 +111,10 @@ class BlockMetadata:
 
 
 class LayerStore(Protocol):
-    """Where the weight of a layer lies."""
+    """Storage of layer weights."""
 
     def read(self, layer: LayerMetadata) -> Tensor:
-        """The weight as it is stored, unchecked."""
+        """Read the weight as it is stored, unchecked."""
 
     def write(self, layer: LayerMetadata, weight: Tensor) -> None:
         """Overwrite the weight."""
@@ -122,7 +122,13 @@ class LayerStore(Protocol):
 
 @dataclass(frozen=True)
 class LayerView:
-    """A weight inside a loaded block, seen as `(out, in)`, or `(out, in, *kernel)` for a convolution."""
+    """Readable and writable view on one weight of a block: `(out, in)`, or `(out, in, *kernel)` for a convolution.
+
+    Attributes:
+        metadata: name, role and shape.
+        store: storage of the weight.
+        module: module that uses the weight; None if it is not in memory.
+    """
 
     metadata: LayerMetadata
     store: LayerStore
@@ -130,32 +136,35 @@ class LayerView:
 
     @property
     def name(self) -> str:
-        """Name of the module in memory."""
+        """Module name in memory."""
         return self.metadata.name
 
     @property
     def role(self) -> str:
-        """Standard term of the layer."""
+        """Role of the layer: q, k, v, o, gate, up, down, ..."""
         return self.metadata.role
 
     @property
     def device(self) -> torch.device:
-        """Where the weight lies."""
+        """Device of the weight."""
         return next(self.module.parameters()).device if self.module is not None else torch.device("cpu")
 
     @property
     def left_out(self) -> list[str]:
-        """Adapters that are not in the weight that was read last, each with the reason."""
+        """Adapters that were not applied to the weight in the last `read`, each with the reason."""
         return getattr(self.store, "left_out", [])
 
     def read(self, *, check: bool = True) -> Tensor:
-        """The weight in its own dtype and on its own device; do not change it in place.
+        """Read the weight in its own dtype, on its own device. Do not modify it in place.
 
         Args:
-            check: whether to look for NaN and infinity, one pass over the weight.
+            check: whether to check for NaN and infinity; costs one pass over the weight.
+
+        Returns:
+            `metadata.shape`, detached.
 
         Raises:
-            ModelError: the weight is not loaded, is quantised, or holds NaN or infinity.
+            ModelError: the weight is not loaded, is quantised, or contains NaN or infinity.
         """
         weight = self.store.read(self.metadata).detach()
         if weight.is_meta:
@@ -167,8 +176,8 @@ class LayerView:
             )
         if tuple(weight.shape) != self.metadata.shape:
             raise ModelError(
-                f"weights must have the shape that the config says, {self.metadata.shape}, got {tuple(weight.shape)} "
-                f"in {self.name}."
+                f"weights must have the shape that follows from the config, {self.metadata.shape}, got "
+                f"{tuple(weight.shape)} in {self.name}."
             )
         if check and not _is_finite(weight):
             raise ModelError(f"weights must be finite, got NaN or infinity in {self.name}.weight.")
@@ -181,12 +190,12 @@ class LayerView:
 
     @contextmanager
     def inputs(self, call: Callable[[Tensor], None], *, token_mask: TokenMask | None = None) -> Iterator[None]:
-        """While open, `call` receives what the layer is multiplied with, each time the block runs.
+        """Call `call` with the input of the layer each time the block runs, within the context.
 
         Args:
-            call: gets `(..., in)`, for an expert the rows of the tokens that it got; the very tensor of the product, so
-                that layers with the same input can be told.
-            token_mask: leaves out tokens.
+            call: receives `(..., in)`; for an expert the rows of the tokens routed to it. Without a mask it is the very
+                tensor of the product, so that layers with a common input can be detected.
+            token_mask: selects the rows of unmasked tokens.
 
         Raises:
             ModelError: the layer is a convolution or complex, or its weights are not in a module.
@@ -195,17 +204,17 @@ class LayerView:
         if self.module is None or layer.kind not in ("linear", "expert"):
             raise ModelError(f"inputs can only be measured for matrices in memory, got a {layer.kind} in {self.name}.")
         if layer.kind == "linear":
-            listening = linear_inputs(self.module, call, token_mask)
+            recording = linear_inputs(self.module, call, token_mask)
         else:
             assert layer.part.expert is not None
             attribute = layer.parameter.rpartition(".")[2]
-            listening = expert_inputs(self.module, attribute, layer.part.expert, call, token_mask)
-        with listening:
+            recording = expert_inputs(self.module, attribute, layer.part.expert, call, token_mask)
+        with recording:
             yield
 
 
 def _is_finite(weight: Tensor) -> bool:
-    """One pass without a copy: a NaN comes out of min and max, an infinity is one of them."""
+    """Return whether all entries are finite: min and max propagate NaN, so one pass without a copy is enough."""
     if weight.numel() == 0 or weight.is_meta:
         return True
     if weight.is_complex():

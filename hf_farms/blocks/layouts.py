@@ -1,6 +1,6 @@
-"""What architectures call their layers, and how they fuse several into one parameter.
+"""Layer names and fused projections of each architecture.
 
-A new architecture is usually only a name in `KNOWN`; where it fuses weights, also a line in `FUSED`.
+To add an architecture, add its `model_type` to `KNOWN`; if it fuses weights, also a line to `FUSED`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hf_farms.blocks.layers import Part
 
 __all__ = ["BLOCK_PATHS", "KNOWN", "expert_parts", "fused_parts", "is_experts", "role_of"]
 
-# `model_type` of the (text) model whose module tree has been checked. Others are walked too, with a warning.
+# `model_type` of the (text) models whose module tree has been checked. Others are supported with a warning.
 KNOWN = frozenset(
     {
         *("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "opt", "gpt_neox", "falcon"),
@@ -24,10 +24,10 @@ KNOWN = frozenset(
     }
 )
 
-# Where the blocks are not the largest module list: patterns of their names.
+# Name patterns of module lists with blocks, for architectures where the largest list is not the right one.
 BLOCK_PATHS = {"resnet": ("*encoder.stages.*.layers",)}
 
-# End of a module's path inside its block -> role; the longest match counts.
+# End of a module's path inside its block -> role; the longest match wins.
 ROLES = {
     **{"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "self_attn.out_proj": "o"},
     **{"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "fc1": "up", "fc2": "down"},
@@ -44,7 +44,7 @@ ROLES = {
     **{"DenseReluDense.wi": "up", "wi_0": "gate", "wi_1": "up", "wo": "down"},
     # multi-head latent attention
     **{"q_a_proj": "q_a", "q_b_proj": "q_b", "kv_a_proj_with_mqa": "kv_a", "kv_b_proj": "kv_b"},
-    # which expert gets a token
+    # routers of experts
     **{"router": "router", "mlp.gate": "router", "block_sparse_moe.gate": "router"},
 }
 CROSS_ATTENTION = ("EncDecAttention", "encoder_attn", "crossattention", "cross_attn")
@@ -52,7 +52,7 @@ SHARED_EXPERTS = ("shared_expert", "shared_experts")
 
 
 def role_of(path: str) -> str:
-    """The standard term for the layer at `path` inside its block; the path itself where there is none."""
+    """Return the role of the layer at `path` inside its block; the path itself if no role is known."""
     matches = [end for end in ROLES if path == end or path.endswith(end if end[0] == "A" else f".{end}")]
     if not matches:
         return path
@@ -63,7 +63,7 @@ def role_of(path: str) -> str:
     return f"shared_{role}" if any(part in SHARED_EXPERTS for part in parts) else role
 
 
-# Roles of the layers in a fused weight, each with its part.
+# Role -> part of a fused weight.
 Parts = dict[str, Part]
 
 
@@ -84,19 +84,19 @@ def _halves(rows: int, config: Any) -> Parts:
 
 
 def _grouped(rows: int, config: Any) -> Parts:
-    """All heads of q, then those of k, then those of v."""
+    """Split rows ordered as all heads of q, then of k, then of v."""
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     size = rows // (heads + 2 * kv_heads)
     return _consecutive(q=heads * size, k=kv_heads * size, v=kv_heads * size)
 
 
 def _per_head(rows: int, config: Any) -> Parts:
-    """For every head its rows of q, k and v."""
+    """Split rows ordered as q, k, v of head 0, then of head 1, and so on."""
     return _interleaved(rows, config.num_attention_heads, 1)
 
 
 def _interleaved(rows: int, groups: int, queries: int) -> Parts:
-    """For every group of heads the rows of its queries, then those of its k and its v."""
+    """Split rows ordered by group of heads: its queries, then its k, then its v."""
     size = rows // (groups * (queries + 2))
     bounds = {"q": (0, queries), "k": (queries, queries + 1), "v": (queries + 1, queries + 2)}
     return {role: Part(groups=groups, start=a * size, stop=b * size) for role, (a, b) in bounds.items()}
@@ -112,7 +112,7 @@ def _falcon(rows: int, config: Any) -> Parts:
     return _per_head(rows, config)
 
 
-# model_type -> end of the module's path -> how its rows are shared out.
+# model_type -> module path inside the block -> function that splits the rows.
 FUSED: dict[str, dict[str, Callable[[int, Any], Parts]]] = {
     "phi3": {"self_attn.qkv_proj": _grouped, "mlp.gate_up_proj": _halves},
     "gpt2": {"attn.c_attn": _thirds},
@@ -122,34 +122,34 @@ FUSED: dict[str, dict[str, Callable[[int, Any], Parts]]] = {
 
 
 def fused_parts(path: str, rows: int, config: Any) -> Parts | None:
-    """The layers inside the weight at `path`, or None where it is one layer.
+    """Return the layers inside a fused weight, or None if the weight is a single layer.
 
     Args:
-        path: of the module inside its block.
+        path: module path inside the block.
         rows: output features of the weight.
-        config: of the (text) model.
+        config: config of the (text) model.
     """
     split = FUSED.get(getattr(config, "model_type", ""), {}).get(path)
     return None if split is None else split(rows, config)
 
 
 def is_experts(module: nn.Module) -> bool:
-    """Whether the 3-D parameters of this module are the weights of experts."""
+    """Return whether the 3-D parameters of a module are weights of experts."""
     return "Experts" in type(module).__name__
 
 
 def expert_parts(module: nn.Module, path: str, attribute: str, shape: tuple[int, ...]) -> Parts:
-    """Roles of one expert's layers inside a 3-D parameter `(e, out, in)`, or `(e, in, out)`.
+    """Return the layers of one expert inside a 3-D parameter `(e, out, in)` or `(e, in, out)`.
 
-    transformers says on the module whether the matrices are transposed, and whether gate and up lie one after the
-    other or alternate (gpt_oss). Llama 4 does not say, its products are `x @ W`.
+    Attributes of the transformers module tell whether the matrices are transposed, and whether gate and up are
+    concatenated or interleaved (gpt_oss). Llama 4 lacks these attributes; it multiplies `x @ W`.
     """
     name = type(module).__name__
     transposed = getattr(module, "is_transposed", False) or name in ("Llama4TextExperts", "GptOssExperts")
-    alternating = not getattr(module, "is_concatenated", name != "GptOssExperts")
+    interleaved = not getattr(module, "is_concatenated", name != "GptOssExperts")
     rows = shape[2] if transposed else shape[1]
     if attribute in ("gate_up_proj", "gate_up_projs"):
-        if alternating:
+        if interleaved:
             halves = {"gate": Part(groups=rows // 2, stop=1), "up": Part(groups=rows // 2, start=1, stop=2)}
         else:
             halves = _halves(rows, None)

@@ -1,4 +1,4 @@
-"""What the parameters of a model are made of in the files, as transformers itself resolves names on loading."""
+"""Map the parameters of a model to tensors on disk, with the name conversion that transformers applies on loading."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["Origin", "find_origins"]
 
 @dataclass
 class Origin:
-    """Where a parameter comes from.
+    """Tensors on disk that form a parameter.
 
     Attributes:
-        target: the first parameter that is made of the tensors; the only one unless they are split.
-        converter: makes it; None: it is one tensor as it is.
+        target: name of the parameter; the first one if the tensors are split into several.
+        converter: WeightConverter of transformers; None if the parameter is a single tensor, unchanged.
         sources: names on disk, by the pattern that they match.
     """
 
@@ -28,13 +28,13 @@ class Origin:
 
     @property
     def only(self) -> str:
-        """The tensor that it is, without a converter."""
-        # transformers takes the first, where two names come to the same parameter.
+        """Name of the single tensor on disk, for an origin without converter."""
+        # transformers takes the first of several names that map to the same parameter.
         return next(iter(self.sources.values()))[0]
 
     @property
     def is_by_expert(self) -> bool:
-        """Whether the e-th tensor of each kind is all that the e-th expert needs."""
+        """Whether expert e needs only the e-th tensor of each pattern."""
         if self.converter is None:
             return False
         first, *rest = self.converter.operations
@@ -43,12 +43,12 @@ class Origin:
 
 
 def find_origins(names: Sequence[str], model: Any, meta: dict[str, Tensor]) -> list[Origin]:
-    """What the parameters are made of; tensors without a place in the model are left out.
+    """Find the origin of every parameter. Tensors that the model does not use are skipped.
 
     Args:
-        names: of the tensors on disk.
-        model: of transformers, on the meta device.
-        meta: its parameters and buffers.
+        names: names of the tensors on disk.
+        model: transformers model on the meta device.
+        meta: its parameters and buffers by name.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
@@ -64,7 +64,7 @@ def find_origins(names: Sequence[str], model: Any, meta: dict[str, Tensor]) -> l
             target, pattern = rename_source_key(name, [], [], prefix, meta)
         if target in meta:
             converter = by_pattern[pattern] if pattern is not None else None
-            # Of several targets (a weight that is split) the name has the first.
+            # For a weight that is split into several targets, this is the first.
             origin = origins.setdefault(target, Origin(target, converter))
             origin.sources[pattern or name].append(name)
     return list(origins.values())

@@ -1,6 +1,7 @@
-"""A block, how a model calls it, and what hands out blocks one after another.
+"""Block, BlockCall, and the interfaces BlockReader, BlockSource and BlockResults.
 
-What only reads weights takes a `BlockReader`, what changes a model a `BlockSource`; neither needs the whole model.
+Code that only reads weights takes a `BlockReader`; code that modifies a model takes a `BlockSource`. Neither needs the
+whole model in memory.
 """
 
 from __future__ import annotations
@@ -13,42 +14,43 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from hf_farms.blocks.arguments import WITHOUT_ACTIVATIONS, Key, OutputForm, Place
-from hf_farms.blocks.checkpoint_tensors import TensorFiles
 from hf_farms.blocks.layers import BlockMetadata, LayerView
+from hf_farms.blocks.tensor_files import TensorFiles
 from hf_farms.blocks.wrappers import run_eagerly
 from hf_farms.errors import ModelError
 
 __all__ = ["Block", "BlockCall", "BlockCalls", "BlockReader", "BlockResults", "BlockSource", "Record"]
 
-# What is to be known of a finished block beside its weights, in a form that JSON can hold.
+# JSON-compatible record that is stored with the weights of a finished block.
 Record = Mapping[str, Any]
 
 
 @dataclass
 class BlockCall:
-    """One call of a block: its arguments beside the hidden states, and how it returns them.
+    """Arguments of one call of a block, and the structure of its output.
 
     Attributes:
-        args: by position.
-        kwargs: by name.
-        by_name: whether the hidden states are an argument by name, too.
-        form: of what it returns.
-        handed: calls that get something else of what it returns: the call, its argument, and the place here.
+        args: positional arguments after the hidden states.
+        kwargs: keyword arguments other than the hidden states.
+        by_name: whether the hidden states are passed by keyword.
+        form: structure of the output.
+        forwarded: later calls that receive another entry of the output: the call, its argument, and the place of the
+            entry.
     """
 
     args: list[Any]
     kwargs: dict[str, Any]
     by_name: bool
     form: OutputForm
-    handed: list[tuple[BlockCall, Key, Place]] = field(default_factory=list)
+    forwarded: list[tuple[BlockCall, Key, Place]] = field(default_factory=list)
 
     def run(self, module: nn.Module, hidden: Tensor) -> Tensor:
-        """Hidden states after the call."""
+        """Run the block and return the hidden states after it."""
         if self.by_name:
             output = module(*self.args, hidden_states=hidden, **self.kwargs)
         else:
             output = module(hidden, *self.args, **self.kwargs)
-        for call, key, place in self.handed:
+        for call, key, place in self.forwarded:
             value = output if place is None else output[place]
             if isinstance(key, int):
                 call.args[key] = value
@@ -59,11 +61,11 @@ class BlockCall:
 
 @dataclass(frozen=True)
 class BlockCalls:
-    """How the model itself calls its blocks on one batch.
+    """Calls of all blocks on one batch, as the model makes them.
 
     Attributes:
         hidden: input of the first block.
-        arguments: of each block its calls; most have one, a block that is used again and again has several in a row.
+        arguments: calls of each block: usually one; several in a row for a block that is applied repeatedly (ALBERT).
     """
 
     hidden: Tensor
@@ -72,17 +74,21 @@ class BlockCalls:
 
 @dataclass(frozen=True)
 class Block:
-    """A loaded block: it can be called, and its layers can be read and written."""
+    """Loaded block: callable, with readable and writable layers."""
 
     metadata: BlockMetadata
     module: nn.Module
     layers: tuple[LayerView, ...]
 
     def __call__(self, hidden: Tensor, calls: tuple[BlockCall, ...]) -> Tensor:
-        """Hidden states after this block, given those before it and how the model calls it.
+        """Run the block and return the hidden states after it.
+
+        Args:
+            hidden: hidden states before the block.
+            calls: its calls in the model.
 
         Raises:
-            ModelError: the block refuses its arguments.
+            ModelError: the block cannot run on its arguments.
         """
         for call in calls:
             try:
@@ -90,7 +96,7 @@ class Block:
                     hidden = call.run(self.module, hidden)
             except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
                 raise ModelError(
-                    f"blocks must run one after another on the arguments that the model gives them, got "
+                    f"blocks must run one after another on the arguments that the model passes to them, got "
                     f"{type(error).__name__} ({error}) in {self.metadata.name}.",
                     hint=WITHOUT_ACTIVATIONS,
                 ) from error
@@ -98,56 +104,56 @@ class Block:
 
 
 class BlockReader(Protocol):
-    """The blocks of a model, in order of depth, to be read; may be walked any number of times."""
+    """Blocks of a model in order of depth, read only; can be iterated any number of times."""
 
     name: str
     model_type: str
-    # Embeddings and heads: measured when asked for, never changed.
+    # Embeddings and heads: measured on request, never modified.
     outside: tuple[LayerView, ...]
 
     def __len__(self) -> int:
-        """How many blocks."""
+        """Return the number of blocks."""
 
     def metadata(self, index: int) -> BlockMetadata:
-        """Names, roles and shapes, without loading weights."""
+        """Return names, roles and shapes of one block, without loading weights."""
 
     def open(self, index: int) -> Block:
-        """The block with its layers."""
+        """Return a block with its layers."""
 
 
 class BlockResults(Protocol):
-    """Where finished blocks are kept."""
+    """Store of finished blocks."""
 
     def write(self, index: int, name: str, state: dict[str, Tensor], record: Record) -> None:
-        """Keep the weights of one block, by their names inside it, and what is to be known of it."""
+        """Store the weights of one block, by name inside the block, and its record."""
 
     def record(self, index: int) -> Record | None:
-        """What was kept with the block; None: it is not finished."""
+        """Return the record of a finished block; None if it is not finished."""
 
     def tensors(self, index: int) -> TensorFiles:
-        """The weights of a finished block, by their names on disk."""
+        """Return the weights of a finished block, by name on disk."""
 
 
 class BlockSource(BlockReader, Protocol):
-    """The blocks of a model, to be run and changed too."""
+    """Blocks of a model that can be run and modified."""
 
     dtype: str
     vocabulary: int | None
 
     def commit(self, index: int, record: Record) -> None:
-        """The block is finished: write it, and what is to be known of it, to where the source keeps its results."""
+        """Mark a block as finished: store its weights and record in the results of the source."""
 
     def finished(self, index: int) -> Record | None:
-        """What `commit` was given for this block, by an earlier run too; `open` then gives its finished weights."""
+        """Return the record of a block finished in this or an earlier run, or None; `open` returns finished weights."""
 
     def check_chain(self, batch: Mapping[str, Tensor]) -> None:
-        """Refuse blocks that cannot be run one after another as the model runs them."""
+        """Raise ModelError if the blocks cannot be run one after another."""
 
     def capture(self, batch: Mapping[str, Tensor], *, repeats: bool = False) -> BlockCalls:
-        """How the model calls its blocks on this batch."""
+        """Return the calls of all blocks on a batch."""
 
     def evaluation(self) -> AbstractContextManager[None]:
-        """While open, the blocks run as for inference (no dropout)."""
+        """Run the blocks in evaluation mode (no dropout) within the context."""
 
     def count_parameters(self) -> tuple[int, int]:
-        """Parameters of the whole model, tied ones once, and how many of them are zero."""
+        """Count all parameters and those that are zero; tied parameters count once."""

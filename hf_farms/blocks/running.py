@@ -1,4 +1,4 @@
-"""The blocks of a model, run one after another as the model itself runs them."""
+"""RunnableBlocks: run the blocks of a model one after another, as the model itself runs them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_farms.blocks.activation_checks import require_same, require_same_arguments, require_same_output
 from hf_farms.blocks.arguments import WITHOUT_ACTIVATIONS, arguments_of, few_tokens, hidden_argument
-from hf_farms.blocks.chain import Chain, require_same, require_same_arguments, require_same_output, watch_chain
+from hf_farms.blocks.chain import Chain, observe_chain
 from hf_farms.blocks.discovery import config_above, describe_blocks
 from hf_farms.blocks.layers import BlockMetadata
 from hf_farms.blocks.protocols import Block, BlockCall, BlockCalls
@@ -27,118 +28,121 @@ class _AllCaptured(Exception):  # noqa: N818 - a signal that ends the forward pa
 
 
 class RunnableBlocks:
-    """The blocks of a model that can be called.
+    """Blocks of a model that can be called one at a time.
 
     Args:
-        model: without wrappers around it.
+        model: the model, without wrappers.
 
     Raises:
         ModelError: the model has no layers.
     """
 
-    # Whether all blocks are there at once.
+    # Whether all blocks are in memory at once.
     in_memory = True
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.modules, self._metadata = describe_blocks(model)
-        # Of the language model inside, where there is one.
+        # In a multimodal model, the config of its language model.
         self.config: Any = config_above(model, self._metadata[0].name)
         self._chain: Chain | ModelError | None = None
 
     def __len__(self) -> int:
-        """How many blocks."""
+        """Return the number of blocks."""
         return len(self.modules)
 
     def metadata(self, index: int) -> BlockMetadata:
-        """Names, roles and shapes of one block."""
+        """Return names, roles and shapes of one block."""
         return self._metadata[index]
 
     @property
     def device(self) -> torch.device:
-        """Where the blocks run."""
+        """Device of the blocks."""
         return next(self.model.parameters()).device
 
     def open(self, index: int) -> Block:
-        """The block with its layers."""
+        """Return a block with its layers."""
         raise NotImplementedError
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """While open, the model is in evaluation mode; then each module is again in the mode that it was in."""
-        learning = [module for module in self.model.modules() if module.training]
+        """Put the model into evaluation mode within the context, then restore the mode of every module."""
+        training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
             yield
         finally:
-            for module in learning:
+            for module in training:
                 module.training = True
 
     def whole(self) -> AbstractContextManager[None]:
-        """While open, the model can be called as a whole."""
+        """Make the whole model callable within the context."""
         return nullcontext()
 
     def check_chain(self, batch: Mapping[str, Tensor]) -> None:
-        """See, once for all batches, that the blocks can be run one after another as the model runs them.
+        """Raise if the blocks cannot be run one after another as the model runs them.
 
-        One forward pass on a few tokens, for which a streamed model reads every block.
+        The first call runs a few forward passes on a few tokens (a streamed model reads every block once); the result
+        is kept for later calls.
 
         Raises:
-            ModelError: they cannot; the block is named.
+            ModelError: the blocks do not form a chain; the message names the block.
         """
         self._find_chain(batch)
 
     def _find_chain(self, batch: Mapping[str, Tensor]) -> Chain:
         if self._chain is None:
             try:
-                self._chain = self._watched(few_tokens(batch))
+                self._chain = self._verified_chain(few_tokens(batch))
             except ModelError as error:
                 self._chain = error
         if isinstance(self._chain, ModelError):
             raise self._chain
         return self._chain
 
-    def _watched(self, batch: dict[str, Tensor]) -> Chain:
+    def _verified_chain(self, batch: dict[str, Tensor]) -> Chain:
         names = [metadata.name for metadata in self._metadata]
         if len(stacks := {name.rpartition(".")[0] for name in names}) > 1:
             raise ModelError(
-                f"the blocks must be one stack to be run one after another, got {', '.join(sorted(stacks))}.",
+                f"blocks must form a single stack to be run one after another, got {', '.join(sorted(stacks))}.",
                 hint=WITHOUT_ACTIVATIONS,
             )
         shared = [pair for metadata in self._metadata for pair in metadata.shared]
         if shared:
             name, other = shared[0]
             raise ModelError(
-                f"layers must belong to one block to be measured, got {name}, which is {other} too.",
+                f"layers must belong to one block to be measured, got {name}, which shares its weight with {other}.",
                 hint=WITHOUT_ACTIVATIONS,
             )
         with self.evaluation(), torch.no_grad():
             with self.whole():
-                watched = watch_chain(self.modules, names, lambda: self._call_model(batch))
-            chain = watched.chain
+                observed = observe_chain(self.modules, names, lambda: self._call_model(batch))
+            chain = observed.chain
             calls = self._capture(batch, chain)
-            flat = [call for found in calls.arguments for call in found]
-            for call, index, expected, handed in zip(flat, chain.calls, watched.arguments, chain.handed, strict=True):
-                found = arguments_of(tuple(call.args), call.kwargs)
-                require_same_arguments(found, expected, but=handed, name=names[index])
+            flat = [call for block_calls in calls.arguments for call in block_calls]
+            for call, index, expected, forwarded in zip(
+                flat, chain.calls, observed.arguments, chain.forwarded, strict=True
+            ):
+                actual = arguments_of(tuple(call.args), call.kwargs)
+                require_same_arguments(actual, expected, forwarded=forwarded, name=names[index])
             if self.in_memory:
-                # What runs one after another on the captured arguments is what ran in the model.
+                # Running the blocks on the captured arguments must reproduce the activations of the model.
                 hidden = calls.hidden
-                for index, after in enumerate(watched.after):
+                for index, after in enumerate(observed.after):
                     hidden = self.open(index)(hidden, calls.arguments[index])
                     require_same(hidden, after, f"the output of {names[index]}")
-            require_same_output(lambda: self._finish(batch, watched.after[-1], chain), watched.output)
+            require_same_output(lambda: self._finish(batch, observed.after[-1], chain), observed.output)
         return chain
 
     def capture(self, batch: Mapping[str, Tensor], *, repeats: bool = False) -> BlockCalls:
-        """Run the model with blocks that only write down how they are called.
+        """Record the arguments of all block calls on a batch.
 
-        Every block's own arguments are taken (masks and position embeddings can differ between blocks), the work of
-        the blocks and of the head is skipped.
+        The model runs with its blocks replaced by recorders, so the work of the blocks and of the head is skipped.
+        Arguments are recorded per block, because masks and position embeddings can differ between blocks.
 
         Args:
             batch: inputs of the model.
-            repeats: whether a block may be called several times in a row (ALBERT): all of its calls count then.
+            repeats: allow several calls of a block in a row (ALBERT), and record all of them.
 
         Raises:
             ModelError: the blocks cannot be run one after another.
@@ -161,16 +165,16 @@ class RunnableBlocks:
             by_name = not args
             hidden, args, kwargs = hidden_argument(args, kwargs)
             first.append((hidden, 0 if hidden.is_inference() else hidden._version))
-            if number >= len(chain.calls) or chain.calls[number] != index or not _same(first[0], first[-1]):
+            if number >= len(chain.calls) or chain.calls[number] != index or not _is_unchanged(first[0], first[-1]):
                 raise ModelError(
-                    "blocks must be called one after another, each on what the one before returned, got something "
-                    f"else before {self._metadata[index].name}.",
+                    "blocks must be called one after another, each on the output of the previous one, got other "
+                    f"operations before {self._metadata[index].name}.",
                     hint=WITHOUT_ACTIVATIONS,
                 )
             flat.append(BlockCall(list(args), kwargs, by_name, chain.forms[number]))
             arguments[index].append(flat[-1])
-            for key, (giver, place) in chain.handed[number].items():
-                flat[giver].handed.append((flat[-1], key, place))
+            for key, (producer, place) in chain.forwarded[number].items():
+                flat[producer].forwarded.append((flat[-1], key, place))
             if number + 1 == len(chain.calls):
                 raise _AllCaptured
             return chain.forms[number].with_hidden(hidden)
@@ -181,27 +185,27 @@ class RunnableBlocks:
         return BlockCalls(first[0][0], tuple(map(tuple, arguments)))
 
     def output(self, batch: Mapping[str, Tensor], hidden: Tensor) -> Any:
-        """What the model makes of a batch when these are the hidden states after its last block."""
+        """Compute the output of the model on a batch, given the hidden states after its last block."""
         return self._finish(batch, hidden, self._find_chain(batch))
 
     def _finish(self, batch: Mapping[str, Tensor], hidden: Tensor, chain: Chain) -> Any:
-        def give(index: int, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def pass_through(index: int, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             last = number + 1 == len(chain.calls)
             return chain.forms[number].with_hidden(hidden if last else hidden_argument(args, kwargs)[0])
 
-        return self._run_with(give, batch)
+        return self._run_with(pass_through, batch)
 
     def _run_with(
         self, stand_in: Callable[[int, int, tuple[Any, ...], dict[str, Any]], Any], batch: Mapping[str, Tensor]
     ) -> Any:
-        """Run the model on a batch with something else in the place of its blocks.
+        """Run the model on a batch with its blocks replaced.
 
         Args:
-            stand_in: gets the index of the block, the number of the call, and its arguments.
+            stand_in: called instead of each block with block index, number of the call, args and kwargs.
             batch: inputs of the model.
         """
-        # Hooks of accelerate are such attributes, too.
-        own = [module.__dict__.get("forward") for module in self.modules]
+        # Hooks of accelerate also replace `forward` on the instance: restore them afterwards.
+        instance_forwards = [module.__dict__.get("forward") for module in self.modules]
         number = iter(range(2**62))
 
         def replacement(index: int) -> Callable[..., Any]:
@@ -215,21 +219,21 @@ class RunnableBlocks:
         except _AllCaptured:
             return None
         finally:
-            for module, forward in zip(self.modules, own, strict=True):
-                del module.forward  # uncovers the method of the class
+            for module, forward in zip(self.modules, instance_forwards, strict=True):
+                del module.forward  # the method of the class is visible again
                 if forward is not None:
                     module.forward = forward
 
     def _call_model(self, batch: Mapping[str, Tensor]) -> Any:
-        """Run the model, without a cache: with one, blocks would not compute the same when they are called again."""
+        """Run the model without a cache: a cache would change the result of repeated block calls."""
         parameters = inspect.signature(self.model.forward).parameters
-        takes = "use_cache" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        takes_cache = "use_cache" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         configs = (getattr(self.model, "config", None), self.config)
-        extra = {"use_cache": False} if takes and any(hasattr(c, "use_cache") for c in configs) else {}
+        extra = {"use_cache": False} if takes_cache and any(hasattr(c, "use_cache") for c in configs) else {}
         with run_eagerly():
             return self.model(**{name: value.to(self.device) for name, value in batch.items()}, **extra)
 
 
-def _same(one: tuple[Tensor, int], other: tuple[Tensor, int]) -> bool:
-    """Whether these are one tensor that was not changed in between, given how often it was changed before each."""
+def _is_unchanged(one: tuple[Tensor, int], other: tuple[Tensor, int]) -> bool:
+    """Return whether two (tensor, version) pairs are the same tensor without in-place changes in between."""
     return one[0] is other[0] and one[1] == other[1]

@@ -1,4 +1,4 @@
-"""Where the weight of a layer lies in memory: a plain parameter, a quantised one, or one with adapters on it."""
+"""Read and write layer weights in memory: plain, sharded, quantised, or with PEFT adapters."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ MERGE_FIRST = "Merge it first: model.merge_and_unload()."
 
 @dataclass(frozen=True)
 class ModuleStore:
-    """The weight of a module in memory; with adapters what they make of it, which is computed and not stored.
+    """Weight of a module in memory. With adapters, `read` computes the effective weight, and `write` is refused.
 
     Attributes:
-        module: with its adapters.
-        attribute: the parameter of the module under them.
-        left_out: adapters that are not in what was read last, with the reason.
+        module: the module, including its adapters.
+        attribute: name of the parameter on the module under the adapters.
+        left_out: adapters that were not applied in the last `read`, each with the reason.
     """
 
     module: nn.Module
@@ -31,7 +31,7 @@ class ModuleStore:
     left_out: list[str] = field(default_factory=list, compare=False)
 
     def read(self, layer: LayerMetadata) -> Tensor:
-        """The layer's part of the parameter."""
+        """Read the layer's part of the parameter, dequantised, with adapters applied."""
         weight = _dequantised(innermost_base(self.module), self.attribute)
         if is_adapted(self.module):
             weight, self.left_out[:] = with_adapters(self.module, weight)
@@ -41,28 +41,28 @@ class ModuleStore:
         """Overwrite the layer's part.
 
         Raises:
-            ModelError: an adapter, whose sum cannot be overwritten.
+            ModelError: the module has an adapter.
         """
         if is_adapted(self.module):
             raise ModelError(
-                f"weights must be plain to be overwritten, got an adapter in {layer.name}.", hint=MERGE_FIRST
+                f"weights must have no adapter to be overwritten, got one in {layer.name}.", hint=MERGE_FIRST
             )
         layer.part.into_(getattr(self.module, self.attribute), weight)
 
 
 def count_zeros(tensor: Tensor) -> int:
-    """How many entries are zero; a pass over them that makes no mask."""
+    """Count the entries that are zero, in one pass without a mask tensor."""
     if tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1:
-        # torch does not count those of float8.
+        # count_nonzero does not support float8.
         return int((tensor == 0).sum())
     return tensor.numel() - int(tensor.count_nonzero())
 
 
 def _dequantised(module: nn.Module, attribute: str) -> Tensor:
-    """A whole parameter in a float dtype, by the means of the library that quantised it; others as they are."""
+    """Return a whole parameter: gathered if sharded, dequantised by its library if quantised."""
     weight: Any = getattr(module, attribute)
     if hasattr(weight, "full_tensor"):
-        # Sharded (FSDP2, tensor parallelism): all processes of the mesh read it together.
+        # Sharded (FSDP2, tensor parallelism): a collective operation, all processes of the mesh take part.
         return cast(Tensor, weight.detach().full_tensor())
     if type(weight).__name__ in ("Params4bit", "Int8Params"):
         from transformers.integrations.bitsandbytes import dequantize_bnb_weight

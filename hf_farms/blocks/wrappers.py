@@ -1,4 +1,4 @@
-"""Wrappers around a model, or around modules inside it: torch.compile, data parallelism, PEFT."""
+"""Remove wrappers around a model or inside it: torch.compile, DDP, FSDP, DeepSpeed, PEFT."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from torch import nn
 
 __all__ = ["plain_name", "run_eagerly", "unwrapped"]
 
-# Wrappers that keep the model under `module`, by the names of their classes: their libraries may not be installed.
-HOLDERS = frozenset({"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "DeepSpeedEngine"})
-# Parts of a name that no model has itself.
-WRAPPED = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+# Wrapper classes that hold the model as `module`. By name, because their libraries may not be installed.
+WRAPPER_CLASSES = frozenset({"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "DeepSpeedEngine"})
+# Name parts that wrappers insert.
+WRAPPER_NAMES = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model itself, whose names are those of its checkpoint; adapters of PEFT stay on its layers."""
+    """Return the model inside all wrappers, with the names of its checkpoint; PEFT adapters stay on its layers."""
     while (inner := _inner(model)) is not None:
         model = inner
     return model
 
 
 def _inner(model: nn.Module) -> nn.Module | None:
-    for name in WRAPPED:
+    for name in WRAPPER_NAMES:
         if isinstance(inner := model._modules.get(name), nn.Module):
             return inner
-    if any(base.__name__ in HOLDERS for base in type(model).__mro__):
+    if any(base.__name__ in WRAPPER_CLASSES for base in type(model).__mro__):
         inner = getattr(model, "module", None)
         return inner if isinstance(inner, nn.Module) else None
     if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
@@ -39,14 +39,14 @@ def _inner(model: nn.Module) -> nn.Module | None:
 
 
 def plain_name(name: str) -> str:
-    """A module's or parameter's name without the wrappers that are inside the model."""
-    return ".".join(part for part in name.split(".") if part not in WRAPPED)
+    """Remove the parts that wrappers insert from a module or parameter name."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPER_NAMES)
 
 
 @contextmanager
 def run_eagerly() -> Iterator[None]:
-    """While open, compiled modules run as they were written: their graphs would not see what stands in for a block."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes a second
+    """Run compiled modules eagerly within the context: a compiled graph would ignore replaced blocks."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes a second
         yield
         return
     with torch.compiler.set_stance("force_eager"):

@@ -83,7 +83,7 @@ def test_adapters_on_the_parameters_of_experts_are_refused_and_not_overlooked():
 
 def test_adapted_layers_are_not_overwritten():
     layer = layers_of(adapted())[0, "q"]
-    with pytest.raises(ModelError, match="weights must be plain to be overwritten, got an adapter"):
+    with pytest.raises(ModelError, match="weights must have no adapter to be overwritten, got one"):
         layer.write_(layer.read())
 
 

@@ -200,10 +200,10 @@ def test_a_shard_that_is_damaged_during_the_run(damage, tmp_path):
 
     _, streamed = both(folder)
     with pytest.raises(
-        ModelError, match=r"weights must stay as they are while they are read, got model-0000.*"
+        ModelError, match=r"weight files must not change while they are read, got model-0000.*"
     ) as raised:
         written(streamed, tmp_path / "b", config, progress=break_it)
-    assert ("gone" if damage == "gone" else "truncated or changed") in str(raised.value)
+    assert ("removed from" if damage == "gone" else "truncated or changed") in str(raised.value)
     assert "run the same command again" in raised.value.hint
     shard.write_bytes(content)
     (tmp_path / "b" / "records").rename(tmp_path / "records")
@@ -252,7 +252,7 @@ def test_a_block_that_is_called_without_hidden_states_is_refused(llama):
         return (), {"states": args[0] if args else kwargs.pop("hidden_states"), **kwargs}
 
     llama.model.layers[0].register_forward_pre_hook(rename, with_kwargs=True)
-    with pytest.raises(ModelError, match=r"blocks must take hidden states first, got a call with .*states"):
+    with pytest.raises(ModelError, match=r"blocks must take hidden states as first argument, got a call with .*states"):
         prune(llama, PruneConfig(allocation="uniform"), calibration=[ids()])
 
 

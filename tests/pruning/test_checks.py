@@ -21,7 +21,7 @@ from hf_farms.pruning.pruner import prune
 
 def test_two_stacks_cannot_be_run_one_after_another(monkeypatch):
     monkeypatch.setattr(pruner, "analyze", lambda *_, **__: pytest.fail("measured first"))
-    with pytest.raises(ModelError, match="the blocks must be one stack") as refused:
+    with pytest.raises(ModelError, match="blocks must form a single stack") as refused:
         prune(family_model("t5"), calibration=[torch.arange(8)])
     assert refused.value.hint == WITHOUT_ACTIVATIONS
 
