@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         PruneConfig,
         S2FTConfig,
     )
+    from hf_farms.config import EvaluationConfig, FarmsConfig, FarmsLRConfig, LoadOptions, PruneConfig, S2FTConfig
     from hf_farms.hub import push
     from hf_farms.metrics.perplexity import Perplexity
     from hf_farms.pruning.pruner import prune
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from hf_farms.s2ft.surgery import apply_s2ft, restore, write_back
     from hf_farms.spectra.analysis import analyze
     from hf_farms.spectra.spectrum import layer_spectrum
+    from hf_farms.workflows.evaluate import evaluate_checkpoint
 
     __version__: str
 
@@ -54,6 +56,7 @@ __all__ = [
     "allocate_sparsity",
     "analyze",
     "apply_s2ft",
+    "evaluate_checkpoint",
     "layer_spectrum",
     "plan_sparsity",
     "prune",
@@ -81,6 +84,7 @@ _HOME = {
     "allocate_sparsity": "allocation.sparsity",
     "analyze": "spectra.analysis",
     "apply_s2ft": "s2ft.surgery",
+    "evaluate_checkpoint": "workflows.evaluate",
     "layer_spectrum": "spectra.spectrum",
     "plan_sparsity": "allocation.plan",
     "prune": "pruning.pruner",

@@ -7,6 +7,7 @@
     │   ├── OutputError              the output folder: not ours, not writable, disk full
     │   └── HubError                 the Hub refused or could not be reached
     └── ValueError                   an argument outside its range (raised by configs and pure functions)
+        └── ArgumentError            the same, raised by a workflow before any work
 
 Warning:
     └── UserWarning
@@ -18,9 +19,22 @@ Every message is one sentence that says what must hold, what was found, and what
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from hf_farms.privacy.masking import mask_secrets
 
-__all__ = ["DataError", "HfFarmsError", "HfFarmsWarning", "HubError", "ModelError", "NoEffectWarning", "OutputError"]
+__all__ = [
+    "ArgumentError",
+    "DataError",
+    "HfFarmsError",
+    "HfFarmsWarning",
+    "HubError",
+    "ModelError",
+    "NoEffectWarning",
+    "OutputError",
+    "argument_errors",
+]
 
 
 class HfFarmsError(Exception):
@@ -50,6 +64,25 @@ class OutputError(HfFarmsError):
 
 class HubError(HfFarmsError):
     """The Hub refused a request or could not be reached."""
+
+
+class ArgumentError(ValueError):
+    """An argument is out of range or contradicts another one, whatever the model and the files are."""
+
+
+@contextmanager
+def argument_errors() -> Iterator[None]:
+    """Raise each ValueError as an `ArgumentError`: for checks of arguments, and nothing else.
+
+    Raises:
+        ArgumentError: with the same message.
+    """
+    try:
+        yield
+    except ArgumentError:
+        raise
+    except ValueError as error:
+        raise ArgumentError(*error.args) from error
 
 
 class HfFarmsWarning(UserWarning):

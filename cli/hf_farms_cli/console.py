@@ -21,9 +21,11 @@ import typer
 
 from hf_farms.errors import HfFarmsError, HfFarmsWarning
 from hf_farms.hub.failure_budget import failure_budget
+from hf_farms.errors import ArgumentError, HfFarmsError, HfFarmsWarning
+from hf_farms.hub.patience import patience
 from hf_farms.privacy.masking import mask_error, mask_secrets
 from hf_farms_cli.interrupts import interrupts
-from hf_farms_cli.options import FORMATS, Format, UsageError
+from hf_farms_cli.options import FORMATS, Format
 from hf_farms_cli.progress import Lines, Stages, bars
 from hf_farms_cli.streams import IS_MAIN, err, out, say
 
@@ -166,7 +168,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
                 _say_interrupted(error)
                 raise typer.Exit(130) from None
             _explain(error)
-            raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
+            raise typer.Exit(2 if isinstance(error, ArgumentError) else 1) from None
 
     return run
 

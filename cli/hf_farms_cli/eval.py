@@ -1,14 +1,14 @@
-"""`hf-farms eval MODEL`: the options. What happens is in evaluation.py."""
+"""`hf-farms eval MODEL`: the options. The work is `evaluate_checkpoint`."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
-from hf_farms.config import EvaluationConfig
+from hf_farms.config import EvaluationConfig, LoadOptions
+from hf_farms.metrics import METRICS
 from hf_farms_cli.console import check_format, guarded, print_remark, quiet_transformers, stages
 from hf_farms_cli.options import (
     AllowPickleOption,
@@ -19,18 +19,11 @@ from hf_farms_cli.options import (
     ModelArgument,
     QuietOption,
     RevisionOption,
-    UsageError,
-    check_device,
     complete,
-    usage,
 )
-
-if TYPE_CHECKING:
-    from hf_farms.reports import EvaluationReport, PruneReport
 
 __all__ = ["eval_command"]
 
-METRICS = ("perplexity", "sparsity")
 TEXT = EvaluationConfig()
 
 
@@ -113,107 +106,43 @@ def eval_command(
         hf-farms eval Qwen/Qwen3-0.6B --metrics perplexity --text wiki.test.txt --context-length 2048 --windows 0
     """
     shown = check_format(format_, quiet, json_)
-    with usage():
-        wanted, asked = _names("metrics", metrics), _names("tasks", tasks or "")
-        size = _batch_size(batch_size)
-    if not wanted and not asked:
-        raise UsageError("metrics must not be none without tasks, as nothing would be measured. Name some --tasks.")
-    from hf_farms.files.path_checks import check_file
-    from hf_farms.files.paths import with_home, with_name
-
-    output, model = with_home(output), with_name(model)
-    if output is not None:
-        check_file(output)
-    from hf_farms.workflows.evaluate import Evaluation, check_model, check_places, evaluate
+    from hf_farms.workflows.evaluate import evaluate_checkpoint
     from hf_farms_cli.evaluation_tables import print_evaluation
 
-    report, writes = check_model(model, revision=revision, base=base)
-    with usage():
-        config = _text(
-            report,
-            source=text,
-            column=column,
-            subset=subset,
-            split=split,
-            context_length=context_length,
-            max_windows=windows,
-        )
-    reads = {"the model": model, "the text": config.source, "the folder of tasks": include_path}
-    check_places(output, Path(model) if writes else None, report, reads)
-    if "perplexity" in wanted and config.source is not None:
-        from hf_farms.data.texts import check_text
-
-        check_text(config.source, column=config.column)
-    check_device(device, dtype)
-    suite = None
-    if asked:
-        from hf_farms.metrics.tasks import TaskSuite
-
-        with usage():
-            suite = TaskSuite(asked, include_path=include_path, num_fewshot=num_fewshot, limit=limit)
     quiet_transformers()
+    stored: list[str] = []
     with stages(shown) as progress:
-        evaluation = Evaluation(
-            text=config if "perplexity" in wanted else None,
-            sparsity="sparsity" in wanted,
-            suite=suite,
-            batch_size=size,
-            device=device,
-            stream=stream,
-            allow_pickle=allow_pickle,
-            progress=progress,
-        )
-        result, written = evaluate(
-            evaluation,
+        result = evaluate_checkpoint(
             model,
-            revision=revision,
-            dtype=dtype,
-            report=report,
-            base=writes if base is None else base,
-            writes=writes,
+            metrics=[] if metrics.strip() == "none" else _names(metrics),
+            text=_text(source=text, column=column, subset=subset, split=split, context_length=context_length)
+            | _windows(windows),
+            tasks=_names(tasks),
+            num_fewshot=num_fewshot,
+            limit=limit,
+            batch_size=cast("Any", int(batch_size) if batch_size.isdecimal() else batch_size),
+            include_path=include_path,
+            base=base,
+            load=LoadOptions(dtype=dtype, device=device, stream=stream, allow_pickle=allow_pickle, revision=revision),
+            output=output,
+            progress=progress,
+            on_stored=stored.append,
         )
-    _write(result, output)
     print_evaluation(result, shown)
-    if written:
-        print_remark(f"Report and card in {model} are up to date with this.", shown)
+    for folder in stored:
+        print_remark(f"Report and card in {folder} are up to date with this.", shown)
 
 
-def _names(option: str, value: str) -> list[str]:
-    names = [name.strip() for name in value.split(",") if name.strip()]
-    if option == "metrics":
-        if names == ["none"]:
-            return []
-        for name in names:
-            if name not in METRICS:
-                raise ValueError(f"metrics must be of {', '.join(METRICS)}, or none, got {name!r}.")
-    return list(dict.fromkeys(names))
+def _names(value: str | None) -> list[str]:
+    names = [name.strip() for name in (value or "").split(",")]
+    return list(dict.fromkeys(filter(None, names)))
 
 
-def _batch_size(value: str) -> int | str:
-    if value == "auto":
-        return value
-    if not value.isdecimal() or int(value) < 1:
-        raise ValueError(f"batch_size must be a positive number or auto, got {value!r}.")
-    return int(value)
+def _text(**options: Any) -> dict[str, Any]:
+    """Fields of the text that were named; `none` names no text."""
+    changes = {name: value for name, value in options.items() if value is not None}
+    return changes | ({"source": None} if changes.get("source") == "none" else {})
 
 
-def _text(report: PruneReport | None, **given: Any) -> EvaluationConfig:
-    """The text of the report with what was asked for otherwise; with another text, nothing of the report's."""
-    config = TEXT
-    if report is not None and report.perplexity is not None and given["source"] is None:
-        config = report.perplexity.config
-    if given["source"] == "none":
-        raise ValueError("text must be one to measure on, got 'none'. Leave perplexity out: --metrics sparsity.")
-    changes = {name: value for name, value in given.items() if value is not None}
-    if given["max_windows"] == 0:
-        changes["max_windows"] = None
-    return replace(config, **changes)
-
-
-def _write(result: EvaluationReport, output: Path | None) -> None:
-    if output is not None:
-        from hf_farms.files.atomic_writes import writing
-
-        with writing(output.parent):
-            output.parent.mkdir(parents=True, exist_ok=True)
-            result.save(output)
+def _windows(number: int | None) -> dict[str, int | None]:
+    return {} if number is None else {"max_windows": number or None}

@@ -8,6 +8,8 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
+from hf_farms.errors import ArgumentError
+
 __all__ = [
     "FORMATS",
     "AllowPickleOption",
@@ -45,7 +47,7 @@ def complete(values: Sequence[str]) -> Callable[[str], list[str]]:
     return beginning_with
 
 
-class UsageError(ValueError):
+class UsageError(ArgumentError):
     """The command line is wrong, whatever the model and the files are: exit status 2."""
 
 

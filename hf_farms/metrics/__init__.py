@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["MODULES", "path"]
+__all__ = ["METRICS", "path"]
 
-MODULES = ("perplexity", "sparsity")
+METRICS = ("perplexity", "sparsity")
 
 
 def path(name: str) -> str:
@@ -26,6 +26,6 @@ def path(name: str) -> str:
     Raises:
         ValueError: there is no such metric.
     """
-    if name not in MODULES:
-        raise ValueError(f"name must be one of {', '.join(MODULES)}, got {name!r}.")
+    if name not in METRICS:
+        raise ValueError(f"name must be one of {', '.join(METRICS)}, got {name!r}.")
     return str(Path(__file__).with_name(f"{name}.py"))

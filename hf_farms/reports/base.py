@@ -14,13 +14,15 @@ from hf_farms.errors import DataError
 from hf_farms.files.atomic_writes import write_text
 from hf_farms.files.dataclass_parsing import parse_dataclass
 from hf_farms.files.documents import DocumentError, load_json, read_text, shown
+from hf_farms.files.structures import structure
+from hf_farms.files.writing import write_text, writing
 from hf_farms.privacy.masking import mask_secrets
 from hf_farms.privacy.publishing import published
 
 if TYPE_CHECKING:
     from cattrs.preconf.json import JsonConverter
 
-__all__ = ["REPORT_NAME", "SCHEMA_VERSION", "Report", "json_converter", "versions"]
+__all__ = ["REPORT_NAME", "SCHEMA_VERSION", "Report", "json_converter", "save_report", "versions"]
 
 SCHEMA_VERSION = 1
 REPORT_NAME = "hf_farms_report.json"
@@ -122,3 +124,14 @@ def json_converter() -> JsonConverter:
     from cattrs.preconf.json import make_converter
 
     return make_converter(forbid_extra_keys=True)
+
+
+def save_report(report: Report, path: Path) -> None:
+    """Write a report to a file, and make the folders that it is in.
+
+    Raises:
+        OutputError: it could not be written, or what is there is no regular file.
+    """
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        report.save(path)

@@ -1,13 +1,14 @@
-"""What `eval` measures: the model, then the dense one."""
+"""Evaluate a checkpoint: check everything, measure it, then its dense model, and store the results beside it."""
 
 from __future__ import annotations
 
 import gc
-import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from hf_farms_cards.card import check_card
 
@@ -27,252 +28,228 @@ from hf_farms.privacy.publishing import is_local
 from hf_farms.progress import Progress, one_stage
 from hf_farms.reports import REPORT_NAME, EvaluationReport, PruneReport
 from hf_farms.reports.folders import kind_of
+from hf_farms.config import EvaluationConfig, LoadOptions
+from hf_farms.config.checks import is_count
+from hf_farms.errors import HfFarmsWarning, argument_errors
+from hf_farms.files.writing import check_file, with_home, with_name
+from hf_farms.metrics import METRICS
+from hf_farms.output.places import check_apart
+from hf_farms.progress import Progress, no_progress
+from hf_farms.reports import EvaluationReport
+from hf_farms.reports.base import save_report
 from hf_farms.workflows.evaluation_results import (
-    EvaluationScores,
     known_perplexity,
     make_result,
     store,
     warn_of_another_text,
     warn_of_other_weights,
 )
-from hf_farms.workflows.texts import EvaluationText
+from hf_farms.workflows.evaluation_target import EvaluationTarget
 
-__all__ = ["Evaluation", "check_model", "check_places", "evaluate"]
+if TYPE_CHECKING:
+    from hf_farms.metrics.tasks import TaskSuite
 
-
-class Evaluation:
-    """What is measured, in the same way on every model.
-
-    Args:
-        text: for the perplexity; None: none.
-        sparsity: whether zeros are counted.
-        suite: of lm-eval; None: no tasks.
-        batch_size: questions at once.
-        device: None is a GPU if there is one.
-        stream: as for `load_model`.
-        allow_pickle: as for `load_model`.
-        progress: shown on stderr.
-    """
-
-    def __init__(
-        self,
-        *,
-        text: EvaluationConfig | None,
-        sparsity: bool,
-        suite: TaskSuite | None,
-        batch_size: int | str,
-        device: str | None,
-        stream: bool | None,
-        allow_pickle: bool,
-        progress: Progress,
-    ) -> None:
-        self.text, self._sparsity, self._suite, self._batch_size = text, sparsity, suite, batch_size
-        self._device, self._stream, self._progress = device, stream, progress
-        self._allow_pickle = allow_pickle
-        self._read: EvaluationText | None = None
-        self.notes: list[str] = []
-
-    def of(
-        self, name: str, *, revision: str | None, dtype: str, base: bool = False, perplexity: bool = True
-    ) -> EvaluationScores:
-        """Measure a model.
-
-        Args:
-            name: hub id, folder or `demo`.
-            revision: of a hub id.
-            dtype: to load it in.
-            base: whether it is the dense one that another is compared with: of that, zeros are not counted.
-            perplexity: whether the perplexity is wanted.
-
-        Raises:
-            ModelError: it cannot be loaded, or is no causal language model.
-        """
-        with_text = perplexity and self.text is not None
-        asks = self._suite is not None
-        loaded = load_model(
-            name,
-            dtype=dtype,
-            device=self._device,
-            revision=revision,
-            tokenizer=with_text or asks,
-            stream=self._stream,
-            allow_pickle=self._allow_pickle,
-            head=with_text or asks,
-        )
-        if with_text or asks:
-            hint = "Measure its zeros alone: --metrics sparsity."
-            require_causal(loaded.source.model, what="perplexity" if with_text else "tasks", hint=hint)
-        short = Path(name).name
-        nll = zeros = None
-        if with_text:
-            nll = self._text_of(loaded).measure(loaded, self._progress, f"Perplexity of {short}")
-        if self._sparsity and not base:
-            zeros = count_model_zeros(loaded.source, progress=one_stage(self._progress, f"Zeros of {short}"))
-        return EvaluationScores(loaded.source.dtype, nll, zeros, self._answers(loaded, short))
-
-    def _text_of(self, loaded: LoadedModel) -> EvaluationText:
-        """The text as tokens of the first model: the second must see the same ones."""
-        if self._read is None:
-            assert self.text is not None
-            self._read = EvaluationText(self.text, loaded)
-            self.notes += self._read.notes
-        return self._read
-
-    def _answers(self, loaded: LoadedModel, short: str) -> tuple[TaskScore, ...]:
-        if self._suite is None:
-            return ()
-        if isinstance(loaded.source, StreamedBlockSource):
-            warnings.warn(
-                f"tasks are slow on {short}: its blocks are on disk, and all of them are read for every batch. Give as "
-                "large a --batch-size as fits.",
-                HfFarmsWarning,
-                stacklevel=2,
-            )
-        assert loaded.tokenizer is not None
-        with loaded.source.whole():
-            scores = self._suite.run(
-                loaded.model,
-                loaded.tokenizer,
-                batch_size=self._batch_size,
-                progress=lambda kind, done, total: self._progress(f"Tasks on {short} ({KINDS[kind]})", done, total),
-            )
-        return tuple(scores)
+__all__ = ["evaluate_checkpoint"]
 
 
-KINDS: Mapping[str, str] = {
-    "loglikelihood": "choices",
-    "loglikelihood_rolling": "texts",
-    "generate_until": "written answers",
-}
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What is measured, after all checks.
 
-
-def check_model(name: str, *, revision: str | None, base: bool | None) -> tuple[PruneReport | None, bool]:
-    """The report of a pruned model, and whether results may be written beside it.
-
-    Args:
-        name: hub id, folder or `demo`.
-        revision: of a hub id.
-        base: whether the dense model is wanted; a repository on the Hub is asked for its report only then.
-
-    Raises:
-        ValueError: the dense model is wanted and not known.
-        DataError: the report cannot be read.
-    """
-    path = Path(name) / REPORT_NAME
-    if base and not Path(name).is_dir():
-        path = _from_hub(name, revision) or path
-    report = None
-    # Reports of other kinds name their kind.
-    if path.is_file() and kind_of(path) is None:
-        report = located_report(PruneReport.load(path), path.parent)
-    if base and report is None:
-        raise ValueError(
-            f"base must be known from {REPORT_NAME}, which {name!r} does not have. Evaluate the dense model by itself."
-        )
-    if base and report is not None and _is_gone(report):
-        raise ModelError(
-            f"the dense model must be there to be compared with, got {report.model!r}, which is not.",
-            hint="Put it there, or leave the comparison out: --no-base.",
-        )
-    # A link leads into the cache of the Hub, where nothing may change.
-    here = path.parent == Path(name) and not path.is_symlink()
-    if report is not None and here and not os.access(path.parent, os.W_OK):
-        warnings.warn(f"{name} cannot be written to: the results are only printed.", HfFarmsWarning, stacklevel=2)
-        here = False
-    return report, report is not None and here
-
-
-def _is_gone(report: PruneReport) -> bool:
-    """Whether the dense model was a folder that is not where the report says, or that says only its last part."""
-    local = report.base is None or report.base.local
-    return local and is_local(report.model) and not Path(report.model).is_dir()
-
-
-def check_places(output: Path | None, folder: Path | None, report: PruneReport | None, reads: Reads) -> None:
-    """Refuse places that must not be written to, before anything is measured.
-
-    Args:
-        output: file of the results.
-        folder: with the report and the card that the results go into.
-        report: of the pruned model.
-        reads: what is measured, and on what.
-
-    Raises:
-        OutputError: a link or a special file, something that is read, or a place in a model's folder.
-    """
-    if output is not None:
-        dense = report.model if report is not None else None
-        check_apart(output, {**reads, "the dense model": dense})
-    if folder is not None and report is not None:
-        check_within(folder, [REPORT_NAME])
-        check_card(report, folder / "README.md")
-
-
-def _from_hub(name: str, revision: str | None) -> Path | None:
-    from transformers.utils.hub import cached_file
-
-    from hf_farms.hub.client import hub_errors
-    from hf_farms.loading.names import resolve
-
-    with hub_errors(name, action="load"):
-        found = cached_file(resolve(name), REPORT_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
-    return Path(found) if found else None
-
-
-def evaluate(
-    evaluation: Evaluation,
-    name: str,
-    *,
-    revision: str | None,
-    dtype: str,
-    report: PruneReport | None,
-    base: bool,
-    writes: bool,
-) -> tuple[EvaluationReport, bool]:
-    """Measure a model, then the dense one; results go into the report and the card as soon as they are there.
-
-    Args:
-        evaluation: what is measured.
-        name: hub id, folder or `demo`.
-        revision: of a hub id.
-        dtype: to load it in.
-        report: of the pruned model.
+    Attributes:
+        target: the model.
         base: whether the dense model is measured too.
-        writes: whether the results go into the report in the folder.
+        text: of the perplexity; None: no perplexity.
+        sparsity: whether zeros are counted.
+        suite: tasks of lm-eval; None: no tasks.
+    """
+
+    target: EvaluationTarget
+    base: bool
+    text: EvaluationConfig | None
+    sparsity: bool
+    suite: TaskSuite | None
+
+
+def evaluate_checkpoint(
+    model: str | Path,
+    *,
+    metrics: Sequence[str] = METRICS,
+    text: EvaluationConfig | Mapping[str, Any] | None = None,
+    tasks: Sequence[str] = (),
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    batch_size: int | Literal["auto"] = 8,
+    include_path: str | Path | None = None,
+    base: bool | None = None,
+    load: LoadOptions | None = None,
+    output: str | Path | None = None,
+    progress: Progress | None = None,
+    on_stored: Callable[[str], None] | None = None,
+) -> EvaluationReport:
+    """Measure perplexity, sparsity and tasks of lm-eval; what `hf-farms eval` does.
+
+    Results of a folder that `prune_checkpoint` wrote go into its report and its card too, as soon as they are known.
+
+    Args:
+        model: hub id, folder or `demo`.
+        metrics: "perplexity" and "sparsity", either, or none.
+        text: the text of the perplexity. None: that of the report beside the model, else `EvaluationConfig()`. A
+            mapping changes fields of that, such as `{"max_windows": 4}`; one that names another source begins with the
+            defaults.
+        tasks: names of tasks, groups or tags of lm-eval. They need the extra: pip install "hf-farms[eval]".
+        num_fewshot: examples before each question; None: what each task says.
+        limit: only so many questions from the start of each task; None: all.
+        batch_size: questions at once; "auto": as many as fit.
+        include_path: a folder with tasks of your own, as YAML files of lm-eval.
+        base: measure the dense model too, for a paired comparison; None: where the model is a folder that
+            `prune_checkpoint` wrote and that can be written to.
+        load: where the weights come from and go to.
+        output: a JSON file for the results.
+        progress: called with the name of a stage, steps done and steps in all.
+        on_stored: called with the name of the folder after its report and card have changed.
 
     Returns:
-        The results, and whether the report has changed.
+        The results, with those of the dense model where it was measured or the report knows them.
+
+    Raises:
+        ArgumentError: an argument is out of range, or nothing would be measured.
+        HfFarmsError: the model, its report, the text or the tasks cannot be used, or a file must not be written.
+
+    Example:
+        >>> result = evaluate_checkpoint("demo", metrics=["sparsity"])
+        >>> result.sparsity.value
+        0.0
     """
-    mine = evaluation.of(name, revision=revision, dtype=dtype)
-    known = known_perplexity(mine, evaluation.text, report)
+    load, output, name = load or LoadOptions(), with_home(Path(output)) if output else None, with_name(str(model))
+    _check(metrics, tasks, batch_size)
+    if output is not None:
+        check_file(output)
+    target = EvaluationTarget.find(name, revision=load.revision, base=base)
+    config = _text(target, text) if "perplexity" in metrics else None
+    _check_places(target, output, config, include_path)
+    _check_load(load)
+    plan = _Plan(
+        target=target,
+        base=target.stored if base is None else base,
+        text=config,
+        sparsity="sparsity" in metrics,
+        suite=_suite(tasks, include_path=include_path, num_fewshot=num_fewshot, limit=limit),
+    )
+    result, changed = _measure(plan, load, batch_size, progress or no_progress)
+    if output is not None:
+        save_report(result, output)
+    if changed and on_stored is not None:
+        on_stored(name)
+    return result
+
+
+def _check(metrics: Sequence[str], tasks: Sequence[str], batch_size: int | str) -> None:
+    with argument_errors():
+        for argument, names in (("metrics", metrics), ("tasks", tasks)):
+            if isinstance(names, str):
+                raise ValueError(f"{argument} must be a sequence of names, got {names!r}. Write [{names!r}].")
+        for name in metrics:
+            if name not in METRICS:
+                raise ValueError(f"metrics must be of {', '.join(METRICS)}, or none, got {name!r}.")
+        if not metrics and not tasks:
+            raise ValueError("metrics must not be none without tasks, as nothing would be measured. Name some --tasks.")
+        if batch_size != "auto" and not is_count(batch_size):
+            raise ValueError(f"batch_size must be a positive number or auto, got {batch_size!r}.")
+
+
+def _text(target: EvaluationTarget, text: EvaluationConfig | Mapping[str, Any] | None) -> EvaluationConfig:
+    if not isinstance(text, EvaluationConfig):
+        changes, config = dict(text or {}), EvaluationConfig()
+        if "source" not in changes and target.report is not None and target.report.perplexity is not None:
+            config = target.report.perplexity.config
+        with argument_errors():
+            names = [field.name for field in fields(EvaluationConfig)]
+            if unknown := set(changes) - set(names):
+                raise ValueError(f"text must have fields of {', '.join(names)}, got {min(unknown)!r}.")
+            text = replace(config, **changes)
+    if text.source is None:
+        with argument_errors():
+            raise ValueError("text must be one to measure on, got 'none'. Leave perplexity out: --metrics sparsity.")
+    return text
+
+
+def _check_places(
+    target: EvaluationTarget, output: Path | None, text: EvaluationConfig | None, include_path: str | Path | None
+) -> None:
+    """Refuse places that must not be written to, and texts that cannot be read."""
+    source = text.source if text is not None else None
+    if output is not None:
+        dense = target.report.model if target.report is not None else None
+        reads = {"the model": target.name, "the text": source, "the folder of tasks": include_path}
+        check_apart(output, {**reads, "the dense model": dense})
+    target.check_writable()
+    if text is not None and source is not None:
+        from hf_farms.data.texts import check_text
+
+        check_text(source, column=text.column)
+
+
+def _check_load(load: LoadOptions) -> None:
+    from hf_farms.loading.devices import find_device, parse_dtype
+
+    with argument_errors():
+        parse_dtype(load.dtype)
+        find_device(load.device)
+
+
+def _suite(tasks: Sequence[str], **options: Any) -> TaskSuite | None:
+    if not tasks:
+        return None
+    from hf_farms.metrics.tasks import TaskSuite
+
+    with argument_errors():
+        return TaskSuite(tasks, **options)
+
+
+def _measure(
+    plan: _Plan, load: LoadOptions, batch_size: int | str, progress: Progress
+) -> tuple[EvaluationReport, bool]:
+    """Measure the model, then the dense one; results are stored as soon as they are known.
+
+    Returns:
+        The results, and whether the report in the folder has changed.
+    """
+    from hf_farms.workflows.evaluation_scores import Evaluator
+
+    evaluator = Evaluator(
+        text=plan.text, sparsity=plan.sparsity, suite=plan.suite, batch_size=batch_size, load=load, progress=progress
+    )
+    target, report = plan.target, plan.target.report
+    scores = evaluator.measure(target.name, revision=load.revision, dtype=load.dtype, zeros=True, perplexity=True)
+    known = known_perplexity(scores, plan.text, report)
     if report is not None:
-        known = warn_of_other_weights(mine, known, report)
-    dense_name, dense_revision = _dense_model(report, Path(name)) if report is not None else (None, None)
-    make = partial(make_result, name, mine, text=evaluation.text, known=known, base=dense_name)
-    result = make(notes=evaluation.notes)
-    if writes and report is not None:
+        known = warn_of_other_weights(scores, known, report)
+    dense = target.dense
+    make = partial(make_result, target.name, scores, text=plan.text, known=known, base=dense[0] if dense else None)
+    result = make(notes=evaluator.notes)
+    if target.stored and report is not None:
         warn_of_another_text(result, report)
-    written = writes and store(Path(name), result)
-    wanted = mine.nll is not None and (known is None or known.dense is None)
-    if base and (wanted or mine.tasks) and report is not None and _is_gone(report):
+    changed = target.stored and store(Path(target.name), result)
+    perplexity = scores.nll is not None and (known is None or known.dense is None)
+    if plan.base and dense is not None and (perplexity or scores.tasks) and _is_there(target):
+        # Two models in memory would be one too many.
+        gc.collect()
+        dense_scores = evaluator.measure(
+            dense[0], revision=dense[1], dtype=scores.dtype, zeros=False, perplexity=perplexity
+        )
+        result = make(notes=evaluator.notes, dense=dense_scores)
+        changed |= target.stored and store(Path(target.name), result)
+    return result, changed
+
+
+def _is_there(target: EvaluationTarget) -> bool:
+    """Whether the dense model can be measured; a warning where not."""
+    if target.report is not None and target.dense_is_missing:
         warnings.warn(
-            f"the dense model is not at {report.model!r}, where the report has it: it was not measured.",
+            f"the dense model is not at {target.report.model!r}, where the report has it: it was not measured.",
             HfFarmsWarning,
             stacklevel=2,
         )
-        base = False
-    if base and dense_name is not None and (wanted or mine.tasks):
-        # Two models in memory would be one too many.
-        gc.collect()
-        dense = evaluation.of(dense_name, revision=dense_revision, dtype=mine.dtype, base=True, perplexity=wanted)
-        result = make(notes=evaluation.notes, dense=dense)
-        written |= writes and store(Path(name), result)
-    return result, written
-
-
-def _dense_model(report: PruneReport, folder: Path) -> tuple[str, str | None]:
-    """Name and revision of the model that was pruned."""
-    if report.base is not None and not report.base.local:
-        return report.base.repo_id, report.base.revision
-    recipe = folder / RECIPE_NAME
-    return report.model, Recipe.load(recipe).revision if recipe.is_file() else None
+        return False
+    return True

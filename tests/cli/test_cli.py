@@ -259,7 +259,7 @@ def test_debug_keeps_the_traceback():
         (["analyze", "demo", "--format", "xml"], "format must be one of auto, human, agent, json, quiet, got 'xml'"),
         (["eval", "demo", "--metrics", "accuracy"], "metrics must be of perplexity, sparsity, or none, got 'accuracy'"),
         (["eval", "demo", "--metrics", "none"], "metrics must not be none without tasks"),
-        (["eval", "demo", "--batch-size", "0"], "batch_size must be a positive number or auto, got '0'"),
+        (["eval", "demo", "--batch-size", "0"], "batch_size must be a positive number or auto, got 0"),
         (["eval", "demo", "--context-length", "1"], "context_length must be an integer of at least 2, got 1"),
         (["eval", "demo", "--text", "none"], "text must be one to measure on, got 'none'"),
         (["eval", "demo", "--dtype", "int3"], "dtype must be auto, float32, bfloat16 or float16, got 'int3'"),

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_farms
 from hf_farms.demo import demo_model, demo_text
-from hf_farms.metrics import MODULES, path
+from hf_farms.metrics import METRICS, path
 from hf_farms.metrics.nll import text_nll
 from hf_farms.metrics.sparsity_count import count_model_zeros
 
@@ -64,7 +64,7 @@ def test_combine_and_save(demo, direct, tmp_path):
     assert json.loads(Path(saved).read_text())["perplexity"] == direct.perplexity
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", METRICS)
 def test_a_module_describes_itself(name):
     metric = evaluate.load(path(name))
     assert metric.name == name

@@ -1,0 +1,118 @@
+"""The model to evaluate: its report, its dense model, and whether results may be stored beside it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from hf_farms_cards.card import check_card
+
+from hf_farms.errors import HfFarmsWarning, ModelError
+from hf_farms.files.writing import check_within
+from hf_farms.output.known_places import located_report
+from hf_farms.output.recipe import RECIPE_NAME, Recipe
+from hf_farms.privacy.publishing import is_local
+from hf_farms.reports import REPORT_NAME, PruneReport
+from hf_farms.reports.folders import kind_of
+
+__all__ = ["EvaluationTarget"]
+
+
+@dataclass(frozen=True)
+class EvaluationTarget:
+    """The model to evaluate.
+
+    Attributes:
+        name: hub id, folder or `demo`.
+        revision: of a hub id.
+        report: of the pruning; None where there is none.
+        stored: whether results go into the report and the card in the folder.
+    """
+
+    name: str
+    revision: str | None
+    report: PruneReport | None
+    stored: bool
+
+    @classmethod
+    def find(cls, name: str, *, revision: str | None, base: bool | None) -> Self:
+        """Read the report of a model, if there is one.
+
+        Args:
+            name: hub id, folder or `demo`.
+            revision: of a hub id.
+            base: whether the dense model is measured; a repository on the Hub is asked for its report only then.
+
+        Raises:
+            ModelError: the dense model is to be measured, and is unknown or missing.
+            DataError: the report cannot be read.
+        """
+        path = Path(name) / REPORT_NAME
+        if base and not Path(name).is_dir():
+            path = _from_hub(name, revision) or path
+        report = None
+        # Reports of other kinds name their kind.
+        if path.is_file() and kind_of(path) is None:
+            report = located_report(PruneReport.load(path), path.parent)
+        # A link leads into the cache of the Hub, where nothing may change.
+        in_folder = report is not None and path.parent == Path(name) and not path.is_symlink()
+        target = cls(name, revision, report, in_folder and os.access(path.parent, os.W_OK))
+        if base:
+            target._require_dense()
+        if in_folder and not target.stored:
+            warnings.warn(f"{name} cannot be written to: the results are only printed.", HfFarmsWarning, stacklevel=2)
+        return target
+
+    def _require_dense(self) -> None:
+        if self.report is None:
+            raise ModelError(
+                f"base must be known from {REPORT_NAME}, which {self.name!r} does not have. Evaluate the dense model "
+                "by itself."
+            )
+        if self.dense_is_missing:
+            raise ModelError(
+                f"the dense model must be there to be compared with, got {self.report.model!r}, which is not.",
+                hint="Put it there, or leave the comparison out: --no-base.",
+            )
+
+    @property
+    def dense_is_missing(self) -> bool:
+        """Whether the dense model was a folder that is not where the report says, or that says only its last part."""
+        if self.report is None:
+            return False
+        local = self.report.base is None or self.report.base.local
+        return local and is_local(self.report.model) and not Path(self.report.model).is_dir()
+
+    @property
+    def dense(self) -> tuple[str, str | None] | None:
+        """Name and revision of the dense model; None where they are unknown."""
+        if self.report is None:
+            return None
+        if self.report.base is not None and not self.report.base.local:
+            return self.report.base.repo_id, self.report.base.revision
+        recipe = Path(self.name) / RECIPE_NAME
+        return self.report.model, Recipe.load(recipe).revision if recipe.is_file() else None
+
+    def check_writable(self) -> None:
+        """Refuse a folder whose report or card must not be written to.
+
+        Raises:
+            OutputError: a link or a special file.
+        """
+        if self.stored and self.report is not None:
+            check_within(Path(self.name), [REPORT_NAME])
+            check_card(self.report, Path(self.name) / "README.md")
+
+
+def _from_hub(name: str, revision: str | None) -> Path | None:
+    from transformers.utils.hub import cached_file
+
+    from hf_farms.hub.client import hub_errors
+    from hf_farms.loading.names import resolve
+
+    with hub_errors(name, action="load"):
+        path = cached_file(resolve(name), REPORT_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return Path(path) if path else None
