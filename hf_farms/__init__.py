@@ -25,7 +25,6 @@ if TYPE_CHECKING:
         PruneConfig,
         S2FTConfig,
     )
-    from hf_farms.config import EvaluationConfig, FarmsConfig, FarmsLRConfig, LoadOptions, PruneConfig, S2FTConfig
     from hf_farms.hub import push
     from hf_farms.metrics.perplexity import Perplexity
     from hf_farms.pruning.pruner import prune

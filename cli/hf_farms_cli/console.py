@@ -19,10 +19,8 @@ from typing import Any, ParamSpec
 
 import typer
 
-from hf_farms.errors import HfFarmsError, HfFarmsWarning
-from hf_farms.hub.failure_budget import failure_budget
 from hf_farms.errors import ArgumentError, HfFarmsError, HfFarmsWarning
-from hf_farms.hub.patience import patience
+from hf_farms.hub.failure_budget import failure_budget
 from hf_farms.privacy.masking import mask_error, mask_secrets
 from hf_farms_cli.interrupts import interrupts
 from hf_farms_cli.options import FORMATS, Format

@@ -4,7 +4,6 @@ The same object feeds the function, the callback, the command line, the report a
 """
 
 from hf_farms.config.loading import DTYPES, LoadOptions
-from hf_farms.config.loading import LoadOptions
 from hf_farms.config.lr import LR_MAPS, LR_QUANTITIES, LR_UNITS, FarmsLRConfig, LRMap, LRQuantity, LRUnit
 from hf_farms.config.prune import (
     ALLOCATIONS,

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from hf_farms.errors import DataError
-from hf_farms.files.atomic_writes import write_text
+from hf_farms.files.atomic_writes import write_text, writing
 from hf_farms.files.dataclass_parsing import parse_dataclass
 from hf_farms.files.documents import DocumentError, load_json, read_text, shown
-from hf_farms.files.structures import structure
-from hf_farms.files.writing import write_text, writing
 from hf_farms.privacy.masking import mask_secrets
 from hf_farms.privacy.publishing import published
 

@@ -10,30 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_farms_cards.card import check_card
-
-from hf_farms.blocks import StreamedBlockSource
-from hf_farms.config import EvaluationConfig
-from hf_farms.errors import HfFarmsWarning, ModelError
-from hf_farms.files.path_checks import check_within
-from hf_farms.loading.opening import LoadedModel, load_model
-from hf_farms.metrics.nll import require_causal
-from hf_farms.metrics.sparsity_count import count_model_zeros
-from hf_farms.metrics.task_scores import TaskScore
-from hf_farms.metrics.tasks import TaskSuite
-from hf_farms.output.allowed_paths import Reads, check_apart
-from hf_farms.output.local_paths import located_report
-from hf_farms.output.recipe import RECIPE_NAME, Recipe
-from hf_farms.privacy.publishing import is_local
-from hf_farms.progress import Progress, one_stage
-from hf_farms.reports import REPORT_NAME, EvaluationReport, PruneReport
-from hf_farms.reports.folders import kind_of
 from hf_farms.config import EvaluationConfig, LoadOptions
 from hf_farms.config.checks import is_count
 from hf_farms.errors import HfFarmsWarning, argument_errors
-from hf_farms.files.writing import check_file, with_home, with_name
+from hf_farms.files.path_checks import check_file
+from hf_farms.files.paths import with_home, with_name
 from hf_farms.metrics import METRICS
-from hf_farms.output.places import check_apart
+from hf_farms.metrics.tasks import TaskSuite
+from hf_farms.output.allowed_paths import check_apart
 from hf_farms.progress import Progress, no_progress
 from hf_farms.reports import EvaluationReport
 from hf_farms.reports.base import save_report

@@ -11,8 +11,8 @@ from typing import Self
 from hf_farms_cards.card import check_card
 
 from hf_farms.errors import HfFarmsWarning, ModelError
-from hf_farms.files.writing import check_within
-from hf_farms.output.known_places import located_report
+from hf_farms.files.path_checks import check_within
+from hf_farms.output.local_paths import located_report
 from hf_farms.output.recipe import RECIPE_NAME, Recipe
 from hf_farms.privacy.publishing import is_local
 from hf_farms.reports import REPORT_NAME, PruneReport
