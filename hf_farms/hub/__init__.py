@@ -1,16 +1,16 @@
-"""The Hub: what is asked of it, what is checked before a push, and the upload.
+"""The Hub: download metadata, check a push before expensive work, and upload.
 
-client.py          the client, retries, errors in one sentence
-errors.py          what the client raises -> one sentence
-request_retries.py HTTP retries, Retry-After, slow and broken answers
-failure_budget.py  limit the failed requests of a command
-base_model.py      the dense model: commit, licence, size
-licence_files.py   its licence files
-preflight.py       checks before a push
-contents.py        which files of a folder belong to a model
-folders.py         whether a folder is complete, and what the Hub has of it
-staging.py         the files as they are sent
-upload.py          the upload, to a branch or a pull request
+client.py            the Hub client, retries of calls, time limits
+errors.py            errors of the client -> one sentence with a remedy
+request_retries.py   HTTP retries, Retry-After (429), slow and broken answers
+failure_budget.py    limit the failed requests of a command
+base_model.py        the dense model: commit, licence, size
+licence_files.py     its licence files
+preflight.py         checks before a push
+contents.py          select the files of a folder that are pushed
+folders.py           check that a folder is complete, and compare it with the Hub
+staging.py           a copy of the files to push, without private paths and secrets
+upload.py            the upload, to a branch or a pull request
 """
 
 from hf_farms.hub.base_model import weights_size

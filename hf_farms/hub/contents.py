@@ -1,6 +1,6 @@
-"""What of a folder belongs to a model, by name: only that is pushed.
+"""Select the files of a folder that are pushed: an allow-list of the file names of a model.
 
-The names are those that transformers, PEFT, sentence-transformers and the Hub give to the files of a model, and ours.
+The names are those of transformers, PEFT, sentence-transformers, the Hub and hf-farms.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from hf_farms.hub.base_model import LICENCE_FILE
 __all__ = ["Contents", "read_contents"]
 
 IMAGE = r"\.(png|jpe?g|gif|webp|svg)"
-# Names in the folder itself, and paths below it; each as a whole.
-BELONGING = re.compile(
+# Relative paths; each must match in full.
+MODEL_FILE = re.compile(
     "|".join(
         (
             # Configs.
@@ -40,7 +40,7 @@ BELONGING = re.compile(
             # sentence-transformers.
             r"modules\.json|config_sentence_transformers\.json|sentence_bert_config\.json",
             r"\d+_\w+/(config\.json|model\.safetensors)",
-            # Ours, and results of a training or an evaluation.
+            # Files of hf-farms, and results of training or evaluation.
             r"README\.md|recipe\.yaml|hf_farms_report\.json|farms_lr\.jsonl|CITATION\.cff|\.gitattributes",
             r"(all|train|eval|test|predict)_results\.json|trainer_state\.json|\.eval_results/[\w.-]+\.ya?ml",
             rf"figures/[\w./-]+{IMAGE}",
@@ -49,61 +49,66 @@ BELONGING = re.compile(
     )
 )
 COPYING = re.compile(r"(COPYING|COPYRIGHT|ACCEPTABLE_USE_POLICY)([-_.][^/]*)?", re.IGNORECASE)
-# Nobody needs to be told that our own unfinished work is not pushed.
-OWN_STATE = re.compile(r"(.*/)?(\.hf-farms-unfinished/.*|[^/]*\.partial(/.*)?)")
-MODULES = re.compile(r"^\s*(?:from\s+\.(\w+)\s+import|from\s+\.\s+import\s+(\w+)|import\s+\.(\w+))", re.MULTILINE)
+# Unfinished work of hf-farms, which is left out silently.
+UNFINISHED = re.compile(r"(.*/)?(\.hf-farms-unfinished/.*|[^/]*\.partial(/.*)?)")
+RELATIVE_IMPORT = re.compile(
+    r"^\s*(?:from\s+\.(\w+)\s+import|from\s+\.\s+import\s+(\w+)|import\s+\.(\w+))", re.MULTILINE
+)
 CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What is in a folder.
+    """The files of a folder, sorted into those to push and the rest.
 
     Attributes:
-        files: what belongs to the model: names in a repository, and where they are.
-        others: names of everything else, each with why it is left out.
+        files: files of the model: name in the repository -> path.
+        others: everything else: name -> reason why it is not pushed.
     """
 
     files: Mapping[str, Path]
     others: Mapping[str, str]
 
     def left_out(self, limit: int = 6) -> str | None:
-        """What is not pushed, as the middle of a sentence: folders as one, links with what they are; None: nothing."""
+        """List the names that are not pushed, for a message; None: there are none.
+
+        Files of a folder are listed as the folder; links are listed with their reason.
+        """
         names: dict[str, str] = {}
-        for name, why in self.others.items():
+        for name, reason in self.others.items():
             top, _, rest = name.partition("/")
-            names.setdefault(f"{top}/" if rest else top, "" if rest or why == FOREIGN else f" ({why})")
-        shown = [f"{name}{why}" for name, why in names.items()]
-        # Links first: these are what somebody may have taken for a file.
-        shown.sort(key=lambda text: not text.endswith(")"))
-        if not shown:
+            names.setdefault(f"{top}/" if rest else top, "" if rest or reason == FOREIGN else f" ({reason})")
+        listed = [f"{name}{reason}" for name, reason in names.items()]
+        # Links first, because users take them for files.
+        listed.sort(key=lambda text: not text.endswith(")"))
+        if not listed:
             return None
-        more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
-        return ", ".join(shown[:limit]) + more
+        more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+        return ", ".join(listed[:limit]) + more
 
 
 FOREIGN = "not part of a model"
 
 
 def read_contents(folder: Path) -> Contents:
-    """Sort what is in a folder into what belongs to a model and what does not."""
+    """Sort the files of a folder into those of a model, which are pushed, and the rest."""
     own, others = find_files(folder)
-    own = {name: path for name, path in own.items() if not OWN_STATE.fullmatch(name)}
-    also = {*_shards(own), *_code(own), *_images(own)}
-    files = {name: path for name, path in own.items() if _belongs(name, also)}
-    left = {name: kind for name, kind in others.items() if not OWN_STATE.fullmatch(name)}
-    left |= {name: FOREIGN for name in own if name not in files}
-    return Contents(files, dict(sorted(left.items())))
+    own = {name: path for name, path in own.items() if not UNFINISHED.fullmatch(name)}
+    referenced = {*_shards(own), *_code(own), *_images(own)}
+    files = {name: path for name, path in own.items() if _is_model_file(name, referenced)}
+    left_out = {name: kind for name, kind in others.items() if not UNFINISHED.fullmatch(name)}
+    left_out |= {name: FOREIGN for name in own if name not in files}
+    return Contents(files, dict(sorted(left_out.items())))
 
 
-def _belongs(name: str, also: Collection[str]) -> bool:
-    if name in also or BELONGING.fullmatch(name):
+def _is_model_file(name: str, referenced: Collection[str]) -> bool:
+    if name in referenced or MODEL_FILE.fullmatch(name):
         return True
     return "/" not in name and bool(LICENCE_FILE.fullmatch(name) or COPYING.fullmatch(name))
 
 
 def _shards(own: Mapping[str, Path]) -> Iterator[str]:
-    """What the indices name; where one is damaged, `check_folder` says so."""
+    """Yield the shards that an index names; a damaged index is reported by `check_folder`."""
     for name, path in own.items():
         if name.endswith(".safetensors.index.json") and "/" not in name:
             try:
@@ -113,8 +118,8 @@ def _shards(own: Mapping[str, Path]) -> Iterator[str]:
 
 
 def _code(own: Mapping[str, Path]) -> Iterator[str]:
-    """Modules that the configs name (`auto_map`), and those that these import from beside them."""
-    waiting = {
+    """Yield the modules that `auto_map` of a config names, and the modules that these import from the same folder."""
+    pending = {
         value.rpartition("--")[2].partition(".")[0]
         for name in CONFIGS
         if name in own
@@ -122,20 +127,20 @@ def _code(own: Mapping[str, Path]) -> Iterator[str]:
         if "--" not in value
     }
     seen: set[str] = set()
-    while waiting:
-        module = waiting.pop()
+    while pending:
+        module = pending.pop()
         name = f"{module}.py"
         if name in own and name not in seen:
             seen.add(name)
             text = own[name].read_text(encoding="utf-8", errors="replace")
-            waiting |= {next(filter(None, found)) for found in MODULES.findall(text)}
+            pending |= {next(filter(None, groups)) for groups in RELATIVE_IMPORT.findall(text)}
     yield from seen
 
 
 def _auto_map(config: Path) -> Iterator[str]:
     try:
-        found = json.loads(config.read_text(encoding="utf-8")).get("auto_map") or {}
-        values = list(found.values()) if isinstance(found, dict) else found
+        auto_map = json.loads(config.read_text(encoding="utf-8")).get("auto_map") or {}
+        values = list(auto_map.values()) if isinstance(auto_map, dict) else auto_map
     except (OSError, ValueError, AttributeError, RecursionError):
         return
     for value in values:
@@ -143,7 +148,7 @@ def _auto_map(config: Path) -> Iterator[str]:
 
 
 def _images(own: Mapping[str, Path]) -> Iterator[str]:
-    """Images that the card shows from beside it."""
+    """Yield the images of the folder that the card shows."""
     if "README.md" in own:
         text = own["README.md"].read_text(encoding="utf-8", errors="replace")
         yield from (name for name in own if re.search(rf"{IMAGE}$", name, re.IGNORECASE) and name in text)

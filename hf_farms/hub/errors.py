@@ -1,4 +1,4 @@
-"""What the Hub client, and transformers around it, raise -> one sentence and the way out."""
+"""Translate errors of the Hub client, and of transformers around it, into one sentence with a remedy."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ __all__ = [
 ]
 
 AGAIN = "run the same command again."
-# Why a folder takes nothing.
-REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT}
+# The folder cannot be written.
+NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT}
 LOGIN = "Run `hf auth login` with a token that may write, or pass --token."
 
 
 def explain(error: BaseException, *, what: str) -> HfFarmsError:
-    """One sentence and the way out for an error of the Hub client, or of transformers around it.
+    """Translate an error of the Hub client, or of transformers around it, into one sentence with a remedy.
 
     Args:
         error: as caught; its causes are searched.
-        what: the model or repository that was asked for.
+        what: the requested model or repository.
 
     Returns:
-        A `ModelError` where the model cannot be had, else a `HubError`; the caller raises it.
+        A `ModelError` if the model is not available, else a `HubError`; the caller raises it.
     """
     known = known_error(error, what)
     if known is not None:
@@ -53,21 +53,21 @@ def explain(error: BaseException, *, what: str) -> HfFarmsError:
 
 
 def known_error(error: BaseException, what: str) -> HfFarmsError | None:
-    """The sentence of the outermost error in the chain that has one; secrets in the chain are masked."""
+    """Translate the outermost known error in the chain; None: none is known. Masks secrets in the whole chain."""
     mask_error(error)
     if (cache := cache_error(error)) is not None:
         return cache
     for cause in chain(error):
-        found = cause if isinstance(cause, HfFarmsError) else _model_error(cause, what) or _hub_error(cause, what)
-        if found is not None:
-            return found
+        known = cause if isinstance(cause, HfFarmsError) else _model_error(cause, what) or _hub_error(cause, what)
+        if known is not None:
+            return known
     return None
 
 
 def cache_error(error: BaseException) -> OutputError | None:
-    """The sentence for a cache of the Hub that cannot be written; None: something else went wrong.
+    """Return the error for a Hub cache that is not writable; None: the error has another cause.
 
-    What is said otherwise blames the model or the text that was to be kept there.
+    Other messages would blame the model or text that could not be stored.
     """
     from huggingface_hub import constants
 
@@ -79,23 +79,23 @@ def cache_error(error: BaseException) -> OutputError | None:
     for cause in chain(error):
         if not isinstance(cause, OSError) or not isinstance(cause.filename, str):
             continue
-        place = Path(cause.filename)
-        # Of a file that is not there, the cache is not to blame; of a folder that cannot be made, it is.
-        refused = cause.errno in REFUSED or (cause.errno == errno.ENOENT and place in caches)
-        if refused and any(is_inside(place, cache) for cache in caches):
+        path = Path(cause.filename)
+        # A missing file is no fault of the cache; a cache folder that cannot be created is.
+        not_writable = cause.errno in NOT_WRITABLE or (cause.errno == errno.ENOENT and path in caches)
+        if not_writable and any(is_inside(path, cache) for cache in caches):
             return OutputError(
-                f"the cache of the Hub must be where files can be written, got {cause.filename!r} ({cause.strerror}).",
-                hint="Set HF_HOME to another folder, or repair that one.",
+                f"the Hub's cache must be in a writable folder, got {cause.filename!r} ({cause.strerror}).",
+                hint="Set HF_HOME to another folder, or repair this one.",
             )
     return None
 
 
 def _model_error(cause: BaseException, what: str) -> ModelError | None:
-    """Errors that say that this model cannot be had; the most specific class first, as they inherit."""
+    """Translate errors of a missing model. The most specific class comes first, because they inherit."""
     from huggingface_hub import constants
     from huggingface_hub import errors as hub
 
-    # Downloads raise the second, which says "not in the cache" for a dead network too.
+    # Downloads raise LocalEntryNotFoundError, "not in the cache", also for a dead network.
     offline = isinstance(cause, hub.LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE
     if isinstance(cause, hub.OfflineModeIsEnabled) or offline:
         return ModelError(
@@ -125,7 +125,7 @@ def _model_error(cause: BaseException, what: str) -> ModelError | None:
 
 
 def _hub_error(cause: BaseException, what: str) -> HubError | None:
-    """Errors of the Hub itself, of the token, or of the way there."""
+    """Translate errors of the Hub itself, of the token, or of the network."""
     from huggingface_hub import errors as hub
 
     if isinstance(cause, hub.LocalTokenNotFoundError):
@@ -139,33 +139,33 @@ def _hub_error(cause: BaseException, what: str) -> HubError | None:
         )
     if is_incomplete(cause):
         return HubError(
-            f"the Hub at {endpoint()} sent a file of {what!r} with another length than it has.",
+            f"the Hub at {endpoint()} sent a file of {what!r} with the wrong length.",
             hint=f"Check HF_ENDPOINT and proxies, then {AGAIN}",
         )
     # By module, as the client's HTTP library is httpx in some versions and httpx2 in others.
     if type(cause).__module__.startswith(("httpx", "httpcore")):
-        asked = getattr(getattr(cause, "_request", None), "url", None)
-        there = endpoint() if asked is None else host_of(asked)
-        where = (
-            f"the Hub at {endpoint()}" if there == endpoint() else f"{there}, where the Hub at {endpoint()} sends to,"
-        )
-        broke = type(cause).__name__ in ("ReadError", "RemoteProtocolError")
+        url = getattr(getattr(cause, "_request", None), "url", None)
+        host = endpoint() if url is None else host_of(url)
+        server = f"the Hub at {endpoint()}"
+        if host != endpoint():
+            server = f"{host}, to which {server} redirects,"
+        broken = type(cause).__name__ in ("ReadError", "RemoteProtocolError")
         return HubError(
-            f"{where} {'broke off its answer' if broke else 'could not be reached'} ({type(cause).__name__}).",
+            f"{server} {'broke off its answer' if broken else 'could not be reached'} ({type(cause).__name__}).",
             hint="Check the network and HF_ENDPOINT, then run the same command again.",
         )
     return None
 
 
 def endpoint() -> str:
-    """Where the Hub is, without a password."""
+    """Return the URL of the Hub, without a password in it."""
     from huggingface_hub import constants
 
     return mask_secrets(str(constants.ENDPOINT))
 
 
 def host_of(url: Any) -> str:
-    """Scheme, host and port of a URL: neither its password nor a token in its query.
+    """Return scheme, host and port of a URL, without its password or a token in its query.
 
     Args:
         url: parsed, with the attributes `scheme`, `port`, and `hostname` or `host`.
@@ -175,7 +175,7 @@ def host_of(url: Any) -> str:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it was raised from, outermost first."""
+    """Yield an error and its causes, outermost first."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
@@ -185,49 +185,49 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a message that may have many."""
+    """Return the first line of an error's message that is not empty, else the name of its class."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def is_incomplete(error: BaseException) -> bool:
-    """Whether a file arrived with another length than the Hub said before."""
+    """Return whether a downloaded file has another length than the Hub announced."""
     return isinstance(error, OSError) and "Consistency check failed" in str(error)
 
 
 def status_of(cause: BaseException) -> int | None:
-    """The HTTP status of an answer that was an error; None: there was no answer."""
+    """Return the HTTP status of an error; None: there was no answer."""
     return getattr(getattr(cause, "response", None), "status_code", None)
 
 
 def _http_error(cause: BaseException, what: str) -> HubError:
     response = cause.response  # type: ignore[attr-defined]
     status, path = response.status_code, response.request.url.path
-    # The client's own text has the URL with all that is in it.
-    said = getattr(cause, "server_message", None) or response.reason_phrase or "no reason given"
-    said = " ".join(said.split())[:200]
+    # Not the client's own message, which contains the whole URL with its secrets.
+    message = getattr(cause, "server_message", None) or response.reason_phrase or "no reason given"
+    message = " ".join(message.split())[:200]
     if status == 401:
         return HubError(f"the Hub at {endpoint()} did not accept the token.", hint=LOGIN)
     if status == 403 and (response.request.method not in ("GET", "HEAD") or path.endswith(("/write", "/whoami-v2"))):
         return HubError(
-            f"the token may not write to {what!r} at {endpoint()} ({said}).",
+            f"the token may not write to {what!r} at {endpoint()} ({message}).",
             hint="Use a token with write access, or another --repo-id.",
         )
     if status == 403:
         return HubError(
-            f"the Hub at {endpoint()} does not let this token read {what!r} (status 403: {said}).",
+            f"the Hub at {endpoint()} does not let this token read {what!r} (status 403: {message}).",
             hint="Log in with a token that may read it: `hf auth login`.",
         )
     if status == 429:
         return HubError(
-            f"the Hub at {endpoint()} was asked too often for {what!r} ({said}).", hint=f"{_pause(cause)}, {AGAIN}"
+            f"the Hub at {endpoint()} was asked too often for {what!r} ({message}).", hint=f"{_wait(cause)}, {AGAIN}"
         )
     repair = "Check HF_ENDPOINT, then" if status == 404 else "Now or later,"
     return HubError(
-        f"the Hub refused a request for {what!r} with status {status} ({said}). It was asked at {endpoint()}.",
+        f"the Hub refused a request for {what!r} with status {status} ({message}) at {endpoint()}.",
         hint=f"{repair} {AGAIN}",
     )
 
 
-def _pause(cause: BaseException) -> str:
-    asked = cause.response.headers.get("Retry-After", "")  # type: ignore[attr-defined]
-    return f"Wait {asked} seconds" if asked.isdigit() else "Wait some minutes"
+def _wait(cause: BaseException) -> str:
+    seconds = cause.response.headers.get("Retry-After", "")  # type: ignore[attr-defined]
+    return f"Wait {seconds} seconds" if seconds.isdigit() else "Wait some minutes"

@@ -1,4 +1,4 @@
-"""The files of a push as they are sent: a folder of links to them, and texts without private paths and secrets."""
+"""Stage the files of a push: a temporary folder of links, and copies of texts without private paths and secrets."""
 
 from __future__ import annotations
 
@@ -16,62 +16,62 @@ from hf_farms.privacy.publishing import published, published_text
 
 __all__ = ["staged"]
 
-# What tools write down of a run: names of models, folders and arguments. Vocabularies and templates are what they are.
-JSON_OF_RUNS = re.compile(
+# Files in which tools record a run: names of models, folders and arguments. Vocabularies and templates are not changed.
+RUN_JSON = re.compile(
     r"(\w+_)?config\.json|[\w-]+/config\.json|\w+_results\.json|trainer_state\.json|hf_farms_report\.json|modelcard\.json"
 )
-TEXT_OF_RUNS = re.compile(r"README\.md|recipe\.yaml|farms_lr\.jsonl|CITATION\.cff|\.eval_results/.*")
-# Bytes; larger ones are no such texts.
-LONGEST = 50_000_000
+RUN_TEXT = re.compile(r"README\.md|recipe\.yaml|farms_lr\.jsonl|CITATION\.cff|\.eval_results/.*")
+# Bytes; larger files are no records of a run.
+MAX_BYTES = 50_000_000
 
 
 @contextmanager
 def staged(contents: Contents) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """While open, a folder with what is to be sent, under its names.
+    """Yield a temporary folder with the files to push, under their names in the repository.
 
     Yields:
-        The folder, and the names of texts that differ from those on disk: paths and secrets were taken out.
+        The folder, and the names of the texts from which paths or secrets were removed.
     """
-    with TemporaryDirectory(prefix="hf-farms-push-") as place:
+    with TemporaryDirectory(prefix="hf-farms-push-") as staging:
         changed = []
         for name, path in contents.files.items():
-            target = Path(place) / name
+            target = Path(staging) / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            text = _cleaned(name, path)
+            text = _publishable_text(name, path)
             if text is None:
-                _refer(path.resolve(), target)
+                _link(path.resolve(), target)
             else:
                 target.write_text(text, encoding="utf-8", newline="")
                 changed.append(name)
-        yield Path(place), tuple(changed)
+        yield Path(staging), tuple(changed)
 
 
-def _cleaned(name: str, path: Path) -> str | None:
-    """The text of a file as it may be published; None: as it is."""
-    is_json = JSON_OF_RUNS.fullmatch(name)
-    if not (is_json or TEXT_OF_RUNS.fullmatch(name)) or path.stat().st_size > LONGEST:
+def _publishable_text(name: str, path: Path) -> str | None:
+    """Return the text of a file without private paths and secrets; None: the file is pushed unchanged."""
+    is_json = RUN_JSON.fullmatch(name)
+    if not (is_json or RUN_TEXT.fullmatch(name)) or path.stat().st_size > MAX_BYTES:
         return None
     try:
-        # Line ends stay as they are.
+        # Bytes, to keep line ends.
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError:
         return None
     if is_json:
         try:
-            found = json.loads(text)
+            content = json.loads(text)
         except (ValueError, RecursionError):
             return None
-        clean = published(found)
-        return None if clean == found else json.dumps(clean, indent=2, ensure_ascii=False) + "\n"
+        clean = published(content)
+        return None if clean == content else json.dumps(clean, indent=2, ensure_ascii=False) + "\n"
     clean = "".join(map(published_text, text.splitlines(keepends=True)))
     return None if clean == text else clean
 
 
-def _refer(path: Path, target: Path) -> None:
-    """A name for a file without another copy of it, where the system allows."""
-    for make in (os.symlink, os.link):
+def _link(path: Path, target: Path) -> None:
+    """Link a file into the staging folder; copy it if the system allows no link."""
+    for link in (os.symlink, os.link):
         try:
-            make(path, target)
+            link(path, target)
             return
         except (OSError, NotImplementedError):  # Windows without the right to make links; another disk
             continue

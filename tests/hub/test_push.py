@@ -154,6 +154,6 @@ def test_a_cache_that_cannot_be_written_is_named_and_not_the_model(hub, tmp_path
         text=True,
     )
     assert done.returncode == 1
-    assert "Error: the cache of the Hub must be where files can be written, got" in done.stderr
+    assert "Error: the Hub's cache must be in a writable folder, got" in done.stderr
     assert "Hint: Set HF_HOME to another folder" in done.stderr
     assert "Traceback" not in done.stderr

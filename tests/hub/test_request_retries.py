@@ -111,7 +111,7 @@ def failing(client, route, fault, *command):
         ("info", "page", "gave an answer that is not of a Hub: status 200 (Asking for meta/dense)"),
         ("info", "list", "gave an answer that is not of a Hub: status 200 (Asking for meta/dense)"),
         ("config head", "forbidden", "gave status 403 (injected failure) for /meta/dense/resolve/"),
-        ("config", "short", "sent a file of 'meta/dense' with another length than it has"),
+        ("config", "short", "sent a file of 'meta/dense' with the wrong length"),
         ("weights head", "busy", "model.safetensors, 5 times"),
         ("weights head", "forbidden", "gave status 403 (injected failure)"),
         ("weights head", "moved", "with status 404 (injected failure)"),
@@ -130,7 +130,7 @@ def failing(client, route, fault, *command):
         ("weights", "page", "gave a web page (status 200)"),
         ("weights", "reset", "gave no whole answer (ReadError)"),
         ("weights", "cut", "failed too often: 12 requests, the last with a broken body"),
-        ("weights", "nowhere", "http://127.0.0.1:9, where the Hub at http://127.0.0.1"),
+        ("weights", "nowhere", "http://127.0.0.1:9, to which the Hub at http://127.0.0.1"),
     ],
 )
 def test_a_download_that_fails_for_ever_is_told(client, route, fault, message):
