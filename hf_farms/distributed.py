@@ -1,6 +1,6 @@
-"""Several processes, one report: how work is shared out over ranks and how results come together.
+"""Distribute work over several processes (ranks) and gather their results.
 
-`accelerate launch` or torchrun starts the processes; what they need from each other goes through accelerate.
+`accelerate launch` or torchrun starts the processes; they communicate through accelerate.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-# What torchrun and accelerate set, Intel MPI, Open MPI.
-SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+# Set by torchrun and accelerate, by Intel MPI, and by Open MPI.
+WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
 
 
@@ -36,7 +36,7 @@ class Ranks(Protocol):
     count: int
 
     def gather(self, item: T) -> list[T]:
-        """The items of all ranks, in their order, on every rank."""
+        """Return the items of all ranks, in rank order, on every rank."""
 
 
 class _OneProcess:
@@ -50,7 +50,7 @@ ONE_PROCESS: Ranks = _OneProcess()
 
 
 class LaunchedRanks:
-    """The processes that `accelerate launch` (or torchrun) started; needs accelerate.
+    """The current process among those that `accelerate launch` or torchrun started; needs accelerate.
 
     Attributes:
         device: the device of this process, such as `cuda:1`.
@@ -65,47 +65,53 @@ class LaunchedRanks:
         self.device = str(state.device)
 
     def gather(self, item: T) -> list[T]:
-        """The items of all ranks, in their order, on every rank; items are pickled."""
+        """Return the items of all ranks, in rank order, on every rank; items are pickled."""
         from accelerate.utils import gather_object
 
         return cast(list[T], cast(Any, gather_object)([item]))
 
 
 def launched_ranks() -> Ranks:
-    """The ranks of this process; one process where it was not launched as one of several."""
-    return LaunchedRanks() if _from_environment(SIZES, 1) > 1 else ONE_PROCESS
+    """Return the ranks that this process belongs to; `ONE_PROCESS` if it was not launched as one of several."""
+    return LaunchedRanks() if _from_environment(WORLD_SIZES, 1) > 1 else ONE_PROCESS
 
 
 def agreed(make: Callable[[], T], ranks: Ranks) -> T:
-    """What the first rank made, on all of them; an error on one is raised on all, because the others wait for it."""
+    """Run a function on all ranks and return the first rank's result on all of them.
+
+    An error on one rank is raised on all, because the others wait for it.
+    """
     return collected(make, ranks)[0]
 
 
 def collected(make: Callable[[], T], ranks: Ranks) -> list[T]:
-    """What each rank made, on all of them; an error on one is raised on all, because the others wait for it."""
+    """Run a function on all ranks and return the results of all ranks on each of them.
+
+    An error on one rank is raised on all, because the others wait for it.
+    """
     if ranks.count == 1:
         return [make()]
-    made: T | None = None
+    result: T | None = None
     failure: Exception | None = None
     try:
-        made = make()
-    except Exception as error:  # whatever it is, the others must hear of it
+        result = make()
+    except Exception as error:  # any error, because the other ranks must raise it too
         failure = error
-    shown = failure if failure is None or isinstance(failure, HfFarmsError) else repr(failure)
-    everything = ranks.gather((made, shown))
+    # Not every error can be pickled.
+    sent = failure if failure is None or isinstance(failure, HfFarmsError) else repr(failure)
+    outcomes = ranks.gather((result, sent))
     if failure is not None:
         raise failure
-    for index, (_, raised) in enumerate(everything):
-        if isinstance(raised, HfFarmsError):
-            raise raised
-        if raised is not None:
-            # Not every error can be sent to another process.
-            raise HfFarmsError(f"process {index} of {ranks.count} failed: {raised}")
-    return [cast(T, item) for item, _ in everything]
+    for index, (_, received) in enumerate(outcomes):
+        if isinstance(received, HfFarmsError):
+            raise received
+        if received is not None:
+            raise HfFarmsError(f"process {index} of {ranks.count} failed: {received}")
+    return [cast(T, item) for item, _ in outcomes]
 
 
 def is_main_process() -> bool:
-    """Whether this is the first of the launched processes, or the only one."""
+    """Return whether this is the first of the launched processes, or the only one."""
     return _from_environment(RANKS, 0) == 0
 
 
@@ -114,9 +120,14 @@ def _from_environment(names: Sequence[str], default: int) -> int:
 
 
 def share_out(costs: Sequence[float], count: int) -> list[list[int]]:
-    """Indices of the items for each of `count` ranks: the costliest first, each to the rank with least to do.
+    """Assign items to ranks so that their costs are balanced: the costliest first, each to the least loaded rank.
 
-    Deterministic, so that all ranks come to the same result; within a rank the indices are ascending.
+    Args:
+        costs: of the items, in any unit.
+        count: number of ranks.
+
+    Returns:
+        For each rank the indices of its items, ascending. Deterministic, so that all ranks agree.
     """
     loads = [0.0] * count
     shares: list[list[int]] = [[] for _ in range(count)]

@@ -1,20 +1,20 @@
-"""What can go wrong, as one tree.
+"""Errors and warnings of hf-farms.
 
     Exception
-    ├── HfFarmsError                 everything raised on purpose about a model, a file or the Hub
+    ├── HfFarmsError                 an expected error about a model, a file or the Hub
     │   ├── ModelError               the model cannot be used: not found, no weights, no blocks, NaN
     │   ├── DataError                calibration or evaluation text: missing, too short, unreadable
-    │   ├── OutputError              the output folder: not ours, not writable, disk full
+    │   ├── OutputError              the output folder: written by something else, not writable, disk full
     │   └── HubError                 the Hub refused or could not be reached
     └── ValueError                   an argument outside its range (raised by configs and pure functions)
         └── ArgumentError            the same, raised by a workflow before any work
 
 Warning:
     └── UserWarning
-        └── HfFarmsWarning           the result is right, but not what one might assume
-            └── NoEffectWarning      what was asked for changes nothing
+        └── HfFarmsWarning           the result is correct, but possibly not what you expect
+            └── NoEffectWarning      a setting has no effect
 
-Every message is one sentence that says what must hold, what was found, and what to do; secrets in it are masked.
+A message is one sentence with the requirement, the value found and a remedy. Secrets in it are masked.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ __all__ = [
 
 
 class HfFarmsError(Exception):
-    """Base of all errors about models, files and the Hub.
+    """Base class of all errors about models, files and the Hub.
 
     Args:
-        message: one sentence: what is wrong, and what was found.
-        hint: optional; the command or the change that repairs it.
+        message: one sentence: the requirement and the value found.
+        hint: the command or the change that repairs it; optional.
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
@@ -86,11 +86,11 @@ def argument_errors() -> Iterator[None]:
 
 
 class HfFarmsWarning(UserWarning):
-    """The result is right, but not what one might assume."""
+    """The result is correct, but possibly not what you expect."""
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(mask_secrets(item) if isinstance(item, str) else item for item in args))
 
 
 class NoEffectWarning(HfFarmsWarning):
-    """What was asked for changes nothing."""
+    """A setting has no effect."""

@@ -1,4 +1,4 @@
-"""What the licence of a model asks of those who publish a modified one."""
+"""Licence duties: the name, notice and label that a licence requires of a published derivative (Llama, Gemma)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["LicenceDuties", "duties_of", "generated_name"]
 
 @dataclass(frozen=True, kw_only=True)
 class LicenceDuties:
-    """What a licence asks of those who publish a modified model.
+    """Requirements of a licence for publishing a modified model.
 
     Attributes:
-        name_prefix: what the name must begin with, as a repository can have it; None: anything.
-        display: words that the card must show; None: none.
-        notice: line that a NOTICE file must hold; None: no such file is asked for.
-        source: where the licence says so.
+        name_prefix: required beginning of the repository's name; None: any name.
+        display: text that the card must show; None: none.
+        notice: line that a NOTICE file must contain; None: no such file is required.
+        source: URL and section of the licence.
     """
 
     name_prefix: str | None = None
@@ -43,8 +43,8 @@ def _later_llama(number: str) -> LicenceDuties:
     )
 
 
-# By the identifier that model cards use. Licence files of the base model are always carried, and every card says what
-# was changed: that is all that other licences ask (Apache-2.0, section 4).
+# By licence identifier, as in model cards. Licence files of the base model are always copied, and every card lists the
+# changes; other licences require nothing else (Apache-2.0, section 4).
 DUTIES = {
     "llama2": _llama(
         "llama2",
@@ -74,9 +74,9 @@ LLAMA_NAME = re.compile(r"(?<![a-z])llama[-_ ]?([234](?:\.\d)?)(?![a-z0-9.])", r
 
 
 def duties_of(base: BaseModelRecord | None) -> LicenceDuties | None:
-    """What the licence of the dense model asks of a pruned one, beyond a copy of it and a word on what changed.
+    """Return the duties of a derivative beyond a copy of the licence and a statement of changes; None: no others.
 
-    A licence without an identifier (`other`, or none) goes by its own name, then by the name of the model.
+    A licence without an identifier (`other`, or none) is recognized by its own name, then by the name of the model.
     """
     if base is None:
         return None
@@ -86,12 +86,12 @@ def duties_of(base: BaseModelRecord | None) -> LicenceDuties | None:
         return None
     if base.license_name in DUTIES:
         return DUTIES[base.license_name]
-    found = LLAMA_NAME.search(base.license_name or "") or LLAMA_NAME.search(base.repo_id.rpartition("/")[2])
-    return DUTIES.get(f"llama{found[1]}") if found else None
+    match = LLAMA_NAME.search(base.license_name or "") or LLAMA_NAME.search(base.repo_id.rpartition("/")[2])
+    return DUTIES.get(f"llama{match[1]}") if match else None
 
 
 def generated_name(base: BaseModelRecord | None, folder_name: str) -> str:
-    """Name of the repository where the user gave none: that of the folder, begun as the licence wants it.
+    """Return the default repository name: the folder's name, with the prefix that the licence requires.
 
     `Meta-Llama-3-8B-farms-wanda-50` becomes `Llama-3-8B-farms-wanda-50`.
     """
@@ -100,10 +100,10 @@ def generated_name(base: BaseModelRecord | None, folder_name: str) -> str:
     if prefix is None:
         return folder_name
     name = re.sub(r"^meta[-_]?(?=llama)", "", folder_name, flags=re.IGNORECASE)
-    if _plain(name).startswith(_plain(prefix)):
+    if _without_separators(name).startswith(_without_separators(prefix)):
         return "Llama" + name[len("Llama") :]
     return f"{prefix}-{name}"
 
 
-def _plain(name: str) -> str:
+def _without_separators(name: str) -> str:
     return re.sub(r"[-_ ]", "", name).lower()

@@ -1,4 +1,4 @@
-"""A small trained Llama and public-domain text, so that everything can be tried without a download."""
+"""The demo: a small trained Llama and public-domain text, to try hf-farms without a download."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ Split = Literal["calibration", "select", "test"]
 
 
 def demo_model() -> Path:
-    """Folder of the demo model, a plain transformers checkpoint."""
+    """Return the folder of the demo model, a plain transformers checkpoint."""
     return Path(__file__).parent / "model"
 
 
 def demo_text(split: Split) -> Path:
-    """File with the speeches of one split, two empty lines between speeches.
+    """Return the text file of one split: speeches separated by two empty lines.
 
     Args:
         split: "calibration" (speeches that the demo model was trained on), or the held-out "select" and "test".
 
     Raises:
-        ValueError: there is no such split.
+        ValueError: the split does not exist.
     """
     if split not in get_args(Split):
         raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}.")

@@ -1,5 +1,5 @@
-"""Nothing that belongs to the user leaves the machine.
+"""Privacy: no secret, private path or user name leaves the machine.
 
-masking.py      secrets out of every message
-publishing.py   paths and names as they may be published
+masking.py      remove secrets from messages
+publishing.py   shorten paths and names before they are published
 """

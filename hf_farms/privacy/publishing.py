@@ -1,7 +1,7 @@
-"""What may be published of names and texts that a user gave: no home folder, no user name in a path, no secret.
+"""Clean names and texts for publication: no home folder, no user name in a path, no secret.
 
-A path is shown relative to the working folder, as `./data/text.txt`, or by its last part, as `./text.txt`, where it
-lies elsewhere. With `./` it can be taken neither for a repository on the Hub nor for a dataset.
+A path inside the working folder becomes relative to it (`./data/text.txt`); any other path is cut to its last part
+(`./text.txt`). The leading `./` tells it from a repository or dataset on the Hub.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ __all__ = [
     "same_place",
 ]
 
-# Names that stand for something else than a file of that name.
+# Names with a special meaning, even if a file of that name exists.
 RESERVED = frozenset({"demo", "speeches", "self", "none"})
-# Fields of reports, recipes and configs that hold the name of a model or a file.
-NAMES = frozenset(
+# Fields of reports, recipes and configs whose value is the name of a model or a file.
+NAME_FIELDS = frozenset(
     {
         *("model", "base", "source", "base_model", "first", "second", "name_or_path", "_name_or_path"),
         *("base_model_name_or_path", "best_model_checkpoint", "output_dir", "logging_dir"),
@@ -37,32 +37,32 @@ NAMES = frozenset(
 LOCAL = re.compile(r"([/\\~]|\.{1,2}([/\\]|$)|[A-Za-z]:[\\/]|file:)")
 WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 FILE_URL = re.compile(r"""file:(?://(?:localhost)?(?=/))?(/?[^\s'"<>)\]]*)""")
-# In a sentence: up to a space or a quotation mark, or up to the quotation mark that fits.
+# In a sentence: up to a space or a quotation mark; a quoted path up to the closing quotation mark.
 ABSOLUTE = re.compile(r"""(?<=')/[^'\n]+(?=')|(?<=")/[^"\n]+(?=")|(?<![\w:/.~%-])~?/[^\s'"`,:;()\[\]{}<>|]+""")
-# The folder of a home that says of whom it is.
+# A home folder, which names its user.
 HOMES = re.compile(r"(?:/home|/Users|[A-Za-z]:\\Users)[\\/][^\s\\/'\"`,;()\[\]{}<>|]+", re.IGNORECASE)
 
 
 def is_local(name: str) -> bool:
-    """Whether a name is that of a file or folder here, and no id of the Hub."""
+    """Return whether a name is a local file or folder, and not an id of the Hub."""
     if name in RESERVED or not name:
         return False
     try:
         return bool(LOCAL.match(name)) or Path(name).exists()
-    except (OSError, ValueError):  # too long, or with a character that no path has
+    except (OSError, ValueError):  # too long, or a character that no path can have
         return False
 
 
 def local_path(name: str) -> str:
-    """The absolute path of a name that is local."""
+    """Return the absolute path of a local name, which may be a `file:` URL."""
     if name.startswith("file:"):
-        found = FILE_URL.match(name)
-        name = unquote(found[1]) if found else name
+        match = FILE_URL.match(name)
+        name = unquote(match[1]) if match else name
     return os.path.abspath(os.path.expanduser(name))
 
 
 def same_place(first: str, second: str) -> bool:
-    """Whether two names, one of which may have been published, mean the same file, model or dataset."""
+    """Return whether two names mean the same file, model or dataset; one of them may be a published name."""
     if first == second:
         return True
     if is_local(first) and is_local(second) and all(os.path.isabs(os.path.expanduser(n)) for n in (first, second)):
@@ -71,29 +71,29 @@ def same_place(first: str, second: str) -> bool:
 
 
 def published_path(name: str) -> str:
-    """The name of a model or a file, as it may be published; ids of the Hub as they are."""
-    return _published_place(name) if is_local(name) else published_text(name)
+    """Clean the name of a model or file for publication; ids of the Hub are unchanged."""
+    return _published_local(name) if is_local(name) else published_text(name)
 
 
-def _published_place(name: str) -> str:
+def _published_local(name: str) -> str:
     if WINDOWS.match(name) and os.sep == "/":
         return mask_secrets("./" + re.split(r"[\\/]", name.rstrip("\\/"))[-1])
     path = local_path(name)
-    shown = _last_part(path)
-    inside = _relative(path)
-    if inside is not None and not _is_private(inside, path):
-        shown = inside
-    return mask_secrets(shown if shown == "." else f"./{shown}")
+    public = _last_part(path)
+    relative = _relative(path)
+    if relative is not None and not _is_private(relative, path):
+        public = relative
+    return mask_secrets(public if public == "." else f"./{public}")
 
 
 def _relative(path: str) -> str | None:
-    """The path below the working folder; None: it is elsewhere."""
-    for here in dict.fromkeys((_cwd(), os.path.realpath(_cwd()))):
-        for there in dict.fromkeys((path, os.path.realpath(path))):
-            if there == here:
+    """Return a path relative to the working folder; None: it is outside."""
+    for cwd in dict.fromkeys((_cwd(), os.path.realpath(_cwd()))):
+        for candidate in dict.fromkeys((path, os.path.realpath(path))):
+            if candidate == cwd:
                 return "."
-            if there.startswith(here.rstrip(os.sep) + os.sep):
-                return there[len(here.rstrip(os.sep)) + 1 :].replace(os.sep, "/")
+            if candidate.startswith(cwd.rstrip(os.sep) + os.sep):
+                return candidate[len(cwd.rstrip(os.sep)) + 1 :].replace(os.sep, "/")
     return None
 
 
@@ -105,47 +105,47 @@ def _cwd() -> str:
 
 
 def _last_part(path: str) -> str:
-    """The name of a file or folder; of a home folder and what it lies in, nothing."""
-    shown = re.split(r"[\\/]", path.rstrip("\\/"))[-1]
-    above = [home for home in _homes() if f"{home}{os.sep}".startswith(path.rstrip(os.sep) + os.sep)]
-    return "model" if above else shown
+    """Return the name of a file or folder; "model" for a home folder and its parents."""
+    name = re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+    contains_home = any(f"{home}{os.sep}".startswith(path.rstrip(os.sep) + os.sep) for home in _homes())
+    return "model" if contains_home else name
 
 
-def _is_private(inside: str, path: str) -> bool:
-    """Whether the way from the working folder leads through a home folder, or names the user."""
-    folders = inside.split("/")[:-1]
-    if any(_words_of(folder) & _users() for folder in folders):
+def _is_private(relative: str, path: str) -> bool:
+    """Return whether a path below the working folder leads through a home folder or names the user."""
+    folders = relative.split("/")[:-1]
+    if any(_words(folder) & _users() for folder in folders):
         return True
-    if (somebody := HOMES.match(path)) and not _is_below(_cwd(), somebody[0]):
+    if (home := HOMES.match(path)) and not _is_below(_cwd(), home[0]):
         return True
-    return any(_is_below(path, home) and not _is_below(_cwd(), home) for home in _homes())
+    return any(_is_below(path, folder) and not _is_below(_cwd(), folder) for folder in _homes())
 
 
 def _is_below(path: str, folder: str) -> bool:
     return f"{os.path.realpath(path)}{os.sep}".startswith(f"{os.path.realpath(folder)}{os.sep}")
 
 
-def _words_of(text: str) -> set[str]:
+def _words(text: str) -> set[str]:
     return {text.lower(), *re.split(r"[^\w]|_", text.lower())}
 
 
 def _homes() -> list[str]:
-    """Home folders of this user, as they are written and as they are, the longest first."""
-    found = {os.environ.get("HOME", ""), os.environ.get("USERPROFILE", ""), os.path.expanduser("~")}
-    found |= {_account()[1]}
-    found |= {os.path.realpath(home) for home in found if home}
-    return sorted((home.rstrip(os.sep) for home in found if len(home) > 1), key=len, reverse=True)
+    """Return the home folders of this user, also with links resolved, the longest first."""
+    homes = {os.environ.get("HOME", ""), os.environ.get("USERPROFILE", ""), os.path.expanduser("~")}
+    homes |= {_account()[1]}
+    homes |= {os.path.realpath(home) for home in homes if home}
+    return sorted((home.rstrip(os.sep) for home in homes if len(home) > 1), key=len, reverse=True)
 
 
 def _users() -> set[str]:
-    """Names of this user."""
-    found = {os.environ.get(name, "") for name in ("USER", "LOGNAME", "LNAME", "USERNAME", "SUDO_USER")}
-    found |= {_account()[0], *(os.path.basename(home) for home in _homes())}
-    return {name.lower() for name in found if name and name != "~"}
+    """Return the names of this user, in lower case."""
+    names = {os.environ.get(name, "") for name in ("USER", "LOGNAME", "LNAME", "USERNAME", "SUDO_USER")}
+    names |= {_account()[0], *(os.path.basename(home) for home in _homes())}
+    return {name.lower() for name in names if name and name != "~"}
 
 
 def _account() -> tuple[str, str]:
-    """Name and home folder by the system, whatever the environment says."""
+    """Return user name and home folder from the system's user database, which no environment variable changes."""
     try:
         import pwd
 
@@ -156,63 +156,64 @@ def _account() -> tuple[str, str]:
 
 
 def published_text(text: str) -> str:
-    """Text in which paths may stand, as it may be published."""
+    """Clean a text for publication: shorten paths in it and mask secrets."""
     text = mask_secrets(text)
     if not re.search(r"[/\\~]", text):
         return text
-    text = FILE_URL.sub(lambda found: published_path(found[0]) if "/" in found[0] else found[0], text)
-    text = ABSOLUTE.sub(lambda found: _shown_in_text(found[0]), text)
+    text = FILE_URL.sub(lambda match: published_path(match[0]) if "/" in match[0] else match[0], text)
+    text = ABSOLUTE.sub(lambda match: _published_path_in_text(match[0]), text)
     for home in _homes():
         text = re.sub(rf"{re.escape(home)}(?![\w-])", "~", text)
     return text
 
 
-def _shown_in_text(path: str) -> str:
-    """A path in a sentence; what only looks like one (`/m/01g317`) stays."""
+def _published_path_in_text(path: str) -> str:
+    """Shorten a path in a sentence; strings that only look like a path (`/m/01g317`) are unchanged."""
     bare = path.rstrip(".:!?")
-    end = path[len(bare) :]
-    whole = local_path(bare) if bare else os.sep
-    folders = whole.split(os.sep)[1:-1]
-    ours = any(_is_below(whole, home) for home in _homes()) or (_is_below(whole, _cwd()) and _cwd() != os.sep)
-    known = bool(folders) and (os.path.exists(whole) or os.path.isdir(os.path.dirname(whole)))
-    named = any(folder.lower() in _users() for folder in folders) or bool(HOMES.match(whole))
-    return f"{published_path(bare)}{end}" if ours or known or named else path
+    punctuation = path[len(bare) :]
+    absolute = local_path(bare) if bare else os.sep
+    folders = absolute.split(os.sep)[1:-1]
+    in_home = any(_is_below(absolute, home) for home in _homes())
+    in_cwd = _is_below(absolute, _cwd()) and _cwd() != os.sep
+    exists = bool(folders) and (os.path.exists(absolute) or os.path.isdir(os.path.dirname(absolute)))
+    names_user = any(folder.lower() in _users() for folder in folders) or bool(HOMES.match(absolute))
+    return f"{published_path(bare)}{punctuation}" if in_home or in_cwd or exists or names_user else path
 
 
 def published_argument(argument: str) -> str:
-    """An argument of a command line: a path, `--option=path`, `-opath`, or a text."""
+    """Clean an argument of a command line for publication: a path, `--option=path`, `-opath`, or a text."""
     option, equals, value = argument.partition("=")
     if equals and re.fullmatch(r"--?[\w-]+", option):
         return f"{option}={published_argument(value)}"
-    if found := re.fullmatch(r"(-[A-Za-z])([/~.].*|[^-].*/.*)", argument):
-        return f"{found[1]}{published_argument(found[2])}"
+    if match := re.fullmatch(r"(-[A-Za-z])([/~.].*|[^-].*/.*)", argument):
+        return f"{match[1]}{published_argument(match[2])}"
     if argument.startswith("-"):
         return published_text(argument)
     if LOCAL.match(argument) or _leads_through_home(argument):
-        return _published_place(argument)
+        return _published_local(argument)
     return published_text(argument)
 
 
 def _leads_through_home(name: str) -> bool:
-    """Whether a relative path, which may be an output that is not there yet, leads through a private folder."""
+    """Return whether a relative path, which need not exist yet, leads through a private folder."""
     path = local_path(name)
-    inside = _relative(path) if "/" in name and os.path.isdir(os.path.dirname(path)) else None
-    return inside is not None and _is_private(inside, path)
+    relative = _relative(path) if "/" in name and os.path.isdir(os.path.dirname(path)) else None
+    return relative is not None and _is_private(relative, path)
 
 
 def published(value: Any, name: str = "") -> Any:
-    """Everything in a structure of mappings, lists and text, as it may be published.
+    """Clean all strings in a structure of mappings and lists for publication, and return a copy.
 
     Args:
-        value: what JSON or YAML can hold; it is not changed.
-        name: of the field that holds it.
+        value: data of JSON or YAML; not modified.
+        name: the field of the value.
     """
     if isinstance(value, str):
-        return published_path(value) if name in NAMES else published_text(value)
+        return published_path(value) if name in NAME_FIELDS else published_text(value)
     if isinstance(value, Mapping):
         keys = [published_text(key) if isinstance(key, str) else key for key in value]
         return dict(zip(keys, (published(item, str(key)) for key, item in value.items()), strict=True))
     if isinstance(value, Iterable) and not isinstance(value, bytes):
-        found = [published(item, name) for item in value]
-        return tuple(found) if isinstance(value, tuple) else found
+        items = [published(item, name) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
     return value

@@ -93,7 +93,7 @@ def test_what_lasts_is_said_once_and_the_same_call_completes_it(client, request_
 def test_a_hub_that_stays_busy_is_given_up(client):
     client.hub.fault("POST /api/repos/create", status=503, times=100)
     done = client("push", client.folder, "ada/m")
-    assert "the Hub refused a request for 'ada/m' with status 503 (injected failure)." in done["message"]
+    assert "the Hub refused a request for 'ada/m' with status 503 (injected failure) at http" in done["message"]
     assert done["waits"] == [1, 2, 4, 8]
     assert "Creating ada/m: status 503, trying again in 4 s (3 of 4)" in client.log.read_text()
 
