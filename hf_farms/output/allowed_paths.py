@@ -1,9 +1,9 @@
-"""Where a result must not go: what the command reads, the folder that it runs in, the user's home."""
+"""Check where a result may be written: not over an input, the working folder or a home folder."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,52 +15,56 @@ from hf_farms.output.existing_results import STATE
 
 __all__ = ["PARTIAL", "Reads", "check_apart", "check_folder"]
 
-# What the name of unfinished work ends in.
+# Suffix of a folder with unfinished work.
 PARTIAL = ".partial"
 
-# What is read -> its name: a folder, a file, `demo`, or something else (a hub id), which cannot be written over.
+# The inputs of a command: description -> folder, file, `demo`, or a name without a path (a Hub id).
 Reads = Mapping[str, str | Path | None]
 MODEL = "the model"
 
 
 def check_apart(path: Path, reads: Reads, *, argument: str = "output", replaces: bool = False) -> None:
-    """Refuse to write over what is read, whatever links lead there.
+    """Refuse an output path that would overwrite an input, also through links.
 
     Args:
-        path: to be written.
-        reads: by what it is, such as "the model".
-        argument: how the error calls the path.
-        replaces: whether it is a folder that is replaced with all that it holds.
+        path: the output.
+        reads: the inputs by description, such as "the model".
+        argument: the name of the path in the error.
+        replaces: whether the output is a folder whose whole content is replaced.
 
     Raises:
-        OutputError: it is something that is read, lies inside it, or holds it.
+        OutputError: the output is an input, is inside one, or contains one.
     """
     for what, name in reads.items():
-        for place, called in _places(what, name):
-            relation = _relation(path, place, replaces)
+        for location, description in _input_paths(what, name):
+            relation = _relation(path, location, replaces)
             if relation is not None:
                 raise OutputError(
-                    f"{argument} must not {relation} {called}, got {str(path)!r}"
-                    f"{'' if str(path) == str(place) else f' and {str(place)!r}'}.",
+                    f"{argument} must not {relation} {description}, got {str(path)!r}"
+                    f"{'' if str(path) == str(location) else f' and {str(location)!r}'}.",
                     hint=another(argument),
                 )
 
 
 def check_folder(path: Path, *, unfinished: Path, reads: Reads) -> None:
-    """Refuse a place where no result may ever be, whatever lies there.
+    """Refuse a result folder at a path that must never be replaced, whatever it contains.
 
     Args:
-        path: of the folder to be.
-        unfinished: where it lies until then.
-        reads: what is read.
+        path: the result folder.
+        unfinished: the folder of unfinished work.
+        reads: the inputs of the command.
+
+    Raises:
+        OutputError: the path is no folder, contains or is an input, a home folder or the working folder, or is in the
+            Hub's cache or in unfinished work.
     """
     if path.name.endswith(PARTIAL):
         raise OutputError(
             f"output must not end in {PARTIAL}, as unfinished work does, got {str(path)!r}.", hint=another("output")
         )
-    for place in (path, unfinished):
-        if (found := kind_of(place)) not in (None, "folder"):
-            raise OutputError(f"output must be a folder, got the {found} {str(place)!r}.", hint=another("output"))
+    for folder in (path, unfinished):
+        if (kind := kind_of(folder)) not in (None, "folder"):
+            raise OutputError(f"output must be a folder, got the {kind} {str(folder)!r}.", hint=another("output"))
     if not nearest(path.absolute().parent).is_dir():
         raise OutputError(f"output must be in a folder, got {str(path)!r}, which is in a file.", hint=another("output"))
     if os.path.ismount(path):
@@ -68,41 +72,40 @@ def check_folder(path: Path, *, unfinished: Path, reads: Reads) -> None:
             f"output must not be a disk of its own, got {str(path)!r}.",
             hint=f"Name a folder on it: --output {path / 'NAME'}",
         )
-    for place in (path, unfinished):
-        _check_not_around(place)
-        check_not_cached(place)
-        check_apart(place, reads, replaces=True)
-    for around in Path(os.path.realpath(path)).parents:
-        if kind_of(around / STATE) is not None:
+    for folder in (path, unfinished):
+        _check_contains_no_home(folder)
+        check_not_cached(folder)
+        check_apart(folder, reads, replaces=True)
+    for parent in Path(os.path.realpath(path)).parents:
+        if kind_of(parent / STATE) is not None:
             raise OutputError(f"output must not be in unfinished work, got {str(path)!r}.", hint=another("output"))
 
 
-def _check_not_around(path: Path, *, argument: str = "output") -> None:
-    """Refuse a folder to be replaced that is the one this runs in, the user's home, or one that holds them."""
-    places = {"the folder that this runs in": os.getcwd}
-    places["your home folder"] = lambda: str(Path.home())
-    for what, find in places.items():
-        with suppress(OSError, RuntimeError):  # there is none
+def _check_contains_no_home(path: Path, *, argument: str = "output") -> None:
+    """Refuse to replace a folder that is or contains the working folder or the user's home."""
+    protected: dict[str, Callable[[], str | Path]] = {"the working folder": os.getcwd, "your home folder": Path.home}
+    for description, find in protected.items():
+        with suppress(OSError, RuntimeError):  # it does not exist
             if is_inside(Path(find()), path):
-                raise OutputError(f"{argument} must not be {what}, got {str(path)!r}.", hint=another(argument))
+                raise OutputError(f"{argument} must not be {description}, got {str(path)!r}.", hint=another(argument))
 
 
-def _relation(path: Path, place: Path, replaces: bool) -> str | None:
-    if is_same(path, place):
+def _relation(path: Path, location: Path, replaces: bool) -> str | None:
+    if is_same(path, location):
         return "be"
-    if place.is_dir() and is_inside(path, place):
-        return "lie inside"
-    return "hold" if replaces and is_inside(place, path) else None
+    if location.is_dir() and is_inside(path, location):
+        return "be inside"
+    return "contain" if replaces and is_inside(location, path) else None
 
 
-def _places(what: str, name: str | Path | None) -> Iterator[tuple[Path, str]]:
+def _input_paths(what: str, name: str | Path | None) -> Iterator[tuple[Path, str]]:
     if name is None:
         return
-    place = demo_model() if str(name) == "demo" and what.startswith(MODEL) else Path(os.path.expanduser(name))
-    if os.path.exists(place):  # Path.exists raises for a name that is too long
-        yield place, what
-    if os.path.isdir(place):
-        # Weights on another disk.
-        for entry in place.iterdir():
+    path = demo_model() if str(name) == "demo" and what.startswith(MODEL) else Path(os.path.expanduser(name))
+    if os.path.exists(path):  # Path.exists raises for a name that is too long
+        yield path, what
+    if os.path.isdir(path):
+        # Links to weights on another disk.
+        for entry in path.iterdir():
             if entry.is_symlink() and entry.is_file():
                 yield Path(os.path.realpath(entry)), f"a file of {what}"

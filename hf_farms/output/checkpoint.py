@@ -1,4 +1,4 @@
-"""Checkpoints: write a model block by block."""
+"""Write a transformers checkpoint block by block."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ INDEX = "model.safetensors.index.json"
 class CheckpointWriter:
     """Write a model as a plain transformers checkpoint, one shard per block as each is finished.
 
-    Memory grows with one block. Names on disk are those of transformers' own conversion mapping. A shard gets its name
-    when it is complete, and its block counts as finished when the record beside it is: a killed process leaves no half
-    of either (what it wrote stays in the page cache; a machine that loses power may lose more).
+    Memory use is one block. Names on disk come from transformers' own conversion mapping. Shards and records are
+    written atomically, and a block is finished when both exist, so a killed process leaves no partial file. Files are
+    not synced: a power failure may lose more.
 
     Args:
         model: the model that is being pruned.
-        folder: an existing folder. Blocks that an earlier writer finished there stay finished.
-        num_blocks: shards of blocks to come.
-        records: a folder for what is to be known of each block, and for files that are not finished; on the same disk.
-        absent: weights that the model was loaded without, and that are not written either.
+        folder: an existing folder. Blocks that an earlier writer finished in it stay finished.
+        num_blocks: the number of blocks, one shard each.
+        records: a folder for the records of finished blocks and for temporary files; on the same disk.
+        absent: names of weights that the checkpoint lacks and that are not written.
     """
 
     def __init__(
@@ -47,33 +47,46 @@ class CheckpointWriter:
         self._records, self._absent = records, frozenset(absent)
 
     def write(self, index: int, name: str, state: dict[str, Tensor], record: Mapping[str, Any]) -> None:
-        """Write the shard of one finished block; of `BlockResults`."""
+        """Write the shard and the record of one finished block.
+
+        Args:
+            index: of the block.
+            name: of the block's module.
+            state: the state dict of the block; not modified.
+            record: JSON data to store with the block.
+
+        Raises:
+            OutputError: the file could not be written.
+        """
         from transformers.core_model_loading import revert_weight_conversion
 
         on_disk = revert_weight_conversion(self._model, {f"{name}.{key}": value for key, value in state.items()})
-        shard = _apart({key: value.detach().cpu().contiguous() for key, value in on_disk.items()})
+        shard = _without_shared_memory({key: value.detach().cpu().contiguous() for key, value in on_disk.items()})
         with writing(self._folder):
             self._records.mkdir(parents=True, exist_ok=True)
             with replacing(self._folder / self._shard_name(index), aside=self._records) as path:
                 save_file(shard, path, metadata={"format": "pt"})
-            write_text(self._record(index), json.dumps(record))
+            write_text(self._record_path(index), json.dumps(record))
 
     def record(self, index: int) -> Mapping[str, Any] | None:
-        """What was written with the block; None: it is not finished."""
-        if not self._record(index).exists() or not (self._folder / self._shard_name(index)).exists():
+        """Return the record of a finished block; None: it is not finished."""
+        if not self._record_path(index).exists() or not (self._folder / self._shard_name(index)).exists():
             return None
-        return cast("Mapping[str, Any]", json.loads(self._record(index).read_text(encoding="utf-8")))
+        return cast("Mapping[str, Any]", json.loads(self._record_path(index).read_text(encoding="utf-8")))
 
     def tensors(self, index: int) -> TensorFiles:
-        """The weights of a finished block."""
+        """Return the weights of a finished block."""
         return TensorFiles([self._folder / self._shard_name(index)], mapped=False)
 
     def finish(self, tokenizer: PreTrainedTokenizerBase | None, blocks: Collection[str]) -> None:
-        """Write what is outside the blocks, the index, the configs and the tokenizer.
+        """Write the weights outside the blocks, the index, the configs and the tokenizer.
 
         Args:
-            tokenizer: saved beside the model.
-            blocks: names of the blocks.
+            tokenizer: saved with the model; None: none.
+            blocks: names of the block modules.
+
+        Raises:
+            OutputError: a file could not be written, or is a link or device.
         """
         prefixes = tuple(f"{name}." for name in blocks)
         rest = {
@@ -82,8 +95,8 @@ class CheckpointWriter:
             if not key.startswith(prefixes) and key not in self._absent
         }
         with writing(self._folder):
-            # transformers itself drops tied weights and writes config, generation config and custom code. In a folder
-            # of its own, because it deletes the shards of others.
+            # save_pretrained drops tied weights and writes config, generation config and custom code. It writes to a
+            # separate folder, because it would delete the shards of the blocks.
             aside = self._records / "rest"
             shutil.rmtree(aside, ignore_errors=True)
             self._model.save_pretrained(aside, state_dict=rest, max_shard_size="1000TB")
@@ -91,15 +104,15 @@ class CheckpointWriter:
                 tokenizer.save_pretrained(aside)
             drop_code_references(aside)
             (aside / "model.safetensors").rename(aside / self._shard_name(self._shards - 1))
-            check_within(self._folder, [written.name for written in aside.iterdir()])
-            for written in aside.iterdir():
-                written.replace(self._folder / written.name)
+            check_within(self._folder, [file.name for file in aside.iterdir()])
+            for file in aside.iterdir():
+                file.replace(self._folder / file.name)
             aside.rmdir()
             with replacing(self._folder / INDEX, aside=self._records) as path:
                 path.write_text(json.dumps(self._index(), indent=2) + "\n", encoding="utf-8")
 
     def _index(self) -> dict[str, Any]:
-        """Which tensor is in which shard, from the shards themselves: some may be of an earlier run."""
+        """Return the index of the shards, read from the shards themselves: an earlier run may have written some."""
         weight_map: dict[str, str] = {}
         total = 0
         for index in range(self._shards):
@@ -112,16 +125,16 @@ class CheckpointWriter:
     def _shard_name(self, index: int) -> str:
         return f"model-{index + 1:05d}-of-{self._shards:05d}.safetensors"
 
-    def _record(self, index: int) -> Path:
+    def _record_path(self, index: int) -> Path:
         return self._records / f"{index:05d}.json"
 
 
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that share memory (tied inside a block) as copies: a file holds each name once, and by itself."""
+def _without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors that share memory (tied inside a block), which safetensors refuses to save."""
     seen: set[int] = set()
-    apart = {}
+    separate = {}
     for name, tensor in tensors.items():
         memory = tensor.untyped_storage().data_ptr()
-        apart[name] = tensor.clone() if memory in seen else tensor
+        separate[name] = tensor.clone() if memory in seen else tensor
         seen.add(memory)
-    return apart
+    return separate

@@ -1,7 +1,7 @@
-"""What the configs of a model say of code that is not beside them: left out, as it is never run here.
+"""Remove references to custom code (`auto_map`) from the configs of a saved model.
 
-A model whose architecture transformers knows is loaded as that, whatever `auto_map` of its config names. The class that
-is saved is the one of transformers, and a reference to code that nobody copied would only be an error later.
+hf-farms never runs custom code: a model is loaded with the class of transformers, whatever its `auto_map` names, and
+saved as that class. A reference to a file that was not copied would only raise an error later.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["drop_code_references"]
 
 # References of the form `module.Class`, or lists and mappings of them.
 REFERENCES = ("auto_map", "custom_pipelines", "custom_generate")
-# Names of classes, which must be of transformers.
+# Values that name a class, which transformers must have.
 CLASSES = (
     "tokenizer_class",
     "processor_class",
@@ -26,60 +26,60 @@ SLOW_AND_FAST = ("", "Fast")
 
 
 def drop_code_references(folder: Path) -> tuple[str, ...]:
-    """Take references to code that is not in the folder out of its configs.
+    """Remove references to code that is not in the folder from its configs.
 
     Args:
-        folder: that `save_pretrained` wrote.
+        folder: written by `save_pretrained`.
 
     Returns:
-        Names of the files that were changed.
+        Names of the changed files.
     """
     changed = []
     for path in sorted(folder.glob("*config.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        clean = _without(found, folder)
-        if clean != found:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        clean = _clean(config, folder)
+        if clean != config:
             path.write_text(json.dumps(clean, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
             changed.append(path.name)
     return tuple(changed)
 
 
-def _without(value: Any, folder: Path) -> Any:
-    """The config, and the configs inside it."""
+def _clean(value: Any, folder: Path) -> Any:
+    """Remove the references from a config and the configs nested in it."""
     if isinstance(value, list):
-        return [_without(item, folder) for item in value]
+        return [_clean(item, folder) for item in value]
     if not isinstance(value, dict):
         return value
-    found = {}
+    entries = {}
     for key, item in value.items():
         if key in REFERENCES:
-            item = _shipped(item, folder)
+            item = _available(item, folder)
             if not item:
                 continue
-        elif key in CLASSES and isinstance(item, str) and not _is_known(item):
+        elif key in CLASSES and isinstance(item, str) and not _is_transformers_class(item):
             continue
-        found[key] = _without(item, folder)
-    return found
+        entries[key] = _clean(item, folder)
+    return entries
 
 
-def _shipped(reference: Any, folder: Path) -> Any:
-    """What of a reference leads to a file in the folder; something empty where nothing does."""
+def _available(reference: Any, folder: Path) -> Any:
+    """Return the part of a reference whose files are in the folder; something empty if there is none."""
     if isinstance(reference, str):
         module = reference.partition(".")[0]
-        ok = "--" not in reference and (folder / f"{module}.py").is_file()
-        return reference if ok else None
+        available = "--" not in reference and (folder / f"{module}.py").is_file()
+        return reference if available else None
     if isinstance(reference, dict):
-        if "impl" in reference:  # of a pipeline, whose other entries are names of classes
-            return reference if _shipped(reference["impl"], folder) else None
-        kept = {key: _shipped(item, folder) for key, item in reference.items()}
-        return {key: item for key, item in kept.items() if item}
+        if "impl" in reference:  # a pipeline, whose other entries are class names
+            return reference if _available(reference["impl"], folder) else None
+        entries = {key: _available(item, folder) for key, item in reference.items()}
+        return {key: item for key, item in entries.items() if item}
     if isinstance(reference, list):
-        kept_items = [_shipped(item, folder) for item in reference]
-        return kept_items if any(kept_items) else None
+        items = [_available(item, folder) for item in reference]
+        return items if any(items) else None
     return None
 
 
-def _is_known(name: str) -> bool:
+def _is_transformers_class(name: str) -> bool:
     import transformers
 
     return any(hasattr(transformers, f"{name}{end}") for end in SLOW_AND_FAST)

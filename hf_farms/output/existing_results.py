@@ -1,4 +1,4 @@
-"""Whether a folder is a result of `hf-farms prune`, and nothing else: only that may be replaced by another."""
+"""Recognize results of `hf-farms prune`: only a folder that contains nothing else may be overwritten."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["CARD_MARK", "RECIPE_NAME", "STATE", "check_target", "check_unfinishe
 RECIPE_NAME = "recipe.yaml"
 # The folder of unfinished work.
 STATE = ".hf-farms-unfinished"
-# A tag of every card.
+# A tag in the metadata of every card.
 CARD_MARK = "\n- hf-farms\n"
 SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
 LICENCE = re.compile(r"(LICEN[CS]E|USE_POLICY|NOTICE)([-_.].*)?", re.IGNORECASE)
-OURS = frozenset({REPORT_NAME, RECIPE_NAME, "README.md"})
+HF_FARMS = frozenset({REPORT_NAME, RECIPE_NAME, "README.md"})
 FIGURES = frozenset({"figures/blocks.png", "figures/blocks-dark.png"})
-# What save_pretrained of a model and of the tokenizers of transformers writes.
+# Files that save_pretrained of models and tokenizers writes.
 MODEL = frozenset({"config.json", "generation_config.json", "model.safetensors.index.json"})
 TOKENIZER = frozenset(
     {
@@ -36,19 +36,19 @@ TOKENIZER = frozenset(
         *("word_pronunciation.json", "chat_template.jinja", "chat_template.json"),
     }
 )
-# Of file managers.
+# Files of file managers.
 SYSTEM = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 
 
 def check_target(folder: Path, *, overwrite: bool) -> None:
-    """Refuse to replace what is not an earlier result.
+    """Refuse to replace anything but an earlier result.
 
     Args:
-        folder: absent, empty, or a result.
+        folder: must be absent, empty, or a result.
         overwrite: whether a result may be replaced.
 
     Raises:
-        OutputError: it may not, or something else is there, or lies in it.
+        OutputError: the folder is a result and `overwrite` is false, or contains other files.
     """
     if kind_of(folder) is None or (kind_of(folder) == "folder" and not any(folder.iterdir())):
         return
@@ -73,69 +73,69 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
 
 
 def check_unfinished(folder: Path, *, replaces: bool = False) -> None:
-    """Refuse to write where unfinished work goes if somebody else has written there.
+    """Refuse a folder of unfinished work that hf-farms did not write.
 
     Args:
         folder: of the unfinished work.
-        replaces: whether it is removed: then nothing in it may be of others. Else such files stay where they are.
+        replaces: whether the folder is deleted, so that it must contain no other files; else they stay.
 
     Raises:
-        OutputError: something is there that hf-farms did not write.
+        OutputError: the folder exists and hf-farms did not write it, or contains other files.
     """
     if kind_of(folder) is None or (kind_of(folder) == "folder" and not any(folder.iterdir())):
         return
     foreign = _foreign_entries(folder)
     if kind_of(folder / STATE) != "folder" or (replaces and foreign):
-        what = f" ({_first(foreign)})" if foreign else ""
+        names = f" ({_first(foreign)})" if foreign else ""
         raise OutputError(
-            f"{str(folder)!r} is needed for unfinished work, but hf-farms did not write what is there{what}.",
+            f"{str(folder)!r} is needed for unfinished work, but has content that hf-farms did not write{names}.",
             hint="Move it away, or choose another --output.",
         )
 
 
 def is_result(folder: Path) -> bool:
-    """Whether the report of a pruning and its recipe are there, as in every folder that `prune` finished.
+    """Return whether a folder contains a pruning report and a recipe, as every finished `prune` does.
 
-    Trainings and analyses leave reports too, which name their kind or have other fields.
+    Reports of training and analysis name their kind or have other fields.
     """
     if kind_of(folder) != "folder" or any(kind_of(folder / name) != "file" for name in (REPORT_NAME, RECIPE_NAME)):
         return False
     report = _report(folder)
-    # One that was damaged is still beside its recipe.
+    # A damaged report next to a recipe is still one of a result.
     return report is None or ("kind" not in report and "sparsity" in report)
 
 
 def _foreign_entries(folder: Path) -> list[str]:
-    """What `prune` did not write of what lies in a folder, as far as names tell."""
+    """Return the entries of a folder that `prune` did not write, judged by their names."""
     report = _report(folder) or {}
     blocks = report.get("blocks")
     shards = len(blocks) + 1 if isinstance(blocks, list) else None
     return sorted(
-        path.relative_to(folder).as_posix() for path in _entries(folder) if not _is_ours(path, folder, shards)
+        path.relative_to(folder).as_posix() for path in _entries(folder) if not _is_known(path, folder, shards)
     )
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    """Everything in it, folders of ours by what they hold."""
+    """Yield the entries of a folder, and the files inside subfolders that `prune` writes."""
     for path in folder.iterdir():
-        inside = path.name in ("figures", "additional_chat_templates")
-        if kind_of(path) != "folder" or not inside:
+        descend = path.name in ("figures", "additional_chat_templates")
+        if kind_of(path) != "folder" or not descend:
             yield path
         else:
             yield from path.iterdir()
 
 
-def _is_ours(path: Path, folder: Path, shards: int | None) -> bool:
+def _is_known(path: Path, folder: Path, shards: int | None) -> bool:
     if kind_of(path) == "folder":
         return path.name == STATE and path.parent == folder
     name = path.relative_to(folder).as_posix()
     if kind_of(path) != "file":
         return False
     if name == "README.md":
-        return _has_mark(path)
-    if found := SHARD.fullmatch(name):
-        return shards is None or int(found[1]) == shards
-    known: Iterable[frozenset[str]] = (OURS, FIGURES, MODEL, TOKENIZER, SYSTEM)
+        return _is_own_card(path)
+    if match := SHARD.fullmatch(name):
+        return shards is None or int(match[1]) == shards
+    known: Iterable[frozenset[str]] = (HF_FARMS, FIGURES, MODEL, TOKENIZER, SYSTEM)
     return (
         any(name in names for names in known)
         or LICENCE.fullmatch(name) is not None
@@ -144,7 +144,7 @@ def _is_ours(path: Path, folder: Path, shards: int | None) -> bool:
     )
 
 
-def _has_mark(card: Path) -> bool:
+def _is_own_card(card: Path) -> bool:
     try:
         return CARD_MARK in card.read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -152,15 +152,15 @@ def _has_mark(card: Path) -> bool:
 
 
 def _report(folder: Path) -> dict[str, Any] | None:
-    """The report as JSON; None: not there, or damaged."""
+    """Return the report as a dict; None: it is missing or damaged."""
     path = folder / REPORT_NAME
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if kind_of(path) == "file" else None
+        report = json.loads(path.read_text(encoding="utf-8")) if kind_of(path) == "file" else None
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return report if isinstance(report, dict) else None
 
 
-def _first(names: Sequence[str], most: int = 3) -> str:
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+def _first(names: Sequence[str], limit: int = 3) -> str:
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""What decides the bytes of a result: by this, unfinished work is recognised."""
+"""Fingerprint of a run: everything that determines the bytes of its result, to recognize unfinished work."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def fingerprint(
     tokens: Mapping[str, Iterable[Tensor]],
     device: str,
 ) -> dict[str, object]:
-    """Model, settings, data and versions as one flat mapping.
+    """Return model, settings, data and versions as one flat mapping.
 
     Args:
-        settings: everything that was asked for.
-        weights: files that hold the model's weights; read once in full, unless they are of the Hub's cache.
-        tokens: token ids by what they are for.
-        device: the kind of device that computes.
+        settings: all options of the run.
+        weights: the weight files, which are read once in full unless they are in the Hub's cache.
+        tokens: purpose -> batches of token ids.
+        device: the type of the device, such as "cuda".
 
     Returns:
         Name -> value; hashes are SHA-256 in hexadecimal.
@@ -44,7 +44,7 @@ def fingerprint(
 
 
 def hash_of_file(path: Path) -> str:
-    """SHA-256 of a file's content; in the Hub's cache large files have it as their name."""
+    """Return the SHA-256 of a file's content; large files in the Hub's cache have it as their name."""
     blob = path.resolve().name
     if SHA256.fullmatch(blob):
         return blob
@@ -53,7 +53,7 @@ def hash_of_file(path: Path) -> str:
 
 
 def hash_of_tokens(tokens: Iterable[Tensor]) -> str:
-    """SHA-256 of token ids and of the shapes that they come in."""
+    """Return the SHA-256 of token ids and their shapes."""
     digest = hashlib.sha256()
     for ids in tokens:
         digest.update(f"{tuple(ids.shape)}".encode())

@@ -169,7 +169,7 @@ class OutputFolder:
         there = {key: str(v).partition("+")[0] if key.startswith("versions.") else v for key, v in there.items()}
         keys = dict.fromkeys((*here, *there))
         return [
-            f"{key}: {_short(here.get(key))}, there {_short(there.get(key))}"
+            f"{key}: {_short(here.get(key))}, previously {_short(there.get(key))}"
             for key in keys
             if here.get(key) != there.get(key)
         ]

@@ -1,4 +1,4 @@
-"""Everything that decides the bytes of a pruned model, as one YAML file."""
+"""recipe.yaml: all settings that determine the bytes of a pruned model."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ if TYPE_CHECKING:
 
 __all__ = ["RECIPE_NAME", "Recipe"]
 
-# What may be the name of a file or folder.
-LOCATED = ("model", "calibration.source", "evaluation.source")
-# One that hf-farms writes has some thousand.
+# Settings that may name a file or folder.
+PATH_SETTINGS = ("model", "calibration.source", "evaluation.source")
+# A recipe has a few thousand bytes.
 MAX_BYTES = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Model and settings; `hf-farms prune recipe.yaml` does the same again."""
+    """Model and settings of a run; `hf-farms prune recipe.yaml` reproduces it.
+
+    Raises:
+        ValueError: the model is empty or the dtype unknown.
+    """
 
     model: str
     revision: str | None
@@ -43,47 +47,51 @@ class Recipe:
         check(self.dtype in DTYPES, "dtype", "auto, float32, bfloat16 or float16", self.dtype)
 
     def save(self, path: Path) -> None:
-        """Write the YAML file, as it may be published: paths are relative to the working folder, or a last part."""
+        """Write the recipe as YAML, with paths relative to the working folder or cut to their last part."""
         public = self.published()
         header = "# hf-farms prune recipe.yaml\n"
-        if elsewhere := [name for name, place in self.places().items() if local_path(name) != place]:
-            # A name may hold line ends, and a comment must not.
-            shown = "".join(letter if letter.isprintable() else "?" for letter in ", ".join(elsewhere))
-            header += f"# {shown}: outside the folder that this ran in. Write where it is, or put it there.\n"
+        if outside := [name for name, path in self.places().items() if local_path(name) != path]:
+            # A name may contain line ends, which would end the comment.
+            names = "".join(letter if letter.isprintable() else "?" for letter in ", ".join(outside))
+            header += f"# {names}: outside the folder that this ran in. Write where it is, or put it there.\n"
         write_text(path, header + _converter().dumps(public, sort_keys=False))
 
     def published(self) -> Recipe:
-        """The recipe without paths to private places."""
+        """Return the recipe without private paths."""
         return self._renamed(published_path)
 
     def places(self) -> dict[str, str]:
-        """Where the local files and folders are, by the names that are published."""
+        """Return the local files and folders of the recipe: published name -> absolute path."""
         names = (self.model, self.calibration.source, self.evaluation.source)
         return {published_path(name): local_path(name) for name in names if name is not None and is_local(name)}
 
     def absolute(self) -> Recipe:
-        """The recipe with the paths that local names stand for."""
+        """Return the recipe with absolute paths in place of local names."""
         return self._renamed(lambda name: local_path(name) if is_local(name) else name)
 
     def located(self, places: Mapping[str, str]) -> Recipe:
-        """The recipe with the paths that published names stand for, as far as they are known."""
+        """Return the recipe with local paths in place of published names.
+
+        Args:
+            places: published name -> absolute path; other names are unchanged.
+        """
         return self._renamed(lambda name: places.get(name, name))
 
     def _renamed(self, rename: Callable[[str], str]) -> Recipe:
-        seen, tested = self.calibration, self.evaluation
+        calibration, evaluation = self.calibration, self.evaluation
         return replace(
             self,
             model=rename(self.model),
-            calibration=replace(seen, source=rename(seen.source)),
-            evaluation=replace(tested, source=rename(tested.source) if tested.source is not None else None),
+            calibration=replace(calibration, source=rename(calibration.source)),
+            evaluation=replace(evaluation, source=rename(evaluation.source) if evaluation.source is not None else None),
         )
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
-        """Read what `save` wrote.
+        """Read a recipe that `save` wrote.
 
         Raises:
-            DataError: no such file, not a recipe, or a setting that is out of range.
+            DataError: the file is missing or no recipe, or a setting is out of range.
         """
         from hf_farms.files.yaml_documents import load_yaml
 
@@ -95,23 +103,23 @@ class Recipe:
             raise DataError(f"recipe must be one that hf-farms wrote, got {str(path)!r} ({error}).") from error
 
     def flat(self) -> dict[str, object]:
-        """Every setting by its dotted name."""
+        """Return all settings: dotted name -> value."""
         return _flat(_converter().unstructure(self))
 
     def differences(self, other: Recipe) -> list[str]:
-        """`name: this, other` for every setting that differs."""
-        mine, theirs = self.flat(), other.flat()
+        """Describe each setting that differs from another recipe's, as "name: this, previously other"."""
+        settings, others = self.flat(), other.flat()
 
-        def same(key: str) -> bool:
-            # One of them may have been published.
-            if key in LOCATED and isinstance(mine[key], str) and isinstance(theirs[key], str):
-                return same_place(str(mine[key]), str(theirs[key]))
-            return mine[key] == theirs[key]
+        def is_equal(key: str) -> bool:
+            # One of the names may be a published one.
+            if key in PATH_SETTINGS and isinstance(settings[key], str) and isinstance(others[key], str):
+                return same_place(str(settings[key]), str(others[key]))
+            return settings[key] == others[key]
 
-        return [f"{key}: {mine[key]!r}, there {theirs[key]!r}" for key in mine if not same(key)]
+        return [f"{key}: {settings[key]!r}, previously {others[key]!r}" for key in settings if not is_equal(key)]
 
     def describe(self) -> list[str]:
-        """The settings that count, a line each."""
+        """Return the settings that have an effect, as lines "name: value"."""
         return [
             f"{key}: {value}"
             for key, value in self.flat().items()
@@ -120,12 +128,12 @@ class Recipe:
 
     @property
     def needs_tokenizer(self) -> bool:
-        """Whether a text becomes tokens; what the model writes itself are tokens already."""
-        reads = self.prune.needs_calibration and self.calibration.source != "self"
-        return reads or self.evaluation.source is not None
+        """Whether a text must be tokenized; self-calibration generates tokens."""
+        calibrates_on_text = self.prune.needs_calibration and self.calibration.source != "self"
+        return calibrates_on_text or self.evaluation.source is not None
 
     def texts(self) -> list[str | None]:
-        """Where text is read from."""
+        """Return the sources of calibration and evaluation text; None: not used."""
         return [self.calibration.source if self.prune.needs_calibration else None, self.evaluation.source]
 
 

@@ -86,7 +86,7 @@ def test_the_recipe_gives_the_same_bytes_and_a_finished_folder_is_kept(pruned_de
     assert "Hint: Write it again with --overwrite" in " ".join(done.stderr.split())
     done = run("prune", "demo", "-o", out, "--sparsity", "0.4")
     assert done.exit_code == 1
-    assert "with other settings (prune.sparsity: 0.4, there 0.5)" in " ".join(done.stderr.split())
+    assert "with other settings (prune.sparsity: 0.4, previously 0.5)" in " ".join(done.stderr.split())
 
 
 def test_json_goes_to_stdout_alone(tmp_path):

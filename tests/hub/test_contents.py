@@ -9,7 +9,7 @@ from local_hub import LocalHub
 from models import tiny
 
 from hf_farms.hub import read_contents
-from hf_farms.hub.contents import BELONGING
+from hf_farms.hub.contents import MODEL_FILE
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes and links")
 MODEL = [
@@ -67,7 +67,7 @@ def test_files_of_the_tokenizers_of_transformers_belong_to_models():
     classes += ("SpeechT5Tokenizer", "LukeTokenizer", "XLMTokenizer", "GPTNeoXJapaneseTokenizer", "ByT5Tokenizer")
     names = {name for found in classes for name in getattr(transformers, found).vocab_files_names.values()}
     assert {"vocab.txt", "merges.txt", "spiece.model", "source.spm", "vocab-src.json"} <= names
-    assert [name for name in sorted(names) if not BELONGING.fullmatch(name)] == []
+    assert [name for name in sorted(names) if not MODEL_FILE.fullmatch(name)] == []
 
 
 def test_code_that_a_config_names_and_images_that_the_card_shows(tmp_path):

@@ -135,7 +135,7 @@ def test_what_appears_during_the_work_is_not_replaced_at_its_end(tmp_path):
 def test_unfinished_work_of_others_is_refused(tmp_path):
     (tmp_path / "b.partial").mkdir()
     (tmp_path / "b.partial" / "theirs").write_text("x")
-    with pytest.raises(OutputError, match="did not write what is there"):
+    with pytest.raises(OutputError, match="has content that hf-farms did not write"):
         OutputFolder(tmp_path / "b", overwrite=True).check()
 
 
@@ -151,7 +151,7 @@ def test_a_folder_by_its_place(tmp_path, monkeypatch):
     assert OutputFolder(".").partial == tmp_path / "a" / "b.partial"
     assert OutputFolder("..").partial == tmp_path / "a.partial"
     for path in (".", "..", tmp_path / "a"):
-        with pytest.raises(OutputError, match="output must not be the folder that this runs in"):
+        with pytest.raises(OutputError, match="output must not be the working folder"):
             OutputFolder(path, overwrite=True).check()
     with pytest.raises(OutputError, match="output must be a folder with a name, got '/'"):
         OutputFolder("/")
@@ -168,11 +168,12 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
     (begun(tmp_path / "out").partial / "shard").write_text("x")
     others = {"prune.sparsity": 0.4, "model": "m", "weights": "a" * 64}
     with pytest.raises(
-        OutputError, match=r"begun otherwise \(prune.sparsity: 0.4, there 0.5; weights: 'a{12}\.\.\.', there None\)"
+        OutputError,
+        match=r"begun otherwise \(prune.sparsity: 0.4, previously 0.5; weights: 'a{12}\.\.\.', previously None\)",
     ):
         OutputFolder(tmp_path / "out").resume_or_start(others)
     assert (tmp_path / "out.partial" / "shard").exists()
-    with pytest.raises(OutputError, match=r"hf-farms did not write what is there \(shard\)"):
+    with pytest.raises(OutputError, match=r"has content that hf-farms did not write \(shard\)"):
         begun(tmp_path / "out", others, overwrite=True)
     (tmp_path / "out.partial" / "shard").rename(tmp_path / "out.partial" / SHARD)
     begun(tmp_path / "out", others, overwrite=True)
@@ -276,7 +277,7 @@ def test_any_build_of_a_release_goes_on_with_the_work_of_another(tmp_path, monke
     found = fingerprint({}, weights=[], tokens={}, device="cpu")
     output.resume_or_start({name: found[name] for name in begun})
     assert (output.state / "stage").exists()
-    with pytest.raises(OutputError, match=r"versions\.torch: '2\.14\.0', there '2\.13\.0'"):
+    with pytest.raises(OutputError, match=r"versions\.torch: '2\.14\.0', previously '2\.13\.0'"):
         output.resume_or_start(begun | {"versions.torch": "2.14.0"})
 
 
@@ -286,7 +287,7 @@ def test_work_that_was_begun_with_the_name_of_the_build_is_continued(tmp_path):
     output.load_or_compute("stage", lambda: "done", lambda result, path: path.write_text(result), Path.read_text)
     output.resume_or_start({"versions.torch": "2.13.0", "model": "a+b"})
     assert (output.state / "stage").exists()
-    with pytest.raises(OutputError, match=r"model: 'a', there 'a\+b'"):
+    with pytest.raises(OutputError, match=r"model: 'a', previously 'a\+b'"):
         output.resume_or_start({"versions.torch": "2.13.0", "model": "a"})
 
 

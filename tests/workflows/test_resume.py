@@ -167,7 +167,7 @@ def test_finished_blocks_are_not_pruned_again_and_other_settings_are_refused(com
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("out.partial/*.safetensors")}
     code, shown = commands.run(tmp_path, *arguments, "--sparsity", 0.6, "--seed", 3)
     assert code == 1
-    assert "which was begun otherwise (prune.sparsity: 0.6, there 0.5; calibration.seed: 3, there 0;" in shown
+    assert "which was begun otherwise (prune.sparsity: 0.6, previously 0.5; calibration.seed: 3, previously 0;" in shown
     assert "--overwrite" in shown
     assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("out.partial/*.safetensors")} == before
     # In the other form of the same work.
