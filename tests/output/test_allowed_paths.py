@@ -99,8 +99,8 @@ def test_links_inside_a_folder_are_not_followed(tmp_path):
         ("dense", "be the model"),
         ("dense/sub", "be inside the model"),
         ("dense/../dense", "be the model"),
-        (".", "hold the model"),
-        ("disk", "hold a file of the model"),
+        (".", "contain the model"),
+        ("disk", "contain a file of the model"),
         ("link/sub", "be inside the model"),
     ],
 )
