@@ -1,4 +1,4 @@
-"""Files that people write, edit or download: read within limits, or refused in a sentence that names the line."""
+"""Read text and JSON files of users: with limits on size and depth, and errors that name the line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 __all__ = ["Document", "DocumentError", "load_json", "read_text", "shown"]
 
 Key = str | int
-# A report of a large mixture of experts has some ten megabytes.
+# A report of a large mixture of experts has about ten megabytes.
 MAX_BYTES = 2**30
 KINDS = {
     stat.S_ISDIR: "a folder",
@@ -25,7 +25,7 @@ KINDS = {
 
 
 class DocumentError(ValueError):
-    """What is wrong with a document, and in which line of it; the caller names the file."""
+    """A fault in a document, with its line where known; the caller adds the name of the file."""
 
     def __init__(self, reason: str, *, line: int | None = None) -> None:
         super().__init__(reason if line is None else f"line {line}: {reason}")
@@ -33,38 +33,38 @@ class DocumentError(ValueError):
 
 @dataclass(frozen=True)
 class Document:
-    """Plain data: mappings, lists, texts, numbers, booleans and None.
+    """The parsed data of a file: mappings, lists, strings, numbers, booleans and None.
 
     Attributes:
-        data: of the whole document.
-        lines: where an entry stands, by the keys that lead to it; empty where that is not known.
+        data: the whole document.
+        lines: keys that lead to an entry -> its line; empty for formats without lines.
     """
 
     data: Any
     lines: Mapping[tuple[Key, ...], int] = field(default_factory=dict)
 
     def line(self, path: tuple[Key, ...]) -> int | None:
-        """The line of an entry, or of the nearest one around it."""
+        """Return the line of an entry, or of the nearest entry that contains it; None: unknown."""
         return next((self.lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in self.lines), None)
 
 
 def read_text(path: Path, *, limit: int = MAX_BYTES) -> str:
-    """The text of a regular file; pipes and devices, which may never end, are not opened.
+    """Read a regular file as UTF-8. Pipes and devices, which may never end, are not opened.
 
     Args:
         path: links are followed.
-        limit: bytes.
+        limit: largest size in bytes.
 
     Raises:
-        DocumentError: not a regular file, too large, or not UTF-8.
-        OSError: not there, or not readable.
+        DocumentError: the file is not regular, too large, or not UTF-8.
+        OSError: the file is missing or not readable.
     """
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
-        kind = next((name for is_kind, name in KINDS.items() if is_kind(mode)), "no regular file")
+        kind = next((name for is_kind, name in KINDS.items() if is_kind(mode)), "a special file")
         raise DocumentError(f"it is {kind} and must be a file")
     with path.open("rb") as file:
-        # Files of /proc say that they are empty.
+        # Not by its size: files in /proc report 0 bytes.
         data = file.read(limit + 1)
     if len(data) > limit:
         raise DocumentError(f"it has more than {limit:,} bytes")
@@ -76,20 +76,20 @@ def read_text(path: Path, *, limit: int = MAX_BYTES) -> str:
 
 
 def load_json(text: str, *, allow_nan: bool = False) -> Document:
-    """Read JSON; a key that stands twice in an object is an error, as either value could be the one meant.
+    """Parse JSON, and refuse duplicate keys, because either value could be intended.
 
     Args:
-        text: of the file.
-        allow_nan: whether NaN and Infinity are numbers, as Python writes them.
+        text: the content of the file.
+        allow_nan: accept NaN and Infinity, which Python writes but JSON does not allow.
 
     Raises:
-        DocumentError: not JSON, or nested too deeply.
+        DocumentError: the text is not JSON, or is nested too deeply.
     """
     try:
         data = json.loads(
             text.removeprefix("\ufeff"),
-            object_pairs_hook=_without_repetition,
-            parse_constant=float if allow_nan else _no_number,
+            object_pairs_hook=_unique_keys,
+            parse_constant=float if allow_nan else _refuse_constant,
         )
     except DocumentError:
         raise
@@ -102,16 +102,16 @@ def load_json(text: str, *, allow_nan: bool = False) -> Document:
     return Document(data)
 
 
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in found if keys.count(key) > 1)
-        raise DocumentError(f"key {shown(twice)} stands twice in one object")
-    return found
+        duplicate = next(key for key in entries if keys.count(key) > 1)
+        raise DocumentError(f"key {shown(duplicate)} occurs twice in one object")
+    return entries
 
 
-def _no_number(name: str) -> float:
+def _refuse_constant(name: str) -> float:
     raise DocumentError(f"{name} is not a number that JSON has")
 
 
@@ -120,10 +120,10 @@ _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong, _SHORT.maxlevel = 60, 60, 40,
 
 
 def shown(value: object) -> str:
-    """A value for a sentence: short, whatever it holds."""
+    """Return a short representation of any value, for an error message."""
     if value is None:
         return "nothing"
     try:
         return str(value).lower() if isinstance(value, bool) else _SHORT.repr(value)
-    except ValueError:  # Python writes no number of so many digits
+    except ValueError:  # Python refuses to print that many digits
         return "a number of thousands of digits"

@@ -1,4 +1,4 @@
-"""The index of a sharded checkpoint: which files hold the weights. A file of others, so every name in it is checked."""
+"""Read the index of a sharded checkpoint (`*.index.json`), which is untrusted: every file name in it is checked."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from hf_farms.errors import ModelError
 
 __all__ = ["ENDINGS", "SHARD_OF", "check_shard_name", "shard_names", "weight_map"]
 
-# `model-00002-of-00007.safetensors`: one of how many.
+# Such as `model-00002-of-00007.safetensors`.
 SHARD_OF = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.(safetensors|bin)")
-# What an index of this kind may name. Pickles are never read without consent, so one must not come in by this door.
+# Index -> suffixes of its shards. A safetensors index must not name pickles, which are never read without consent.
 ENDINGS = {".safetensors.index.json": (".safetensors",), ".bin.index.json": (".bin", ".pt", ".pth")}
+SAFETENSORS = ENDINGS[".safetensors.index.json"]
 DRIVE = re.compile(r"[A-Za-z]:")
-AGAIN = "Download the model again, or use a checkpoint whose index names the files beside it."
+REPAIR = "Download the model again, or use a checkpoint whose index names files in its own folder."
 
 
 def shard_names(index: Path) -> list[str]:
-    """Names of the files that an index names, each once.
+    """Return the sorted names of the shards in an index.
 
     Raises:
-        ModelError: the index is damaged, or names anything but files in its own folder.
+        ModelError: the index is damaged, or names files outside its own folder.
     """
     return sorted(set(weight_map(index).values()))
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Tensor -> file, as an index says.
+    """Return the weight map of an index: tensor name -> file name.
 
     Raises:
         ModelError: as `shard_names`.
     """
     try:
-        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = list(found.values())
+        mapping = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = list(mapping.values())
         if not names or not all(isinstance(name, str) for name in names):
             raise ValueError("no names")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -45,29 +46,29 @@ def weight_map(index: Path) -> dict[str, str]:
         ) from error
     for name in names:
         check_shard_name(name, index.name)
-    return dict(found)
+    return dict(mapping)
 
 
 def check_shard_name(name: str, index: str) -> None:
-    """Refuse what is no name of a weight file in the folder of the index.
+    """Refuse a name that is not a weight file in the folder of the index.
 
     Args:
         name: from the index.
-        index: name of the index, which decides the endings.
+        index: file name of the index, which determines the allowed suffixes.
 
     Raises:
-        ModelError: absolute, out of the folder, of a Windows path, or with another ending.
+        ModelError: the name is absolute, leads out of the folder, is a Windows path, or has another suffix.
     """
-    endings = next((found for end, found in ENDINGS.items() if index.endswith(end)), ENDINGS[".safetensors.index.json"])
+    endings = next((ends for suffix, ends in ENDINGS.items() if index.endswith(suffix)), SAFETENSORS)
     if (
         not name.isprintable()
         or "\\" in name
         or DRIVE.match(name)
-        # An empty part is the beginning of an absolute path, or nothing at all.
+        # An empty part means an absolute path or an empty name.
         or any(part.strip() in ("", ".", "..") for part in name.split("/"))
         or not name.endswith(endings)
     ):
         raise ModelError(
             f"shards must be {' or '.join(endings)} files in the folder of the model, got {name!r} in {index}.",
-            hint=AGAIN,
+            hint=REPAIR,
         )

@@ -1,4 +1,4 @@
-"""YAML that people write: the part of it that settings need, within limits."""
+"""Read YAML files of users: the subset of YAML that settings need, with limits on depth."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ TAGS = "tag:yaml.org,2002:"
 
 
 class _Composer(yaml.SafeLoader):
-    """Finds nodes; makes no objects."""
+    """A loader that is only used to compose nodes, not to construct objects."""
 
-    # Dates are texts here: a branch may be named so.
+    # A date is text: it may be the name of a branch.
     yaml_implicit_resolvers = {  # noqa: RUF012 - as in the parent
         first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{TAGS}timestamp"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -27,7 +27,7 @@ class _Composer(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1
-        # A few lines of aliases of aliases become more than any memory holds.
+        # Nested aliases grow exponentially ("billion laughs").
         if isinstance(event, yaml.AliasEvent):
             raise DocumentError(f"alias *{event.anchor} must be written out", line=line)
         self.depth += 1
@@ -39,11 +39,11 @@ class _Composer(yaml.SafeLoader):
 
 
 def load_yaml(text: str) -> Document:
-    """Read one YAML document of mappings with text keys, lists, texts, numbers, booleans and nulls.
+    """Parse one YAML document of mappings with text keys, lists, strings, numbers, booleans and nulls.
 
     Raises:
-        DocumentError: not YAML; several documents; aliases, merge keys, tags of other types, or a key that stands
-            twice in a mapping.
+        DocumentError: the text is not YAML, has several documents, or contains aliases, merge keys, tags of other
+            types, or duplicate keys.
     """
     try:
         node = _Composer(text).get_single_node()
@@ -57,24 +57,26 @@ def load_yaml(text: str) -> Document:
     except yaml.YAMLError as error:
         raise DocumentError(" ".join(str(error).split())) from error
     lines: dict[tuple[Key, ...], int] = {}
-    return Document(None if node is None else _plain(node, (), lines), lines)
+    return Document(None if node is None else _construct(node, (), lines), lines)
 
 
-def _plain(node: yaml.Node, path: tuple[Key, ...], lines: dict[tuple[Key, ...], int]) -> Any:
+def _construct(node: yaml.Node, path: tuple[Key, ...], lines: dict[tuple[Key, ...], int]) -> Any:
     line = node.start_mark.line + 1
     lines.setdefault(path, line)
     kind = node.tag.removeprefix(TAGS)
     if isinstance(node, yaml.MappingNode) and kind == "map":
-        return _mapping(node, path, lines)
+        return _construct_mapping(node, path, lines)
     if isinstance(node, yaml.SequenceNode) and kind == "seq":
-        return [_plain(item, (*path, place), lines) for place, item in enumerate(node.value)]
+        return [_construct(item, (*path, index), lines) for index, item in enumerate(node.value)]
     if isinstance(node, yaml.ScalarNode) and kind in ("str", "null", "bool", "int", "float"):
-        return _scalar(node, kind, line)
-    raise DocumentError(f"tag {node.tag!r} is not one of settings", line=line)
+        return _construct_scalar(node, kind, line)
+    raise DocumentError(f"tag {node.tag!r} is not allowed in settings", line=line)
 
 
-def _mapping(node: yaml.MappingNode, path: tuple[Key, ...], lines: dict[tuple[Key, ...], int]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _construct_mapping(
+    node: yaml.MappingNode, path: tuple[Key, ...], lines: dict[tuple[Key, ...], int]
+) -> dict[str, Any]:
+    entries: dict[str, Any] = {}
     for key, value in node.value:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
@@ -82,26 +84,26 @@ def _mapping(node: yaml.MappingNode, path: tuple[Key, ...], lines: dict[tuple[Ke
         if key.tag == f"{TAGS}merge":
             raise DocumentError("merge key << must be written out", line=line)
         name = str(key.value)
-        if name in found:
+        if name in entries:
             first = lines[*path, name]
-            raise DocumentError(f"key {shown(name)} stands twice, first in line {first}", line=line)
+            raise DocumentError(f"key {shown(name)} occurs twice, first in line {first}", line=line)
         lines[*path, name] = line
-        found[name] = _plain(value, (*path, name), lines)
-    return found
+        entries[name] = _construct(value, (*path, name), lines)
+    return entries
 
 
-def _scalar(node: yaml.ScalarNode, kind: str, line: int) -> Any:
-    """What a scalar means; numbers to the base of 60, such as 2:4, are text."""
+def _construct_scalar(node: yaml.ScalarNode, kind: str, line: int) -> Any:
+    """Convert a scalar; base-60 numbers of YAML 1.1, such as 2:4, are text."""
     text = str(node.value)
     if kind == "str" or ":" in text:
         return text
-    make = {
+    constructor = {
         "null": yaml.SafeLoader.construct_yaml_null,
         "bool": yaml.SafeLoader.construct_yaml_bool,
         "int": yaml.SafeLoader.construct_yaml_int,
         "float": yaml.SafeLoader.construct_yaml_float,
     }[kind]
     try:
-        return make(yaml.SafeLoader(""), node)
-    except (ValueError, KeyError, IndexError) as error:  # a tag before something else, or thousands of digits
+        return constructor(yaml.SafeLoader(""), node)
+    except (ValueError, KeyError, IndexError) as error:  # a tag that does not fit the value, or thousands of digits
         raise DocumentError(f"{shown(text)} is no {kind}", line=line) from error

@@ -103,11 +103,11 @@ def test_a_recipe_of_the_first_release_is_read(path):
         ("model: demo", "model: yes", "line 2: model must be text, got true"),
         ("model: demo", "model: ''", "line 2: model must be a hub id, a folder or `demo`, got ''"),
         ("model: demo", "model: [demo", "line 3: while parsing a flow sequence, expected ',' or ']', but got ':'"),
-        ("model: demo", "model: demo\nmodel: other/model", "line 3: key 'model' stands twice, first in line 2"),
+        ("model: demo", "model: demo\nmodel: other/model", "line 3: key 'model' occurs twice, first in line 2"),
         (
             "  method: wanda",
             "  method: wanda\n  method: sparsegpt",
-            "line 8: key 'method' stands twice, first in line 7",
+            "line 8: key 'method' occurs twice, first in line 7",
         ),
         (
             "model: demo",

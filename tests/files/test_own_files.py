@@ -34,15 +34,15 @@ def model(tmp_path):
 def strange(folder, name, secret):
     """Everything that a file of this name may be in place of a file."""
     path = folder / name
-    yield "a link to another place", lambda: path.symlink_to(secret)
-    yield "a link to nothing", lambda: path.symlink_to(folder / "nothing")
-    yield "a link to another place", lambda: path.symlink_to(secret.parent)
+    yield "a link to another path", lambda: path.symlink_to(secret)
+    yield "a broken link", lambda: path.symlink_to(folder / "nothing")
+    yield "a link to another path", lambda: path.symlink_to(secret.parent)
     (folder / "between").symlink_to(secret)
-    yield "a link to another place", lambda: path.symlink_to("between")
-    yield "a link to another place", lambda: path.symlink_to(os.path.relpath(secret, folder))
-    yield "a link to nothing", lambda: path.symlink_to(name)
+    yield "a link to another path", lambda: path.symlink_to("between")
+    yield "a link to another path", lambda: path.symlink_to(os.path.relpath(secret, folder))
+    yield "a broken link", lambda: path.symlink_to(name)
     yield "a pipe", lambda: os.mkfifo(path)
-    yield "a link to another place", lambda: path.symlink_to("/dev/zero")
+    yield "a link to another path", lambda: path.symlink_to("/dev/zero")
 
 
 @pytest.mark.parametrize("name", ["LICENSE", "LICENCE.md", "license.txt", "NOTICE", "USE_POLICY.md"])
@@ -134,7 +134,7 @@ def test_all_kinds_in_a_folder(model, secret):
     finally:
         os.chdir(here)
     assert set(own) == {"config.json", "sub/file"}
-    assert others["linked"] == "a link to another place"
+    assert others["linked"] == "a link to another path"
     assert others["socket"] == "a socket"
     assert set(others) == {*"abcdefgh", "between", "linked", "socket"}
     assert describe_kind(model / "never") == "gone"

@@ -120,10 +120,10 @@ def test_links_and_special_files_are_never_sent(client, folder, tmp_path):
     assert set(sent) == kept
     assert not any(b"geheim" in data for data in (*sent.values(), *client.hub.blobs.values()))
     assert "Warning: Only files of the model are pushed. Left out of" in done["stderr"]
-    assert "LICENSE (a link to another place)" in done["stderr"]
+    assert "LICENSE (a link to another path)" in done["stderr"]
     plan = client.cli("push", folder, "--repo-id", "strange", "--dry-run")["stdout"]
     assert "left out: " in plan
-    assert "(a link to nothing)" in plan + done["stderr"]
+    assert "(a broken link)" in plan + done["stderr"]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
@@ -134,7 +134,7 @@ def test_what_a_model_needs_must_be_there_itself(client, folder, tmp_path, name)
     done = client.cli("push", folder, "--repo-id", "linked")
     assert done["status"] == 1
     assert f"Error: {name} must be a file of" in done["stderr"]
-    assert "to be pushed, got a link to another place." in done["stderr"]
+    assert "to be pushed, got a link to another path." in done["stderr"]
     assert "ada/linked" not in client.hub.repos
     assert client("push", folder, "linked")["error"] == "OutputError"
 

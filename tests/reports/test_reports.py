@@ -130,7 +130,7 @@ LAYER = ("before", "blocks", 0, "layers", 0)
         ("[" * 100_000, r"report must be a JSON object, got '.*' \(it is nested too deeply\)\."),
         ('{"a": ' * 100_000, r"report must be a JSON object, got '.*' \(it is nested too deeply\)\."),
         ('{"schema_version": ' + "9" * 5000 + "}", r"JSON object, got '.*' \(it has a number with too many digits\)\."),
-        ('{"schema_version": 1, "schema_version": 1}', r"\(key 'schema_version' stands twice in one object\)\."),
+        ('{"schema_version": 1, "schema_version": 1}', r"\(key 'schema_version' occurs twice in one object\)\."),
         ('{"schema_version": NaN}', r"\(NaN is not a number that JSON has\)\."),
         ('{"schema_version": -Infinity}', r"\(-Infinity is not a number that JSON has\)\."),
         (
