@@ -1,8 +1,9 @@
 """Text for calibration and evaluation.
 
-texts.py         a name -> text: inside the package, in a file, on the Hub
-text_files.py    a file -> text
-text_tables.py   tables of text
-calibration.py   text -> calibration sequences
-datasets.py      check that a dataset exists
+texts.py         the text of a source: built in, a file, or a dataset on the Hub
+text_files.py    the text of a local file: plain, a table, compressed
+text_tables.py   the texts of one column; recognize tables
+table_rows.py    the rows of JSON, CSV, parquet and Arrow files
+calibration.py   calibration sequences from text or from the model itself; their length
+datasets.py      check that a dataset exists before it is downloaded
 """

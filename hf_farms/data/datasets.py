@@ -1,4 +1,4 @@
-"""Check that a dataset exists before anything is downloaded."""
+"""Check that a dataset on the Hub exists, with one request and before any download."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from hf_farms.hub.client import client, hub_errors, with_retries
 
 __all__ = ["check_dataset"]
 
-WRITTEN_BY_THE_MODEL = "self"
+SELF_CALIBRATION = "self"
 
 
 def check_dataset(source: str | None, *, token: str | None = None) -> None:
-    """Refuse a text that is not there: a file by looking, a dataset of the Hub by one request.
+    """Refuse a text file or dataset that does not exist. A dataset costs one request to the Hub.
 
-    With the Hub switched off (HF_HUB_OFFLINE) nothing is asked: it may be on this machine.
+    With HF_HUB_OFFLINE no request is made, because the dataset may be on this machine.
 
     Args:
         source: of calibration or evaluation text; None: no text.
-        token: None: the one that is logged in.
+        token: for the Hub; None: the saved token or HF_TOKEN.
 
     Raises:
-        DataError: there is no such file or dataset, or no access to it.
+        DataError: the file or dataset does not exist, or access is denied.
         HubError: the Hub could not be reached.
     """
     from huggingface_hub import constants
     from huggingface_hub import errors as hub
 
-    if source is None or source in (BUILT_IN, WRITTEN_BY_THE_MODEL):
+    if source is None or source in (BUILT_IN, SELF_CALIBRATION):
         return
     check_source(source)
     if Path(source).exists() or constants.HF_HUB_OFFLINE:

@@ -1,7 +1,7 @@
-"""A file on this machine -> its text: a plain text, or one column of a table.
+"""Read the text of a local file: plain text, or one column of a table.
 
-What a file is, its name says: a table (`TABLES`), compressed or not (`COMPRESSED`), else a plain text. What is neither
-is refused, by its name or by its bytes, so that nothing but text is calibrated and measured on.
+The suffix tells the format: a table (`TABLES`), possibly compressed (`COMPRESSED`), else plain text. Other formats are
+refused by suffix or content, so that calibration and evaluation only use text.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from hf_farms.data.text_tables import ROWS, arrow_rows, looks_like, reason, texts_of_rows
+from hf_farms.data.table_rows import ROWS, arrow_rows, reason
+from hf_farms.data.text_tables import looks_like, texts_of_rows
 from hf_farms.errors import DataError
 
 __all__ = ["is_file_name", "read_file", "require_file"]
 
-# Suffix -> the kind of table. Upper and lower case are the same.
+# Suffix -> the kind of table. Case does not matter.
 TABLES = {
     **dict.fromkeys((".json", ".jsonl", ".ndjson", ".jsonlines"), "json"),
     **{".csv": "csv", ".tsv": "tsv", ".tab": "tsv"},
@@ -26,8 +27,8 @@ TABLES = {
 }
 # Suffix -> the module whose `open` unpacks it.
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
-# Names of what is neither table nor text, also where its bytes happen to be text.
-OTHERS = frozenset(
+# Suffixes of other formats, which are refused even if their content happens to be text.
+REFUSED_SUFFIXES = frozenset(
     [
         *(".xls", ".xlsx", ".xlsm", ".xlsb", ".ods", ".numbers", ".psv", ".ssv", ".orc", ".avro", ".dta", ".sav"),
         *(".sas7bdat", ".rds", ".rdata", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".mat", ".pt", ".pth", ".bin"),
@@ -36,7 +37,7 @@ OTHERS = frozenset(
         *(".docx", ".odt", ".rtf", ".pptx", ".epub", ".ipynb", ".har", ".yaml", ".yml", ".xml", ".dbf"),
     ]
 )
-# First bytes of what is no text -> how it is called.
+# First bytes of a file that is not text -> name of its format.
 MAGIC = {
     b"\x1f\x8b": "gzip data",
     b"BZh": "bzip2 data",
@@ -50,22 +51,22 @@ MAGIC = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
-KNOWN = "Use plain text, JSON, JSON lines, CSV, TSV, parquet or Arrow; .gz, .bz2 and .xz of these are unpacked."
-# So much of a name is shown.
+FORMATS = "Use plain text, JSON, JSON lines, CSV, TSV, parquet or Arrow; .gz, .bz2 and .xz of these are unpacked."
+# The longest name in a message.
 SHOWN_CHARACTERS = 300
 
 
 def is_file_name(source: str) -> bool:
-    """Whether this can only be the name of a file, and not that of a dataset."""
-    known = {".txt", *TABLES, *COMPRESSED}
-    return source.startswith((".", "/", "~")) or "\0" in source or not known.isdisjoint(_suffixes(Path(source)))
+    """Return whether a source can only be the name of a file, and not of a dataset."""
+    suffixes = {".txt", *TABLES, *COMPRESSED}
+    return source.startswith((".", "/", "~")) or "\0" in source or not suffixes.isdisjoint(_suffixes(Path(source)))
 
 
 def require_file(path: Path) -> None:
-    """Refuse what is no regular file, and what cannot be text by its name, without opening it: a pipe would wait.
+    """Refuse a path that is not a regular file or has the suffix of another format, without opening it.
 
     Raises:
-        DataError: it is nothing, a folder, a pipe or device, or of a kind that is not read.
+        DataError: the path is missing, a folder, a pipe, a device, or of an unknown format.
     """
     shown = _shown(path)
     try:
@@ -81,19 +82,19 @@ def require_file(path: Path) -> None:
             f"text must be a regular file, which can be read more than once, got the pipe or device {shown}. "
             "Write the text into a file first."
         )
-    if any(end in OTHERS or ("json" in end and end not in TABLES) for end in _suffixes(path)):
-        raise DataError(f"text must be of a kind that is known, got {shown}.", hint=KNOWN)
+    if any(end in REFUSED_SUFFIXES or ("json" in end and end not in TABLES) for end in _suffixes(path)):
+        raise DataError(f"text must be of a known format, got {shown}.", hint=FORMATS)
 
 
 def read_file(path: Path, column: str) -> str:
-    """The text of a file; rows of a table are joined by an empty line.
+    """Read the text of a file; rows of a table are joined by an empty line.
 
     Args:
-        path: as `require_file` lets it through.
-        column: of a table.
+        path: accepted by `require_file`.
+        column: the text column of a table.
 
     Raises:
-        DataError: not readable, not what its name says, no such column, or something else than text in it.
+        DataError: the file cannot be read, does not match its suffix, or its column is missing or not text.
     """
     shown = _shown(path)
     kind = next((TABLES[end] for end in _suffixes(path) if end in TABLES), None)
@@ -103,10 +104,10 @@ def read_file(path: Path, column: str) -> str:
     text = _decoded(path, shown)
     if kind is not None:
         return "\n\n".join(texts_of_rows(ROWS[kind](text, column, shown), column, shown))
-    if found := looks_like(text, column):
+    if kind := looks_like(text, column):
         raise DataError(
-            f"text must be plain or have the suffix of its kind, got {found} in {shown}. With .jsonl or .csv, say, a "
-            "column of it is read."
+            f"text must be plain or have the suffix of its format, got {kind} in {shown}. For example, a column is "
+            "read from files that end in .jsonl or .csv."
         )
     return text
 
@@ -117,13 +118,13 @@ def _shown(path: Path) -> str:
 
 
 def _suffixes(path: Path) -> list[str]:
-    """The last suffix, and the one before a compression."""
+    """Return the last suffix in lower case, with the one before it for compressed files."""
     ends = [end.lower() for end in path.suffixes]
     return ends[-2:] if ends and ends[-1] in COMPRESSED else ends[-1:]
 
 
 def _opened(path: Path, shown: str) -> Any:
-    """The file, or what is packed in it."""
+    """Open a file for reading bytes, decompressed."""
     module = COMPRESSED.get(path.suffix.lower())
     try:
         if module is None:
@@ -132,12 +133,12 @@ def _opened(path: Path, shown: str) -> Any:
             return io.BytesIO(file.read())
     except MemoryError:
         raise
-    except Exception as error:  # each module has its own for what is cut off, or something else
+    except Exception as error:  # each module has its own for truncated or invalid data
         raise DataError(f"text must be a readable file, got {shown} ({reason(error)}).") from error
 
 
 def _decoded(path: Path, shown: str) -> str:
-    """The characters of a text, with line ends as Python has them and without a byte order mark."""
+    """Decode a text file as UTF-8, with Unix line ends and without a byte order mark."""
     try:
         with _opened(path, shown) as file:
             data: bytes = file.read()
@@ -147,16 +148,16 @@ def _decoded(path: Path, shown: str) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        found = f"the byte {data[error.start]:#04x} in line {line} of"
-        raise _not_text(data, found, shown) from error
+        fault = f"the byte {data[error.start]:#04x} in line {line} of"
+        raise _not_text(data, fault, shown) from error
     if "\x00" in text:
         raise _not_text(data, "binary data in", shown)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _not_text(data: bytes, found: str, shown: str) -> DataError:
+def _not_text(data: bytes, fault: str, shown: str) -> DataError:
     kind = next((kind for magic, kind in MAGIC.items() if data.startswith(magic)), None)
     if kind is not None and kind != "UTF-16":
-        return DataError(f"text must be readable as UTF-8, got {kind} in {shown}.", hint=KNOWN)
-    found = f"{kind} in" if kind else found
-    return DataError(f"text must be readable as UTF-8, got {found} {shown}. Save it as UTF-8.")
+        return DataError(f"text must be readable as UTF-8, got {kind} in {shown}.", hint=FORMATS)
+    fault = f"{kind} in" if kind else fault
+    return DataError(f"text must be readable as UTF-8, got {fault} {shown}. Save it as UTF-8.")

@@ -1,12 +1,13 @@
-"""Text for calibration and evaluation: inside the package, in a file, or on the Hub."""
+"""Read text for calibration and evaluation: built in, from a file, or from a dataset on the Hub."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Protocol
 
+from hf_farms.data.table_rows import reason
 from hf_farms.data.text_files import is_file_name, read_file, require_file
-from hf_farms.data.text_tables import reason, texts_of_rows
+from hf_farms.data.text_tables import texts_of_rows
 from hf_farms.demo import demo_text
 from hf_farms.errors import DataError, HubError
 from hf_farms.hub.errors import cache_error, known_error
@@ -14,34 +15,36 @@ from hf_farms.hub.request_retries import retried_requests
 
 __all__ = ["BUILT_IN", "Tokenizer", "check_source", "check_text", "read_text", "tokenize"]
 
-# The name under which the text inside the package is asked for.
+# The name of the built-in text.
 BUILT_IN = "speeches"
-# Rows read from a Hub dataset, which may be far larger than anyone needs here.
+# Limit on the rows of a Hub dataset, which may be far larger than needed.
 MAX_HUB_ROWS = 20_000
 
 
 class Tokenizer(Protocol):
-    """What is used of a transformers tokenizer."""
+    """The interface of a transformers tokenizer that hf-farms uses."""
 
     bos_token_id: int | None
     eos_token_id: int | None
 
     def __call__(self, text: str, **options: Any) -> Any:
-        """Token ids of a text."""
+        """Return the token ids of a text, as `{"input_ids": [...]}`."""
 
 
 def read_text(source: str, *, column: str = "text", subset: str | None = None, split: str = "train") -> str:
-    """One long text; rows of a table or dataset are joined by an empty line.
+    """Read a source as one long text; rows of a table or dataset are joined by an empty line.
 
     Args:
         source: "speeches", a text file, a table (JSON, JSON lines, CSV, TSV, parquet, Arrow; each also as .gz, .bz2 or
             .xz), or the id of a Hub dataset.
-        column: the column that holds the text of a table or dataset.
+        column: the text column of a table or dataset.
         subset: the configuration of a Hub dataset.
-        split: of a Hub dataset; of the built-in text, "train" is for calibration and anything else for evaluation.
+        split: of a Hub dataset; of the built-in text, "train" is for calibration and any other for evaluation.
 
     Raises:
-        DataError: no such file or dataset, no such column, not text, or nothing in it.
+        DataError: the file, dataset or column is missing, is not text, or is empty.
+        HubError: the Hub could not be reached.
+        OutputError: the Hub's cache is not writable.
     """
     check_source(source)
     if source == BUILT_IN:
@@ -56,17 +59,17 @@ def read_text(source: str, *, column: str = "text", subset: str | None = None, s
 
 
 def check_source(source: str) -> None:
-    """Refuse a source that cannot be there, before any expensive work and without reading it.
+    """Refuse a local file that is missing or of the wrong kind, without reading it.
 
     Raises:
-        DataError: a file that does not exist, a folder, a pipe, a file of a kind that is not read.
+        DataError: the file is missing, a folder, a pipe or of an unknown format.
     """
     if source != BUILT_IN and _is_local(source):
         require_file(Path(source))
 
 
 def check_text(source: str, *, column: str = "text") -> None:
-    """Refuse a text that cannot be read, before any expensive work; Hub datasets are left for later.
+    """Read a local text to find errors before expensive work; datasets on the Hub are not checked.
 
     Args:
         source: as for `read_text`.
@@ -81,10 +84,10 @@ def check_text(source: str, *, column: str = "text") -> None:
 
 
 def _is_local(source: str) -> bool:
-    """Whether it is a file, or can be nothing else."""
+    """Return whether a source is a file, or can only be the name of one."""
     try:
         return Path(source).exists() or is_file_name(source)
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # no valid file name, which is reported when the file is opened
         return True
 
 
@@ -98,12 +101,12 @@ def _hub_texts(source: str, column: str, subset: str | None, split: str) -> list
             stream = load_dataset(source, name=subset, split=split, streaming=True)
             rows = list(stream.take(MAX_HUB_ROWS))
     except Exception as error:  # datasets raises its own, pyarrow's, fsspec's and the Hub client's
-        if (cache := cache_error(error)) is not None:
-            raise cache from error
-        # A broken network, a Hub that refuses: what datasets makes of it names neither.
+        if (not_writable := cache_error(error)) is not None:
+            raise not_writable from error
+        # datasets hides errors of the network and the Hub behind its own.
         if isinstance(known := known_error(error, source), HubError):
             raise known from error
-        # The outermost of its own only says that there was another.
+        # DatasetGenerationError itself carries no information.
         cause = (type(error).__name__.startswith("DatasetGeneration") and error.__cause__) or error
         raise DataError(
             f"text must be a readable file or dataset, got {source!r} ({type(cause).__name__}: {reason(cause)}).",
@@ -113,6 +116,6 @@ def _hub_texts(source: str, column: str, subset: str | None, split: str) -> list
 
 
 def tokenize(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of the whole text, as the tokenizer does it by default, without its warning about long texts."""
+    """Return the token ids of a whole text, with the tokenizer's default settings and no warning about its length."""
     ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
     return ids

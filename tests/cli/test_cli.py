@@ -173,7 +173,7 @@ def prepare_bert(folder):
         (["prune", "BERT"], "perplexity must be measured on a causal language model, got BertForMaskedLM"),
         (
             ["prune", "BERT", "--evaluation", "none", "--calibration", "self"],
-            "self-calibration must have a model that writes text",
+            "self-calibration must have a model that generates text",
         ),
         (["prune", "NOTOKENIZER"], "model must have a tokenizer"),
     ],

@@ -149,7 +149,7 @@ def test_self_calibration_follows_the_models_distribution(tokenizer):
 
 
 def test_self_calibration_needs_a_model_that_writes(tokenizer):
-    with pytest.raises(DataError, match="self-calibration must have a model that writes text, got BertForMaskedLM"):
+    with pytest.raises(DataError, match="self-calibration must have a model that generates text, got BertForMaskedLM"):
         sequences(tokenizer, model=tiny_bert(), source="self")
 
 

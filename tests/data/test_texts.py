@@ -160,12 +160,12 @@ CONTENTS = {
     "columns only": ("a.csv", "id,text\n", "table must have rows, got none"),
     "empty rows": ("a.csv", "id,text\n1,\n2,\n", "text must not be empty"),
     "another separator": ("a.csv", "id;text\n1;a\n", "column must be one of id;text, got 'text'"),
-    "a column twice": ("a.tsv", "text\ttext\na\tb\n", "column must be there once, got 'text' twice"),
+    "a column twice": ("a.tsv", "text\ttext\na\tb\n", "column must be unique, got 'text' twice"),
     "more fields": ("a.csv", "id,text\n1,a\n\n2,b,c\n", r"as the first one \(2\), got 3 in line 4 of"),
     "fewer fields": ("a.tsv", 'id\ttext\n1\t"a\nb"\n2\n', r"as the first one \(2\), got 1 in line 4 of"),
     "an open quotation": ("a.csv", 'id,text\n1,a\n2,"b\n3,c\n', r"table must be CSV, got an error in line 3 of"),
     "bytes in a table": ("a.csv", b"id,text\n1,caf\xe9\n", r"got the byte 0xe9 in line 2 of .*a\.csv"),
-    "not parquet": ("a.parquet", LINES, r"table must be parquet, got .*a\.parquet', which is not readable so \(\w+"),
+    "not parquet": ("a.parquet", LINES, r"table must be parquet, got .*a\.parquet', which cannot be read \(\w+"),
     "nothing as parquet": ("a.parquet", "", "table must be parquet"),
     "not Arrow": ("a.arrow", LINES, "table must be Arrow"),
     "nothing as Arrow": ("a.arrow", "", "table must be Arrow"),
@@ -185,7 +185,7 @@ def test_a_column_of_numbers_is_no_text(tmp_path):
 def test_a_column_twice_in_parquet(tmp_path):
     columns = [pyarrow.array(["a"]), pyarrow.array(["b"])]
     parquet.write_table(pyarrow.Table.from_arrays(columns, names=["text", "text"]), tmp_path / "a.parquet")
-    refused(str(tmp_path / "a.parquet"), "column must be there once, got 'text' twice")
+    refused(str(tmp_path / "a.parquet"), "column must be unique, got 'text' twice")
 
 
 def test_many_and_long_names_of_columns_are_cut(tmp_path):
@@ -227,7 +227,7 @@ NO_TEXT = {
     "zip": (b"PK\x03\x04\xff\x00", "got a zip archive in"),
     "JSON lines": (LINES.encode(), "got JSON in"),
     "a JSON list": (json.dumps(ROWS, indent=1).encode(), "got JSON in"),
-    "a table": (CSV.encode(), r"got a table in .* With \.jsonl or \.csv, say, a column of it is read"),
+    "a table": (CSV.encode(), r"got a table in .* For example, a column is read from files that end in \.jsonl"),
 }
 
 
@@ -258,7 +258,7 @@ def test_what_is_no_plain_text(case, name, tmp_path):
     ],
 )
 def test_kinds_that_are_not_read(name, tmp_path):
-    refused(write(tmp_path / name, CSV), rf"text must be of a kind that is known, got .*{name}")
+    refused(write(tmp_path / name, CSV), rf"text must be of a known format, got .*{name}")
 
 
 # -- what is no file
@@ -356,7 +356,7 @@ def no_model(*args, **kwargs):
     [
         ("a.JSONL", LINES + '\n{"text": null}', "text", "got null in row 4 of 'text' in 'a.JSONL'"),
         ("a.csv", CSV, "body", "column must be one of id, text, got 'body' in 'a.csv'"),
-        ("a.xlsx", CSV, "text", "text must be of a kind that is known, got 'a.xlsx'"),
+        ("a.xlsx", CSV, "text", "text must be of a known format, got 'a.xlsx'"),
         ("a.txt", b"\x00", "text", "got binary data in 'a.txt'"),
     ],
 )

@@ -46,7 +46,7 @@ def test_an_encoder_with_a_decoder_predicts_no_next_token():
     model = family_model("t5")
     with pytest.raises(ModelError, match="perplexity must be measured on a causal language model, got T5"):
         require_causal(model)
-    with pytest.raises(Exception, match="self-calibration must have a model that writes text, got T5"):
+    with pytest.raises(Exception, match="self-calibration must have a model that generates text, got T5"):
         require_writer(model, None)
 
 
