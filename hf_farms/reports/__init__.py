@@ -4,6 +4,7 @@ spectral.py     analyze: blocks, each with its layers
 pruning.py      prune: the recipe, spectra before and after, sparsity, where the model came from
 evaluation.py   perplexity and tasks; eval: what was measured
 training.py     a training with one of the callbacks
+lr_history.py   farms_lr.jsonl, the measurements of a training
 folders.py      a folder: its report, or what the files of a training say
 base.py         the JSON form
 """

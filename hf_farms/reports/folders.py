@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import filecmp
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ from hf_farms.config import FarmsLRConfig, S2FTConfig
 from hf_farms.errors import DataError
 from hf_farms.files.documents import DocumentError, load_json, read_text
 from hf_farms.reports.base import REPORT_NAME, json_converter
+from hf_farms.reports.lr_history import HISTORY_NAME, read_history
 from hf_farms.reports.metrics import best_step, last_logged, number, trained_metrics
 from hf_farms.reports.pruning import PruneReport
 from hf_farms.reports.training import (
@@ -27,7 +27,7 @@ from hf_farms.reports.training import (
 
 __all__ = ["kind_of", "load_report", "record_training", "training_report"]
 
-HISTORY, STATE, CONFIG = "farms_lr.jsonl", "trainer_state.json", "config.json"
+STATE, CONFIG = "trainer_state.json", "config.json"
 S2FT_CONFIG, S2FT_CHANNELS = "s2ft_config.json", "s2ft_adapter.safetensors"
 CHECKPOINT = "checkpoint-"
 # What decides the result of a training, by the names of transformers' arguments.
@@ -109,7 +109,7 @@ def record_training(
         architecture=type(model).__name__ if model is not None else None,
         task=task,
         best_step=best,
-        farms_lr=FarmsLRRecord.from_history(_history(folder / HISTORY), farms_lr) if farms_lr else None,
+        farms_lr=FarmsLRRecord.from_history(read_history(folder / HISTORY_NAME), farms_lr) if farms_lr else None,
         s2ft=_s2ft(*s2ft) if s2ft else None,
     )
     if there is not None:
@@ -139,11 +139,11 @@ def training_report(folder: str | Path) -> TrainReport | None:
     folder = Path(folder)
     places = [folder, *_checkpoints(folder)]
     state, config, s2ft = (_first(places, name) for name in (STATE, CONFIG, S2FT_CONFIG))
-    history = folder.parent / HISTORY if folder.name.startswith(CHECKPOINT) else folder / HISTORY
+    history = (folder.parent if folder.name.startswith(CHECKPOINT) else folder) / HISTORY_NAME
     log = list(state.get("log_history", ()))
     try:
-        lines = _history(history, up_to=state.get("global_step"))
-        if not lines and not s2ft:
+        entries = read_history(history, up_to=state.get("global_step"))
+        if not entries and not s2ft:
             return None
         best = _saved_best(folder, state)
         trained = last_logged(log, "s2ft/trainable_parameters")
@@ -154,11 +154,11 @@ def training_report(folder: str | Path) -> TrainReport | None:
             model_type=str(config.get("model_type", "unknown")),
             num_parameters=round(trained / share) if trained and share else _stored_parameters(folder),
             num_trained=int(trained) if trained else None,
-            steps=int(state.get("global_step", lines[-1]["step"] if lines else 0)),
+            steps=int(state.get("global_step", entries[-1].step if entries else 0)),
             epochs=number(state.get("epoch")),
             metrics=trained_metrics(log, up_to=best),
             best_step=best,
-            farms_lr=FarmsLRRecord.from_history(lines, _lr_config(state)) if lines else None,
+            farms_lr=FarmsLRRecord.from_history(entries, _lr_config(state)) if entries else None,
             s2ft=_s2ft(selection, _channels(places)) if selection else None,
         )
     except DataError:
@@ -210,19 +210,6 @@ def _first(places: Iterable[Path], name: str) -> dict[str, Any]:
             if isinstance(found, dict):
                 return found
     return {}
-
-
-def _history(path: Path, *, up_to: int | None = None) -> list[dict[str, Any]]:
-    """The lines of a history file; a last one that was cut off is left out."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            break
-        if up_to is None or entry["step"] <= up_to:
-            found.append(entry)
-    return found
 
 
 def _saved_best(folder: Path, state: Mapping[str, Any]) -> int | None:

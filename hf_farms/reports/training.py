@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from hf_farms.config import FarmsLRConfig, S2FTConfig
 from hf_farms.reports.base import Report
+from hf_farms.reports.lr_history import BlockFactor, LayerFactor, LRHistoryEntry, LRMeasurement
 from hf_farms.reports.pruning import BaseModelRecord
 
 __all__ = [
@@ -19,43 +20,6 @@ __all__ = [
     "S2FTRecord",
     "TrainReport",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockFactor:
-    """One block in one measurement.
-
-    Attributes:
-        name: of the block.
-        alpha: its score; None where no layer has an alpha.
-        alpha_stderr: its standard error; None where no layer has one.
-        factor: mean over the parameters that it was applied to.
-    """
-
-    name: str
-    alpha: float | None
-    alpha_stderr: float | None
-    factor: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class LRMeasurement:
-    """Alphas and factors from one step on; `seconds` is what it took to measure them."""
-
-    step: int
-    epoch: float | None
-    seconds: float
-    blocks: tuple[BlockFactor, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerFactor:
-    """One layer in the last measurement; what has no alpha is None."""
-
-    name: str
-    alpha: float | None
-    alpha_stderr: float | None = None
-    factor: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +37,18 @@ class FarmsLRRecord:
     layers: tuple[LayerFactor, ...] = ()
 
     @classmethod
-    def from_history(cls, lines: Sequence[Mapping[str, Any]], config: FarmsLRConfig | None) -> FarmsLRRecord:
-        """The record of the lines that the callback wrote; raises what a line of another form makes it stumble over."""
+    def from_history(cls, entries: Sequence[LRHistoryEntry], config: FarmsLRConfig | None) -> FarmsLRRecord:
+        """Build the record from the entries of a history file."""
         measurements = (
-            LRMeasurement(
-                **{name: line[name] for name in ("step", "epoch", "seconds")},
-                blocks=tuple(BlockFactor(**block) for block in line["blocks"]),
-            )
-            for line in lines
+            LRMeasurement(step=entry.step, epoch=entry.epoch, seconds=entry.seconds, blocks=entry.blocks)
+            for entry in entries
         )
-        by_layer = lines[-1]["layers"] if lines and config is not None and config.unit == "layer" else {}
-        layers = (LayerFactor(name=name, **numbers) for name, numbers in by_layer.items())
-        return cls(config=config, measurements=tuple(measurements), layers=tuple(layers))
+        by_layer = config is not None and config.unit == "layer"
+        return cls(
+            config=config,
+            measurements=tuple(measurements),
+            layers=entries[-1].layers if entries and by_layer else (),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

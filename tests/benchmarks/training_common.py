@@ -21,8 +21,8 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from hf_farms import FarmsLRCallback, FarmsLRConfig
-from hf_farms.callbacks.history import read_history
 from hf_farms.config import LR_UNITS
+from hf_farms.reports.lr_history import read_history
 
 PLACEBOS = ("shuffled", "sorted", "reversed", "decay")
 ARMS = ("none", "farms", *PLACEBOS, "frozen")
@@ -143,7 +143,7 @@ def run_arm(task, arm, seed, **options):
         seconds=seconds,
         core_seconds=core_seconds,
         share=shares[0] if shares else 0.0,
-        factors=[{name: layer["factor"] for name, layer in line["layers"].items()} for line in measured],
+        factors=[{layer.name: layer.factor for layer in entry.layers} for entry in measured],
     )
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_farms.config import FarmsLRConfig
 from hf_farms.files.atomic_writes import write_text
 from hf_farms.files.path_checks import check_within
+from hf_farms.files.writing import check_within, write_text
+from hf_farms.reports.lr_history import LRHistoryEntry
 from hf_farms.reports.training import FarmsLRRecord, S2FTRecord
 from hf_farms_cards.figures.blocks import dark_of
 from hf_farms_cards.figures.style import (
@@ -42,15 +45,12 @@ QUANTITIES = {
     "constant_decay": "learning rate, its product with weight decay kept",
 }
 
-# A line of the history: step, epoch, seconds, blocks with name, alpha, alpha_stderr and factor.
-Line = dict[str, Any]
 
-
-def write_training_history(history: list[Line], config: FarmsLRConfig, folder: Path) -> None:
+def write_training_history(entries: Sequence[LRHistoryEntry], config: FarmsLRConfig, folder: Path) -> None:
     """Write `figures/farms_lr.png`, the same for dark pages, and `farms_lr.md` into an output folder."""
-    if not history:
+    if not entries:
         return
-    record = FarmsLRRecord.from_history(history, config)
+    record = FarmsLRRecord.from_history(entries, config)
     check_within(folder, [LR, dark_of(LR), SECTION])
     (folder / LR).parent.mkdir(parents=True, exist_ok=True)
     draw_training(record, folder / LR)
