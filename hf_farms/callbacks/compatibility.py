@@ -1,4 +1,4 @@
-"""Settings of a Trainer that the callbacks cannot work with, refused before the first step."""
+"""Reject trainings that the callbacks cannot work with, before the first step."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-__all__ = ["check_supported", "require_step_hooks"]
+from hf_farms.callbacks.trainer import optimizer_name, uses_deepspeed, uses_fsdp
+
+__all__ = ["check_s2ft_supported", "check_supported", "require_step_hooks"]
 
 
 def check_supported(args: TrainingArguments, model: nn.Module, optimizer: Any) -> None:
-    """Refuse what steps where no step hook of the optimizer sees it.
+    """Reject trainings that FarmsLRCallback cannot work with.
 
     Raises:
-        ValueError: DeepSpeed, FSDP 1, a layer-wise optimizer of GaLore or APOLLO, LOMO, an optimizer that finds
-            its own learning rate.
+        ValueError: DeepSpeed, FSDP 1, a layer-wise optimizer of GaLore or APOLLO, LOMO, an optimizer that computes its
+            own learning rate.
     """
     require_step_hooks(args, "FarmsLRCallback")
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
@@ -35,20 +37,54 @@ def check_supported(args: TrainingArguments, model: nn.Module, optimizer: Any) -
         )
 
 
-def require_step_hooks(args: TrainingArguments, who: str) -> None:
-    """Refuse trainings whose weights change elsewhere than in the step of a torch optimizer.
+def check_s2ft_supported(args: TrainingArguments) -> None:
+    """Reject trainings that S2FTCallback cannot work with.
+
+    These change weights outside the optimizer's step, or read parameters by position or by the names of a plain model.
+
+    Raises:
+        ValueError: as `require_step_hooks`; FSDP, a schedule-free optimizer, vLLM or a moving reference model in trl.
+    """
+    name = "S2FTCallback"
+    require_step_hooks(args, name)
+    optim = optimizer_name(args)
+    if optim.startswith("schedule_free"):
+        raise ValueError(
+            f"optim must change weights in its step only for {name}, got {optim!r}, which changes them for every "
+            "evaluation. Set optim='adamw_torch'."
+        )
+    if uses_fsdp(args):
+        raise ValueError(f"weights must be whole on every process for {name}, got FSDP. Use DDP, or one process.")
+    if getattr(args, "use_vllm", False):
+        raise ValueError(
+            f"generation must run in the model itself for {name}, got use_vllm=True, which sends every named "
+            "parameter to vLLM, the slices too. Set use_vllm=False."
+        )
+    if getattr(args, "sync_ref_model", False):
+        raise ValueError(
+            f"the reference model must not change for {name}, got sync_ref_model=True, which mixes parameters by "
+            "position. Set sync_ref_model=False."
+        )
+
+
+def require_step_hooks(args: TrainingArguments, name: str) -> None:
+    """Reject trainings that update weights without calling the optimizer's step hooks.
+
+    Args:
+        args: of the Trainer.
+        name: of the callback, for the message.
 
     Raises:
         ValueError: DeepSpeed, a layer-wise optimizer of GaLore or APOLLO, LOMO.
     """
-    name = str(getattr(args.optim, "value", args.optim))
-    if getattr(args, "deepspeed", None) or getattr(args, "deepspeed_plugin", None):
+    if uses_deepspeed(args):
         raise ValueError(
-            f"training must step through a torch optimizer for {who}, got DeepSpeed, which steps inside its backward. "
+            f"training must step through a torch optimizer for {name}, got DeepSpeed, which steps inside its backward. "
             "Use DDP or FSDP2."
         )
-    if name.endswith("_layerwise") or name in ("lomo", "adalomo"):
+    optim = optimizer_name(args)
+    if optim.endswith("_layerwise") or optim in ("lomo", "adalomo"):
         raise ValueError(
-            f"optim must be an optimizer with a step of its own for {who}, got {name!r}, which updates weights during "
-            "the backward. Use --optim adamw_torch."
+            f"optim must be an optimizer with a step of its own for {name}, got {optim!r}, which updates weights "
+            "during the backward. Set optim='adamw_torch'."
         )

@@ -15,7 +15,7 @@ import torch
 
 from hf_farms.config import LRQuantity
 
-__all__ = ["Key", "LayerwiseGroups", "innermost", "mean_factor"]
+__all__ = ["Key", "LayerwiseGroups", "mean_factor"]
 
 # Of a finer group alone; the rest it shares with its group, except for what a step counts (schedule-free).
 OWN = frozenset({"params", "lr", "weight_decay"})
@@ -23,13 +23,6 @@ OWN = frozenset({"params", "lr", "weight_decay"})
 Group = dict[str, Any]
 # Names of the layers that a parameter follows.
 Key = tuple[str, ...]
-
-
-def innermost(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimizer that does the work, inside the wrappers of accelerate and others."""
-    while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-        optimizer = optimizer.optimizer
-    return optimizer  # type: ignore[no-any-return]
 
 
 class _Finer:

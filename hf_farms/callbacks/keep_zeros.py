@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.callbacks.compatibility import require_step_hooks
-from hf_farms.callbacks.groups import innermost
+from hf_farms.callbacks.trainer import unwrap_optimizer
 from hf_farms.errors import NoEffectWarning
 from hf_farms.s2ft.surgery import selective_layers
 
@@ -59,7 +59,7 @@ class KeepZerosCallback(TrainerCallback):
             )
         self._hooks = [parameter.register_post_accumulate_grad_hook(self._clear_gradient) for parameter in self._masks]
         # Slices of S2FT are written into their weights after this, by a hook for all optimizers.
-        self._hooks.append(innermost(kwargs["optimizer"]).register_step_post_hook(self._clear_weights))
+        self._hooks.append(unwrap_optimizer(kwargs["optimizer"]).register_step_post_hook(self._clear_weights))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

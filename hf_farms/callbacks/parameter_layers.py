@@ -1,4 +1,4 @@
-"""Which layers a parameter follows: its own, or those around it."""
+"""Map parameters to the layers whose factors they follow: their own layer, or those around them."""
 
 from __future__ import annotations
 
@@ -8,26 +8,45 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hf_farms.blocks import BlockReader, LayerMetadata, plain_name, unwrapped
+from hf_farms.blocks import BlockReader, LayerMetadata, ModelBlockSource, plain_name, unwrapped
 from hf_farms.blocks.adapters import BASE
+from hf_farms.config import LRUnit
 
-__all__ = ["layers_by_parameter"]
+__all__ = ["layers_by_parameter", "layers_by_unit"]
+
+
+def layers_by_unit(source: ModelBlockSource, *, outside: bool, unit: LRUnit) -> dict[nn.Parameter, tuple[str, ...]]:
+    """Return for each parameter, frozen ones included, the layers that share its group in the optimizer.
+
+    Args:
+        source: the blocks of a model.
+        outside: whether embeddings and head count as layers.
+        unit: "layer", or "block" for one group for all layers of a block.
+    """
+    layers = layers_by_parameter(source.model, source, outside=outside, frozen=True)
+    if unit == "layer":
+        return layers
+    whole: dict[str, tuple[str, ...]] = {}
+    for index in range(len(source)):
+        names = tuple(layer.name for layer in source.metadata(index).layers)
+        whole |= dict.fromkeys(names, names)
+    return {parameter: whole.get(names[0], names) for parameter, names in layers.items()}
 
 
 def layers_by_parameter(
     model: nn.Module, source: BlockReader, *, outside: bool, frozen: bool = False
 ) -> dict[nn.Parameter, tuple[str, ...]]:
-    """For each trainable parameter the names of the layers whose factors it follows.
+    """Return for each trainable parameter the names of the layers whose factors it follows.
 
-    A weight follows the layers in it (several where it is fused or holds experts), and so do its bias and adapters on
-    it. A batch norm follows the layer before it. Everything else inside a block, layer norms among it, follows the
-    layers of the smallest module around it that has any. Parameters outside the blocks follow none.
+    A weight follows the layers in it (several if it is fused or contains experts); its bias and its adapters follow
+    the same. A batch norm follows the layer before it. Every other parameter of a block, such as a layer norm, follows
+    the layers of the smallest module around it that has any. Parameters outside the blocks follow none.
 
     Args:
-        model: what the parameters belong to.
+        model: with the parameters.
         source: the blocks of this model.
         outside: whether embeddings and head count as layers.
-        frozen: say it for frozen parameters too, which may be trained later.
+        frozen: include frozen parameters, which may be trained later.
     """
     model = unwrapped(model)
     layers = [layer for index in range(len(source)) for layer in source.metadata(index).layers]
@@ -38,7 +57,7 @@ def layers_by_parameter(
     around = _layers_around(layers)
     blocks = tuple(f"{source.metadata(index).name}." for index in range(len(source)))
     modules = dict(model.named_modules())
-    found: dict[nn.Parameter, tuple[str, ...]] = {}
+    followed: dict[nn.Parameter, tuple[str, ...]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad and not frozen:
             continue
@@ -46,14 +65,14 @@ def layers_by_parameter(
         if isinstance(modules.get(home), _BatchNorm):
             home = _before(modules, home, around) or home
         if name in by_parameter:
-            found[parameter] = tuple(by_parameter[name])
+            followed[parameter] = tuple(by_parameter[name])
         elif plain_name(name).startswith(blocks) or home in around:
-            found[parameter] = _nearest(home, around, blocks)
-    return {parameter: names for parameter, names in found.items() if names}
+            followed[parameter] = _nearest(home, around, blocks)
+    return {parameter: names for parameter, names in followed.items() if names}
 
 
 def _layers_around(layers: list[LayerMetadata]) -> dict[str, list[str]]:
-    """Module -> the layers inside it."""
+    """Return for each module the layers inside it."""
     around: dict[str, list[str]] = defaultdict(list)
     for layer in layers:
         path = layer.parameter.rpartition(".")[0]
@@ -66,7 +85,7 @@ def _layers_around(layers: list[LayerMetadata]) -> dict[str, list[str]]:
 
 
 def _nearest(home: str, around: dict[str, list[str]], blocks: tuple[str, ...]) -> tuple[str, ...]:
-    """The layers of the smallest module around `home`, up to its block."""
+    """Return the layers of the smallest module around `home`, up to its block."""
     while home:
         if home in around:
             return tuple(around[home])
@@ -77,7 +96,7 @@ def _nearest(home: str, around: dict[str, list[str]], blocks: tuple[str, ...]) -
 
 
 def _before(modules: dict[str, nn.Module], home: str, around: dict[str, list[str]]) -> str | None:
-    """The last module with layers before `home` among its siblings, with as many channels."""
+    """Return the last sibling before `home` that has layers and as many channels."""
     parent, _, own = home.rpartition(".")
     norm = modules[home]
     assert isinstance(norm, _BatchNorm)

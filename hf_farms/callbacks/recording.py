@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import nn
 from transformers import TrainerState, TrainingArguments
 
-from hf_farms.callbacks.history import run_folder
+from hf_farms.callbacks.trainer import run_folder
 from hf_farms.reports import folders
 
 __all__ = ["record_training", "task_of"]

@@ -1,7 +1,7 @@
-"""The trained slices in the optimizer of a Trainer, and in its checkpoints.
+"""Put the trained slices into the optimizer of a Trainer, and into its checkpoints.
 
-A checkpoint's weights are in the dtype of the model; the float32 slices travel inside optimizer.pt, as an entry of the
-first group, which optimizers carry along and do not read.
+The weights of a checkpoint have the dtype of the model. The float32 slices are stored in optimizer.pt, as an entry of
+the first group, which optimizers keep and ignore.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_farms.callbacks.trainer import SLICES_MARK, get_mark, set_mark
 from hf_farms.s2ft.surgery import selection_of, selective_layers
 
 __all__ = ["check_optimizer", "load_slices", "save_slices_with_optimizer", "swap_in_slices"]
 
 KEY = "s2ft"
-KEEPS = "_hf_farms_s2ft_keeps"
 
 State = dict[str, Any]
 
 
 def swap_in_slices(optimizer: torch.optim.Optimizer, model: nn.Module, frozen: Container[nn.Parameter] = ()) -> None:
-    """Put the slices in the place of their weights, in the same groups, and everything else out.
+    """Replace the weights in the optimizer's groups by their slices, and remove all other parameters.
 
     Args:
-        optimizer: the innermost one.
+        optimizer: without wrappers.
         model: with the slices.
-        frozen: what did not learn before, so that no group has it; slices of these come into the first group.
+        frozen: weights that were not trained before and are in no group; their slices go to the first group.
 
     Raises:
-        ValueError: the optimizer takes no other parameters than those that it was made with.
+        ValueError: the optimizer does not accept new parameters.
     """
-    _check_takes_others(optimizer)
+    _check_accepts_parameters(optimizer)
     slices = {layer.weight: layer.selected for _, layer in selective_layers(model)}
     for group in optimizer.param_groups:
         group["params"] = [slices[parameter] for parameter in group["params"] if parameter in slices]
@@ -41,8 +41,8 @@ def swap_in_slices(optimizer: torch.optim.Optimizer, model: nn.Module, frozen: C
     optimizer.state.clear()
 
 
-def _check_takes_others(optimizer: torch.optim.Optimizer) -> None:
-    """Adagrad of older torch makes the state of each parameter when it is made itself, and misses it in `step`."""
+def _check_accepts_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Reject Adagrad of older torch, which creates the state of each parameter in its constructor only."""
     if not isinstance(optimizer, torch.optim.Adagrad):
         return
     parameter = nn.Parameter(torch.zeros(1))
@@ -59,10 +59,10 @@ def _check_takes_others(optimizer: torch.optim.Optimizer) -> None:
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Refuse an optimizer that would train nothing, or something else.
+    """Reject an optimizer that does not train exactly the trainable parameters.
 
     Raises:
-        ValueError: it holds other parameters than those that train.
+        ValueError: its parameters are not those with `requires_grad`.
     """
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
@@ -76,75 +76,78 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
 def save_slices_with_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module, lengths: Sequence[int] | None
 ) -> None:
-    """From now on the optimizer's state dict holds the slices too.
+    """Add the slices to the optimizer's state dict from now on.
 
     Args:
-        optimizer: the innermost one.
+        optimizer: without wrappers.
         model: with the slices.
-        lengths: parameters in each group before the slices were handed over: that is what the optimizer of a resumed
-            run has when it loads the state, so its layout is kept. None: the slices were there from the start.
+        lengths: number of parameters in each group before `swap_in_slices`. The optimizer of a resumed run has these
+            groups when it loads the state, so the state dict keeps their layout. None: the optimizer was created with
+            the slices.
     """
-    if hasattr(optimizer, KEEPS):
+    if get_mark(optimizer, SLICES_MARK) is not None:
         return
     layers = dict(selective_layers(model))
     selection = selection_of(model)
     assert selection is not None
-    channels = {name: list(found) for name, found in selection.channels.items()}
+    channels = {name: list(indices) for name, indices in selection.channels.items()}
 
-    def add(optimizer: torch.optim.Optimizer, state: State) -> None:
-        kept: State = {
+    def add_slices(optimizer: torch.optim.Optimizer, state: State) -> None:
+        stored: State = {
             "channels": channels,
             "slices": {name: layer.selected.detach() for name, layer in layers.items()},
         }
-        kept["bases"] = {name: layer.slice_of_weight() for name, layer in layers.items() if not layer.s2ft_write_back}
+        stored["bases"] = {name: layer.slice_of_weight() for name, layer in layers.items() if not layer.s2ft_write_back}
         if lengths is not None:
-            kept["state"] = _by_name(optimizer, state, {layer.selected: name for name, layer in layers.items()})
+            stored["state"] = _state_by_layer(
+                optimizer, state, {layer.selected: name for name, layer in layers.items()}
+            )
             _renumber_parameters(state, lengths)
-        state["param_groups"][0][KEY] = kept
+        state["param_groups"][0][KEY] = stored
 
-    def fit(optimizer: torch.optim.Optimizer, state: State) -> State | None:
+    def fit_layout(optimizer: torch.optim.Optimizer, state: State) -> State | None:
         if "state" not in state["param_groups"][0].get(KEY, {}):
             return None
         state = {**state, "param_groups": [dict(group) for group in state["param_groups"]]}
         _renumber_parameters(state, [len(group["params"]) for group in optimizer.param_groups])
         return state
 
-    # By now the optimizer has the slices only, so a training that goes on from a checkpoint needs the way back too.
-    hooks = optimizer.register_state_dict_post_hook(add), optimizer.register_load_state_dict_pre_hook(fit)
-    setattr(optimizer, KEEPS, hooks)
+    # The optimizer has only the slices now: a checkpoint of the first layout that is loaded later has to be adapted.
+    hooks = optimizer.register_state_dict_post_hook(add_slices), optimizer.register_load_state_dict_pre_hook(fit_layout)
+    set_mark(optimizer, SLICES_MARK, hooks)
 
 
 def load_slices(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Go on with the slices, and the optimizer's state, of the checkpoint that has just been loaded.
+    """Restore the slices and the optimizer's state from the checkpoint that has just been loaded, if any.
 
     Raises:
         ValueError: the checkpoint trained other channels.
     """
-    found = [group.pop(KEY) for group in optimizer.param_groups if KEY in group]
-    if not found:
+    entries = [group.pop(KEY) for group in optimizer.param_groups if KEY in group]
+    if not entries:
         return
-    kept = found[0]
+    stored = entries[0]
     selection = selection_of(model)
     assert selection is not None
-    if {name: tuple(channels) for name, channels in kept["channels"].items()} != dict(selection.channels):
+    if {name: tuple(channels) for name, channels in stored["channels"].items()} != dict(selection.channels):
         raise ValueError(
             "selection must be that of the checkpoint, got another one: base model, calibration data or config differ. "
             "Pass S2FTCallback(selection=load_selection(CHECKPOINT)), from hf_farms.s2ft.saving."
         )
     for name, layer in selective_layers(model):
-        layer.resume(kept["slices"][name], kept["bases"].get(name))
-        if "state" in kept:
-            optimizer.state[layer.selected] = _moved(kept["state"][name], layer.selected.device)
+        layer.resume(stored["slices"][name], stored["bases"].get(name))
+        if "state" in stored:
+            optimizer.state[layer.selected] = _to_device(stored["state"][name], layer.selected.device)
 
 
-def _by_name(optimizer: torch.optim.Optimizer, state: State, names: dict[Tensor, str]) -> State:
-    """The state of each slice, by the name of its layer."""
+def _state_by_layer(optimizer: torch.optim.Optimizer, state: State, names: dict[Tensor, str]) -> State:
+    """Return the state of each slice, by the name of its layer."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {names[parameter]: state["state"].get(number, {}) for number, parameter in enumerate(parameters)}
 
 
 def _renumber_parameters(state: State, lengths: Sequence[int]) -> None:
-    """So many parameters in each group, without a state."""
+    """Give each group this number of parameters, without a state."""
     state["state"] = {}
     start = 0
     for group, length in zip(state["param_groups"], lengths, strict=True):
@@ -152,8 +155,8 @@ def _renumber_parameters(state: State, lengths: Sequence[int]) -> None:
         start += length
 
 
-def _moved(state: State, device: torch.device) -> State:
-    """Counters stay on the CPU, where optimizers keep them unless they are fused."""
+def _to_device(state: State, device: torch.device) -> State:
+    """Move tensors to the device; counters stay on the CPU, where optimizers keep them unless they are fused."""
     return {
         name: value.to(device) if isinstance(value, Tensor) and value.ndim else value for name, value in state.items()
     }

@@ -14,8 +14,9 @@ from transformers import Trainer, TrainingArguments
 
 from hf_farms import FarmsConfig, FarmsLRCallback, FarmsLRConfig
 from hf_farms.allocation.lr import allocate_lr
-from hf_farms.callbacks.groups import innermost
+from hf_farms.callbacks.trainer import unwrap_optimizer
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
+from hf_farms.reports.lr_history import LRHistoryEntry
 from hf_farms.spectra.analysis import analyze
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*", "ignore:.*lr_scheduler.step.*before.*:UserWarning")
@@ -213,7 +214,7 @@ class InTheStep(transformers.TrainerCallback):
         self.hook = hook
 
     def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
-        innermost(optimizer).register_step_pre_hook(self.hook)
+        unwrap_optimizer(optimizer).register_step_pre_hook(self.hook)
 
 
 @pytest.mark.parametrize(("interval", "steps"), [(2, [0, 2, 4, 6]), ("epoch", [0, 4])])
@@ -402,7 +403,8 @@ def test_history_figure_and_section_are_written(tmp_path):
 def test_the_section_says_what_was_scaled(quantity, said, tmp_path):
     block = {"name": "0", "alpha": 2.0, "alpha_stderr": None, "factor": 1.5}
     history = [{"step": 3, "epoch": 0.1, "seconds": 1.0, "blocks": [block, {**block, "name": "1", "factor": 0.5}]}]
-    write_training_history(history, FarmsLRConfig(map="sqrt", quantity=quantity), tmp_path)
+    entries = [LRHistoryEntry.from_line(json.dumps(line)) for line in history]
+    write_training_history(entries, FarmsLRConfig(map="sqrt", quantity=quantity), tmp_path)
     section = (tmp_path / "farms_lr.md").read_text()
     assert said in section
     assert "(map sqrt, unit block): blocks with" in section
@@ -464,7 +466,7 @@ def test_two_instances_are_refused(tmp_path):
     run.add_callback(second)
     with pytest.raises(ValueError, match="must hold one FarmsLRCallback, got two"):
         run.train()
-    assert not innermost(run.optimizer)._optimizer_step_pre_hooks
+    assert not unwrap_optimizer(run.optimizer)._optimizer_step_pre_hooks
     run.remove_callback(second)
     run.train()
 

@@ -104,7 +104,7 @@ run.train()
 parameters = dict(run.model.named_parameters())
 result = {
     "types": {type(parameter.data).__name__ for parameter in parameters.values()},
-    "groups": len(innermost(run.optimizer).param_groups),
+    "groups": len(unwrap_optimizer(run.optimizer).param_groups),
     "weights": {name: parameter.full_tensor().detach() for name, parameter in parameters.items()},
     "memory": callback.memory,
     "log": [entry for entry in run.state.log_history if "farms_lr/seconds" in entry],

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from hf_farms_cards.figures import training
 from models import tiny
 from transformers import Trainer
 from transformers.trainer_utils import HPSearchBackend
@@ -226,8 +227,7 @@ def test_a_figure_that_cannot_be_drawn_does_not_end_the_training(error, monkeypa
     def fail(*_):
         raise error
 
-    drawer = SimpleNamespace(load=lambda: fail)
-    monkeypatch.setattr(history, "entry_points", lambda group: [drawer])
+    monkeypatch.setattr(training, "write_training_history", fail)
     run = trainer(tmp_path, FarmsLRCallback(FAST))
     with pytest.warns(HfFarmsWarning, match=rf"could not be recorded for the card: {type(error).__name__}: "):
         assert run.train().global_step == 8

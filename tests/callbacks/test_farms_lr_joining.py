@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from hf_farms import FarmsLRCallback, FarmsLRConfig
 from hf_farms.allocation.lr import allocate_lr
-from hf_farms.callbacks.groups import innermost
+from hf_farms.callbacks.trainer import unwrap_optimizer
 from hf_farms.spectra.analysis import analyze
 
 sys.path.append(str(Path(__file__).parent))
@@ -124,7 +124,7 @@ class Unfreeze(transformers.TrainerCallback):
             for parameter in self.parameters:
                 parameter.requires_grad_(True)
             if self.given:
-                group = innermost(optimizer).param_groups[self.given - 1]
+                group = unwrap_optimizer(optimizer).param_groups[self.given - 1]
                 group["params"].extend(self.parameters)
 
 
@@ -191,7 +191,7 @@ def test_adapters_that_are_added_on_the_way_are_trained(tmp_path):
             if state.global_step == 3:
                 peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["q_proj"]), model)
                 self.found = [p for name, p in model.named_parameters() if "lora_" in name]
-                innermost(optimizer).add_param_group({"params": self.found})
+                unwrap_optimizer(optimizer).add_param_group({"params": self.found})
 
     callback, add = FarmsLRCallback(FarmsLRConfig(start=0, interval=2)), Add()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)

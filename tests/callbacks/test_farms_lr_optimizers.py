@@ -12,8 +12,9 @@ from transformers.optimization import Adafactor
 
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.callbacks.compatibility import check_supported
-from hf_farms.callbacks.groups import LayerwiseGroups, innermost
+from hf_farms.callbacks.groups import LayerwiseGroups
 from hf_farms.callbacks.parameter_layers import layers_by_parameter
+from hf_farms.callbacks.trainer import unwrap_optimizer
 
 sys.path.append(str(Path(__file__).parent))
 from test_farms_lr import arguments, same, weights
@@ -175,7 +176,7 @@ def test_steps_that_a_gradient_scaler_skips_do_not_count(fused, wrapped):
             optimizer = torch.optim.AdamW(flat, lr=1e-2, fused=fused)
             attach(optimizer, groups).set_factors(FIRST)
         outer = AcceleratedOptimizer(optimizer, scaler=scaler) if wrapped else optimizer
-        assert innermost(outer) is optimizer
+        assert unwrap_optimizer(outer) is optimizer
         for step in range(4):
             backward(model, scaler)
             before = weights(model)

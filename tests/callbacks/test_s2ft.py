@@ -14,7 +14,7 @@ from test_trainers import Images
 from transformers import Trainer
 
 from hf_farms import S2FTCallback, S2FTConfig, apply_s2ft, restore, select_channels
-from hf_farms.callbacks.groups import innermost
+from hf_farms.callbacks.trainer import unwrap_optimizer
 from hf_farms.errors import DataError, NoEffectWarning
 from hf_farms.s2ft.saving import load_selection, save_selection
 from hf_farms.s2ft.surgery import selection_of, selective_layers
@@ -149,7 +149,9 @@ def test_what_is_trained_is_printed_once(early, tmp_path, capsys):
     total = tiny("llama").num_parameters()
     count = sum(layer.selected.numel() for layer in layers(run.model))
     assert line == f"trainable params: {count:,} || all params: {total:,} || trainable%: {100 * count / total:.4f}"
-    (end,) = [line for line in said.splitlines() if line.startswith("S2FT: what was trained lies in ")]
+    (end,) = [
+        line for line in said.splitlines() if line.startswith("S2FT: the selection of trained channels was saved in ")
+    ]
     assert str(tmp_path) in end
     assert said.index(line) < said.index("train_runtime") < said.index(end)
 
@@ -300,7 +302,7 @@ def test_an_optimizer_of_ones_own(applied, tmp_path):
     run = Trainer(model=model, args=args, train_dataset=Tokens(), optimizers=(own(model), None))
     run.add_callback(S2FTCallback(INDEXED))
     run.train()
-    assert {id(p) for g in innermost(run.optimizer).param_groups for p in g["params"]} == {
+    assert {id(p) for g in unwrap_optimizer(run.optimizer).param_groups for p in g["params"]} == {
         id(layer.selected) for layer in layers(model)
     }
     other = trainer(tmp_path, S2FTCallback(INDEXED))

@@ -14,7 +14,7 @@ from test_s2ft import EARLY, INDEXED, LAYOUTS, PERMUTED, TWO_PRODUCTS, follows, 
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from hf_farms import S2FTCallback, S2FTConfig
-from hf_farms.callbacks.groups import innermost
+from hf_farms.callbacks.trainer import unwrap_optimizer
 from hf_farms.s2ft.saving import load_selection
 from hf_farms.s2ft.surgery import selection_of
 
@@ -56,7 +56,9 @@ def test_resuming_is_exact(config, dtype, early, tmp_path):
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert same(plain(whole.model), plain(again.model))
     assert same(slices(whole.model), slices(again.model))
-    states = [[innermost(run.optimizer).state[layer.selected] for layer in layers(run.model)] for run in (whole, again)]
+    states = [
+        [unwrap_optimizer(run.optimizer).state[layer.selected] for layer in layers(run.model)] for run in (whole, again)
+    ]
     for one, other in zip(*states, strict=True):
         assert one.keys() == other.keys() == {"step", "exp_avg", "exp_avg_sq"}
         assert same(one, other)

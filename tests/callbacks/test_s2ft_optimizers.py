@@ -17,7 +17,7 @@ from test_s2ft import EARLY, INDEXED, LAYOUTS, follows, inside, layers, plain, t
 from transformers import Trainer, TrainerCallback
 
 from hf_farms import S2FTCallback, apply_s2ft
-from hf_farms.callbacks.groups import innermost
+from hf_farms.callbacks.trainer import unwrap_optimizer
 from hf_farms.s2ft import layers as layers_module
 from hf_farms.s2ft.surgery import selection_of
 
@@ -59,7 +59,7 @@ def test_after_one_step_in_8_bits(optim, dtype, tmp_path):
     before = plain(model)
     run = trainer(tmp_path, S2FTCallback(INDEXED), model=model, optim=optim, max_steps=1)
     run.train()
-    states = [innermost(run.optimizer).state[layer.selected]["state1"].dtype for layer in layers(model)]
+    states = [unwrap_optimizer(run.optimizer).state[layer.selected]["state1"].dtype for layer in layers(model)]
     assert torch.uint8 in states
     assert follows(model)
     assert moved(before, plain(model), selection_of(model))
@@ -79,7 +79,7 @@ def test_after_one_step_of_muon(dtype, tmp_path):
         optimizer_cls_and_kwargs=(torch.optim.Muon, {"lr": 1e-2}),
     )
     run.train()
-    assert isinstance(innermost(run.optimizer), torch.optim.Muon)
+    assert isinstance(unwrap_optimizer(run.optimizer), torch.optim.Muon)
     assert follows(model)
     assert moved(before, plain(model), selection_of(model))
 

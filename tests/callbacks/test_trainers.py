@@ -12,12 +12,13 @@ from families import family_model
 
 sys.path.append(str(Path(__file__).parent))
 from models import CHECKPOINTING, NEEDS_COMPILE, tiny
-from test_farms_lr import FAST, Tokens, arguments, innermost, signal, trainer, weights
+from test_farms_lr import FAST, Tokens, arguments, signal, trainer, weights
 from torch.utils.data import Dataset
 from transformers import Trainer
 
 from hf_farms import FarmsLRCallback, FarmsLRConfig
 from hf_farms.callbacks.compatibility import check_supported
+from hf_farms.callbacks.trainer import unwrap_optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*", "ignore:.is_gradient_checkpointing. is deprecated")
 
@@ -164,7 +165,7 @@ def test_auto_find_batch_size_starts_again_cleanly(tmp_path):
     assert failed
     assert run.state.global_step == 8
     assert [path.name for path in tmp_path.glob("farms_lr*.jsonl")] == ["farms_lr.jsonl"]
-    assert len(innermost(run.optimizer).param_groups) == 2
+    assert len(unwrap_optimizer(run.optimizer).param_groups) == 2
     assert finite(run.model)
 
 

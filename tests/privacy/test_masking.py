@@ -40,7 +40,7 @@ def test_secrets_are_masked(text, masked):
     [
         "",
         "hf_farms.errors.HfFarmsWarning: x",
-        "hf_farms_report.json, hf_farms.training_history, hf-farms prune demo",
+        "hf_farms_report.json, hf_farms.reports.lr_history, hf-farms prune demo",
         "num_tokens=12, tokenizer=x, eos_token='</s>', max_new_tokens=40",
         "https://huggingface.co/@ada/x and ada@example.org",
         "at 12:30 @ noon, a:b",

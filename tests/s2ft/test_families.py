@@ -8,12 +8,13 @@ import transformers
 from families import C, G, family_model
 
 import hf_farms.blocks.discovery
-import hf_farms.s2ft.surgery
+import hf_farms.s2ft.permuting
 from hf_farms import S2FTConfig, apply_s2ft, restore, select_channels
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.blocks.coupling import check_movable, coupled_structures
 from hf_farms.errors import ModelError
-from hf_farms.s2ft.selection import Selection, structures_of
+from hf_farms.s2ft.coupled import CoupledModel
+from hf_farms.s2ft.selection import Selection
 
 SMALL, EVERY = ("q", "k", "v", "o", "up", "down"), ("q", "k", "v", "o", "gate", "up", "down")
 HEADS = ("q", "k", "v", "o")
@@ -31,7 +32,7 @@ def build(name, monkeypatch):
     """A random model; Olmo 2, whose norms go over all heads, as if its layout had been checked."""
     if name != "olmo2":
         return family_model(name)
-    for place in (hf_farms.blocks.discovery, hf_farms.s2ft.surgery):
+    for place in (hf_farms.blocks.discovery, hf_farms.s2ft.permuting):
         monkeypatch.setattr(place, "KNOWN", place.KNOWN | {"olmo2"})
     torch.manual_seed(0)
     model = transformers.Olmo2ForCausalLM(transformers.Olmo2Config(**C, num_key_value_heads=2, pad_token_id=0)).eval()
@@ -56,8 +57,8 @@ def inputs(name, dtype=torch.float32):
 
 def scattered(model, config):
     """Units that do not come first, and others in every block."""
-    source, channels = ModelBlockSource(model), {}
-    for block, found in enumerate(structures_of(source, config)):
+    channels = {}
+    for block, found in enumerate(CoupledModel(model, config).structures):
         for structure in found:
             units = [unit for unit in range(1, structure.units, 2) if unit % 5 != 2 * block][-5:]
             for member in structure.trained(config.roles):

@@ -10,9 +10,9 @@ from families import family_model
 from models import tiny
 
 from hf_farms import FarmsConfig, S2FTConfig, analyze, select_channels
-from hf_farms.blocks import ModelBlockSource
 from hf_farms.errors import DataError, HfFarmsWarning, ModelError
-from hf_farms.s2ft.selection import Selection, structures_of
+from hf_farms.s2ft.coupled import CoupledModel
+from hf_farms.s2ft.selection import Selection
 from hf_farms.s2ft.unit_norms import unit_norms
 
 # model, roles, layout; units of the attention are heads, groups, and single heads without grouped queries.
@@ -541,10 +541,10 @@ def test_dropout_has_no_say(batches, strategy):
     model, norms = family_model("gpt2"), []
     assert model.transformer.h[0].mlp.dropout.p > 0
     config = S2FTConfig(budget=0.1, strategy=strategy)
-    source = ModelBlockSource(model)
+    coupled = CoupledModel(model, config)
     for training in (False, True):
         model.train(training)
-        norms.append(unit_norms(source, structures_of(source, config), config, batches))
+        norms.append(unit_norms(coupled.source, coupled.structures, config, batches))
     assert all(torch.equal(a, b) for pair in zip(*norms, strict=True) for a, b in zip(*pair, strict=True))
 
 

@@ -165,7 +165,9 @@ def test_the_same_selection_again(llama, ids):
     again = tiny("llama")
     assert apply_s2ft(again, selection=selection) == apply_s2ft(llama, config, calibration=[{"input_ids": ids[0]}])
     assert apply_s2ft(restore(again), config, selection=selection) == selection
-    with pytest.raises(ValueError, match="config must be left out beside a selection, which has its own, got both"):
+    with pytest.raises(
+        ValueError, match="config must be left out if there is a selection, which has its own, got both"
+    ):
         apply_s2ft(restore(again), S2FTConfig(), selection=selection)
 
 

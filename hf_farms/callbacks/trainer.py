@@ -1,0 +1,174 @@
+"""Internals of the transformers Trainer, and the marks that callbacks leave on its optimizer.
+
+The only file that uses more of the Trainer than its public names (`TrainerCallback`, `TrainerControl`, `TrainerState`,
+`TrainingArguments`), so that a new transformers release can break nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+__all__ = [
+    "FARMS_LR_MARK",
+    "S2FT_MARK",
+    "SLICES_MARK",
+    "ExportableState",
+    "checkpoint_folder",
+    "clear_mark",
+    "get_mark",
+    "insert_before_summary",
+    "is_summary",
+    "log_to_trackers",
+    "optimizer_name",
+    "register_callback_state",
+    "restart_farms_lr",
+    "retries_batch_sizes",
+    "run_folder",
+    "saved_callback_state",
+    "set_mark",
+    "unwrap_optimizer",
+    "uses_deepspeed",
+    "uses_fsdp",
+    "uses_reentrant_checkpointing",
+]
+
+# Attributes of the optimizer: the callback that works on it, and the hooks that store the slices of S2FT in its state.
+FARMS_LR_MARK, S2FT_MARK, SLICES_MARK = "_hf_farms_lr", "_hf_farms_s2ft", "_hf_farms_s2ft_slices"
+
+
+def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """Return the torch optimizer inside the wrappers of accelerate and others."""
+    while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = optimizer.optimizer
+    return optimizer  # type: ignore[no-any-return]
+
+
+def get_mark(optimizer: torch.optim.Optimizer, name: str) -> Any:
+    """Return the value of a mark, or None."""
+    return getattr(optimizer, name, None)
+
+
+def set_mark(optimizer: torch.optim.Optimizer, name: str, value: Any) -> None:
+    """Leave a mark on an optimizer; state dicts do not contain it."""
+    setattr(optimizer, name, value)
+
+
+def clear_mark(optimizer: torch.optim.Optimizer, name: str) -> None:
+    """Remove a mark if it is set."""
+    vars(optimizer).pop(name, None)
+
+
+def restart_farms_lr(args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    """Start the FarmsLRCallback on this optimizer again, if there is one, after the parameters have been replaced.
+
+    It has put the previous parameters into groups. Takes the arguments of `on_train_begin`.
+    """
+    callback = get_mark(unwrap_optimizer(kwargs["optimizer"]), FARMS_LR_MARK)
+    if callback is not None:
+        callback.on_train_begin(args, state, control, **kwargs)
+
+
+def saved_callback_state(state: TrainerState, name: str) -> Any:
+    """Return the state that a callback saved in the checkpoint being resumed.
+
+    Returns:
+        None for a fresh run, or a checkpoint without this callback; a list if the checkpoint has several of its class.
+    """
+    states: Any = state.stateful_callbacks
+    return states.get(name) if state.global_step > 0 and isinstance(states, dict) else None
+
+
+def register_callback_state(state: TrainerState, name: str, saved: dict[str, Any]) -> None:
+    """Add a callback to those whose state is saved: the Trainer looks it up, also if the last checkpoint lacked it."""
+    states: Any = state.stateful_callbacks
+    if isinstance(states, dict):
+        states.setdefault(name, saved)
+
+
+def optimizer_name(args: TrainingArguments) -> str:
+    """Return the value of `--optim` as a string."""
+    return str(getattr(args.optim, "value", args.optim))
+
+
+def uses_deepspeed(args: TrainingArguments) -> bool:
+    """Return whether DeepSpeed runs the training."""
+    return bool(getattr(args, "deepspeed", None) or getattr(args, "deepspeed_plugin", None))
+
+
+def uses_fsdp(args: TrainingArguments) -> bool:
+    """Return whether FSDP shards the model; `accelerate launch` sets it in the environment only."""
+    return bool(getattr(args, "fsdp", None)) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def uses_reentrant_checkpointing(args: TrainingArguments) -> bool:
+    """Return whether reentrant activation checkpointing is on; older transformers call it gradient checkpointing."""
+    name = "activation" if hasattr(args, "activation_checkpointing") else "gradient"
+    options: Any = getattr(args, f"{name}_checkpointing_kwargs") or {}
+    return bool(getattr(args, f"{name}_checkpointing") and options.get("use_reentrant"))
+
+
+def retries_batch_sizes(args: TrainingArguments) -> bool:
+    """Return whether the Trainer starts the training again with a smaller batch after an out-of-memory error."""
+    return bool(getattr(args, "auto_find_batch_size", False))
+
+
+def is_summary(logs: dict[str, float] | None) -> bool:
+    """Return whether these logs are the Trainer's summary at the end of a training."""
+    return "train_runtime" in (logs or {})
+
+
+def insert_before_summary(state: TrainerState, logs: dict[str, float]) -> None:
+    """Add an entry to the log history that keeps the Trainer's summary the last one."""
+    state.log_history.insert(len(state.log_history) - 1, {**logs, "step": state.global_step})
+
+
+def run_folder(args: TrainingArguments, state: TrainerState) -> Path:
+    """Return the folder of the Trainer's checkpoints: `output_dir`, or the folder of the trial in it.
+
+    A hyperparameter search names the folder of each trial (`run-0`, or by `hp_name`), and only the Trainer knows the
+    name. Callbacks do not get the Trainer, so it is found on the stack.
+    """
+    if getattr(state, "is_hyper_param_search", False):
+        for trainer in _callers("_get_output_dir"):
+            with suppress(Exception):  # without the library of the search, or on a process that has no trial
+                return Path(trainer._get_output_dir(trainer._trial))
+    return Path(args.output_dir or ".")
+
+
+def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
+    """Return the folder of the checkpoint at the current step, in `output_dir`."""
+    return Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+def log_to_trackers(args: TrainingArguments, state: TrainerState, logs: dict[str, float], model: Any) -> None:
+    """Send numbers to the trackers of this run (TensorBoard, trackio, wandb), and not to the console.
+
+    Callbacks do not get each other, so the handler that calls them is found on the stack. Logging through the Trainer
+    would print these numbers between its own.
+    """
+    handler = next(_callers("callbacks", "call_event"), None)
+    for callback in handler.callbacks if handler is not None else ():
+        tracks = type(callback).__module__.startswith("transformers.integrations")
+        if tracks and not isinstance(callback, ProgressCallback | PrinterCallback):
+            # Trackers take a control and do not change it: any will do.
+            callback.on_log(args, state, TrainerControl(), logs=dict(logs), model=model)
+
+
+def _callers(*attributes: str) -> Iterator[Any]:
+    """Yield the objects with these attributes whose methods are running, innermost first."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        caller: Any = frame.f_locals.get("self")
+        if all(hasattr(caller, attribute) for attribute in attributes):
+            yield caller
+        frame = frame.f_back  # type: ignore[assignment]
