@@ -11,7 +11,6 @@ from typing import Any
 from hf_farms.config import FarmsLRConfig
 from hf_farms.files.atomic_writes import write_text
 from hf_farms.files.path_checks import check_within
-from hf_farms.files.writing import check_within, write_text
 from hf_farms.reports.lr_history import LRHistoryEntry
 from hf_farms.reports.training import FarmsLRRecord, S2FTRecord
 from hf_farms_cards.figures.blocks import dark_of
