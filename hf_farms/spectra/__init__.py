@@ -1,1 +1,1 @@
-"""Weights to spectra. Imports torch only; knows nothing of transformers."""
+"""Measure weight spectra: windows, eigenvalues, power-law fits. Imports torch, but not transformers."""

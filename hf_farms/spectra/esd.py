@@ -1,4 +1,4 @@
-"""Windows -> eigenvalues: the empirical spectral density (ESD).
+"""Compute the eigenvalues of windows: the empirical spectral density (ESD).
 
 Shapes: w windows of r x c, k = min(r, c) eigenvalues each.
 """
@@ -15,29 +15,29 @@ from torch import Tensor
 
 __all__ = ["window_eigenvalues", "windows_eigenvalues"]
 
-# Bytes of windows and Gram matrices held at once on a CPU, by all workers together; elsewhere a share of free memory.
+# Bytes of windows and Gram matrices held at once on a CPU, by all workers together; on a GPU a share of free memory.
 CPU_BYTES = 256 * 2**20
 GPU_SHARE = 0.25
-# Float32 serves where lambda_max is at most this many times the median. Measured on Gaussian, Student-t and
-# geometrically decaying spectra of 1024 and 2000 rows, the relative error of a `mid` alpha is then below 1e-5.
+# Float32 is accurate enough if lambda_max is at most this many times the median: measured on Gaussian, Student-t and
+# geometrically decaying spectra of 1024 and 2000 rows, the relative error of a `mid` alpha is below 1e-5.
 FLOAT32_RANGE = 1e5
-# This share of eigenvalues may come out negative by rounding; more mean a rank that float32 cannot see.
+# Rounding makes at most this share of eigenvalues negative; more indicate low rank that float32 cannot resolve.
 FLOAT32_NEGATIVE = 0.002
-# Smaller windows are solved in float64, where it costs next to nothing.
+# Smaller windows are solved in float64, at almost no extra cost.
 FLOAT32_FROM = 64
 # From this size only the lower triangle of a Gram matrix is computed, in strips.
 STRIPS_FROM, STRIPS = 512, 4
 
-# A window: the tensor that holds it, its index there, and which list of results it belongs to.
+# A window: tensor of windows, and index of the window in it.
 Window = tuple[Tensor, tuple[int, ...]]
 
 
 def window_eigenvalues(windows: Tensor, *, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Squared singular values of every window of one weight; see `windows_eigenvalues`.
+    """Compute the squared singular values of every window of one weight; see `windows_eigenvalues`.
 
     Args:
         windows: `(..., r, c)`.
-        dtype: of the solver.
+        dtype: dtype of the solver.
 
     Returns:
         `(w, k)` float64, ascending in each row.
@@ -46,21 +46,20 @@ def window_eigenvalues(windows: Tensor, *, dtype: torch.dtype = torch.float64) -
 
 
 def windows_eigenvalues(groups: Sequence[Tensor], *, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """Squared singular values of every window of several weights, in one go.
+    """Compute the squared singular values of every window of several weights together.
 
-    `eigvalsh` of the smaller Gram matrix. On a CPU the windows are shared out over the cores, one thread for each
-    where there are enough; elsewhere torch's solver gets batches, as many windows as fit into a quarter of the free
-    memory.
+    Uses `eigvalsh` of the smaller Gram matrix. On a CPU the windows are distributed over the cores, one thread per
+    window if there are enough windows; on a GPU they are solved in batches that fit into a quarter of the free memory.
     Cost grows as w r c k for the products and w k^3 for the solver; memory does not grow with w.
 
     Args:
-        groups: `(..., r, c)` each, r and c the same in all, any float or complex dtype, any strides; not modified.
-        dtype: float64, or float32: 1.5 to 2.5 times faster and enough for the upper half of a spectrum. A window that
-            float32 cannot resolve is solved again in float64.
+        groups: `(..., r, c)` each, with common r and c, any float or complex dtype, any strides; not modified.
+        dtype: float64, or float32, which is 1.5 to 2.5 times faster and accurate enough for the upper half of a
+            spectrum. A window that float32 cannot resolve is solved again in float64.
 
     Returns:
-        For each group `(w, k)` float64 on its device (on the CPU where the device has no solver), ascending in each
-        row; what is zero up to rounding is exactly 0.
+        `(w, k)` float64 for each group, on its device (on the CPU for devices without a solver), ascending in each
+        row. Eigenvalues that are zero up to rounding are exactly 0.
     """
     groups = [group.cpu() if group.device.type == "mps" else group for group in groups]
     windows: list[Window] = [
@@ -68,14 +67,14 @@ def windows_eigenvalues(groups: Sequence[Tensor], *, dtype: torch.dtype = torch.
     ]
     counts = [group.shape[:-2].numel() for group in groups]
     if groups[0].device.type == "cpu":
-        solved = _on_cores(windows, dtype)
+        solved = _solve_on_cores(windows, dtype)
     else:
         size = _batch_size(windows[0], dtype)
         solved = [_eigenvalues(windows[i : i + size], dtype) for i in range(0, len(windows), size)]
     return list(torch.cat(solved).split(counts))
 
 
-def _on_cores(windows: list[Window], dtype: torch.dtype) -> list[Tensor]:
+def _solve_on_cores(windows: list[Window], dtype: torch.dtype) -> list[Tensor]:
     threads = torch.get_num_threads()
     workers = min(threads, len(windows))
     share = -(-len(windows) // workers)
@@ -83,7 +82,7 @@ def _on_cores(windows: list[Window], dtype: torch.dtype) -> list[Tensor]:
     batches = [windows[i : i + size] for i in range(0, len(windows), size)]
     if workers == 1:
         return [_eigenvalues(batch, dtype) for batch in batches]
-    # A new thread starts with all the threads of the process, whatever the main thread was told.
+    # New threads do not inherit `set_num_threads` of the main thread.
     with (
         _torch_threads(threads // workers),
         ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, threads // workers),)) as pool,
@@ -92,18 +91,18 @@ def _on_cores(windows: list[Window], dtype: torch.dtype) -> list[Tensor]:
 
 
 def _batch_size(window: Window, dtype: torch.dtype) -> int:
-    """How many windows are solved at once."""
+    """Return the number of windows to solve at once."""
     tensor, _ = window
     r, c = tensor.shape[-2:]
     free = CPU_BYTES
     if tensor.device.type == "cuda":
         free = int(GPU_SHARE * torch.cuda.mem_get_info(tensor.device)[0])
-    # The window, its Gram matrix, the copy that the solver works on, and its workspace.
+    # The window, its Gram matrix, the copy of the solver, and its workspace.
     return max(1, free // (dtype.itemsize * (1 + tensor.is_complex()) * (r * c + 3 * min(r, c) ** 2)))
 
 
 def _eigenvalues(batch: list[Window], dtype: torch.dtype = torch.float64) -> Tensor:
-    """Eigenvalues of some windows, gathered by index because a strided view of overlaps cannot be reshaped."""
+    """Compute eigenvalues of a batch of windows. They are stacked by index: overlapping views cannot be reshaped."""
     x = torch.stack([tensor[index] for tensor, index in batch])
     k = min(x.shape[-2:])
     if k < FLOAT32_FROM or x.dtype.itemsize > dtype.itemsize * (1 + x.is_complex()):
@@ -112,11 +111,13 @@ def _eigenvalues(batch: list[Window], dtype: torch.dtype = torch.float64) -> Ten
     zero = k * torch.finfo(torch.float64).eps
     if dtype == torch.float64:
         return eigenvalues.masked_fill_(eigenvalues <= zero * eigenvalues[:, -1:], 0.0)
-    lost = _unresolved(eigenvalues)
-    # What float32 resolves has no zeros: a negative eigenvalue is a small one.
+    unresolved = _unresolved(eigenvalues)
+    # A window that float32 resolves has full rank: negative eigenvalues are small positive ones.
     eigenvalues = torch.maximum(eigenvalues, zero * eigenvalues[:, -1:])
-    if lost.any():
-        eigenvalues[lost] = _eigenvalues([window for window, bad in zip(batch, lost.tolist(), strict=True) if bad])
+    if unresolved.any():
+        eigenvalues[unresolved] = _eigenvalues(
+            [window for window, flag in zip(batch, unresolved.tolist(), strict=True) if flag]
+        )
     return eigenvalues
 
 
@@ -128,7 +129,7 @@ def _solve(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _lower_gram(x: Tensor) -> Tensor:
-    """X X^H, at least its lower triangle, which is all that the solver reads; `(w, k, c)` -> `(w, k, k)`."""
+    """Compute the lower triangle (at least) of X X^H, all that the solver reads; `(w, k, c)` -> `(w, k, k)`."""
     k = x.shape[-2]
     if k < STRIPS_FROM:
         return x @ x.mH
@@ -140,7 +141,7 @@ def _lower_gram(x: Tensor) -> Tensor:
 
 
 def _unresolved(eigenvalues: Tensor) -> Tensor:
-    """Spectra whose upper half float32 does not determine: too wide, or of lower rank."""
+    """Mark spectra that float32 does not resolve in the upper half: too wide, or rank-deficient."""
     k = eigenvalues.shape[-1]
     wide = eigenvalues[:, -1] > FLOAT32_RANGE * eigenvalues[:, k // 2]
     return wide | ((eigenvalues <= 0).sum(dim=-1) > FLOAT32_NEGATIVE * k)
@@ -148,7 +149,7 @@ def _unresolved(eigenvalues: Tensor) -> Tensor:
 
 @contextmanager
 def _torch_threads(count: int) -> Iterator[None]:
-    """Threads for one solver; eigenproblems run faster side by side than on several threads each."""
+    """Set torch's thread count within the context: one thread per eigenproblem is fastest."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, count))
     try:

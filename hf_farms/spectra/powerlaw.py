@@ -1,6 +1,6 @@
-"""Eigenvalues -> PL_Alpha_Hill and its KS distance.
+"""Fit power laws to the tails of spectra: PL_Alpha_Hill and its KS distance.
 
-Shapes: b spectra of N ascending eigenvalues, i the index at which a tail starts, n = N - i.
+Shapes: b spectra of N ascending eigenvalues, i first index of a tail, n = N - i.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ __all__ = ["TailFit", "fit_tail"]
 HISTOGRAM_BINS = 100
 # Entries of a candidates x eigenvalues table that the KS search holds at once.
 KS_TABLE = 2**20
-# At how many places of its tail every candidate is tried first.
+# Positions in its tail at which every candidate is evaluated first.
 KS_PROBES = 16
-# So many candidates are measured on their whole tails in every round.
+# Candidates evaluated on their whole tails in every round.
 KS_LEADERS = 8
 
 
 class TailFit(NamedTuple):
-    """Fits of b spectra, each `(b,)`; NaN where the tail has no two different eigenvalues.
+    """Fits of b spectra, each `(b,)`; NaN if the tail has no two distinct eigenvalues.
 
-    alpha, the KS distance between tail and law, and the eigenvalue at which the tail starts.
+    Attributes:
+        alpha: exponent of the power law.
+        distance: KS distance between tail and power law.
+        tail_min: smallest eigenvalue of the tail.
     """
 
     alpha: Tensor
@@ -38,8 +41,8 @@ def fit_tail(eigenvalues: Tensor, config: FarmsConfig) -> TailFit:
     """Fit the tail of each spectrum: alpha = 1 + n / sum_{j >= i} ln(lambda_j / lambda_i).
 
     PL_Alpha_Hill, TempBalance (NeurIPS 2023) and FARMS (arXiv 2506.06280), with the tail start of `config.fit`.
-    Eigenvalues that are 0 are left out. `mid` costs O(N). `peak` and `goodness_of_fit` have up to N candidates of
-    O(N) each, of which all but a few are excluded after some dozen places of their tail.
+    Zero eigenvalues are ignored. `mid` costs O(N). `peak` and `goodness_of_fit` have up to N candidates of O(N) each,
+    most of which are excluded after a few dozen positions of their tail.
 
     Args:
         eigenvalues: `(b, N)` ascending, not negative.
@@ -67,7 +70,7 @@ def _fit_mid(lam: Tensor, zeros: Tensor, divisor: float) -> TailFit:
 
 
 class _Tails:
-    """All tails of one spectrum without zeros: alpha for every start, KS distances on request."""
+    """All tails of one spectrum without zeros: alpha of every start, KS distances on demand."""
 
     def __init__(self, lam: Tensor) -> None:
         self.log = lam.log()
@@ -76,7 +79,7 @@ class _Tails:
         self.alphas = 1 + self.n / (self.log.flip(0).cumsum(0).flip(0) - self.n * self.log)
 
     def deviations(self, starts: Tensor, places: Tensor) -> Tensor:
-        """|1 - (lambda_j / lambda_i)^(1 - alpha) - (j - i) / n| at the places j; 0 before the tail.
+        """Compute |1 - (lambda_j / lambda_i)^(1 - alpha) - (j - i) / n| at positions j; 0 before the tail.
 
         Args:
             starts: `(s, 1)`.
@@ -87,31 +90,31 @@ class _Tails:
         return (law - offset / self.n[starts]).abs_().masked_fill_(offset < 0, 0.0)
 
     def bounds(self, starts: Tensor) -> Tensor:
-        """Lower bounds of the KS distances: the largest deviation at some places of each tail."""
+        """Compute lower bounds of the KS distances: the largest deviation at some positions of each tail."""
         share = torch.linspace(0, 1, KS_PROBES, device=self.log.device, dtype=self.log.dtype)
-        found = []
+        bounds = []
         for part in starts[:, None].split(max(1, KS_TABLE // KS_PROBES)):
             places = part + ((self.n[part] - 1) * share).long()
-            found.append(self.deviations(part, places).amax(dim=-1))
-        return torch.cat(found)
+            bounds.append(self.deviations(part, places).amax(dim=-1))
+        return torch.cat(bounds)
 
     def distances(self, starts: Tensor) -> tuple[Tensor, Tensor]:
-        """KS distances, the largest deviations over the whole tails, and where they lie."""
+        """Compute KS distances (the largest deviations over the whole tails) and their positions."""
         places = torch.arange(self.size, device=self.log.device)
         parts = starts[:, None].split(max(1, KS_TABLE // self.size))
-        found = [self.deviations(part, places).max(dim=-1) for part in parts]
-        return torch.cat([maximum.values for maximum in found]), torch.cat([maximum.indices for maximum in found])
+        maxima = [self.deviations(part, places).max(dim=-1) for part in parts]
+        return torch.cat([maximum.values for maximum in maxima]), torch.cat([maximum.indices for maximum in maxima])
 
 
 def _fit_by_ks(lam: Tensor, config: FarmsConfig) -> TailFit:
-    """The candidate tail start with the smallest KS distance, the first of equals."""
+    """Fit the tail start with the smallest KS distance; of equal ones, the first."""
     tails = _Tails(lam)
     starts = _candidates(lam, config)
-    # The last eigenvalue alone, and a tail of equal ones, have no alpha.
+    # A single eigenvalue, and a tail of equal ones, have no alpha.
     starts = starts[torch.isfinite(tails.alphas[starts]) & (tails.alphas[starts] > 1)]
     if not len(starts):
-        nothing = lam.new_tensor(torch.nan)
-        return TailFit(nothing, nothing, nothing)
+        nan = lam.new_tensor(torch.nan)
+        return TailFit(nan, nan, nan)
     if len(starts) > KS_LEADERS:
         starts = _exclude(tails, starts)
     distances, _ = tails.distances(starts)
@@ -120,10 +123,10 @@ def _fit_by_ks(lam: Tensor, config: FarmsConfig) -> TailFit:
 
 
 def _exclude(tails: _Tails, starts: Tensor) -> Tensor:
-    """The starts that may still have the smallest distance; ascending, like `starts`.
+    """Exclude starts that cannot have the smallest KS distance; the result is ascending, like `starts`.
 
-    Neighbouring tails are farthest from their laws at nearly the same place. So in every round a few leaders are
-    measured on their whole tails, and the others only where the two leaders next to them are farthest off.
+    Adjacent tails deviate most at nearly the same position. So every round evaluates a few leaders on their whole
+    tails, and the other starts only at the positions of the two nearest leaders.
     """
     bounds = tails.bounds(starts)
     best, _ = tails.distances(starts[bounds.topk(1, largest=False).indices])
@@ -137,13 +140,13 @@ def _exclude(tails: _Tails, starts: Tensor) -> Tensor:
         sides = torch.stack([places[(right - 1).clamp_min(0)], places[right]], dim=-1)
         bounds = tails.deviations(starts[:, None], sides).amax(dim=-1)
         starts = starts[bounds <= best]
-        if before - len(starts) < KS_LEADERS // 2:  # equal eigenvalues: their tails cannot be told apart
+        if before - len(starts) < KS_LEADERS // 2:  # equal eigenvalues: their tails have equal distances
             break
     return starts
 
 
 def _candidates(lam: Tensor, config: FarmsConfig) -> Tensor:
-    """Indices at which a tail may start, ascending; the last eigenvalue is no tail."""
+    """Return the indices at which a tail may start, ascending; the last eigenvalue alone is no tail."""
     if config.fit == "goodness_of_fit" or not len(lam):
         return torch.arange(max(0, len(lam) - 1), device=lam.device)
     log10 = lam.log10()

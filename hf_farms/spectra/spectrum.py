@@ -1,4 +1,4 @@
-"""Weights -> their `LayerSpectrum`."""
+"""Measure the spectrum of weights: LayerSpectrum with alpha, its standard error, norms and entropy."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from hf_farms.spectra.windows import WindowPlan, cut_windows, plan_weight
 
 __all__ = ["LayerSpectrum", "layer_spectra", "layer_spectrum"]
 
-# Outside this range of the largest entry, squares leave the range of float32: the weight is scaled first.
+# Weights whose largest entry is outside this range are scaled first: their squares would overflow or underflow float32.
 UNSCALED = (1e-12, 1e15)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSpectrum:
-    """What the spectrum of one weight says.
+    """Quantities of the spectrum of one weight.
 
     Attributes:
-        alpha: PL_Alpha_Hill of the pooled spectrum; smaller means a heavier tail, a better trained layer. None where
-            no tail can be fitted (fewer than two different eigenvalues, such as a weight of zeros).
+        alpha: PL_Alpha_Hill of the pooled spectrum; smaller means a heavier tail and a better trained layer. None if
+            no tail can be fitted (fewer than two distinct eigenvalues, such as an all-zero weight).
         alpha_stderr: standard error of alpha over the windows; None with a single window.
         window_shape: rows and columns of a window.
-        rows_lowered: the window rows asked for did not fit and were reduced.
-        num_windows: windows pooled.
+        rows_lowered: whether the requested window rows did not fit and were reduced.
+        num_windows: number of windows pooled.
         ks_distance: Kolmogorov-Smirnov distance between the tail and the fitted law.
-        tail_min: the eigenvalue at which the fitted tail starts; None for a convolution that was cut into several
-            pieces, each with a tail of its own.
+        tail_min: smallest eigenvalue of the fitted tail; None for a convolution that was cut into several pieces, each
+            with its own tail.
         num_eigenvalues: size of the pooled spectrum, N.
         spectral_norm: the largest eigenvalue, lambda_max.
         frobenius_norm_sq: sum of the eigenvalues.
@@ -61,22 +61,22 @@ class LayerSpectrum:
 
 
 def layer_spectrum(weight: Tensor, config: FarmsConfig | None = None) -> LayerSpectrum:
-    """Measure one weight (FARMS, arXiv 2506.06280, section 3).
+    """Measure the spectrum of one weight (FARMS, arXiv 2506.06280, section 3).
 
-    A convolution is a matrix for every place of its kernel; each is cut along its longer side, the spectra of one
-    piece are pooled over the kernel and fitted, and alpha is the mean over pieces. Cost grows with the number of
-    windows times the cube of their smaller side; memory with one batch of windows.
+    A convolution has one matrix per kernel position. Each is cut along its longer side, the spectra of a piece are
+    pooled over the kernel and fitted, and alpha is the mean over pieces. Cost grows with the number of windows times
+    the cube of their smaller side, memory with one batch of windows.
 
     Args:
         weight: `(m, n)`, or `(out, in, *kernel)`, any float or complex dtype and device; not modified.
-        config: windows and fit; the default takes windows of an eighth of the smaller side, at least 32 rows where
-            two of those fit, and of a convolution the paper's pieces.
+        config: windows and fit. By default windows have an eighth of the smaller side, but at least 32 rows if two
+            such windows fit; convolutions are cut into the paper's pieces.
 
     Returns:
-        The spectrum, with the standard error over windows where there are several.
+        The spectrum; with several windows also the standard error of alpha.
 
     Raises:
-        ValueError: the weight is a vector, is empty, or holds NaN or infinity.
+        ValueError: the weight is a vector, is empty, or contains NaN or infinity.
     """
     return layer_spectra([weight], config)[0]
 
@@ -84,29 +84,29 @@ def layer_spectrum(weight: Tensor, config: FarmsConfig | None = None) -> LayerSp
 def layer_spectra(
     weights: Sequence[Tensor], config: FarmsConfig | None = None, *, plans: Sequence[WindowPlan] | None = None
 ) -> list[LayerSpectrum]:
-    """Measure several weights; windows of one size are solved together, whichever weight they come from.
+    """Measure several weights; windows of equal size are solved together.
 
     Args:
         weights: as for `layer_spectrum`, all on one device.
-        config: windows and fit, the same for all.
-        plans: the windows of each weight, where they are known already.
+        config: windows and fit of all weights.
+        plans: windows of each weight, if already planned.
 
     Raises:
-        ValueError: as `layer_spectrum`.
+        ValueError: as for `layer_spectrum`.
     """
     config = config or FarmsConfig()
     weights = [weight.detach() for weight in weights]
     scales = [_scale(weight) for weight in weights]
     plans = plans or [plan_weight(tuple(weight.shape), config) for weight in weights]
-    alike: dict[tuple[int, int, bool], list[int]] = defaultdict(list)
+    by_window: dict[tuple[int, int, bool], list[int]] = defaultdict(list)
     for number, (weight, plan) in enumerate(zip(weights, plans, strict=True)):
-        alike[plan.rows, plan.cols, weight.is_complex()].append(number)
-    # `mid` needs only the upper half of a spectrum; the search for the smallest distance sees every eigenvalue.
+        by_window[plan.rows, plan.cols, weight.is_complex()].append(number)
+    # `mid` uses only the upper half of a spectrum; the KS search uses every eigenvalue.
     dtype = torch.float32 if config.fit == "mid" else torch.float64
     spectra: dict[int, LayerSpectrum] = {}
-    for numbers in alike.values():
-        cut = [cut_windows(weights[i] / scales[i] if scales[i] != 1 else weights[i], plans[i]) for i in numbers]
-        solved = windows_eigenvalues(cut, dtype=dtype)
+    for numbers in by_window.values():
+        windows = [cut_windows(weights[i] / scales[i] if scales[i] != 1 else weights[i], plans[i]) for i in numbers]
+        solved = windows_eigenvalues(windows, dtype=dtype)
         for i, eigenvalues in zip(numbers, solved, strict=True):
             eigenvalues = eigenvalues * scales[i] ** 2 if scales[i] != 1 else eigenvalues
             spectra[i] = _spectrum(eigenvalues, plans[i], config)
@@ -114,14 +114,14 @@ def layer_spectra(
 
 
 def _scale(weight: Tensor) -> float:
-    """What the weight is divided by before its squares are taken.
+    """Return the divisor that keeps the squares of a weight in the range of float32; usually 1.
 
     Raises:
-        ValueError: not a matrix or convolution, or not finite.
+        ValueError: the weight is not a matrix or convolution, or is not finite.
     """
     if weight.ndim < 2 or weight.numel() == 0:
         raise ValueError(f"weight must be a matrix with at least one entry, got shape {tuple(weight.shape)}.")
-    # One pass without a copy; a NaN comes out as both bounds.
+    # One pass without a copy: min and max propagate NaN.
     low, high = (float(x) for x in (torch.view_as_real(weight) if weight.is_complex() else weight).aminmax())
     largest = max(-low, high)
     if not math.isfinite(largest):
@@ -130,11 +130,11 @@ def _scale(weight: Tensor) -> float:
 
 
 def _spectrum(eigenvalues: Tensor, plan: WindowPlan, config: FarmsConfig) -> LayerSpectrum:
-    """Fit each piece on its pooled windows; a matrix is one piece. `eigenvalues` is `(w, k)`."""
+    """Fit each piece on its pooled windows; a matrix is one piece. `eigenvalues` has shape `(w, k)`."""
     pieces = eigenvalues.view(plan.pieces, -1).sort(dim=-1).values
     fit = fit_tail(pieces, config)
     pooled = pieces.flatten().sort().values
-    alpha = _number(fit.alpha.nanmean())
+    alpha = _finite_or_none(fit.alpha.nanmean())
     total, largest = float(pooled.sum()), float(pooled[-1])
     return LayerSpectrum(
         alpha=alpha,
@@ -142,8 +142,8 @@ def _spectrum(eigenvalues: Tensor, plan: WindowPlan, config: FarmsConfig) -> Lay
         window_shape=(plan.rows, plan.cols),
         rows_lowered=plan.lowered,
         num_windows=plan.num_windows,
-        ks_distance=_number(fit.distance.nanmean()),
-        tail_min=_number(fit.tail_min[0]) if plan.pieces == 1 and alpha is not None else None,
+        ks_distance=_finite_or_none(fit.distance.nanmean()),
+        tail_min=_finite_or_none(fit.tail_min[0]) if plan.pieces == 1 and alpha is not None else None,
         num_eigenvalues=len(pooled),
         spectral_norm=largest,
         frobenius_norm_sq=total,
@@ -155,11 +155,11 @@ def _spectrum(eigenvalues: Tensor, plan: WindowPlan, config: FarmsConfig) -> Lay
 
 
 def _standard_error(spectra: Tensor, config: FarmsConfig, plan: WindowPlan) -> float | None:
-    """Standard error of alpha from the scatter of the windows' own fits.
+    """Estimate the standard error of alpha from the variance of fits of single windows.
 
-    Windows of the same rows, or of the same columns, have something in common, so rows and columns count as random
-    effects (analysis of variance in two ways). Overlapping windows repeat each other, so along each side no more are
-    counted than would fit side by side.
+    Windows with common rows or columns are correlated, so rows and columns are random effects (two-way analysis of
+    variance). Overlapping windows repeat each other, so along each side at most as many windows count as would fit
+    without overlap.
     """
     if len(spectra) < 2:
         return None
@@ -168,19 +168,25 @@ def _standard_error(spectra: Tensor, config: FarmsConfig, plan: WindowPlan) -> f
     count = int(finite.sum())
     if count < 2:
         return None
-    down, across = plan.side_by_side
+    down, across = plan.num_disjoint
     if finite.all() and plan.kernel == 1 and min(len(plan.row_starts), len(plan.col_starts)) > 1:
         grid = alphas.view(len(plan.row_starts), len(plan.col_starts))
-        return math.sqrt(_variance_in_two_ways(grid, down, across))
+        return math.sqrt(_two_way_variance(grid, down, across))
     return math.sqrt(float(alphas[finite].var()) / min(count, down * across * plan.kernel))
 
 
-def _variance_in_two_ways(alphas: Tensor, down: float, across: float) -> float:
-    """Variance of the mean of `(a, b)` alphas with row and column effects, of which so many along each side count."""
+def _two_way_variance(alphas: Tensor, down: float, across: float) -> float:
+    """Estimate the variance of the mean of `(a, b)` alphas with row and column effects.
+
+    Args:
+        alphas: one per window.
+        down: effective number of windows along the rows.
+        across: effective number of windows along the columns.
+    """
     a, b = alphas.shape
     rows, cols = alphas.mean(dim=1, keepdim=True), alphas.mean(dim=0, keepdim=True)
-    rest = (alphas - rows - cols + alphas.mean()).square().sum() / ((a - 1) * (b - 1)) / (down * across)
-    return float(torch.maximum(rest, rows.var() / down + cols.var() / across - rest))
+    residual = (alphas - rows - cols + alphas.mean()).square().sum() / ((a - 1) * (b - 1)) / (down * across)
+    return float(torch.maximum(residual, rows.var() / down + cols.var() / across - residual))
 
 
 def _entropy(pooled: Tensor, total: float) -> float:
@@ -190,6 +196,6 @@ def _entropy(pooled: Tensor, total: float) -> float:
     return float(-torch.xlogy(p, p).sum()) / math.log(len(pooled))
 
 
-def _number(x: Tensor) -> float | None:
+def _finite_or_none(x: Tensor) -> float | None:
     value = float(x)
     return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Weight -> windows of one size and aspect ratio (FARMS, arXiv 2506.06280, section 3).
+"""Plan and cut the windows of a weight, of one size and aspect ratio (FARMS, arXiv 2506.06280, section 3).
 
 Shapes: m x n weight (out, in), r x c window with c = round(Q r), w windows.
 """
@@ -24,27 +24,28 @@ __all__ = [
     "sample_windows",
 ]
 
-# The window size of a model: its typical smaller side over this, at least so many rows, at most half that side.
-# 8 x 8 windows of an eighth are disjoint on a square layer. Chosen in BENCHMARKS.md, "Windows" and "Block scores".
+# Window rows of a model: its typical smaller side divided by this, but at least 32 and at most half that side.
+# On a square layer, 8 x 8 windows of an eighth of the side are disjoint. Chosen by measurement, see
+# BENCHMARKS.md, "Windows" and "Block scores".
 SIDES_PER_WINDOW = 8
 SMALLEST_AUTO_ROWS = 32
-# Windows along each side of a matrix; where fewer fit side by side they overlap, where more fit they are spread out.
+# Windows along each side of a matrix. They overlap if fewer fit without overlap, and are spread out if more fit.
 WINDOWS_PER_DIM = 8
 
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """Which windows are cut from one weight: `rows x cols` each, starting at every pair of the two lists.
+    """Windows of one weight: `rows x cols` each, one for every pair of row start and column start.
 
     Attributes:
-        rows: of a window.
-        cols: of a window.
-        row_starts: where the windows start along the rows.
-        col_starts: where they start along the columns.
-        lowered: the rows asked for did not fit.
-        kernel: matrices in the weight: places of the kernel of a convolution; 1 for a matrix.
-        pieces: windows that are fitted apart: those of a convolution; of a matrix all are pooled, so 1.
-        transposed: the windows are cut from the transposed matrices (of a convolution with fewer outputs than inputs).
+        rows: rows of a window.
+        cols: columns of a window.
+        row_starts: first row of the windows.
+        col_starts: first column of the windows.
+        lowered: whether the requested rows did not fit and were reduced.
+        kernel: matrices in the weight: kernel positions of a convolution; 1 for a matrix.
+        pieces: number of separate fits: one per window of a convolution; 1 for a matrix, whose windows are pooled.
+        transposed: whether windows are cut from the transposed matrices (convolutions with fewer outputs than inputs).
     """
 
     rows: int
@@ -58,24 +59,24 @@ class WindowPlan:
 
     @property
     def num_windows(self) -> int:
-        """Windows in all."""
+        """Total number of windows."""
         return len(self.row_starts) * len(self.col_starts) * self.kernel
 
     @property
-    def side_by_side(self) -> tuple[float, float]:
-        """Along the rows and along the columns: how many windows would fit side by side into what they cover."""
+    def num_disjoint(self) -> tuple[float, float]:
+        """Number of disjoint windows that fit into the covered area, along the rows and along the columns."""
         sides = ((self.row_starts, self.rows), (self.col_starts, self.cols))
         down, across = (min(len(starts), (starts[-1] + size) / size) for starts, size in sides)
         return down, across
 
 
 def window_cols(rows: int, aspect_ratio: float) -> int:
-    """C = round(Q r), at least 1."""
+    """Return the columns of a window, c = round(Q r), at least 1."""
     return max(1, round(aspect_ratio * rows))
 
 
 def largest_fitting_rows(m: int, n: int, aspect_ratio: float) -> int:
-    """The largest r with r <= m and round(Q r) <= n; 0 where none fits."""
+    """Return the largest r with r <= m and round(Q r) <= n; 0 if none fits."""
     # Start just above the answer: rounding can admit at most half a column more than Q r itself.
     rows = min(m, math.floor((n + 0.5) / aspect_ratio) + 1)
     while rows > 0 and window_cols(rows, aspect_ratio) > n:
@@ -84,11 +85,11 @@ def largest_fitting_rows(m: int, n: int, aspect_ratio: float) -> int:
 
 
 def model_window_rows(shapes: Iterable[tuple[int, ...]], aspect_ratio: float = 1.0) -> int:
-    """One window size for all layers of a model, so that no finite-size bias enters between them.
+    """Choose one window size for all layers of a model, so that finite-size bias is the same in all of them.
 
-    An eighth of the smaller side (the most rows a window may have) of the layers that hold most parameters: their
-    median, weighted by parameters, so that neither k and v under grouped-query attention nor a router decide. At
-    least 32 rows, at most half of that side.
+    An eighth of the typical smaller side (the largest possible window rows of a layer), but at least 32 rows and at
+    most half of that side. The typical side is the median weighted by parameters, so that small layers (k and v with
+    grouped-query attention, routers) do not determine it.
 
     Args:
         shapes: `(m, n)` of every layer.
@@ -99,7 +100,7 @@ def model_window_rows(shapes: Iterable[tuple[int, ...]], aspect_ratio: float = 1
     """
     sides = sorted((largest_fitting_rows(m, n, aspect_ratio), m * n) for m, n in shapes)
     if not sides:
-        raise ValueError("shapes must be at least one layer, got none.")
+        raise ValueError("shapes must contain at least one layer, got none.")
     half = sum(size for _, size in sides) / 2
     side = next(
         side for (side, _), total in zip(sides, accumulate(size for _, size in sides), strict=True) if total >= half
@@ -108,29 +109,29 @@ def model_window_rows(shapes: Iterable[tuple[int, ...]], aspect_ratio: float = 1
 
 
 def plan_windows(m: int, n: int, config: FarmsConfig) -> WindowPlan:
-    """Where the windows of one weight lie.
+    """Plan the windows of one matrix.
 
-    Rows that do not fit are lowered to the largest r with r <= m and round(Q r) <= n. For Q = 1 that is the clamp of
-    the released code, r <= min(m, n). For other Q the two differ, and this one keeps the larger window of the right
-    aspect ratio: for Q = 1/4 a weight of 512 x 64 keeps windows of 128 x 32, which fit, where the released code clamps
-    them to 64 x 16; for Q > 1 the released clamp can leave fewer than Q r columns.
+    Rows that do not fit are lowered to the largest r with r <= m and round(Q r) <= n. For Q = 1 this is the clamp of
+    the released code, r <= min(m, n). For other Q it keeps larger windows of the right aspect ratio: for Q = 1/4 a
+    512 x 64 weight keeps windows of 128 x 32, while the released code clamps them to 64 x 16; for Q > 1 the released
+    clamp can leave fewer than Q r columns.
 
     Args:
         m: rows of the weight.
         n: columns of the weight.
-        config: `window_rows` "auto" means the size for a model of this weight alone; pass the model's as an integer.
+        config: windows. `window_rows="auto"` chooses the size for this weight alone; pass that of a model as integer.
 
     Returns:
-        The plan; `lowered` says that the rows asked for did not fit and were reduced.
+        The plan; `lowered` if the requested rows did not fit.
 
     Raises:
-        ValueError: the aspect ratio fits no window at all into this weight.
+        ValueError: no window of this aspect ratio fits into the weight.
     """
     if config.window_rows is None:
         return WindowPlan(m, n, (0,), (0,))
     auto = config.window_rows == "auto"
-    wanted = model_window_rows([(m, n)], config.aspect_ratio) if auto else int(config.window_rows)
-    rows = min(wanted, largest_fitting_rows(m, n, config.aspect_ratio))
+    requested = model_window_rows([(m, n)], config.aspect_ratio) if auto else int(config.window_rows)
+    rows = min(requested, largest_fitting_rows(m, n, config.aspect_ratio))
     if rows < 1:
         raise ValueError(
             f"aspect_ratio must be at most {n} for a weight of {m} x {n}, got {config.aspect_ratio!r}. "
@@ -141,25 +142,24 @@ def plan_windows(m: int, n: int, config: FarmsConfig) -> WindowPlan:
     return WindowPlan(
         rows,
         cols,
-        _starts(m, rows, count),
-        _starts(n, cols, count),
-        lowered=rows < wanted,
+        _spread_starts(m, rows, count),
+        _spread_starts(n, cols, count),
+        lowered=rows < requested,
     )
 
 
 def plan_convolution(m: int, n: int, kernel: int, config: FarmsConfig) -> WindowPlan:
-    """Where the windows of a convolution lie: the paper's slicing.
+    """Plan the windows of a convolution (slicing of the paper).
 
-    For every place of the kernel there is an `(m, n)` matrix, transposed if need be so that it has more rows than
-    columns, and cut along its rows into pieces as wide as the matrix, Q times as long. The pieces lie side by side from
-    the first row on; rows that are left over at the end are in none of them. `window_rows` as a number makes the pieces
-    smaller where they are larger than that; "auto" leaves them as wide as the layer.
+    Every kernel position has an `(m, n)` matrix, transposed if necessary to have more rows than columns. It is cut
+    along its rows into adjacent pieces as wide as the matrix and Q times as long; a remainder at the end is not used.
+    An integer `window_rows` limits the width of the pieces; "auto" keeps the width of the layer.
 
     Args:
         m: output channels.
-        n: input channels (of a group).
-        kernel: number of places of the kernel.
-        config: window rows and aspect ratio; windows per dimension is not used, the pieces lie side by side.
+        n: input channels (per group).
+        kernel: number of kernel positions.
+        config: window rows and aspect ratio. `windows_per_dim` is not used.
     """
     long, short = max(m, n), min(m, n)
     if config.window_rows is None:
@@ -168,7 +168,7 @@ def plan_convolution(m: int, n: int, kernel: int, config: FarmsConfig) -> Window
     side = short if config.window_rows == "auto" else min(short, config.window_rows)
     side = max(1, min(side, largest_fitting_rows(short, long, ratio)))
     rows = min(long, window_cols(side, ratio))
-    row_starts, col_starts = _side_by_side(long, rows), _side_by_side(short, side)
+    row_starts, col_starts = _adjacent_starts(long, rows), _adjacent_starts(short, side)
     pieces = len(row_starts) * len(col_starts)
     return WindowPlan(
         rows,
@@ -182,21 +182,21 @@ def plan_convolution(m: int, n: int, kernel: int, config: FarmsConfig) -> Window
 
 
 def plan_weight(shape: tuple[int, ...], config: FarmsConfig) -> WindowPlan:
-    """The windows of a matrix `(m, n)` or a convolution `(m, n, *kernel)`."""
+    """Plan the windows of a matrix `(m, n)` or a convolution `(m, n, *kernel)`."""
     m, n, *kernel = shape
     return plan_convolution(m, n, math.prod(kernel), config) if kernel else plan_windows(m, n, config)
 
 
-def _starts(size: int, window: int, count: int) -> tuple[int, ...]:
-    """Evenly spread window starts along one side, by the released rule."""
+def _spread_starts(size: int, window: int, count: int) -> tuple[int, ...]:
+    """Return evenly spread window starts along one side, by the rule of the released code."""
     if count == 1:
         return (0,)
     step = max(1, (size - window) // (count - 1))
     return tuple(index * step for index in range(min(count, (size - window) // step + 1)))
 
 
-def _side_by_side(size: int, window: int) -> tuple[int, ...]:
-    """As many windows as fit along one side without overlap or gap."""
+def _adjacent_starts(size: int, window: int) -> tuple[int, ...]:
+    """Return the starts of as many adjacent windows as fit along one side."""
     return tuple(range(0, size - window + 1, window))
 
 
@@ -220,14 +220,14 @@ def sample_windows(weight: Tensor, config: FarmsConfig) -> Tensor:
 
 
 def cut_windows(weight: Tensor, plan: WindowPlan) -> Tensor:
-    """The windows of a plan as a strided view.
+    """Cut the windows of a plan as a strided view, without a copy.
 
     Args:
         weight: `(m, n)` or `(m, n, *kernel)`.
-        plan: of this shape.
+        plan: plan for this shape.
 
     Returns:
-        `(a, b, r, c)`; of a convolution `(a, b, kernel, r, c)`, so that the windows of one piece follow each other.
+        `(a, b, r, c)`; for a convolution `(a, b, kernel, r, c)`, so that the windows of one piece are adjacent.
     """
     if weight.ndim > 2:
         weight = weight.flatten(2).permute(2, 0, 1)

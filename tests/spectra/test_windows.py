@@ -92,10 +92,10 @@ def test_eight_windows_along_each_side_are_disjoint_where_there_is_room_and_over
 
 
 def test_no_more_windows_count_than_fit_side_by_side():
-    assert plan_windows(512, 1024, FarmsConfig(window_rows=64)).side_by_side == (8, 8)
-    assert plan_windows(128, 512, FarmsConfig(window_rows=64)).side_by_side == ((63 + 64) / 64, 8)
-    assert plan_windows(64, 512, FarmsConfig(window_rows=64, windows_per_dim=4)).side_by_side == (1, 4)
-    assert plan_windows(40, 30, FarmsConfig(window_rows=None)).side_by_side == (1, 1)
+    assert plan_windows(512, 1024, FarmsConfig(window_rows=64)).num_disjoint == (8, 8)
+    assert plan_windows(128, 512, FarmsConfig(window_rows=64)).num_disjoint == ((63 + 64) / 64, 8)
+    assert plan_windows(64, 512, FarmsConfig(window_rows=64, windows_per_dim=4)).num_disjoint == (1, 4)
+    assert plan_windows(40, 30, FarmsConfig(window_rows=None)).num_disjoint == (1, 1)
 
 
 @pytest.mark.parametrize(("out", "ins"), [(10, 4), (4, 10), (6, 6), (9, 2)])
