@@ -15,8 +15,8 @@ from hf_farms.allocation.plan import plan_sparsity
 from hf_farms.blocks import Block, BlockCall, BlockSource, LayerView, ModelBlockSource, TokenMask, count_zeros
 from hf_farms.config import PruneConfig
 from hf_farms.errors import DataError, HfFarmsWarning, NoEffectWarning
-from hf_farms.pruning.activations import Activations
 from hf_farms.pruning.checks import check_method
+from hf_farms.pruning.hidden_states import Activations
 from hf_farms.pruning.measuring import LayerStatistic, Run, measure, measurement_passes
 from hf_farms.pruning.methods import PruningMethod, pruning_method
 from hf_farms.pruning.patterns import Removal
