@@ -1,18 +1,36 @@
-"""Spectral report -> sparsity of each block."""
+"""Measurements of blocks -> sparsity of each block. The functions that the entries of `ALLOCATIONS` name are here."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from hf_farms.allocation.sparsity import allocate_sparsity, reliability
 from hf_farms.config import PruneConfig
+from hf_farms.registries import ALLOCATIONS
 from hf_farms.reports import SpectralReport
 
-__all__ = ["block_alphas", "plan_sparsity", "spread_note"]
+__all__ = ["BlockScores", "block_alphas", "block_sparsities", "by_score", "plan_sparsity", "spread_note", "uniform"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockScores:
+    """The input of an allocation: one entry for each block, in order of depth.
+
+    Attributes:
+        sizes: prunable weights.
+        scores: what the allocation needs, such as alphas; None where it needs nothing.
+        errors: standard error of each score, None where a score has none; None as a whole: all are exact.
+    """
+
+    sizes: Sequence[int]
+    scores: Sequence[float] | None = None
+    errors: Sequence[float | None] | None = None
 
 
 def plan_sparsity(report: SpectralReport, *, config: PruneConfig | None = None) -> list[float]:
-    """Sparsity of each block, in order of depth, for the allocation of `config`.
+    """Return the sparsity of each block, in order of depth, for the allocation of `config`.
 
     `farms` and `alpha` are two measurements under one map: `farms` needs a report over windows, `alpha` one over whole
     matrices. A block that has no alpha (nothing but zeros) is given the mean of the others.
@@ -22,22 +40,60 @@ def plan_sparsity(report: SpectralReport, *, config: PruneConfig | None = None) 
         config: sparsity, allocation, spread and shrinkage.
 
     Raises:
-        ValueError: the report was measured otherwise than the allocation needs.
+        ValueError: the report was measured otherwise than the allocation needs, or the allocation needs activations.
     """
     config = config or PruneConfig()
+    entry = ALLOCATIONS[config.allocation]
     sizes = [block.num_weights for block in report.blocks]
-    if config.allocation == "uniform":
-        return [config.sparsity] * len(sizes)
-    if (config.allocation == "alpha") != (report.config.window_rows is None):
-        needed = "whole matrices (window_rows=None)" if config.allocation == "alpha" else "windows"
+    if not entry.needs_spectra:
+        return block_sparsities(BlockScores(sizes=sizes), config)
+    if (entry.needs == "matrix") != (report.config.window_rows is None):
+        needed = "whole matrices (window_rows=None)" if entry.needs == "matrix" else "windows"
         raise ValueError(
             f"report must be measured on {needed} for allocation {config.allocation!r}, got window_rows="
             f"{report.config.window_rows!r}. Use analyze(model, config.measurement())."
         )
     scores, errors = block_alphas(report)
+    return block_sparsities(BlockScores(sizes=sizes, scores=scores, errors=errors), config)
+
+
+def block_sparsities(blocks: BlockScores, config: PruneConfig) -> list[float]:
+    """Call the function of the allocation.
+
+    Args:
+        blocks: sizes, and the scores that the allocation needs.
+        config: names the allocation.
+
+    Raises:
+        ValueError: an allocation that needs scores without them, or one that does not return a sparsity for each block.
+    """
+    entry = ALLOCATIONS[config.allocation]
+    if entry.needs != "nothing" and blocks.scores is None:
+        raise ValueError(
+            f"scores must be given for allocation {config.allocation!r}, which needs {entry.needs}, got None. Call "
+            "prune(model, config, calibration=...), which measures them."
+        )
+    sparsities = [float(sparsity) for sparsity in entry.load()(blocks, config)]
+    if len(sparsities) != len(blocks.sizes) or not all(0 <= sparsity <= 1 for sparsity in sparsities):
+        raise ValueError(
+            f"allocation {config.allocation!r} must return a sparsity between 0 and 1 for each of {len(blocks.sizes)} "
+            f"blocks, got {sparsities!r}."
+        )
+    return sparsities
+
+
+def uniform(blocks: BlockScores, config: PruneConfig) -> list[float]:
+    """Return the total sparsity for every block."""
+    return [config.sparsity] * len(blocks.sizes)
+
+
+def by_score(blocks: BlockScores, config: PruneConfig) -> list[float]:
+    """Map scores linearly to sparsities: the higher the score, the more is removed; see `allocate_sparsity`."""
+    assert blocks.scores is not None
+    errors = blocks.errors if blocks.errors is not None else [None] * len(blocks.sizes)
     return allocate_sparsity(
-        scores,
-        sizes=sizes,
+        blocks.scores,
+        sizes=blocks.sizes,
         target=config.sparsity,
         spread=config.spread,
         stderr=errors if config.shrink else None,
@@ -54,8 +110,10 @@ def block_alphas(report: SpectralReport) -> tuple[list[float], list[float | None
 
 
 def spread_note(report: SpectralReport, config: PruneConfig) -> str | None:
-    """What shrinkage did to the spread, in a sentence; None where it does not apply or did nothing."""
-    if config.allocation == "uniform" or not config.shrink or len(report.blocks) < 2:
+    """Return a sentence on how shrinkage changed the spread; None where it does not apply or changed nothing."""
+    entry = ALLOCATIONS[config.allocation]
+    reads_spread = entry.needs_spectra and {"spread", "shrink"} <= set(entry.options)
+    if not reads_spread or not config.shrink or len(report.blocks) < 2:
         return None
     trust = reliability(*block_alphas(report))
     shrunk, before = f"{config.spread * trust:.4g}", f"{config.spread:.4g}"

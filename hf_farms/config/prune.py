@@ -11,6 +11,8 @@ from hf_farms.config.checks import check, check_choice, is_count, is_number
 from hf_farms.config.spectra import FarmsConfig
 from hf_farms.files.paths import folder_name
 from hf_farms.registries import METHODS
+from hf_farms.files.writing import folder_name
+from hf_farms.registries import ALLOCATIONS, METHODS
 
 __all__ = [
     "ALLOCATIONS",
@@ -26,7 +28,6 @@ __all__ = [
 Method = Literal["magnitude", "wanda", "sparsegpt"]
 Allocation = Literal["uniform", "farms", "alpha"]
 
-ALLOCATIONS: tuple[Allocation, ...] = ("uniform", "farms", "alpha")
 UNSTRUCTURED = "unstructured"
 
 
@@ -52,7 +53,7 @@ class PruneConfig:
     sparsity: float = 0.5
     method: str = "wanda"
     pattern: str = UNSTRUCTURED
-    allocation: Allocation = "farms"
+    allocation: str = "farms"
     spread: float = 0.1
     shrink: bool = True
     max_sparsity: float = 0.999
@@ -67,8 +68,8 @@ class PruneConfig:
             "It is a fraction: 0.5 removes half of the weights.",
         )
         check_choice("method", self.method, METHODS)
-        self._check_pattern()
         check_choice("allocation", self.allocation, ALLOCATIONS)
+        self._check_pattern()
         check(is_number(self.spread) and 0 <= self.spread < 1, "spread", "at least 0 and below 1", self.spread)
         check(
             is_number(self.max_sparsity) and 0 < self.max_sparsity <= 1,
@@ -98,7 +99,7 @@ class PruneConfig:
             f"{kept} of every {size} weights stay.",
         )
         check(
-            self.allocation == "uniform",
+            ALLOCATIONS[self.allocation].even,
             "allocation",
             f"'uniform' for pattern {self.pattern!r}",
             self.allocation,
@@ -115,12 +116,12 @@ class PruneConfig:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether the method measures activations."""
-        return METHODS[self.method].needs == "activations"
+        """Whether the method or the allocation measures activations."""
+        return "activations" in (METHODS[self.method].needs, ALLOCATIONS[self.allocation].needs)
 
     def measurement(self) -> FarmsConfig:
         """The spectral measurement that this allocation is planned on."""
-        return self.farms.whole_matrix() if self.allocation == "alpha" else self.farms
+        return self.farms.whole_matrix() if ALLOCATIONS[self.allocation].needs == "matrix" else self.farms
 
 
 @dataclass(frozen=True, kw_only=True)

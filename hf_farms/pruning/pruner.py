@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from hf_farms.allocation.plan import plan_sparsity
-from hf_farms.blocks import Block, BlockCall, BlockSource, LayerView, ModelBlockSource, TokenMask, count_zeros
+from hf_farms.blocks import Block, BlockSource, LayerView, ModelBlockSource, count_zeros
 from hf_farms.config import PruneConfig
 from hf_farms.errors import DataError, HfFarmsWarning, NoEffectWarning
+from hf_farms.errors import HfFarmsWarning, NoEffectWarning
+from hf_farms.pruning.activations import Activations
+from hf_farms.pruning.calibration_pass import Batch, CalibrationPass, calibration_batches
 from hf_farms.pruning.checks import check_method
 from hf_farms.pruning.hidden_states import Activations
 from hf_farms.pruning.measuring import LayerStatistic, Run, measure, measurement_passes
 from hf_farms.pruning.methods import PruningMethod, pruning_method
 from hf_farms.pruning.patterns import Removal
-from hf_farms.pruning.removal_plan import check_layers, plan_removals, prunable_layers
+from hf_farms.pruning.removal_plan import check_layers, plan_removals, plan_targets, prunable_layers
 from hf_farms.pruning.reporting import make_report, sparse_note, unmeasured_note
+from hf_farms.pruning.scoring import score_blocks
+from hf_farms.registries import ALLOCATIONS, METHODS
 from hf_farms.reports import BlockSparsity, LayerSparsity, PruneReport, SpectralReport, json_converter
 from hf_farms.spectra.analysis import analyze
 
@@ -29,8 +32,7 @@ __all__ = ["PruneResult", "prune"]
 
 # Prunes a layer whose inputs were never seen.
 WITHOUT_INPUTS = "magnitude"
-Batch = Tensor | Mapping[str, Tensor]
-# stage ("analyze", "capture", "prune"), done, total
+# stage ("analyze", "capture", "score", "prune"), done, total
 Progress = Callable[[str, int, int], None]
 
 
@@ -47,6 +49,7 @@ def prune(
     *,
     calibration: Iterable[Batch] | None = None,
     spectra: SpectralReport | None = None,
+    scores: Sequence[float] | None = None,
     activations: str | Path | None = None,
     progress: Progress | None = None,
 ) -> PruneResult:
@@ -63,8 +66,10 @@ def prune(
         calibration: token ids `(b, n)` or `(n,)`, or mappings of model inputs, each of any length; needed by Wanda and
             SparseGPT. With an `attention_mask`, tokens that are masked out are not counted.
         spectra: of this model, measured as `config.measurement()` says, if there already; else it is measured.
+        scores: of this model's blocks before pruning, for an allocation that needs activations, if there already; else
+            they are measured.
         activations: a folder for the hidden states of the calibration data; None: they stay in memory.
-        progress: called with the stage ("analyze", "capture", "prune"), steps done and steps in all.
+        progress: called with the stage ("analyze", "capture", "score", "prune"), steps done and steps in all.
 
     Returns:
         The report: targets, measured sparsity, spectra before.
@@ -77,45 +82,27 @@ def prune(
     config = config or PruneConfig()
     source = ModelBlockSource(model) if isinstance(model, nn.Module) else model
     check_layers(source, config)
-    batches = _batches(calibration, source, config.method) if config.needs_calibration else []
+    batches = calibration_batches(calibration, source, config) if config.needs_calibration else []
     if batches and any(source.finished(index) is None for index in range(len(source))):
         check_method(source, config, batches[0])
     if config.sparsity == 0:
         warnings.warn("sparsity is 0: nothing will be removed.", NoEffectWarning, stacklevel=2)
     tick = progress or (lambda stage, done, total: None)
-    if spectra is None and config.allocation != "uniform":
+    allocation, folder = ALLOCATIONS[config.allocation], Path(activations) if activations is not None else None
+    if spectra is None and allocation.needs_spectra:
         spectra = analyze(source, config.measurement(), progress=lambda done, total: tick("analyze", done, total))
-    targets = [config.sparsity] * len(source) if spectra is None else plan_sparsity(spectra, config=config)
+    if scores is None and allocation.needs == "activations":
+        scores = score_blocks(source, config, batches, activations=folder, progress=tick)
+    targets = plan_targets(source, config, spectra=spectra, scores=scores)
     cuts = plan_removals(source, targets, config)
     with source.evaluation(), torch.no_grad():
-        hidden = Activations(Path(activations) if activations is not None else None)
-        blocks = _walk(source, config, batches, hidden, targets, cuts, tick)
+        measured = batches if METHODS[config.method].needs == "activations" else []
+        blocks = _walk(source, config, measured, Activations(folder), targets, cuts, tick)
     layers = [layer for block in blocks for layer in block.layers]
     for said in (unmeasured_note(source, layers), sparse_note(layers)):
         if said is not None:
             warnings.warn(said, HfFarmsWarning, stacklevel=2)
     return PruneResult(make_report(source, config, blocks, spectra, batches, cuts))
-
-
-def _batches(calibration: Iterable[Batch] | None, source: BlockSource, method: str) -> list[dict[str, Tensor]]:
-    if calibration is None:
-        raise DataError(
-            f"calibration must be given for method {method!r}, got None.",
-            hint="Pass token ids, or choose method='magnitude'.",
-        )
-    batches = [{"input_ids": b} if isinstance(b, Tensor) else dict(b) for b in calibration]
-    for batch in batches:
-        ids = batch.get("input_ids")
-        if ids is not None and ids.ndim == 1:
-            batch.update({name: value[None] for name, value in batch.items()})
-        if ids is not None and ids.numel() and source.vocabulary and int(ids.max()) >= source.vocabulary:
-            raise DataError(
-                f"calibration token ids must be below {source.vocabulary}, got {int(ids.max())}. "
-                "Use the tokenizer of this model."
-            )
-    if not any(next(iter(batch.values())).numel() for batch in batches):
-        raise DataError("calibration must hold at least one token, got none.")
-    return batches
 
 
 def _walk(
@@ -127,17 +114,11 @@ def _walk(
     cuts: list[list[Removal]],
     tick: Progress,
 ) -> list[BlockSparsity]:
-    arguments = []
     if all(source.finished(index) is not None for index in range(len(source))):
         batches = []
-    for done, batch in enumerate(batches, 1):
-        call = source.capture(batch, repeats=True)
-        hidden.append(call.hidden)
-        arguments.append(call.arguments)
-        tick("capture", done, len(batches))
-    token_masks = [TokenMask(batch["attention_mask"]) if "attention_mask" in batch else None for batch in batches]
+    data = CalibrationPass(source, batches, hidden, tick)
     if batches:
-        _warn_of_few_tokens(source, config, hidden, token_masks)
+        _warn_of_few_tokens(source, config, data.num_tokens)
     blocks = []
     # Hidden states are needed as far as the last block that no earlier run finished.
     last = max((i for i in range(len(source)) if source.finished(i) is None), default=-1)
@@ -146,19 +127,12 @@ def _walk(
             blocks.append(json_converter().structure(record, BlockSparsity))
         else:
             block = source.open(index)
-            runs = [(partial(_run, block, hidden, i, arguments[i][index]), kept) for i, kept in enumerate(token_masks)]
-            blocks.append(_prune_block(block, targets[index], cuts[index], config, runs))
+            blocks.append(_prune_block(block, targets[index], cuts[index], config, data.runs(block, index)))
             source.commit(index, json_converter().unstructure(blocks[-1]))
         if batches and index < last:
-            block = source.open(index)
-            for i in range(len(batches)):
-                hidden[i] = _run(block, hidden, i, arguments[i][index])
+            data.advance(source.open(index), index)
         tick("prune", index + 1, len(source))
     return blocks
-
-
-def _run(block: Block, hidden: Activations, batch: int, calls: tuple[BlockCall, ...]) -> Tensor:
-    return block(hidden[batch], calls)
 
 
 def _prune_block(
@@ -197,12 +171,9 @@ def _prune_layer(
     )
 
 
-def _warn_of_few_tokens(
-    source: BlockSource, config: PruneConfig, hidden: Activations, token_mask: list[TokenMask | None]
-) -> None:
+def _warn_of_few_tokens(source: BlockSource, config: PruneConfig, tokens: int) -> None:
     """Warn where the method's statistic of the widest layer needs more tokens than there are."""
     statistic = pruning_method(config.method).statistic
-    tokens = sum(k.num_tokens if k else h[:-1].numel() for h, k in zip(hidden.shapes, token_mask, strict=True))
     layers = [layer for i in range(len(source)) for layer in prunable_layers(source.metadata(i).layers)]
     widest = max((layer for layer in layers if layer.kind == "linear"), key=lambda layer: layer.shape[1], default=None)
     if statistic is not None and widest is not None and tokens < statistic.tokens_needed(widest.shape[1]):

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
+from hf_farms.allocation.plan import BlockScores, block_sparsities, plan_sparsity
 from hf_farms.allocation.sparsity import apportion, apportion_groups
 from hf_farms.blocks import BlockSource, LayerMetadata, LayerView
 from hf_farms.blocks.adapters import BASE
 from hf_farms.config import PruneConfig
 from hf_farms.errors import ModelError
 from hf_farms.pruning.patterns import Removal
+from hf_farms.registries import ALLOCATIONS
+from hf_farms.reports import SpectralReport
 
-__all__ = ["check_layers", "pattern_note", "plan_removals", "prunable_layers"]
+__all__ = ["check_layers", "pattern_note", "plan_removals", "plan_targets", "prunable_layers"]
 
 L = TypeVar("L", LayerMetadata, LayerView)
 
@@ -46,6 +49,33 @@ def check_layers(source: BlockSource, config: PruneConfig) -> None:
                     f"got {layer.shape[1]} in {layer.name}.",
                     hint="Choose another pattern, or 'unstructured'.",
                 )
+
+
+def plan_targets(
+    source: BlockSource,
+    config: PruneConfig,
+    *,
+    spectra: SpectralReport | None = None,
+    scores: Sequence[float] | None = None,
+) -> list[float]:
+    """Return the sparsity of each block for the allocation of `config`.
+
+    Args:
+        source: gives the sizes, where there are no spectra.
+        config: with the allocation.
+        spectra: for an allocation that needs them.
+        scores: of the blocks, for an allocation that needs activations.
+
+    Raises:
+        ValueError: as `plan_sparsity`.
+    """
+    if spectra is not None and ALLOCATIONS[config.allocation].needs_spectra:
+        return plan_sparsity(spectra, config=config)
+    sizes = [
+        sum(layer.shape[0] * layer.shape[1] for layer in prunable_layers(source.metadata(i).layers))
+        for i in range(len(source))
+    ]
+    return block_sparsities(BlockScores(sizes=sizes, scores=scores), config)
 
 
 def plan_removals(source: BlockSource, targets: Sequence[float], config: PruneConfig) -> list[list[Removal]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from markupsafe import Markup
 
 from hf_farms.config import default_output_name
-from hf_farms.registries import METHODS
+from hf_farms.registries import ALLOCATIONS, METHODS
 from hf_farms.reports import PerplexityRecord, PruneReport, TaskRecord
 from hf_farms_cards.licences import licence_of
 from hf_farms_cards.markdown import code, link, number, with_error
@@ -44,14 +44,15 @@ def pruned_card(
         pipeline_tag=(report.base.pipeline_tag if report.base else None) or task.pipeline_tag,
         results=[*perplexity_results(report.perplexity), *task_results(report.tasks)],
     )
-    method = METHODS[report.config.method]
+    method, allocation = METHODS[report.config.method], ALLOCATIONS[report.config.allocation]
     # What was counted: a pattern may bring different targets to the same zeros.
     zeros = [block.sparsity for block in report.blocks]
     even = not zeros or max(zeros) - min(zeros) < EVEN
     values = {
         "report": report,
         "method": method,
-        "citations": [method.citation] if method.citation else [],
+        "allocation": allocation,
+        "citations": [entry.citation for entry in (allocation, method) if entry.citation],
         "title": name.rsplit("/", 1)[-1],
         "base": base_text(report.model, base),
         "base_id": base,

@@ -1,0 +1,98 @@
+"""The calibration data on its way through the blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+
+from torch import Tensor
+
+from hf_farms.blocks import Block, BlockCall, BlockSource, TokenMask
+from hf_farms.config import PruneConfig
+from hf_farms.errors import DataError
+from hf_farms.progress import Progress
+from hf_farms.pruning.activations import Activations
+from hf_farms.pruning.measuring import Run
+from hf_farms.registries import METHODS
+
+__all__ = ["Batch", "CalibrationPass", "calibration_batches"]
+
+Batch = Tensor | Mapping[str, Tensor]
+
+
+class CalibrationPass:
+    """Hidden states of the calibration data in front of one block, moved on from block to block.
+
+    Args:
+        source: the blocks.
+        batches: model inputs; without any, no block is run.
+        hidden: keeps the hidden states between two blocks.
+        progress: called with ("capture", batches done, batches in all).
+    """
+
+    def __init__(
+        self, source: BlockSource, batches: Sequence[Mapping[str, Tensor]], hidden: Activations, progress: Progress
+    ) -> None:
+        self.hidden = hidden
+        self._arguments: list[tuple[tuple[BlockCall, ...], ...]] = []
+        for done, batch in enumerate(batches, 1):
+            call = source.capture(batch, repeats=True)
+            hidden.append(call.hidden)
+            self._arguments.append(call.arguments)
+            progress("capture", done, len(batches))
+        self.token_masks = [
+            TokenMask(batch["attention_mask"]) if "attention_mask" in batch else None for batch in batches
+        ]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are not masked out."""
+        pairs = zip(self.hidden.shapes, self.token_masks, strict=True)
+        return sum(mask.num_tokens if mask else shape[:-1].numel() for shape, mask in pairs)
+
+    def runs(self, block: Block, index: int) -> list[Run]:
+        """Return a run of this block for each batch."""
+        return [(partial(self._run, block, index, batch), mask) for batch, mask in enumerate(self.token_masks)]
+
+    def advance(self, block: Block, index: int) -> None:
+        """Replace the hidden states by the outputs of this block."""
+        for batch in range(len(self._arguments)):
+            self.hidden[batch] = self._run(block, index, batch)
+
+    def _run(self, block: Block, index: int, batch: int) -> Tensor:
+        return block(self.hidden[batch], self._arguments[batch][index])
+
+
+def calibration_batches(
+    calibration: Iterable[Batch] | None, source: BlockSource, config: PruneConfig
+) -> list[dict[str, Tensor]]:
+    """Return calibration data as inputs of the model by name, token ids with a batch dimension.
+
+    Args:
+        calibration: token ids `(b, n)` or `(n,)`, or model inputs by name.
+        source: the model.
+        config: needs calibration; names what needs it in the error.
+
+    Raises:
+        DataError: no data, no tokens, or token ids outside the vocabulary.
+    """
+    if calibration is None:
+        by_method = METHODS[config.method].needs == "activations"
+        needing = f"method {config.method!r}" if by_method else f"allocation {config.allocation!r}"
+        other = "method='magnitude'" if by_method else "allocation='farms'"
+        raise DataError(
+            f"calibration must be given for {needing}, got None.", hint=f"Pass token ids, or choose {other}."
+        )
+    batches = [{"input_ids": b} if isinstance(b, Tensor) else dict(b) for b in calibration]
+    for batch in batches:
+        ids = batch.get("input_ids")
+        if ids is not None and ids.ndim == 1:
+            batch.update({name: value[None] for name, value in batch.items()})
+        if ids is not None and ids.numel() and source.vocabulary and int(ids.max()) >= source.vocabulary:
+            raise DataError(
+                f"calibration token ids must be below {source.vocabulary}, got {int(ids.max())}. "
+                "Use the tokenizer of this model."
+            )
+    if not any(next(iter(batch.values())).numel() for batch in batches):
+        raise DataError("calibration must hold at least one token, got none.")
+    return batches

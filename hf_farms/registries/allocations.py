@@ -1,0 +1,102 @@
+"""ALLOCATIONS: rules that spread a total sparsity over the blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hf_farms.registries.base import Entry, Registry, check_path
+
+__all__ = ["ALLOCATIONS", "Allocation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation(Entry):
+    """A rule that gives each block its sparsity.
+
+    The function is called with a `hf_farms.allocation.plan.BlockScores` and a `PruneConfig`, and returns the sparsity
+    of each block. The scores in it depend on `needs`: None for "nothing"; alphas over "windows" or of the whole
+    "matrix"; for "activations" one number for each block, from the function `score`.
+
+    Attributes:
+        score: import path of a function of a block's `hf_farms.pruning.scoring.MeasuredLayer`s that returns the score
+            of the block; given exactly where `needs` is "activations".
+        statistic: import path of the statistic of each layer's inputs that `score` reads, a
+            `hf_farms.pruning.methods.Statistic`; given exactly where `score` is.
+        even: every block gets the same share, so that a pattern N:M is possible.
+        sentence_if_even: Markdown that the card prints instead of `sentence` where all blocks came out alike.
+        citation: BibTeX.
+    """
+
+    score: str | None = None
+    statistic: str | None = None
+    even: bool = False
+    sentence_if_even: str = "Every block lost the same share."
+    citation: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.needs == "gradients":
+            raise ValueError(
+                "needs must be nothing, windows, matrix or activations for an allocation, got 'gradients'."
+            )
+        for field in ("score", "statistic"):
+            path = getattr(self, field)
+            if (path is not None) != (self.needs == "activations"):
+                raise ValueError(
+                    f"{field} must be given exactly where needs is 'activations', got {path!r} for {self.needs!r}."
+                )
+            if path is not None:
+                check_path(field, path)
+
+    @property
+    def needs_spectra(self) -> bool:
+        """Whether it is planned on a spectral report."""
+        return self.needs in ("windows", "matrix")
+
+
+ALPHAPRUNING = """\
+@inproceedings{lu2024alphapruning,
+  title     = {AlphaPruning: Using Heavy-Tailed Self Regularization Theory for Improved Layer-wise Pruning of Large \
+Language Models},
+  author    = {Lu, Haiquan and Zhou, Yefan and Liu, Shiwei and Wang, Zhangyang and Mahoney, Michael W. and Yang, \
+Yaoqing},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2024},
+  note      = {arXiv:2410.10912}
+}"""
+ALPHAS_ALIKE = (
+    "Blocks that are trained less would lose more, but their alphas differ by no more than chance: every block lost "
+    "the same share."
+)
+
+ALLOCATIONS: Registry[Allocation] = Registry(
+    "allocation",
+    {
+        "uniform": Allocation(
+            needs="nothing",
+            function="hf_farms.allocation.plan:uniform",
+            sentence="Every block loses the same share.",
+            even=True,
+            sentence_if_even="Every block loses the same share.",
+        ),
+        "farms": Allocation(
+            needs="windows",
+            function="hf_farms.allocation.plan:by_score",
+            sentence="Blocks lose more the less they are trained, which the tail of their weights' spectrum tells "
+            "(alpha, measured on windows of one shape: [FARMS](https://arxiv.org/abs/2506.06280); mapped to sparsities "
+            "as in [AlphaPruning](https://arxiv.org/abs/2410.10912)).",
+            sentence_if_even=ALPHAS_ALIKE,
+            options=("spread", "shrink"),
+            citation=ALPHAPRUNING,
+        ),
+        "alpha": Allocation(
+            needs="matrix",
+            function="hf_farms.allocation.plan:by_score",
+            sentence="Blocks lose more the less they are trained, which the tail of their weights' spectrum tells "
+            "(alpha of whole matrices: [AlphaPruning](https://arxiv.org/abs/2410.10912)).",
+            sentence_if_even=ALPHAS_ALIKE,
+            options=("spread", "shrink"),
+            citation=ALPHAPRUNING,
+        ),
+    },
+)

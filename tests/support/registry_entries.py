@@ -1,0 +1,28 @@
+"""Functions that entries of tests name by their import path."""
+
+
+def remove_first(weight, measured, removal):
+    """A method: the first weights in memory are removed, whatever they are."""
+    pruned = weight.clone().reshape(-1)
+    pruned[: removal.count] = 0
+    return pruned.view_as(weight)
+
+
+def deeper_is_sparser(blocks, config):
+    """An allocation that reads no weights: sparsities rise with depth, around the total."""
+    middle = (len(blocks.sizes) - 1) / 2
+    return [config.sparsity + 0.02 * (index - middle) for index in range(len(blocks.sizes))]
+
+
+def mean_outlier(layers):
+    """A score of a block by its activations: mean over layers of their largest |W| ||X|| over the mean one."""
+    ratios = []
+    for layer in layers:
+        products = layer.view.read().abs().float() * layer.inputs
+        ratios.append(float(products.max() / products.mean()))
+    return sum(ratios) / len(ratios)
+
+
+def too_many(blocks, config):
+    """An allocation that returns a number too many."""
+    return [config.sparsity] * (len(blocks.sizes) + 1)
