@@ -22,7 +22,12 @@ __all__ = ["Bars", "Lines", "Stages", "bars"]
 STEP, SECONDS_AT_LEAST, SECONDS_AT_MOST = 0.1, 10.0, 600.0
 
 # Stages that the library names after its functions.
-LABELS = {"analyze": "Measuring spectra", "capture": "Inputs of the first block", "prune": "Pruning blocks"}
+LABELS = {
+    "analyze": "Measuring spectra",
+    "capture": "Inputs of the first block",
+    "score": "Scoring blocks",
+    "prune": "Pruning blocks",
+}
 
 
 class Stages:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from dataclasses import replace
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from hf_farms_cards import write_card
 
-from hf_farms.allocation.plan import plan_sparsity
 from hf_farms.blocks import BlockSource, StreamedBlockSource
 from hf_farms.errors import HfFarmsWarning, ModelError
 from hf_farms.files.own_files import foreign_texts
+from hf_farms.files.writing import write_text
 from hf_farms.hub.base_model import read_base_model
 from hf_farms.hub.licence_files import copy_licence_files
 from hf_farms.loading.names import DEMO
@@ -26,7 +27,9 @@ from hf_farms.output.recipe import RECIPE_NAME, Recipe
 from hf_farms.progress import Progress, no_progress, one_stage
 from hf_farms.pruning.checks import check_method
 from hf_farms.pruning.pruner import prune
-from hf_farms.pruning.removal_plan import plan_removals
+from hf_farms.pruning.removal_plan import plan_removals, plan_targets
+from hf_farms.pruning.scoring import score_blocks
+from hf_farms.registries import ALLOCATIONS
 from hf_farms.reports import REPORT_NAME, BaseModelRecord, PruneReport, SpectralReport
 from hf_farms.spectra.analysis import analyze
 from hf_farms.workflows.baseline import uniform_nll
@@ -106,13 +109,14 @@ def run_prune(
     base = _with_licence(recipe.model, base, partial)
     dense = text.measure_once(loaded, progress, "Dense perplexity", output) if text else None
     batches, notes = calibration.batches(output)
-    even = _is_even(loaded.source, spectra, recipe.prune)
+    scores = _scores(loaded.source, recipe.prune, batches, output, progress)
+    even = _is_even(loaded.source, recipe.prune, spectra, scores)
     uniform = None
     if text and baseline and not even:
         uniform = uniform_nll(
             recipe, text, batches, output, device=device, allow_pickle=allow_pickle, progress=progress
         )
-    report = _prune(loaded, recipe, batches, spectra, output, progress, left=left)
+    report = _prune(loaded, recipe, batches, spectra, scores, output, progress, left=left)
     pruned = _pruned_nll(text, loaded, progress) if text else None
     if baseline and even and recipe.prune.allocation != "uniform":
         uniform = pruned
@@ -141,6 +145,7 @@ def _prune(
     recipe: Recipe,
     batches: Sequence[Tensor],
     spectra: SpectralReport,
+    scores: list[float] | None,
     output: OutputFolder,
     progress: Progress,
     *,
@@ -152,9 +157,14 @@ def _prune(
         loaded.model, output.partial, len(source), records=output.state / "blocks", absent=loaded.absent
     )
     source.attach(writer)
-    activations = output.state / "activations" if isinstance(source, StreamedBlockSource) else None
     report = prune(
-        source, recipe.prune, calibration=batches, spectra=spectra, activations=activations, progress=progress
+        source,
+        recipe.prune,
+        calibration=batches,
+        spectra=spectra,
+        scores=scores,
+        activations=_activations(source, output),
+        progress=progress,
     ).report
     # Of the files that are left out, all but the generation config make the tokenizer.
     tokenizer = None if set(left) - {GENERATION} else loaded.tokenizer
@@ -169,11 +179,31 @@ def _prune(
     )
 
 
-def _is_even(source: BlockSource, spectra: SpectralReport, config: PruneConfig) -> bool:
+def _activations(source: BlockSource, output: OutputFolder) -> Path | None:
+    """Where the hidden states of the calibration data are kept; None: in memory."""
+    return output.state / "activations" if isinstance(source, StreamedBlockSource) else None
+
+
+def _scores(
+    source: BlockSource, config: PruneConfig, batches: Sequence[Tensor], output: OutputFolder, progress: Progress
+) -> list[float] | None:
+    """Scores of the dense blocks, by this run or an earlier one; None where the allocation needs no activations."""
+    if ALLOCATIONS[config.allocation].needs != "activations":
+        return None
+    activations = _activations(source, output)
+    return output.load_or_compute(
+        "scores.json",
+        lambda: score_blocks(source, config, batches, activations=activations, progress=progress),
+        lambda scores, path: write_text(path, json.dumps(scores) + "\n"),
+        lambda path: [float(score) for score in json.loads(path.read_text(encoding="utf-8"))],
+    )
+
+
+def _is_even(source: BlockSource, config: PruneConfig, spectra: SpectralReport, scores: Sequence[float] | None) -> bool:
     """Whether the allocation takes from every block what uniform sparsity takes."""
     uniform = replace(config, allocation="uniform")
-    cuts = plan_removals(source, plan_sparsity(spectra, config=config), config)
-    return cuts == plan_removals(source, plan_sparsity(spectra, config=uniform), uniform)
+    cuts = plan_removals(source, plan_targets(source, config, spectra=spectra, scores=scores), config)
+    return cuts == plan_removals(source, plan_targets(source, uniform), uniform)
 
 
 def _pruned_nll(text: EvaluationText, loaded: LoadedModel, progress: Progress) -> TextNll | None:
