@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from hf_farms.config.checks import check, check_choice, is_count, is_number
+from hf_farms.registries import FITS
 
 __all__ = ["BLOCK_SCORES", "FITS", "BlockScore", "FarmsConfig", "Fit"]
 
 Fit = Literal["mid", "peak", "goodness_of_fit"]
 BlockScore = Literal["mean", "median", "trimmed", "standardised"]
 
-FITS: tuple[Fit, ...] = ("mid", "peak", "goodness_of_fit")
 BLOCK_SCORES: tuple[BlockScore, ...] = ("mean", "median", "trimmed", "standardised")
 
 
@@ -39,7 +39,7 @@ class FarmsConfig:
     window_rows: int | Literal["auto"] | None = "auto"
     aspect_ratio: float = 1.0
     windows_per_dim: int | Literal["auto"] = "auto"
-    fit: Fit = "mid"
+    fit: str = "mid"
     tail_divisor: float = 2.0
     released_peak_bound: bool = False
     block_score: BlockScore = "mean"
@@ -59,7 +59,8 @@ class FarmsConfig:
         divisor = self.tail_divisor
         check(
             # Other fits than `mid` do not read it, and older reports have 1 there.
-            is_number(divisor) and (1 < divisor < float("inf") or (divisor == 1 and self.fit != "mid")),
+            is_number(divisor)
+            and (1 < divisor < float("inf") or (divisor == 1 and "tail_divisor" not in FITS[self.fit].options)),
             "tail_divisor",
             "a number above 1",
             divisor,

@@ -3,10 +3,12 @@
 base.py                Entry, Registry, and the import of the function that an entry names
 methods.py             METHODS: rules that choose the weights to remove
 allocations.py         ALLOCATIONS: rules that spread a total sparsity over the blocks
+fits.py                FITS: rules that say where the tail of a spectrum starts
 """
 
 from hf_farms.registries.allocations import ALLOCATIONS, Allocation
 from hf_farms.registries.base import Entry, Needs, Registry, load
+from hf_farms.registries.fits import FITS, Fit
 from hf_farms.registries.methods import METHODS, Method
 
-__all__ = ["ALLOCATIONS", "METHODS", "Allocation", "Entry", "Method", "Needs", "Registry", "load"]
+__all__ = ["ALLOCATIONS", "FITS", "METHODS", "Allocation", "Entry", "Fit", "Method", "Needs", "Registry", "load"]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from hf_farms.blocks import LayerMetadata
 from hf_farms.config import FarmsConfig
 from hf_farms.errors import HfFarmsWarning
+from hf_farms.registries import FITS
 from hf_farms.reports import LayerRecord
 
 __all__ = ["adapter_notes", "layer_notes", "skipped_notes"]
@@ -65,7 +66,7 @@ def layer_notes(
         )
     if unfitted:
         # A `mid` tail that starts this late can contain a single eigenvalue.
-        late = config.fit == "mid" and config.tail_divisor < FarmsConfig.tail_divisor
+        late = "tail_divisor" in FITS[config.fit].options and config.tail_divisor < FarmsConfig.tail_divisor
         reasons = f"all zero, one distinct eigenvalue{f', or tail_divisor {config.tail_divisor}' if late else ''}"
         notes.append(f"{len(unfitted)} layers have no tail to fit ({reasons}), first {unfitted[0]}.")
     return tuple(notes)

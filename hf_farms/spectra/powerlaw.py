@@ -1,18 +1,23 @@
-"""Fit power laws to the tails of spectra: PL_Alpha_Hill and its KS distance.
+"""Fit power laws to the tails of spectra: PL_Alpha_Hill and its KS distance. The entries of `FITS` name its functions.
 
 Shapes: b spectra of N ascending eigenvalues, i first index of a tail, n = N - i.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from hf_farms.config import FarmsConfig
+from hf_farms.registries import FITS
 
-__all__ = ["TailFit", "fit_tail"]
+__all__ = ["TailFit", "fit_goodness", "fit_mid", "fit_peak", "fit_tail"]
+
+# Of one spectrum without zeros: the indices at which a tail may start, ascending.
+Candidates = Callable[[Tensor, FarmsConfig], Tensor]
 
 HISTOGRAM_BINS = 100
 # Entries of a candidates x eigenvalues table that the KS search holds at once.
@@ -48,16 +53,13 @@ def fit_tail(eigenvalues: Tensor, config: FarmsConfig) -> TailFit:
         eigenvalues: `(b, N)` ascending, not negative.
         config: `fit`, `tail_divisor` and `released_peak_bound`.
     """
-    zeros = (eigenvalues <= 0).sum(dim=-1)
-    if config.fit == "mid":
-        return _fit_mid(eigenvalues, zeros, config.tail_divisor)
-    fits = [_fit_by_ks(row[z:], config) for row, z in zip(eigenvalues, zeros.tolist(), strict=True)]
-    return TailFit(*(torch.stack(values) for values in zip(*fits, strict=True)))
+    return cast("TailFit", FITS[config.fit].load()(eigenvalues, config))
 
 
-def _fit_mid(lam: Tensor, zeros: Tensor, divisor: float) -> TailFit:
-    size = lam.shape[-1]
-    start = (zeros + ((size - zeros).double() / divisor).long()).clamp_max(size - 1)[:, None]
+def fit_mid(lam: Tensor, config: FarmsConfig) -> TailFit:
+    """Start the tail at index int(N / tail_divisor) of the eigenvalues that are not 0."""
+    zeros, size = (lam <= 0).sum(dim=-1), lam.shape[-1]
+    start = (zeros + ((size - zeros).double() / config.tail_divisor).long()).clamp_max(size - 1)[:, None]
     index = torch.arange(size, device=lam.device)
     in_tail = index >= start
     tail_min = lam.gather(1, start)
@@ -67,6 +69,22 @@ def _fit_mid(lam: Tensor, zeros: Tensor, divisor: float) -> TailFit:
     alpha = torch.where(torch.isfinite(alpha), alpha, torch.nan)
     distance = (1 - ratio ** (1 - alpha) - (index - start) / n).abs()
     return TailFit(alpha[:, 0], torch.where(in_tail, distance, 0.0).amax(dim=-1), tail_min[:, 0])
+
+
+def fit_peak(eigenvalues: Tensor, config: FarmsConfig) -> TailFit:
+    """Start the tail by KS distance, near the fullest bin of the histogram of log10 eigenvalues."""
+    return _fit_each(eigenvalues, config, _near_peak)
+
+
+def fit_goodness(eigenvalues: Tensor, config: FarmsConfig) -> TailFit:
+    """Start the tail by KS distance among all eigenvalues."""
+    return _fit_each(eigenvalues, config, _all_but_last)
+
+
+def _fit_each(eigenvalues: Tensor, config: FarmsConfig, candidates: Candidates) -> TailFit:
+    zeros = (eigenvalues <= 0).sum(dim=-1)
+    fits = [_fit_by_ks(row[z:], config, candidates) for row, z in zip(eigenvalues, zeros.tolist(), strict=True)]
+    return TailFit(*(torch.stack(values) for values in zip(*fits, strict=True)))
 
 
 class _Tails:
@@ -106,10 +124,10 @@ class _Tails:
         return torch.cat([maximum.values for maximum in maxima]), torch.cat([maximum.indices for maximum in maxima])
 
 
-def _fit_by_ks(lam: Tensor, config: FarmsConfig) -> TailFit:
+def _fit_by_ks(lam: Tensor, config: FarmsConfig, candidates: Candidates) -> TailFit:
     """Fit the tail start with the smallest KS distance; of equal ones, the first."""
     tails = _Tails(lam)
-    starts = _candidates(lam, config)
+    starts = candidates(lam, config)
     # A single eigenvalue, and a tail of equal ones, have no alpha.
     starts = starts[torch.isfinite(tails.alphas[starts]) & (tails.alphas[starts] > 1)]
     if not len(starts):
@@ -145,10 +163,15 @@ def _exclude(tails: _Tails, starts: Tensor) -> Tensor:
     return starts
 
 
-def _candidates(lam: Tensor, config: FarmsConfig) -> Tensor:
-    """Return the indices at which a tail may start, ascending; the last eigenvalue alone is no tail."""
-    if config.fit == "goodness_of_fit" or not len(lam):
-        return torch.arange(max(0, len(lam) - 1), device=lam.device)
+def _all_but_last(lam: Tensor, config: FarmsConfig) -> Tensor:
+    """Return every index but the last: one eigenvalue is no tail."""
+    return torch.arange(max(0, len(lam) - 1), device=lam.device)
+
+
+def _near_peak(lam: Tensor, config: FarmsConfig) -> Tensor:
+    """Return the indices between 0.95 and 1.5 times the eigenvalue of the fullest bin."""
+    if not len(lam):
+        return _all_but_last(lam, config)
     log10 = lam.log10()
     low, high = log10[0], log10[-1]
     counts = torch.histc(log10, HISTOGRAM_BINS, min=low.item(), max=high.item())

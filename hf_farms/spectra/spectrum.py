@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_farms.config import FarmsConfig
+from hf_farms.registries import FITS
 from hf_farms.spectra.esd import windows_eigenvalues
 from hf_farms.spectra.powerlaw import fit_tail
 from hf_farms.spectra.windows import WindowPlan, cut_windows, plan_weight
@@ -102,7 +103,7 @@ def layer_spectra(
     for number, (weight, plan) in enumerate(zip(weights, plans, strict=True)):
         by_window[plan.rows, plan.cols, weight.is_complex()].append(number)
     # `mid` uses only the upper half of a spectrum; the KS search uses every eigenvalue.
-    dtype = torch.float32 if config.fit == "mid" else torch.float64
+    dtype = torch.float32 if FITS[config.fit].precision == "float32" else torch.float64
     spectra: dict[int, LayerSpectrum] = {}
     for numbers in by_window.values():
         windows = [cut_windows(weights[i] / scales[i] if scales[i] != 1 else weights[i], plans[i]) for i in numbers]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from markupsafe import Markup
 
 from hf_farms.config import default_output_name
-from hf_farms.registries import ALLOCATIONS, METHODS
+from hf_farms.registries import ALLOCATIONS, FITS, METHODS
 from hf_farms.reports import PerplexityRecord, PruneReport, TaskRecord
 from hf_farms_cards.licences import licence_of
 from hf_farms_cards.markdown import code, link, number, with_error
@@ -52,6 +52,7 @@ def pruned_card(
         "report": report,
         "method": method,
         "allocation": allocation,
+        "fit": FITS[report.before.config.fit] if report.before else None,
         "citations": [entry.citation for entry in (allocation, method) if entry.citation],
         "title": name.rsplit("/", 1)[-1],
         "base": base_text(report.model, base),

@@ -26,3 +26,13 @@ def mean_outlier(layers):
 def too_many(blocks, config):
     """An allocation that returns a number too many."""
     return [config.sparsity] * (len(blocks.sizes) + 1)
+
+
+def fit_largest(eigenvalues, config):
+    """A fit: alpha is the number of eigenvalues, and the tail starts at the largest."""
+    import torch
+
+    from hf_farms.spectra.powerlaw import TailFit
+
+    size = eigenvalues.new_full((len(eigenvalues),), float(eigenvalues.shape[-1]))
+    return TailFit(size, torch.zeros_like(size), eigenvalues[:, -1])
