@@ -10,8 +10,6 @@ from typing import Literal
 from hf_farms.config.checks import check, check_choice, is_count, is_number
 from hf_farms.config.spectra import FarmsConfig
 from hf_farms.files.paths import folder_name
-from hf_farms.registries import METHODS
-from hf_farms.files.writing import folder_name
 from hf_farms.registries import ALLOCATIONS, METHODS
 
 __all__ = [

@@ -11,7 +11,7 @@ from hf_farms.blocks import Block, BlockCall, BlockSource, TokenMask
 from hf_farms.config import PruneConfig
 from hf_farms.errors import DataError
 from hf_farms.progress import Progress
-from hf_farms.pruning.activations import Activations
+from hf_farms.pruning.hidden_states import Activations
 from hf_farms.pruning.measuring import Run
 from hf_farms.registries import METHODS
 

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from hf_farms.blocks import Block, BlockSource, LayerView, ModelBlockSource, count_zeros
 from hf_farms.config import PruneConfig
-from hf_farms.errors import DataError, HfFarmsWarning, NoEffectWarning
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
-from hf_farms.pruning.activations import Activations
 from hf_farms.pruning.calibration_pass import Batch, CalibrationPass, calibration_batches
 from hf_farms.pruning.checks import check_method
 from hf_farms.pruning.hidden_states import Activations

@@ -13,8 +13,8 @@ from hf_farms.blocks import BlockSource, LayerView
 from hf_farms.config import PruneConfig
 from hf_farms.errors import ModelError
 from hf_farms.progress import Progress, no_progress
-from hf_farms.pruning.activations import Activations
 from hf_farms.pruning.calibration_pass import Batch, CalibrationPass, calibration_batches
+from hf_farms.pruning.hidden_states import Activations
 from hf_farms.pruning.measuring import measure
 from hf_farms.pruning.removal_plan import prunable_layers
 from hf_farms.registries import ALLOCATIONS, load

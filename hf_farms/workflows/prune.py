@@ -13,8 +13,8 @@ from hf_farms_cards import write_card
 
 from hf_farms.blocks import BlockSource, StreamedBlockSource
 from hf_farms.errors import HfFarmsWarning, ModelError
+from hf_farms.files.atomic_writes import write_text
 from hf_farms.files.own_files import foreign_texts
-from hf_farms.files.writing import write_text
 from hf_farms.hub.base_model import read_base_model
 from hf_farms.hub.licence_files import copy_licence_files
 from hf_farms.loading.names import DEMO
