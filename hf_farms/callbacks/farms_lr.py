@@ -19,7 +19,7 @@ from hf_farms.callbacks.groups import Key, LayerwiseGroups
 from hf_farms.callbacks.history import History, error_text, warn_on_failure
 from hf_farms.callbacks.parameter_layers import layers_by_unit
 from hf_farms.callbacks.recording import record_training
-from hf_farms.callbacks.schedule import as_config, schedule, whole_epochs
+from hf_farms.callbacks.schedule import schedule, whole_epochs
 from hf_farms.callbacks.trainer import (
     FARMS_LR_MARK,
     ExportableState,
@@ -33,6 +33,7 @@ from hf_farms.callbacks.trainer import (
     unwrap_optimizer,
 )
 from hf_farms.config import FarmsLRConfig
+from hf_farms.config.mappings import as_config
 from hf_farms.distributed import ONE_PROCESS, agreed, launched_ranks
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
 from hf_farms.reports import SpectralReport
@@ -66,7 +67,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
     """
 
     def __init__(self, config: FarmsLRConfig | Mapping[str, Any] | None = None) -> None:
-        self.config = as_config(config)
+        self.config = as_config(FarmsLRConfig, config)
         self._source: ModelBlockSource | None = None
         self._model: nn.Module | None = None
         self._running = False
@@ -234,7 +235,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
         assert source is not None
 
         def measured() -> SpectralReport:
-            return analyze(source, self.config.farms, outside=outside, ranks=self._ranks)
+            return analyze(source, self.config.spectra, outside=outside, ranks=self._ranks)
 
         # Each process gathers the whole weights; rounding of its own must not give it other factors.
         report = agreed(measured, launched_ranks()) if self._sharded else measured()

@@ -25,6 +25,7 @@ from hf_farms.callbacks.trainer import (
     uses_reentrant_checkpointing,
 )
 from hf_farms.config import S2FTConfig
+from hf_farms.config.mappings import as_config
 from hf_farms.distributed import launched_ranks
 from hf_farms.errors import ModelError, NoEffectWarning
 from hf_farms.files.path_checks import check_within
@@ -90,8 +91,7 @@ class S2FTCallback(TrainerCallback):
         exclude: Selection | Sequence[Selection] = (),
         selection: Selection | None = None,
     ) -> None:
-        if config is not None and not isinstance(config, S2FTConfig):
-            config = S2FTConfig(**config)
+        config = None if config is None else as_config(S2FTConfig, config)
         if selection is not None and config not in (None, selection.config):
             raise ValueError("config must be left out if there is a selection, which has its own, got another one.")
         self.config = selection.config if selection is not None else config or S2FTConfig()

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from typing import Any
 
 from transformers import TrainerState, TrainingArguments
 
-from hf_farms.config import FarmsConfig, FarmsLRConfig
+from hf_farms.config import FarmsLRConfig
 from hf_farms.errors import NoEffectWarning
 
-__all__ = ["as_config", "schedule", "whole_epochs"]
+__all__ = ["schedule", "whole_epochs"]
 
 
 def whole_epochs(state: TrainerState) -> int:
     """Whole epochs done; the state has them as a fraction, up to rounding."""
     return int((state.epoch or 0.0) + 1e-6)
-
-
-def as_config(given: FarmsLRConfig | Mapping[str, Any] | None) -> FarmsLRConfig:
-    """The options of the callback, which may be given as a mapping too."""
-    if given is None or isinstance(given, FarmsLRConfig):
-        return given or FarmsLRConfig()
-    options = dict(given)
-    farms = options.pop("farms", FarmsConfig())
-    return FarmsLRConfig(**options, farms=farms if isinstance(farms, FarmsConfig) else FarmsConfig(**farms))
 
 
 def schedule(config: FarmsLRConfig, args: TrainingArguments, state: TrainerState) -> tuple[int, int | None]:

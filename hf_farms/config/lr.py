@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hf_farms.config.checks import check, check_choice, is_count, is_number
+from hf_farms.config.renamed import renamed
 from hf_farms.config.spectra import FarmsConfig
 
 __all__ = ["LR_MAPS", "LR_QUANTITIES", "LR_UNITS", "FarmsLRConfig", "LRMap", "LRQuantity", "LRUnit"]
@@ -19,6 +20,7 @@ LR_UNITS: tuple[LRUnit, ...] = ("block", "layer")
 LR_QUANTITIES: tuple[LRQuantity, ...] = ("lr", "weight_decay", "both", "constant_decay")
 
 
+@renamed(farms="spectra")
 @dataclass(frozen=True, kw_only=True)
 class FarmsLRConfig:
     """Layer-wise learning rates from alphas (TempBalance, NeurIPS 2023; Model Balancing, arXiv 2410.12178).
@@ -40,7 +42,7 @@ class FarmsLRConfig:
         interval: steps between measurements, a fraction of all steps, or "epoch".
         frozen: measure once and keep those factors.
         smoothing: share of the earlier alphas in every new one, in [0, 1).
-        farms: how spectra are measured.
+        spectra: how spectra are measured.
     """
 
     map: LRMap = "linear"
@@ -58,7 +60,7 @@ class FarmsLRConfig:
     interval: int | float | Literal["epoch"] = 0.1
     frozen: bool = False
     smoothing: float = 0.0
-    farms: FarmsConfig = field(default_factory=FarmsConfig)
+    spectra: FarmsConfig = field(default_factory=FarmsConfig)
 
     def __post_init__(self) -> None:
         check_choice("map", self.map, LR_MAPS)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hf_farms.config.checks import check, check_choice, is_count, is_number
+from hf_farms.config.renamed import renamed
 from hf_farms.config.spectra import FarmsConfig
 from hf_farms.files.paths import folder_name
 from hf_farms.registries import ALLOCATIONS, METHODS
@@ -29,6 +30,7 @@ Allocation = Literal["uniform", "farms", "alpha"]
 UNSTRUCTURED = "unstructured"
 
 
+@renamed(farms="spectra")
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
     """What is removed, and by which rule.
@@ -45,7 +47,7 @@ class PruneConfig:
         spread: epsilon of the map; block sparsities lie within (1 - spread) / (1 + spread) of each other.
         shrink: scale the spread by the reliability of the block scores, so that pure noise changes nothing.
         max_sparsity: no block is pruned further than this (unless the target itself is higher).
-        farms: how spectra are measured.
+        spectra: how spectra are measured.
     """
 
     sparsity: float = 0.5
@@ -55,7 +57,7 @@ class PruneConfig:
     spread: float = 0.1
     shrink: bool = True
     max_sparsity: float = 0.999
-    farms: FarmsConfig = field(default_factory=FarmsConfig)
+    spectra: FarmsConfig = field(default_factory=FarmsConfig)
 
     def __post_init__(self) -> None:
         check(
@@ -119,7 +121,7 @@ class PruneConfig:
 
     def measurement(self) -> FarmsConfig:
         """The spectral measurement that this allocation is planned on."""
-        return self.farms.whole_matrix() if ALLOCATIONS[self.allocation].needs == "matrix" else self.farms
+        return self.spectra.whole_matrix() if ALLOCATIONS[self.allocation].needs == "matrix" else self.spectra
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hf_farms.config.checks import check, check_choice, is_number
+from hf_farms.config.renamed import renamed
 from hf_farms.config.spectra import FarmsConfig
 
 __all__ = [
@@ -34,6 +35,7 @@ S2FT_LAYOUTS: tuple[S2FTLayout, ...] = ("indexed", "permuted")
 S2FT_BUDGETS: tuple[S2FTBudgets, ...] = ("uniform", "farms")
 
 
+@renamed(farms="spectra")
 @dataclass(frozen=True, kw_only=True)
 class S2FTConfig:
     """Which heads and channels are trained, and how (S2FT, arXiv 2412.06289).
@@ -49,7 +51,7 @@ class S2FTConfig:
         seed: of the random strategy.
         budget_allocation: "uniform" over blocks, or "farms": badly trained blocks (larger alpha) get more.
         spread: epsilon of the map from alphas to budgets; they lie within (1 - spread) / (1 + spread) of each other.
-        farms: how spectra are measured for the allocation "farms".
+        spectra: how spectra are measured for the allocation "farms".
         layout: "indexed": selected channels stay where they are; "permuted": heads and channels are moved, on both
             sides of the coupled layers, until the selected ones lie together. Checkpoints have the original order.
         write_back: write the trained slice into the weight after every step, so that one product serves all. False
@@ -64,7 +66,7 @@ class S2FTConfig:
     seed: int = 0
     budget_allocation: S2FTBudgets = "uniform"
     spread: float = 0.1
-    farms: FarmsConfig = field(default_factory=FarmsConfig)
+    spectra: FarmsConfig = field(default_factory=FarmsConfig)
     layout: S2FTLayout = "indexed"
     write_back: bool = True
 
@@ -87,7 +89,7 @@ class S2FTConfig:
         check(isinstance(self.seed, int) and 0 <= self.seed < 2**63, "seed", "an integer of at least 0", self.seed)
         check_choice("budget_allocation", self.budget_allocation, S2FT_BUDGETS)
         check(is_number(self.spread) and 0 <= self.spread < 1, "spread", "at least 0 and below 1", self.spread)
-        check(isinstance(self.farms, FarmsConfig), "farms", "a FarmsConfig", self.farms)
+        check(isinstance(self.spectra, FarmsConfig), "spectra", "a FarmsConfig", self.spectra)
         check_choice("layout", self.layout, S2FT_LAYOUTS)
         check(isinstance(self.write_back, bool), "write_back", "True or False", self.write_back)
 

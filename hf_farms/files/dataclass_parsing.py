@@ -83,7 +83,7 @@ def _build_dataclass(value: Any, kind: type, path: tuple[Key, ...]) -> Any:
     for key in value:
         if key not in hints:
             section = f" of {'.'.join(map(str, path))}" if path else ""
-            close = difflib.get_close_matches(key, hints, n=1)
+            close = difflib.get_close_matches(str(key), [field.name for field in fields(kind)], n=1)
             advice = f", did you mean {close[0]!r}?" if close else ""
             raise _Mismatch((*path, key), "", reason=f"{shown(key)} is no entry{section}{advice}")
     for field in fields(kind):
@@ -100,7 +100,10 @@ def _build_dataclass(value: Any, kind: type, path: tuple[Key, ...]) -> Any:
 
 @cache
 def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+    hints = get_type_hints(kind)
+    # Old names of options, which the dataclass itself translates.
+    old_names = getattr(kind, "RENAMED_FIELDS", {})
+    return hints | {old: hints[new] for old, new in old_names.items()}
 
 
 def _build_union(value: Any, hints: tuple[Any, ...], path: tuple[Key, ...]) -> Any:

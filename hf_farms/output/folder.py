@@ -13,12 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from hf_farms.config.renamed import current_name
 from hf_farms.errors import OutputError
 from hf_farms.files.atomic_writes import UNFINISHED_FILE, replacing, write_text, writing
 from hf_farms.files.path_checks import check_file, check_name
 from hf_farms.files.paths import kind_of, nearest
 from hf_farms.output.allowed_paths import PARTIAL, Reads, check_folder
 from hf_farms.output.existing_results import STATE, check_target, check_unfinished
+from hf_farms.output.recipe import Recipe
 
 __all__ = ["OutputFolder", "replacing", "writing"]
 
@@ -167,6 +169,7 @@ class OutputFolder:
         here = json.loads(json.dumps(fingerprint))
         # Earlier releases wrote the build too, as in 2.13.0+cpu.
         there = {key: str(v).partition("+")[0] if key.startswith("versions.") else v for key, v in there.items()}
+        there = {current_name(Recipe, key): value for key, value in there.items()}
         keys = dict.fromkeys((*here, *there))
         return [
             f"{key}: {_short(here.get(key))}, previously {_short(there.get(key))}"

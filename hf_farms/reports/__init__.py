@@ -9,7 +9,7 @@ folders.py      a folder: its report, or what the files of a training say
 base.py         the JSON form
 """
 
-from hf_farms.reports.base import REPORT_NAME, SCHEMA_VERSION, Report, json_converter, versions
+from hf_farms.reports.base import READABLE_VERSIONS, REPORT_NAME, SCHEMA_VERSION, Report, json_converter, versions
 from hf_farms.reports.evaluation import (
     EvaluationReport,
     PerplexityRecord,
@@ -22,6 +22,7 @@ from hf_farms.reports.spectral import BlockSpectrum, LayerRecord, SpectralReport
 from hf_farms.reports.training import TrainReport
 
 __all__ = [
+    "READABLE_VERSIONS",
     "REPORT_NAME",
     "SCHEMA_VERSION",
     "BaseModelRecord",

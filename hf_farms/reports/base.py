@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from hf_farms.config.checks import check
 from hf_farms.errors import DataError
 from hf_farms.files.atomic_writes import write_text, writing
 from hf_farms.files.dataclass_parsing import parse_dataclass
@@ -20,9 +21,19 @@ from hf_farms.privacy.publishing import published
 if TYPE_CHECKING:
     from cattrs.preconf.json import JsonConverter
 
-__all__ = ["REPORT_NAME", "SCHEMA_VERSION", "Report", "json_converter", "save_report", "versions"]
+__all__ = [
+    "READABLE_VERSIONS",
+    "REPORT_NAME",
+    "SCHEMA_VERSION",
+    "Report",
+    "json_converter",
+    "save_report",
+    "versions",
+]
 
-SCHEMA_VERSION = 1
+# Of all files that hold configs or reports. 2: the option `farms` of configs is named `spectra`.
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = range(1, SCHEMA_VERSION + 1)
 REPORT_NAME = "hf_farms_report.json"
 
 
@@ -35,6 +46,16 @@ class Report:
 
     schema_version: int = SCHEMA_VERSION
     versions: dict[str, str] = field(default_factory=lambda: versions())
+
+    def __post_init__(self) -> None:
+        check(
+            self.schema_version in READABLE_VERSIONS,
+            "schema_version",
+            f"a whole number from 1 to {SCHEMA_VERSION}",
+            self.schema_version,
+        )
+        # An object has the fields of today, whichever version it was read from.
+        object.__setattr__(self, "schema_version", SCHEMA_VERSION)
 
     def to_json(self) -> str:
         """The report as indented JSON; never NaN, infinity or a secret, nor private paths where it will be shared."""
@@ -64,11 +85,12 @@ class Report:
         if not isinstance(document.data, dict):
             raise DataError(f"report must be a JSON object, got {where}.")
         found = document.data.get("schema_version")
-        if found != SCHEMA_VERSION:
+        if found not in READABLE_VERSIONS:
             newer = isinstance(found, int) and found > SCHEMA_VERSION
             repair = "Upgrade hf-farms: pip install -U hf-farms." if newer else "Write the report again."
             raise DataError(
-                f"schema_version must be {SCHEMA_VERSION}, got {shown(found)}. {repair}", hint=f"The report is {where}."
+                f"schema_version must be at most {SCHEMA_VERSION}, got {shown(found)}. {repair}",
+                hint=f"The report is {where}.",
             )
         try:
             return parse_dataclass(document, cls)

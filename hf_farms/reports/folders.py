@@ -13,8 +13,9 @@ from typing import Any
 
 from hf_farms.config import FarmsLRConfig, S2FTConfig
 from hf_farms.errors import DataError
-from hf_farms.files.documents import DocumentError, load_json, read_text
-from hf_farms.reports.base import REPORT_NAME, json_converter
+from hf_farms.files.dataclass_parsing import parse_dataclass
+from hf_farms.files.documents import Document, DocumentError, load_json, read_text
+from hf_farms.reports.base import REPORT_NAME
 from hf_farms.reports.lr_history import HISTORY_NAME, read_history
 from hf_farms.reports.metrics import best_step, last_logged, number, trained_metrics
 from hf_farms.reports.pruning import PruneReport
@@ -148,7 +149,7 @@ def training_report(folder: str | Path) -> TrainReport | None:
         best = _saved_best(folder, state)
         trained = last_logged(log, "s2ft/trainable_parameters")
         share = last_logged(log, "s2ft/trainable_share")
-        selection = json_converter().structure(s2ft["selection"], S2FTConfig) if s2ft else None
+        selection = parse_dataclass(Document(s2ft["selection"]), S2FTConfig) if s2ft else None
         return TrainReport(
             model=s2ft.get("base_model") or config.get("_name_or_path") or None,
             model_type=str(config.get("model_type", "unknown")),
@@ -225,7 +226,7 @@ def _saved_best(folder: Path, state: Mapping[str, Any]) -> int | None:
 
 def _lr_config(state: Mapping[str, Any]) -> FarmsLRConfig | None:
     saved = state.get("stateful_callbacks", {}).get("FarmsLRCallback")
-    return json_converter().structure(saved["args"]["config"], FarmsLRConfig) if saved else None
+    return parse_dataclass(Document(saved["args"]["config"]), FarmsLRConfig) if saved else None
 
 
 def _channels(places: Iterable[Path]) -> dict[str, range]:

@@ -67,7 +67,7 @@ def _block_shares(coupled: CoupledModel) -> list[float]:
     trained = [index for index, structures in enumerate(coupled.structures) if structures]
     shares = [1 / len(trained)] * len(trained)
     if config.budget_allocation == "farms" and len(trained) > 1:
-        scores, errors = block_alphas(analyze(source, config.farms))
+        scores, errors = block_alphas(analyze(source, config.spectra))
         shares = allocate_sparsity(
             [scores[index] for index in trained],
             sizes=[1] * len(trained),

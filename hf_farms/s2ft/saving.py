@@ -19,13 +19,12 @@ from hf_farms.files.atomic_writes import replacing, write_text
 from hf_farms.files.dataclass_parsing import parse_dataclass
 from hf_farms.files.documents import Document, load_json, read_text
 from hf_farms.privacy.publishing import published_path
-from hf_farms.reports import json_converter, versions
+from hf_farms.reports import READABLE_VERSIONS, SCHEMA_VERSION, json_converter, versions
 from hf_farms.s2ft.selection import Selection
 
 __all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "load_selection", "save_selection"]
 
 CONFIG_NAME, WEIGHTS_NAME = "s2ft_config.json", "s2ft_adapter.safetensors"
-SCHEMA_VERSION = 1
 END = ".index"
 
 
@@ -62,7 +61,7 @@ def load_selection(folder: str | Path) -> Selection:
     path = Path(folder)
     try:
         content = load_json(read_text(path / CONFIG_NAME)).data
-        if content["schema_version"] != SCHEMA_VERSION:
+        if content["schema_version"] not in READABLE_VERSIONS:
             raise ValueError(f"schema version {content['schema_version']!r}")
         config = parse_dataclass(Document(content["selection"]), S2FTConfig)
         with safe_open(path / WEIGHTS_NAME, framework="pt") as file:

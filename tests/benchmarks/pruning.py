@@ -86,7 +86,7 @@ def read_arm(arm, calibration):
         allocation="farms" if allocation.startswith(PLACEBOS) else allocation,
         spread=float(values.get("spread", PruneConfig().spread)),
         shrink=values.get("shrink", "on") == "on",
-        farms=replace(farms, **changes),
+        spectra=replace(farms, **changes),
     )
     return sparsity, allocation, config, values.get("text", calibration)
 

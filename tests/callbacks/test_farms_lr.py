@@ -472,6 +472,6 @@ def test_two_instances_are_refused(tmp_path):
 
 
 def test_the_config_travels_as_a_mapping():
-    callback = FarmsLRCallback(FarmsLRConfig(map="step", farms=FarmsConfig(window_rows=8)))
+    callback = FarmsLRCallback(FarmsLRConfig(map="step", spectra=FarmsConfig(window_rows=8)))
     again = FarmsLRCallback(**json.loads(json.dumps(callback.state()["args"])))
     assert again.config == callback.config

@@ -192,8 +192,8 @@ def test_what_is_no_report_of_a_model_is_refused(tmp_path):
         load_report(tmp_path / "none")
     with pytest.raises(DataError, match=r"folder must hold hf_farms_report.json, got .* without one"):
         load_report(tmp_path)
-    (tmp_path / REPORT_NAME).write_text('{"schema_version": 2}')
-    with pytest.raises(DataError, match=r"schema_version must be 1, got 2\. Upgrade hf-farms"):
+    (tmp_path / REPORT_NAME).write_text('{"schema_version": 3}')
+    with pytest.raises(DataError, match=r"schema_version must be at most 2, got 3\. Upgrade hf-farms"):
         load_report(tmp_path)
     (tmp_path / REPORT_NAME).write_text('{"schema_version": 1, "kind": "training"}')
     with pytest.raises(DataError, match="report must be a TrainReport"):

@@ -96,7 +96,7 @@ def prepare(kind, folder):
         (folder / REPORT_NAME).unlink()
     elif kind == "newer":
         data = json.loads((folder / REPORT_NAME).read_text())
-        (folder / REPORT_NAME).write_text(json.dumps(data | {"schema_version": 2}))
+        (folder / REPORT_NAME).write_text(json.dumps(data | {"schema_version": 3}))
     elif kind == "broken":
         (folder / REPORT_NAME).write_bytes(b"\xff{")
     elif kind == "other":
@@ -107,7 +107,7 @@ def prepare(kind, folder):
     ("kind", "arguments", "message"),
     [
         ("no report", [], f"folder must hold {REPORT_NAME}, got"),
-        ("newer", [], "schema_version must be 1, got 2. Upgrade hf-farms: pip install -U hf-farms."),
+        ("newer", [], "schema_version must be at most 2, got 3. Upgrade hf-farms: pip install -U hf-farms."),
         ("broken", [], "report must be a JSON object"),
         ("other", [], "report must be a PruneReport"),
         ("", ["-o", "no/such/folder/card.md"], "output must be a file in an existing folder"),

@@ -75,7 +75,7 @@ def test_what_is_saved_is_loaded(path):
         revision="2024-01-01",
         dtype="float32",
         prune=PruneConfig(
-            pattern="2:4", allocation="uniform", spread=1e-7, farms=FarmsConfig(window_rows=16, fit="peak")
+            pattern="2:4", allocation="uniform", spread=1e-7, spectra=FarmsConfig(window_rows=16, fit="peak")
         ),
         calibration=CalibrationConfig(source="./text.txt", split="yes", subset="007", seed=2**62),
         evaluation=EvaluationConfig(source=None, max_windows=None, column="a: b # c"),
@@ -87,7 +87,8 @@ def test_what_is_saved_is_loaded(path):
 
 def test_a_recipe_of_the_first_release_is_read(path):
     path.write_text(FIRST_RELEASE)
-    assert Recipe.load(path) == RECIPE
+    with pytest.warns(DeprecationWarning, match="PruneConfig.farms is named spectra now"):
+        assert Recipe.load(path) == RECIPE
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_a_recipe_of_the_first_release_is_read(path):
         ("sparsity: 0.5", "sparsity: -0.5", "line 6: sparsity must be at least 0 and below 1, got -0.5"),
         ("method: wanda", "method: obd", "line 7: prune.method must be one of magnitude, wanda, sparsegpt, got 'obd'"),
         ("shrink: true", "shrink: 1", "line 11: prune.shrink must be true or false, got 1"),
-        ("fit: mid", "fit: 3", "prune.farms.fit must be one of mid, peak, goodness_of_fit, got 3"),
+        ("fit: mid", "fit: 3", "prune.spectra.fit must be one of mid, peak, goodness_of_fit, got 3"),
         ("  seed: 0", "  sead: 0", "'sead' is no entry of calibration, did you mean 'seed'?"),
         ("  seed: 0", "  seed: 0.5", "calibration.seed must be a whole number, got 0.5"),
         ("  seed: 0", "  seed: " + "9" * 30, "calibration.seed must be a whole number, got 99999"),
@@ -158,7 +159,11 @@ def test_a_recipe_of_the_first_release_is_read(path):
         ),
         ("  seed: 0", "  seed: 2024-01-01", "calibration.seed must be a whole number, got '2024-01-01'"),
         ("max_windows: 40", "max_windows: forty", "evaluation.max_windows must be a whole number or null, got 'forty'"),
-        ("window_rows: auto", "window_rows: none", "prune.farms.window_rows must be a whole number or 'auto' or null"),
+        (
+            "window_rows: auto",
+            "window_rows: none",
+            "prune.spectra.window_rows must be a whole number or 'auto' or null",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_line_in_one_sentence(old, new, wrong, path):

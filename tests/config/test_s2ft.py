@@ -29,7 +29,7 @@ def test_roles_must_be_a_tuple(roles):
         ({"budget_allocation": "alpha"}, r"budget_allocation must be one of uniform, farms, got 'alpha'\."),
         ({"spread": 1}, r"spread must be at least 0 and below 1, got 1\."),
         ({"layout": "sorted"}, r"layout must be one of indexed, permuted, got 'sorted'\."),
-        ({"farms": {"window_rows": 8}}, r"farms must be a FarmsConfig, got \{'window_rows': 8\}\."),
+        ({"spectra": {"window_rows": 8}}, r"spectra must be a FarmsConfig, got \{'window_rows': 8\}\."),
         ({"write_back": "no"}, r"write_back must be True or False, got 'no'\."),
     ],
 )

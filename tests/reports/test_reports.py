@@ -6,6 +6,7 @@ import pytest
 from hf_farms.config import CalibrationConfig, EvaluationConfig, FarmsConfig, PruneConfig
 from hf_farms.errors import DataError
 from hf_farms.reports import (
+    SCHEMA_VERSION,
     BlockSparsity,
     BlockSpectrum,
     CalibrationRecord,
@@ -85,7 +86,7 @@ def test_prune_report_survives_a_file(tmp_path):
 
 def test_json_is_plain_and_names_its_schema():
     data = json.loads(pruned().to_json())
-    assert data["schema_version"] == 1
+    assert data["schema_version"] == SCHEMA_VERSION == 2
     assert data["before"]["blocks"][0]["layers"][0]["shape"] == [48, 32]
     assert data["versions"]["python"]
 
@@ -101,7 +102,7 @@ def test_versions_are_releases_whatever_build_is_installed(monkeypatch):
     [
         ("not json", "report must be a JSON object"),
         ("[1]", "report must be a JSON object"),
-        ('{"schema_version": 99}', "schema_version must be 1, got 99"),
+        ('{"schema_version": 99}', "schema_version must be at most 2, got 99"),
         ('{"schema_version": 1}', "report must be a SpectralReport"),
     ],
 )
@@ -135,7 +136,7 @@ LAYER = ("before", "blocks", 0, "layers", 0)
         ('{"schema_version": -Infinity}', r"\(-Infinity is not a number that JSON has\)\."),
         (
             '{"schema_version": ' + "[" * 900 + "]" * 900 + "}",
-            r"schema_version must be 1, got \[+\.\.\.\]+\. Write the",
+            r"schema_version must be at most 2, got \[+\.\.\.\]+\. Write the",
         ),
         (
             '{"schema_version": true}',

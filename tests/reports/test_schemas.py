@@ -59,7 +59,7 @@ def test_real_reports_fit_their_schema(name, reports):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data.update(schema_version=2), "1 was expected"),
+        (lambda data: data.update(schema_version=1), "2 was expected"),
         (lambda data: data.update(surplus=1), "'surplus' was unexpected"),
         (lambda data: data["blocks"][0]["layers"][0].pop("alpha"), "'alpha' is a required property"),
         (lambda data: data["blocks"][0]["layers"][0].update(alpha="2"), "'2' is not valid under any"),

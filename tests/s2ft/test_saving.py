@@ -13,7 +13,7 @@ from hf_farms.s2ft import saving
 from hf_farms.s2ft.saving import CONFIG_NAME, WEIGHTS_NAME, load_selection, save_selection
 from hf_farms.s2ft.selection import Selection
 
-CONFIG = S2FTConfig(budget=0.1, roles=("v", "down"), seed=3, farms=FarmsConfig(window_rows=8), layout="permuted")
+CONFIG = S2FTConfig(budget=0.1, roles=("v", "down"), seed=3, spectra=FarmsConfig(window_rows=8), layout="permuted")
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_a_selection_comes_back(saved):
     assert tensors.keys() == {f"{name}.index" for name in selection.channels}
     assert all(tensor.dtype == torch.int64 and tensor.ndim == 1 for tensor in tensors.values())
     content = json.loads((folder / CONFIG_NAME).read_text())
-    assert content["schema_version"] == 1
+    assert content["schema_version"] == 2
     assert content["selection"]["roles"] == ["v", "down"]
     assert content["versions"] == versions()
 
@@ -80,7 +80,7 @@ def tensor(value):
         (lambda folder: (folder / CONFIG_NAME).write_text("[]"), "list indices"),
         (lambda folder: (folder / CONFIG_NAME).write_text("{}"), "schema_version"),
         (lambda folder: (folder / CONFIG_NAME).write_bytes(b"\xff\xfe"), "utf-8"),
-        (change(schema_version=2), "schema version 2"),
+        (change(schema_version=3), "schema version 3"),
         (change(selection={"budget": 3}), "budget must be above 0 and below 1, got 3"),
         (tensor(torch.tensor([1.0])), "an index of layer that is not one of ascending channels"),
         (tensor(torch.tensor([[1]])), "an index of layer that is not one of ascending channels"),

@@ -176,6 +176,25 @@ def test_finished_blocks_are_not_pruned_again_and_other_settings_are_refused(com
     assert {p.name for p, stamp in before.items() if after[p.name] == stamp} == {p.name for p in before}
 
 
+def test_work_that_was_begun_before_an_option_was_renamed_is_continued_to_the_same_bytes(commands, model, tmp_path):
+    peace, killed = tmp_path / "peace", tmp_path / "killed"
+    for folder in (peace, killed):
+        folder.mkdir()
+    arguments = prepared(commands, model, killed)
+    assert commands.run(peace, *arguments)[0] == 0
+    state = killed / "out.partial" / ".hf-farms-unfinished"
+    begun = json.loads((state / "fingerprint.json").read_text())
+    old = {key.replace("prune.spectra.", "prune.farms."): value for key, value in begun.items()}
+    assert old.keys() != begun.keys()
+    (state / "fingerprint.json").write_text(json.dumps(old))
+    before = {p: p.stat().st_mtime_ns for p in killed.glob("out.partial/*.safetensors")}
+    (spectra,) = state.glob("spectra*.json")
+    spectra.write_text(json.dumps(json.loads(spectra.read_text()) | {"schema_version": 1}))
+    assert commands.run(killed, *arguments)[0] == 0
+    assert all((killed / "out" / p.name).stat().st_mtime_ns == stamp for p, stamp in before.items())
+    assert hashes(killed / "out") == hashes(peace / "out")
+
+
 def test_a_kill_while_uniform_sparsity_is_measured(commands, model, tmp_path):
     folders = [tmp_path / name for name in ("peace", "killed", "without")]
     for folder in folders:

@@ -1,0 +1,110 @@
+"""Options with a new name: the old one still works, with a warning."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from functools import wraps
+from typing import Any, TypeVar, cast, get_type_hints
+
+__all__ = ["current_name", "current_names", "renamed"]
+
+T = TypeVar("T")
+# Old name -> new name, on the dataclass; readers of files look it up, as they know no configs.
+ATTRIBUTE = "RENAMED_FIELDS"
+
+
+def renamed(**names: str) -> Callable[[type[T]], type[T]]:
+    """Keep old names of a dataclass's fields as arguments and attributes; goes above `@dataclass`.
+
+    The old names also work in `dataclasses.replace`, in pickles, and as keys of files.
+
+    Args:
+        names: old name -> new name.
+    """
+
+    def decorate(kind: type[T]) -> type[T]:
+        original: Callable[..., None] = kind.__init__
+
+        @wraps(original)
+        def initialise(self: T, *args: Any, **options: Any) -> None:
+            original(self, *args, **_translate(kind, options, _copied(kind)))
+
+        def set_state(self: T, state: dict[str, Any]) -> None:
+            self.__dict__.update({names.get(name, name): value for name, value in state.items()})
+
+        setattr(kind, ATTRIBUTE, dict(names))
+        for name, method in {"__init__": initialise, "__setstate__": set_state}.items():
+            setattr(kind, name, method)
+        for old, new in names.items():
+            setattr(kind, old, _alias(kind, old, new))
+        return kind
+
+    return decorate
+
+
+def current_names(kind: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Translate old names among the options of a dataclass, each with a warning.
+
+    Raises:
+        ValueError: both names of one option are given.
+    """
+    return _translate(kind, options, None)
+
+
+def current_name(kind: type, key: str) -> str:
+    """Translate a dotted key, such as `prune.farms.fit`, whose first part is a field of this dataclass."""
+    first, _, rest = key.partition(".")
+    first = getattr(kind, ATTRIBUTE, {}).get(first, first)
+    inside = get_type_hints(kind).get(first)
+    if rest and inside is not None and is_dataclass(inside):
+        rest = current_name(cast(type, inside), rest)
+    return f"{first}.{rest}" if rest else first
+
+
+def _translate(kind: type, options: dict[str, Any], copied: object | None) -> dict[str, Any]:
+    names: dict[str, str] = getattr(kind, ATTRIBUTE, {})
+    translated = dict(options)
+    for old in names.keys() & options.keys():
+        new = names[old]
+        if new in options and (copied is None or options[new] is not getattr(copied, new)):
+            raise ValueError(f"{old} must be left out beside {new}, its new name, got both. Remove {old}.")
+        _warn(kind, old, new)
+        translated[new] = translated.pop(old)
+    return translated
+
+
+def _copied(kind: type) -> object | None:
+    """Return the object that `dataclasses.replace` copies; None: somebody else calls.
+
+    It passes on every field that is not replaced, so that the new name is always there beside the old one.
+    """
+    frame = sys._getframe(2)
+    if frame.f_globals.get("__name__") != "dataclasses":
+        return None
+    # The name of the argument depends on the version of Python.
+    copied: object = frame.f_locals.get("obj", frame.f_locals.get("self"))
+    return copied if isinstance(copied, kind) else None
+
+
+def _alias(kind: type, old: str, new: str) -> property:
+    def read(self: object) -> Any:
+        _warn(kind, old, new)
+        return getattr(self, new)
+
+    return property(read, doc=f"Old name of `{new}`.")
+
+
+def _warn(kind: type, old: str, new: str) -> None:
+    message = f"{kind.__name__}.{old} is named {new} now. Replace {old} by {new}; the old name will be removed."
+    # The line to change is the first one outside of this package.
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, DeprecationWarning, stacklevel=level)
+
+
+def _is_ours(module: str) -> bool:
+    return module == "dataclasses" or module.partition(".")[0] == "hf_farms"
