@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hf_farms.s2ft.surgery import apply_s2ft, restore, write_back
     from hf_farms.spectra.analysis import analyze
     from hf_farms.spectra.spectrum import layer_spectrum
+    from hf_farms.workflows.analyze import analyze_checkpoint, compare_checkpoints
     from hf_farms.workflows.evaluate import evaluate_checkpoint
 
     __version__: str
@@ -54,7 +55,9 @@ __all__ = [
     "allocate_lr",
     "allocate_sparsity",
     "analyze",
+    "analyze_checkpoint",
     "apply_s2ft",
+    "compare_checkpoints",
     "evaluate_checkpoint",
     "layer_spectrum",
     "plan_sparsity",
@@ -82,7 +85,9 @@ _HOME = {
     "allocate_lr": "allocation.lr",
     "allocate_sparsity": "allocation.sparsity",
     "analyze": "spectra.analysis",
+    "analyze_checkpoint": "workflows.analyze",
     "apply_s2ft": "s2ft.surgery",
+    "compare_checkpoints": "workflows.analyze",
     "evaluate_checkpoint": "workflows.evaluate",
     "layer_spectrum": "spectra.spectrum",
     "plan_sparsity": "allocation.plan",

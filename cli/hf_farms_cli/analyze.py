@@ -1,14 +1,13 @@
-"""`hf-farms analyze MODEL [--compare OTHER]`: the options, and what is measured, drawn and written."""
+"""`hf-farms analyze MODEL [--compare OTHER]`: the options. The work is `analyze_checkpoint`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
 from hf_farms.config import BLOCK_SCORES, FITS, FarmsConfig
-from hf_farms.files.paths import with_home, with_name
 from hf_farms_cli.console import check_format, guarded, print_remark, quiet_transformers, stages
 from hf_farms_cli.options import (
     AllowPickleOption,
@@ -19,7 +18,6 @@ from hf_farms_cli.options import (
     QuietOption,
     RevisionOption,
     UsageError,
-    check_device,
     complete,
     usage,
 )
@@ -104,38 +102,32 @@ def analyze_command(
             released_peak_bound=released_peak_bound,
             block_score=cast("BlockScore", block_score),
         )
-    if esd and figures is None:
-        raise UsageError("esd must come with a folder for the figure, got none. Add --figures DIR.")
     if esd and compare is not None:
         raise UsageError("esd must be of one model, got --compare too. Draw the spectra of each model by itself.")
-    from hf_farms_cli.spectra import Measurement, check_places, check_there, draw, draw_two, write
+    from hf_farms.workflows.analyze import analyze_checkpoint, compare_checkpoints
     from hf_farms_cli.tables import print_comparison, print_spectra
 
-    output, figures = with_home(output), with_home(figures)
-    model, compare = with_name(model), with_name(compare) if compare is not None else None
-    check_places(output, figures, {"the model": model, "the model to compare with": compare})
-    check_device(device)
     quiet_transformers()
-    if compare is not None:
-        # MODEL may take hours to download.
-        check_there(compare)
     with stages(shown) as progress:
-        measurement = Measurement(config, outside=outside, device=device, allow_pickle=allow_pickle, progress=progress)
-        first = measurement.open(model, revision=revision, esd=esd or ())
-        if compare is not None:
-            comparison = measurement.comparison(first, measurement.open_other(first, compare))
+        options: dict[str, Any] = {
+            "outside": outside,
+            "output": output,
+            "figures": figures,
+            "device": device,
+            "revision": revision,
+            "allow_pickle": allow_pickle,
+            "progress": progress,
+        }
+        if compare is None:
+            report = analyze_checkpoint(model, config, esd=esd or (), **options)
         else:
-            measured = measurement.of(first)
+            comparison = compare_checkpoints(model, compare, config, **options)
     if compare is None:
-        write(measured.report, output)
-        draw(measured, figures, esd or [])
-        print_spectra(measured.report, shown, by_layer=layers)
+        print_spectra(report, shown, by_layer=layers)
     else:
-        write(comparison, output)
-        draw_two(comparison, figures)
         print_comparison(comparison, shown, by_layer=layers)
     if figures is not None:
-        print_remark(f"Figures are in {figures}.", shown)
+        print_remark(f"Figures are in {figures.expanduser()}.", shown)
 
 
 def _count_or_auto(name: str, value: str) -> int | Literal["auto"]:

@@ -22,15 +22,15 @@ import typer
 from hf_farms.errors import ArgumentError, HfFarmsError, HfFarmsWarning
 from hf_farms.hub.failure_budget import failure_budget
 from hf_farms.privacy.masking import mask_error, mask_secrets
+from hf_farms.progress import Progress
 from hf_farms_cli.interrupts import interrupts
 from hf_farms_cli.options import FORMATS, Format
-from hf_farms_cli.progress import Lines, Stages, bars
+from hf_farms_cli.progress import Lines, bars, reported
 from hf_farms_cli.streams import IS_MAIN, err, out, say
 
 __all__ = [
     "IS_MAIN",
     "Format",
-    "Stages",
     "check_format",
     "err",
     "guarded",
@@ -251,12 +251,12 @@ def quiet_transformers() -> None:
 
 
 @contextmanager
-def stages(output: Format) -> Iterator[Stages]:
+def stages(output: Format) -> Iterator[Progress]:
     """Show progress on stderr while open: bars on a terminal, lines elsewhere, nothing if quiet."""
     if output == "quiet" or not IS_MAIN:
-        yield Stages()
+        yield reported()
     elif output == "human" and err.is_terminal:
         with bars(err.console) as shown:
-            yield shown
+            yield reported(shown)
     else:
-        yield Lines(functools.partial(err.print, markup=False))
+        yield reported(Lines(functools.partial(err.print, markup=False)))

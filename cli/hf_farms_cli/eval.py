@@ -20,6 +20,7 @@ from hf_farms_cli.options import (
     QuietOption,
     RevisionOption,
     complete,
+    usage,
 )
 
 __all__ = ["eval_command"]
@@ -109,6 +110,8 @@ def eval_command(
     from hf_farms.workflows.evaluate import evaluate_checkpoint
     from hf_farms_cli.evaluation_tables import print_evaluation
 
+    with usage():
+        load = LoadOptions(dtype=dtype, device=device, stream=stream, allow_pickle=allow_pickle, revision=revision)
     quiet_transformers()
     stored: list[str] = []
     with stages(shown) as progress:
@@ -123,7 +126,7 @@ def eval_command(
             batch_size=cast("Any", int(batch_size) if batch_size.isdecimal() else batch_size),
             include_path=include_path,
             base=base,
-            load=LoadOptions(dtype=dtype, device=device, stream=stream, allow_pickle=allow_pickle, revision=revision),
+            load=load,
             output=output,
             progress=progress,
             on_stored=stored.append,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,13 +9,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from hf_farms.progress import Progress, no_progress
 from hf_farms_cli.interrupts import interrupts
 
 if TYPE_CHECKING:
+    import rich.progress
     from rich.console import Console
-    from rich.progress import Progress, TaskID
 
-__all__ = ["Bars", "Lines", "Stages", "bars"]
+__all__ = ["Bars", "Lines", "bars", "reported"]
 
 # Short stages are two lines, and hours are not silent.
 STEP, SECONDS_AT_LEAST, SECONDS_AT_MOST = 0.1, 10.0, 600.0
@@ -30,32 +30,32 @@ LABELS = {
 }
 
 
-class Stages:
-    """The `progress` of library functions, which is called with a stage, steps done and steps in all; shows nothing."""
+def reported(show: Progress = no_progress) -> Progress:
+    """Return the progress to hand to a workflow: it stops the work after an interrupt, and names stages for people.
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """So many steps of a stage are done."""
+    Args:
+        show: shows a step of a stage.
+    """
+
+    def progress(stage: str, done: int, total: int) -> None:
         interrupts.check()
-        self._show(stage, done, total)
+        first, _, rest = stage.partition(" ")
+        show(f"{LABELS.get(first, first)} {rest}".rstrip(), done, total)
 
-    def _show(self, stage: str, done: int, total: int) -> None:
-        """Nothing."""
-
-    def of(self, stage: str) -> Callable[[int, int], None]:
-        """The same for a function that knows only one stage."""
-        return functools.partial(self, stage)
+    return progress
 
 
-class Bars(Stages):
+class Bars:
     """A bar per stage, which appears with its first step."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: rich.progress.Progress) -> None:
         self._progress = progress
-        self._tasks: dict[str, TaskID] = {}
+        self._tasks: dict[str, rich.progress.TaskID] = {}
 
-    def _show(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show so many steps of a stage."""
         if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(_label(stage), total=total)
+            self._tasks[stage] = self._progress.add_task(stage, total=total)
         self._progress.update(self._tasks[stage], completed=done, total=total)
 
 
@@ -95,7 +95,7 @@ class _Begun:
     shown_done: int
 
 
-class Lines(Stages):
+class Lines:
     """A line when a stage begins and ends, between them one for each tenth, but not more often than every few seconds.
 
     Args:
@@ -107,11 +107,12 @@ class Lines(Stages):
         self._print, self._clock = show, clock
         self._stages: dict[str, _Begun] = {}
 
-    def _show(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show so many steps of a stage, if it is time for a line."""
         now, begun = self._clock(), self._stages.get(stage)
         if begun is None or done < begun.shown_done:
             self._stages[stage] = _Begun(now, done, now, done)
-            self._print(f"{_label(stage)}: {done} of {total}")
+            self._print(f"{stage}: {done} of {total}")
             return
         waited, steps = now - begun.shown_at, done - begun.shown_done
         due = waited >= SECONDS_AT_LEAST and (steps >= STEP * total or waited >= SECONDS_AT_MOST)
@@ -119,14 +120,7 @@ class Lines(Stages):
             begun.shown_at, begun.shown_done = now, done
             # What an earlier run has done took no time in this one.
             left = (now - begun.at) / (done - begun.done) * (total - done)
-            self._print(
-                f"{_label(stage)}: {done} of {total}, {_duration(now - begun.at)} so far, {_duration(left)} left"
-            )
-
-
-def _label(stage: str) -> str:
-    first, _, rest = stage.partition(" ")
-    return f"{LABELS.get(first, first)} {rest}".rstrip()
+            self._print(f"{stage}: {done} of {total}, {_duration(now - begun.at)} so far, {_duration(left)} left")
 
 
 def _duration(seconds: float) -> str:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from hf_farms.demo import demo_model
 from hf_farms.errors import OutputError
-from hf_farms.files.path_checks import another, check_not_cached
+from hf_farms.files.path_checks import another, check_file, check_not_cached
 from hf_farms.files.paths import is_inside, is_same, kind_of, nearest
 from hf_farms.output.existing_results import STATE
 
-__all__ = ["PARTIAL", "Reads", "check_apart", "check_folder"]
+__all__ = ["PARTIAL", "Reads", "check_apart", "check_folder", "check_output_file"]
 
 # Suffix of a folder with unfinished work.
 PARTIAL = ".partial"
@@ -44,6 +44,20 @@ def check_apart(path: Path, reads: Reads, *, argument: str = "output", replaces:
                     f"{'' if str(path) == str(location) else f' and {str(location)!r}'}.",
                     hint=another(argument),
                 )
+
+
+def check_output_file(path: Path, reads: Reads) -> None:
+    """Refuse a file of results that cannot or must not be written, before any work.
+
+    Args:
+        path: of the file to be.
+        reads: what is read.
+
+    Raises:
+        OutputError: as `check_file` and `check_apart`.
+    """
+    check_file(path)
+    check_apart(path, reads)
 
 
 def check_folder(path: Path, *, unfinished: Path, reads: Reads) -> None:

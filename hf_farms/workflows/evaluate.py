@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from hf_farms.config import EvaluationConfig, LoadOptions
 from hf_farms.config.checks import is_count
 from hf_farms.errors import HfFarmsWarning, argument_errors
-from hf_farms.files.path_checks import check_file
 from hf_farms.files.paths import with_home, with_name
 from hf_farms.metrics import METRICS
-from hf_farms.metrics.tasks import TaskSuite
-from hf_farms.output.allowed_paths import check_apart
+from hf_farms.output.allowed_paths import check_output_file
 from hf_farms.progress import Progress, no_progress
 from hf_farms.reports import EvaluationReport
 from hf_farms.reports.base import save_report
@@ -107,8 +105,6 @@ def evaluate_checkpoint(
     """
     load, output, name = load or LoadOptions(), with_home(Path(output)) if output else None, with_name(str(model))
     _check(metrics, tasks, batch_size)
-    if output is not None:
-        check_file(output)
     target = EvaluationTarget.find(name, revision=load.revision, base=base)
     config = _text(target, text) if "perplexity" in metrics else None
     _check_places(target, output, config, include_path)
@@ -166,7 +162,7 @@ def _check_places(
     if output is not None:
         dense = target.report.model if target.report is not None else None
         reads = {"the model": target.name, "the text": source, "the folder of tasks": include_path}
-        check_apart(output, {**reads, "the dense model": dense})
+        check_output_file(output, {**reads, "the dense model": dense})
     target.check_writable()
     if text is not None and source is not None:
         from hf_farms.data.texts import check_text
@@ -175,10 +171,9 @@ def _check_places(
 
 
 def _check_load(load: LoadOptions) -> None:
-    from hf_farms.loading.devices import find_device, parse_dtype
+    from hf_farms.loading.devices import find_device
 
     with argument_errors():
-        parse_dtype(load.dtype)
         find_device(load.device)
 
 

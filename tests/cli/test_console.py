@@ -18,12 +18,13 @@ from hf_farms_cli.console import (
     stages,
 )
 from hf_farms_cli.interrupts import interrupts
-from hf_farms_cli.progress import Lines
+from hf_farms_cli.progress import Lines, reported
 from hf_farms_cli.tables import print_table
 from rich.console import Console
 from typer.testing import CliRunner
 
 from hf_farms.errors import HfFarmsWarning, ModelError
+from hf_farms.progress import one_stage
 
 runner = CliRunner()
 AGENTS = {"standardEnvVars": ["AI_AGENT"], "harnesses": {"helper": {"envVars": {"HELPER": "*"}}}}
@@ -150,7 +151,7 @@ class Clock:
 
 def test_lines_of_a_long_stage_say_how_long_it_takes():
     clock, shown = Clock(), []
-    tell = Lines(shown.append, clock=clock)
+    tell = reported(Lines(shown.append, clock=clock))
     for done in range(1, 101):
         clock.now += 60
         tell("prune", done, 100)
@@ -162,7 +163,7 @@ def test_lines_of_a_long_stage_say_how_long_it_takes():
 
 def test_lines_of_a_resumed_stage_count_only_this_run():
     clock, shown = Clock(), []
-    tell = Lines(shown.append, clock=clock).of("Measuring")
+    tell = one_stage(Lines(shown.append, clock=clock), "Measuring")
     tell(80, 100)
     clock.now = 100
     tell(90, 100)
@@ -198,12 +199,13 @@ def test_a_stage_that_begins_again_is_a_stage_of_its_own():
 def test_bars_show_the_time_left_of_slow_steps(monkeypatch):
     clock, screen = Clock(), terminal(width=100, color_system=None)
     screen.get_time = clock
-    with progress.bars(screen) as tell:
-        tell._progress.live.auto_refresh = False
+    with progress.bars(screen) as shown_bars:
+        shown_bars._progress.live.auto_refresh = False
+        tell = reported(shown_bars)
         for done in (10, 11, 12):
             tell("prune (uniform)", done, 20)
             clock.now += 120
-        tell._progress.refresh()
+        shown_bars._progress.refresh()
         shown = screen.file.getvalue()
     assert "Pruning blocks (uniform)" in shown
     # Two steps took 2 minutes each, and 8 are left.

@@ -1,0 +1,174 @@
+"""Measure the spectra of a checkpoint, or compare those of two; write the report and draw the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_farms.config import FarmsConfig
+from hf_farms.distributed import is_main_process
+from hf_farms.errors import ArgumentError, OutputError
+from hf_farms.files.path_checks import another, check_name, check_parent, check_within
+from hf_farms.files.paths import is_inside, with_home, with_name
+from hf_farms.output.allowed_paths import Reads, check_apart, check_output_file
+from hf_farms.progress import Progress, no_progress
+from hf_farms.reports import SpectralReport
+from hf_farms.reports.base import save_report
+from hf_farms.reports.comparison import SpectralComparison
+from hf_farms.workflows.spectral_figures import FIGURES, draw, draw_two
+
+if TYPE_CHECKING:
+    from hf_farms.workflows.spectral_models import SpectralMeasurement
+
+__all__ = ["analyze_checkpoint", "compare_checkpoints"]
+
+
+def analyze_checkpoint(
+    model: str | Path,
+    config: FarmsConfig | None = None,
+    *,
+    outside: bool = False,
+    output: str | Path | None = None,
+    figures: str | Path | None = None,
+    esd: Sequence[str] = (),
+    device: str | None = None,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    progress: Progress | None = None,
+) -> SpectralReport:
+    """Measure every layer of a checkpoint, with a report and figures on disk; what `hf-farms analyze` does.
+
+    Weights are read one by one: memory does not grow with the model. Processes that `accelerate launch` started share
+    the layers, and the first one writes.
+
+    Args:
+        model: hub id, folder, `demo`, or a report that was saved, which is not measured again.
+        config: window size and fit; None: `FarmsConfig()`.
+        outside: measure embeddings and head too.
+        output: a JSON file for the report.
+        figures: a folder for the figures: alpha by depth, alpha by role and some spectra.
+        esd: layers whose spectra are drawn, `*` fits any; () takes those with the lowest, middle and highest alpha.
+        device: where to compute; None: a GPU if there is one, else the CPU.
+        revision: branch, tag or commit of a hub id.
+        allow_pickle: read pickled weights where there are no safetensors; no code in them is run.
+        progress: called with the name of a stage, steps done and steps in all.
+
+    Returns:
+        The report, on every process.
+
+    Raises:
+        ArgumentError: an argument is out of range.
+        ValueError: there is no such layer, or a saved report was measured in another way.
+        HfFarmsError: the model cannot be measured, or a file must not be written.
+
+    Example:
+        >>> analyze_checkpoint("demo").model
+        'demo'
+    """
+    if esd and figures is None:
+        raise ArgumentError("esd must come with a folder for the figure, got none. Add --figures DIR.")
+    output, figures, name = _path(output), _path(figures), with_name(str(model))
+    _check_places(output, figures, {"the model": name})
+    measurement = _measurement(config, outside, device, allow_pickle, progress)
+    opened = measurement.open(name, revision=revision, esd=esd)
+    report = measurement.measure(opened)
+    if is_main_process():
+        if output is not None:
+            save_report(report, output)
+        if figures is not None:
+            draw(report, opened.reader, figures, esd)
+    return report
+
+
+def compare_checkpoints(
+    first: str | Path,
+    second: str | Path,
+    config: FarmsConfig | None = None,
+    *,
+    outside: bool = False,
+    output: str | Path | None = None,
+    figures: str | Path | None = None,
+    device: str | None = None,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    progress: Progress | None = None,
+) -> SpectralComparison:
+    """Measure two checkpoints, the second with the windows of the first; what `hf-farms analyze --compare` does.
+
+    Args:
+        first: hub id, folder, `demo`, or a report that was saved.
+        second: the same; differences are second minus first.
+        config: window size and fit; None: `FarmsConfig()`.
+        outside: measure embeddings and head too.
+        output: a JSON file for the comparison.
+        figures: a folder for the figure.
+        device: where to compute; None: a GPU if there is one, else the CPU.
+        revision: branch, tag or commit of the first model.
+        allow_pickle: read pickled weights where there are no safetensors; no code in them is run.
+        progress: called with the name of a stage, steps done and steps in all.
+
+    Returns:
+        The comparison, on every process.
+
+    Raises:
+        ArgumentError: an argument is out of range.
+        ValueError: a saved report was measured in another way, or the blocks cannot be matched.
+        HfFarmsError: a model cannot be measured, or a file must not be written.
+    """
+    output, figures = _path(output), _path(figures)
+    names = with_name(str(first)), with_name(str(second))
+    _check_places(output, figures, {"the model": names[0], "the model to compare with": names[1]})
+    measurement = _measurement(config, outside, device, allow_pickle, progress)
+    # The first model may take hours to download.
+    measurement.require(names[1])
+    opened = measurement.open(names[0], revision=revision)
+    comparison = measurement.compare(opened, measurement.open_second(opened, names[1]))
+    if is_main_process():
+        if output is not None:
+            save_report(comparison, output)
+        if figures is not None:
+            draw_two(comparison, figures)
+    return comparison
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return with_home(Path(path)) if path is not None else None
+
+
+def _measurement(
+    config: FarmsConfig | None, outside: bool, device: str | None, allow_pickle: bool, progress: Progress | None
+) -> SpectralMeasurement:
+    from hf_farms.workflows.spectral_models import SpectralMeasurement
+
+    return SpectralMeasurement(
+        config or FarmsConfig(),
+        outside=outside,
+        device=device,
+        allow_pickle=allow_pickle,
+        progress=progress or no_progress,
+    )
+
+
+def _check_places(output: Path | None, figures: Path | None, reads: Reads) -> None:
+    """Refuse places that cannot or must not be written to, before anything is measured.
+
+    Raises:
+        OutputError: a folder where a file must be, or the other way round; no right to write; a link or a special file;
+            something that is read, or a place in a model's folder.
+    """
+    if output is not None:
+        check_output_file(output, reads)
+    if figures is None:
+        return
+    check_name(figures / max(FIGURES, key=len), argument="figures")
+    check_parent(figures, argument="figures")
+    check_within(figures, FIGURES, argument="figures")
+    files = [figures / name for name in FIGURES]
+    for place in (figures, *files):
+        check_apart(place, reads, argument="figures")
+    if output is not None and (is_inside(figures, output) or any(is_inside(output, file) for file in files)):
+        raise OutputError(
+            f"output must be another place than the figures, got {str(output)!r} and {str(figures)!r}.",
+            hint=another("output"),
+        )
