@@ -1,9 +1,9 @@
-"""Block -> coupled structures: which rows and columns of which layers belong to one head or one channel.
+"""Find the rows and columns of a block's layers that belong to one attention head or one feed-forward channel.
 
-A unit of the attention is a head (or, under grouped-query attention, a group of query heads with their key/value head);
-a unit of the feed-forward network is one of its channels. In every layer of a structure unit u has the channels
-u w ... (u + 1) w - 1, with a width w of the layer's own: rows (outputs) of q, k, v, up and gate, columns (inputs) of o
-and down.
+A unit of the attention is a head, or under grouped-query attention a group of query heads with their key/value head. A
+unit of the feed-forward network is one of its channels. Layers that share units are a coupled structure. In each of
+them, unit u has the channels u w ... (u + 1) w - 1, with a width w of that layer. Channels are rows (outputs) of q, k,
+v, up and gate, and columns (inputs) of o and down.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ __all__ = [
 Side = Literal["rows", "columns"]
 ATTENTION: dict[str, Side] = {"q": "rows", "k": "rows", "v": "rows", "o": "columns"}
 FEED_FORWARD: dict[str, Side] = {"gate": "rows", "up": "rows", "down": "columns"}
-# Parameters beside the layers that have an entry for every channel of a role, or for every head (None).
-BESIDE: dict[str, str | None] = {"q_norm.weight": "q", "k_norm.weight": "k", "sinks": None}
+# Other parameters of the attention, with an entry for every channel of a role, or for every head (None).
+OTHER_PARAMETERS: dict[str, str | None] = {"q_norm.weight": "q", "k_norm.weight": "k", "sinks": None}
 
 # Parameter name -> for each permuted dimension the old position of every new one.
 Orders = dict[str, dict[int, Tensor]]
@@ -41,7 +41,13 @@ Orders = dict[str, dict[int, Tensor]]
 
 @dataclass(frozen=True)
 class Member:
-    """A layer of a structure: the side that is coupled, and how many of its channels belong to one unit."""
+    """A layer of a structure.
+
+    Attributes:
+        layer: the layer.
+        side: the coupled side of its matrix.
+        width: number of channels of one unit.
+    """
 
     layer: LayerMetadata
     side: Side
@@ -49,11 +55,11 @@ class Member:
 
     @property
     def weights_per_unit(self) -> int:
-        """How many weights of this layer one unit has."""
+        """Number of weights of one unit in this layer."""
         return self.width * self.layer.shape[1 if self.side == "rows" else 0]
 
     def channels(self, units: Sequence[int]) -> Tensor:
-        """Channels of these units, in their order: `(units * width,)` int64."""
+        """Return the channels of these units in the given order, `(units * width,)` int64."""
         start = torch.tensor(list(units), dtype=torch.int64) * self.width
         return (start[:, None] + torch.arange(self.width)).flatten()
 
@@ -67,23 +73,26 @@ class Structure:
     members: tuple[Member, ...]
 
     def trained(self, roles: Sequence[str]) -> tuple[Member, ...]:
-        """The members with one of these roles."""
+        """Return the members with one of these roles."""
         return tuple(member for member in self.members if member.layer.role in roles)
 
 
 def coupled_structures(block: BlockMetadata, config: Any, *, whole_groups: bool) -> tuple[Structure, ...]:
-    """The attention and the feed-forward network of a block, as far as it has them.
+    """Find the coupled structures of a block: the attention and the feed-forward network, if it has them.
 
-    Experts are not among them: their weights are slices of one parameter.
+    Experts are not included: their weights are slices of one parameter.
 
     Args:
-        block: its layers.
-        config: of the (text) model: numbers of heads and of key/value heads.
+        block: with the layers.
+        config: of the (text) model, for the numbers of heads and key/value heads.
         whole_groups: whether the units of grouped-query attention are groups. Else they are query heads, and the shared
             k and v belong to no unit.
+
+    Returns:
+        The attention before the feed-forward network.
     """
     layers = {layer.role: layer for layer in block.layers if layer.kind == "linear"}
-    found = []
+    structures = []
     heads = getattr(config, "num_attention_heads", None)
     if "o" in layers and heads and layers["o"].shape[1] % heads == 0:
         units = _key_value_heads(layers, config, heads) if whole_groups else heads
@@ -91,16 +100,16 @@ def coupled_structures(block: BlockMetadata, config: Any, *, whole_groups: bool)
         rows = {"q": heads * size, "k": units * size, "v": units * size, "o": heads * size}
         members = _members(layers, ATTENTION, units)
         members = tuple(m for m in members if m.layer.shape[m.side == "columns"] == rows[m.layer.role])
-        found.append(Structure("attention", units, members))
+        structures.append(Structure("attention", units, members))
     if "down" in layers:
         channels = layers["down"].shape[1]
         members = _members(layers, FEED_FORWARD, channels)
-        found.append(Structure("feed_forward", channels, members))
-    return tuple(found)
+        structures.append(Structure("feed_forward", channels, members))
+    return tuple(structures)
 
 
 def _key_value_heads(layers: dict[str, LayerMetadata], config: Any, heads: int) -> int:
-    """How many key/value heads there are; as the shapes say where the config has another word for it."""
+    """Return the number of key/value heads, from the shapes if possible: configs use several names for it."""
     size = layers["o"].shape[1] // heads
     if "v" in layers and layers["v"].shape[0] % size == 0 and heads % (layers["v"].shape[0] // size) == 0:
         return layers["v"].shape[0] // size
@@ -118,21 +127,21 @@ def _members(layers: dict[str, LayerMetadata], sides: dict[str, Side], units: in
 
 
 def module_channels(layer: LayerMetadata, features: int) -> Tensor:
-    """Output feature of the module for each row of the layer: not the same where a module fuses several layers.
+    """Return the output feature of the module for each row of a layer; they differ in fused projections.
 
     Args:
         layer: a part of the module's weight.
-        features: output features of the module.
+        features: number of output features of the module.
     """
     positions = torch.arange(features)[:, None]
     return layer.part.rows_of(positions.mT if layer.part.transposed else positions)[:, 0]
 
 
 def permute_structure(model: nn.Module, structure: Structure, order: Sequence[int]) -> dict[nn.Module, Orders]:
-    """Move the units of a structure in place, on both sides of every layer; the function of the model stays.
+    """Permute the units of a structure in place, in all its layers; the model computes the same function.
 
     Args:
-        model: that the layers belong to.
+        model: with the layers.
         structure: with whole groups as units.
         order: old unit for every new one.
 
@@ -160,7 +169,7 @@ def permute_structure(model: nn.Module, structure: Structure, order: Sequence[in
         add(module, attribute, 1 if flipped else 0, moved)
         if isinstance(getattr(module, "bias", None), Tensor):
             add(module, "bias", 0, moved)
-    for module, parameter, channels in _beside(model, structure, order):
+    for module, parameter, channels in _other_parameters(model, structure, order):
         add(module, parameter, 0, channels)
     for module, by_parameter in orders.items():
         for parameter, by_dim in by_parameter.items():
@@ -170,7 +179,7 @@ def permute_structure(model: nn.Module, structure: Structure, order: Sequence[in
 
 
 def undo_orders(tensor: Tensor, by_dim: dict[int, Tensor]) -> Tensor:
-    """A copy of a permuted parameter in its original order."""
+    """Return a copy of a permuted parameter in its original order."""
     for dim, channels in by_dim.items():
         tensor = tensor.index_select(dim, channels.argsort().to(tensor.device))
     return tensor
@@ -181,37 +190,39 @@ def _reorder(tensor: Tensor, dim: int, channels: Tensor) -> None:
     tensor.copy_(tensor.index_select(dim, channels.to(tensor.device)))
 
 
-def _beside(model: nn.Module, structure: Structure, order: Sequence[int]) -> list[tuple[nn.Module, str, Tensor]]:
-    """Norms over all heads and attention sinks."""
+def _other_parameters(
+    model: nn.Module, structure: Structure, order: Sequence[int]
+) -> list[tuple[nn.Module, str, Tensor]]:
+    """Find norms over all heads and attention sinks, with the order of their entries."""
     if structure.kind != "attention":
         return []
     by_role = {member.layer.role: member for member in structure.members}
     module = _attention(model, by_role["o"].layer)
-    found = []
-    for end, role in BESIDE.items():
+    parameters = []
+    for end, role in OTHER_PARAMETERS.items():
         path, _, name = end.rpartition(".")
         owner: Any = getattr(module, path, None) if path else module
         parameter = getattr(owner, name, None)
         if not isinstance(parameter, nn.Parameter) or (role is not None and role not in by_role):
             continue
         size = structure.units * by_role[role].width if role else parameter.numel()
-        # A norm of one head's size is the same for all heads and stays.
+        # A norm with the size of one head is the same for all heads: it does not change.
         if parameter.numel() == size and size % structure.units == 0:
             width = size // structure.units
-            found.append((owner, name, Member(by_role["o"].layer, "columns", width).channels(order)))
-    return found
+            parameters.append((owner, name, Member(by_role["o"].layer, "columns", width).channels(order)))
+    return parameters
 
 
 def _attention(model: nn.Module, o: LayerMetadata) -> nn.Module:
-    """The module that the output projection is in."""
+    """Return the module around the output projection."""
     return model.get_submodule(o.parameter.rpartition(".")[0].rpartition(".")[0])
 
 
 def check_movable(model: nn.Module, structure: Structure) -> None:
-    """Refuse structures whose units cannot change places.
+    """Reject structures whose units cannot be permuted.
 
     Raises:
-        ModelError: ALiBi, position biases for every head (T5), or a coupled layer that is not known.
+        ModelError: ALiBi, position biases for every head (T5), or an unknown coupled layer.
     """
     attention = structure.kind == "attention"
     needed = {"q", "k", "v", "o"} if attention else {"up", "down"}

@@ -19,7 +19,7 @@ from hf_farms.callbacks.groups import Key, LayerwiseGroups
 from hf_farms.callbacks.history import History, error_text, warn_on_failure
 from hf_farms.callbacks.parameter_layers import layers_by_unit
 from hf_farms.callbacks.recording import record_training
-from hf_farms.callbacks.schedule import schedule, whole_epochs
+from hf_farms.callbacks.schedule import Schedule, schedule, whole_epochs
 from hf_farms.callbacks.trainer import (
     FARMS_LR_MARK,
     ExportableState,
@@ -107,6 +107,10 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
         self._history = History(args, state, self.memory["step"], self.config, replace=restarted)
         self._running = True
         self._model = model
+        self._attach(optimizer, model, schedule(self.config, args, state))
+
+    def _attach(self, optimizer: torch.optim.Optimizer, model: nn.Module, times: Schedule) -> None:
+        """Give the parameters of the optimizer the factors of their layers, if the layers can be found."""
         try:
             self._source = ModelBlockSource(model)
             keys = self._keys()
@@ -117,7 +121,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
         # All processes have to read a sharded weight together, so each measures all of them.
         self._sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
         self._ranks = ONE_PROCESS if self._sharded else launched_ranks()
-        self._first_step, self._interval = schedule(self.config, args, state)
+        self._schedule = times
         self._groups = LayerwiseGroups(optimizer, keys, self.config.quantity, renew=self._renew_keys)
         set_mark(optimizer, FARMS_LR_MARK, self)
         if not self._groups.keys:
@@ -207,12 +211,8 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
         return {}
 
     def _is_due(self, state: TrainerState) -> bool:
-        step, last = state.global_step, self.memory["step"]
-        if step < self._first_step or last == step or (self.config.frozen and last is not None):
-            return False
-        if self._interval is None:
-            return whole_epochs(state) not in (self.memory["epoch"], self._failed_in)
-        return (step - self._first_step) % self._interval == 0
+        last, epochs = self.memory["step"], (self.memory["epoch"], self._failed_in)
+        return self._schedule.is_due(state, last_step=last, epochs_done=epochs)
 
     def _measure(self, state: TrainerState) -> SpectralReport | None:
         """Measure and store the result; return None if the measurement failed and the rates stay."""

@@ -1,8 +1,8 @@
-"""Factors on the learning rate of single parameters, without touching the groups that everyone else sees.
+"""Multiply the learning rate of single parameters by factors, without changing the optimizer's groups.
 
-An optimizer's groups belong to the scheduler, to checkpoints and to the Trainer's logs: all of them expect as many
-groups as there were at the start. So a step is made by a stand-in, a view of the optimizer with the same state and
-finer groups, which a step hook puts in its place. The optimizer itself never changes, also not when a step fails.
+Scheduler, checkpoints and the Trainer's logs read the groups, and expect as many of them as at the start. So each step
+runs on a view of the optimizer with the same state and finer groups, which a step hook passes instead of the optimizer.
+The optimizer itself never changes, even if a step fails.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from hf_farms.config import LRQuantity
 
 __all__ = ["Key", "LayerwiseGroups", "mean_factor"]
 
-# Of a finer group alone; the rest it shares with its group, except for what a step counts (schedule-free).
+# Entries that each finer group has of its own. It shares all others with its group, except for counters that a step
+# writes (schedule-free).
 OWN = frozenset({"params", "lr", "weight_decay"})
 
 Group = dict[str, Any]
-# Names of the layers that a parameter follows.
+# Names of the layers whose factors a parameter follows.
 Key = tuple[str, ...]
 
 
@@ -31,9 +32,9 @@ class _Finer:
     Attributes:
         group: of the optimizer.
         list: its list of parameters.
-        params: the parameters that the finer groups were made for, in the order of the group.
+        params: the parameters of the finer groups, in the order of the group.
         by_key: a finer group for every key.
-        left: what the group was left with after the last step: what differs from it somebody else has changed.
+        left: the entries of the group after the last step; entries that differ now were changed by other code.
     """
 
     def __init__(self, group: Group) -> None:
@@ -43,31 +44,30 @@ class _Finer:
         self.left: Group = {}
 
     def belongs_to(self, group: Group) -> bool:
-        """Whether this is the group, also after the optimizer has loaded a state, which keeps the list."""
+        """Return whether this is the group; loading a state replaces the group and keeps its list of parameters."""
         return group is self.group or group["params"] is self.list
 
     def is_up_to_date(self) -> bool:
-        """Whether the group still has the parameters that the finer ones were made for."""
+        """Return whether the group still has the parameters of the finer groups."""
         return list(map(id, self.params)) == list(map(id, self.group["params"]))
 
-    def share_out(self, keys: Mapping[torch.nn.Parameter, Key]) -> None:
-        """Give each parameter to the finer group of its key; what steps have counted in one stays in it."""
+    def assign(self, keys: Mapping[torch.nn.Parameter, Key]) -> None:
+        """Put each parameter into the finer group of its key; counters of a finer group stay in it."""
         self.params = tuple(self.group["params"])
-        found = _by_key(self.params, keys)
-        self.by_key = {key: {**self.by_key.get(key, {}), "params": params} for key, params in found.items()}
+        groups = _params_by_key(self.params, keys)
+        self.by_key = {key: {**self.by_key.get(key, {}), "params": params} for key, params in groups.items()}
 
 
 class LayerwiseGroups:
-    """Groups by parameter key that a view of the optimizer has during each step.
+    """One group for each parameter key, in a view of the optimizer that runs each step.
 
-    The layout changes only where the groups of the optimizer do, so that it works on the same tensors together in
-    every step.
+    The layout changes only if the groups of the optimizer do, so that every step works on the same tensors together.
 
     Args:
-        optimizer: the innermost one.
-        keys: for each parameter what it shares a factor with; parameters without a key stay at factor 1.
-        quantity: what the factors are applied to.
-        renew: gives the keys again when parameters have joined or left a group; None: they stay.
+        optimizer: without wrappers.
+        keys: parameters with the same key share a factor; parameters without a key have factor 1.
+        quantity: the quantity that is multiplied by the factors.
+        renew: returns the keys again after parameters were added to a group or removed; None: the keys stay.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class LayerwiseGroups:
         renew: Callable[[], Mapping[torch.nn.Parameter, Key]] | None = None,
     ) -> None:
         self.optimizer, self._quantity, self._renew = optimizer, quantity, renew or (lambda: keys)
-        # By the name of the layer, and of each key.
+        # Factors by the name of a layer, and by key.
         self._by_layer: Mapping[str, float] = {}
         self._factors: dict[Key, float] = {}
         self._finer: list[_Finer] = []
@@ -93,25 +93,25 @@ class LayerwiseGroups:
 
     @property
     def keys(self) -> set[Key]:
-        """The keys that parameters of this optimizer have."""
+        """The keys of this optimizer's parameters."""
         return {key for finer in self._finer for key in finer.by_key if key is not None}
 
     def set_factors(self, factors: Mapping[str, float]) -> None:
-        """Factors by layer, from the next step on; a parameter that follows several layers takes their mean."""
+        """Set the factors by layer, from the next step on; a parameter that follows several layers gets their mean."""
         self._by_layer = dict(factors)
         self._factors = {key: mean_factor(self._by_layer, key) for key in self.keys}
 
     def counted(self) -> list[list[Group]]:
-        """Numbers that steps wrote into the finer groups and that differ between those of one group; for `resume`."""
-        found = []
+        """Return the counters that steps have written and that differ within a group, for `resume`."""
+        counters = []
         for fine in (finer.by_key.values() for finer in self._finer):
             names = {name for target in fine for name in target.keys() - OWN}
             names = {name for name in names if _differ([target.get(name) for target in fine])}
-            found.append([{name: target[name] for name in sorted(names)} for target in fine])
-        return found if any(numbers for fine in found for numbers in fine) else []
+            counters.append([{name: target[name] for name in sorted(names)} for target in fine])
+        return counters if any(numbers for fine in counters for numbers in fine) else []
 
     def resume(self, counted: list[list[Group]]) -> None:
-        """Go on with what `counted` gave; the groups of the optimizer are those of the same step."""
+        """Restore the counters that `counted` returned at the step whose state the optimizer has loaded."""
         if [len(fine) for fine in counted] != [len(finer.by_key) for finer in self._finer]:
             return
         for finer, numbers in zip(self._finer, counted, strict=True):
@@ -120,12 +120,12 @@ class LayerwiseGroups:
                 finer.left.update((name, finer.group[name]) for name in finer.group.keys() & own.keys())
 
     def remove(self) -> None:
-        """Let the optimizer step by itself again."""
+        """Detach from the optimizer."""
         for hook in self._hooks:
             hook.remove()
 
     def _follow(self, find_keys: Callable[[], Mapping[torch.nn.Parameter, Key]]) -> None:
-        """Follow what has changed in the groups: parameters that joined or left one, and whole groups."""
+        """Adapt to changes of the optimizer's groups: added and removed parameters, and whole groups."""
         before, self._finer = self._finer, []
         for group in self.optimizer.param_groups:
             finer = next((old for old in before if old.belongs_to(group)), None) or _Finer(group)
@@ -135,14 +135,14 @@ class LayerwiseGroups:
         if changed:
             keys = find_keys()
             for finer in changed:
-                finer.share_out(keys)
+                finer.assign(keys)
         if changed or len(before) != len(self._finer):
             self.set_factors(self._by_layer)
 
     def _enter(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        """Hand the step to the view, with factors on its groups."""
+        """Run the step on the view, with factors applied to its groups."""
         if optimizer is self._view:
-            # The step of a class that calls that of its parent.
+            # The step of a class calls that of its parent.
             return None
         self._given = None
         self._follow(self._renew)
@@ -161,7 +161,7 @@ class LayerwiseGroups:
         return (self._view, *args[1:]), kwargs
 
     def _leave(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Take over what the step wrote into its object and its groups, such as counters and estimates."""
+        """Copy the changes of the step in its object and groups, such as counters and estimates, to the optimizer."""
         if self._given is None or optimizer is self._view:
             return
         for name, value in vars(self._view).items():
@@ -176,31 +176,31 @@ class LayerwiseGroups:
     def _scale(self, group: Group, target: Group, factor: float) -> None:
         lr = 1.0 if self._quantity == "weight_decay" else factor
         decay = {"weight_decay": factor, "both": factor, "constant_decay": 1 / factor}.get(self._quantity, 1.0)
-        # A new tensor where the rate is one: the group's own is shared with the scheduler.
+        # A rate that is a tensor is shared with the scheduler: not changed in place.
         target["lr"] = group["lr"] if lr == 1.0 else group["lr"] * lr
         if group.get("weight_decay") is not None:
             target["weight_decay"] = group["weight_decay"] if decay == 1.0 else group["weight_decay"] * decay
 
 
 def mean_factor(factors: Mapping[str, float], names: Iterable[str]) -> float:
-    """Mean factor of some layers: exactly theirs where they share it, 1 where none has one."""
+    """Return the mean factor of some layers: exactly theirs if they share it, 1 if none has one."""
     values = [factors[name] for name in names if name in factors]
     if len(set(values)) <= 1:
         return values[0] if values else 1.0
     return math.fsum(values) / len(values)
 
 
-def _by_key(
+def _params_by_key(
     params: Iterable[torch.nn.Parameter], keys: Mapping[torch.nn.Parameter, Key]
 ) -> dict[Key | None, list[torch.nn.Parameter]]:
-    found: dict[Key | None, list[torch.nn.Parameter]] = {}
+    groups: dict[Key | None, list[torch.nn.Parameter]] = {}
     for parameter in params:
-        found.setdefault(keys.get(parameter), []).append(parameter)
-    return found
+        groups.setdefault(keys.get(parameter), []).append(parameter)
+    return groups
 
 
 def _copy_over(group: Group, target: Group, left: Group) -> None:
-    """Bring a finer group up to date with its group, except for what only steps have changed."""
+    """Copy the entries of a group to a finer group, except for those that only steps have changed."""
     for name in target.keys() - group.keys():
         del target[name]
     for name in group.keys() - OWN:

@@ -1,4 +1,4 @@
-"""Fine-tuning of a pruned model that leaves its zeros zero."""
+"""Fine-tune a pruned model and keep its zeros."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ NAME = "KeepZerosCallback"
 
 
 class KeepZerosCallback(TrainerCallback):
-    """Weights of the blocks that are 0 when a training starts are 0 after every step of it.
+    """Keep the weights of the blocks zero that are zero at the start of the training.
 
-    `Trainer(..., callbacks=[KeepZerosCallback()])` or `trainer.add_callback(...)`, for full fine-tuning and together
-    with S2FTCallback (name it after that one). Their gradients are 0 as well, so that clipping and the optimizer's
-    moments see the kept weights only; patterns such as 2:4 stay what they are.
+    Use it as `Trainer(..., callbacks=[KeepZerosCallback()])` or `trainer.add_callback(...)`, for full fine-tuning or
+    together with S2FTCallback (place it after that one). The gradients of these weights are zeroed too, so that they
+    affect neither gradient clipping nor the optimizer's moments. Patterns such as 2:4 are preserved.
 
     Memory: one byte for every trained weight of the blocks. Time: one pass over gradients and weights in each step.
 
     Raises:
         ValueError: at the start of the training, with adapters, which fill the zeros when they are merged, or with an
-            optimizer that has no step of its own.
+            optimizer that updates weights outside its step.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class KeepZerosCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Find the zeros."""
+        """Find the zeros and register the hooks."""
         require_step_hooks(args, NAME)
         model = kwargs["model"]
         if any(hasattr(module, "base_layer") for module in model.modules()):
@@ -50,7 +50,7 @@ class KeepZerosCallback(TrainerCallback):
                 "the model itself, or a part of it with S2FTCallback."
             )
         self._release()
-        self._masks = _zeros(model)
+        self._masks = _zero_masks(model)
         if not self._masks:
             warnings.warn(
                 f"{NAME} has no effect: no trained weight in the blocks of the model is 0.",
@@ -58,13 +58,13 @@ class KeepZerosCallback(TrainerCallback):
                 stacklevel=2,
             )
         self._hooks = [parameter.register_post_accumulate_grad_hook(self._clear_gradient) for parameter in self._masks]
-        # Slices of S2FT are written into their weights after this, by a hook for all optimizers.
+        # The slices of S2FT are written to their weights after this, by a global hook.
         self._hooks.append(unwrap_optimizer(kwargs["optimizer"]).register_step_post_hook(self._clear_weights))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Let go of the parameters."""
+        """Remove the hooks and free the masks."""
         self._release()
 
     def _clear_gradient(self, parameter: Tensor) -> None:
@@ -74,7 +74,7 @@ class KeepZerosCallback(TrainerCallback):
 
     @torch.no_grad()
     def _clear_weights(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """For optimizers that move a weight whose gradient is 0, such as Muon."""
+        """Zero the weights again: optimizers such as Muon change a weight whose gradient is 0."""
         for parameter, mask in self._masks.items():
             parameter.masked_fill_(mask, 0)
 
@@ -84,8 +84,8 @@ class KeepZerosCallback(TrainerCallback):
         self._hooks, self._masks = [], {}
 
 
-def _zeros(model: nn.Module) -> dict[nn.Parameter, Tensor]:
-    """Where the trained weights of the blocks are 0; of a layer with trained channels its slice."""
+def _zero_masks(model: nn.Module) -> dict[nn.Parameter, Tensor]:
+    """Return masks of the zeros in the trained weights of the blocks, for S2FT in the slices."""
     source = ModelBlockSource(model)
     names = {layer.parameter for index in range(len(source)) for layer in source.metadata(index).layers}
     parameters = [source.model.get_parameter(name) for name in sorted(names)]

@@ -1,39 +1,71 @@
-"""When a callback measures: its first step, and the steps between two measurements."""
+"""Steps at which FarmsLRCallback measures."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Container
+from dataclasses import dataclass
 
 from transformers import TrainerState, TrainingArguments
 
 from hf_farms.config import FarmsLRConfig
 from hf_farms.errors import NoEffectWarning
 
-__all__ = ["schedule", "whole_epochs"]
+__all__ = ["Schedule", "schedule", "whole_epochs"]
 
 
 def whole_epochs(state: TrainerState) -> int:
-    """Whole epochs done; the state has them as a fraction, up to rounding."""
+    """Return the number of completed epochs; the state has a fraction, up to rounding."""
     return int((state.epoch or 0.0) + 1e-6)
 
 
-def schedule(config: FarmsLRConfig, args: TrainingArguments, state: TrainerState) -> tuple[int, int | None]:
-    """First step that measures, and steps between two; None for every epoch. Warns where either is beyond the end."""
+@dataclass(frozen=True)
+class Schedule:
+    """The steps at which FarmsLRCallback measures.
+
+    Attributes:
+        first_step: of the first measurement.
+        interval: steps between two measurements; None: every epoch.
+        once: whether the first measurement is the only one.
+    """
+
+    first_step: int
+    interval: int | None
+    once: bool
+
+    def is_due(self, state: TrainerState, *, last_step: int | None, epochs_done: Container[int | None]) -> bool:
+        """Return whether to measure before this step.
+
+        Args:
+            state: of the Trainer.
+            last_step: of the last measurement; None: there was none.
+            epochs_done: the epochs in which a measurement succeeded or failed last.
+        """
+        step = state.global_step
+        if step < self.first_step or last_step == step or (self.once and last_step is not None):
+            return False
+        if self.interval is None:
+            return whole_epochs(state) not in epochs_done
+        return (step - self.first_step) % self.interval == 0
+
+
+def schedule(config: FarmsLRConfig, args: TrainingArguments, state: TrainerState) -> Schedule:
+    """Convert the options to steps of this training; warn if it ends before the first or the second measurement."""
     total = state.max_steps
     if config.start == "warmup":
         start = int(args.get_warmup_steps(total))
     else:
         start = config.start if isinstance(config.start, int) else round(config.start * total)
-    given = config.interval
-    steps = max(1, round(given * total)) if isinstance(given, float) else None if given == "epoch" else given
-    nothing = None
+    option = config.interval
+    interval = max(1, round(option * total)) if isinstance(option, float) else None if option == "epoch" else option
+    message = None
     if start >= total:
-        nothing = f"FarmsLRCallback has no effect: it starts at step {start} of {total}."
-    elif not config.frozen and (state.num_train_epochs <= 1 if given == "epoch" else given >= total):
-        nothing = (
-            f"interval={given!r} has no effect: the training has {total} steps in {state.num_train_epochs} epochs, so "
+        message = f"FarmsLRCallback has no effect: it starts at step {start} of {total}."
+    elif not config.frozen and (state.num_train_epochs <= 1 if option == "epoch" else option >= total):
+        message = (
+            f"interval={option!r} has no effect: the training has {total} steps in {state.num_train_epochs} epochs, so "
             f"that alphas are measured once, at step {start}. Set a smaller interval, or frozen=True."
         )
-    if nothing:
-        warnings.warn(nothing, NoEffectWarning, stacklevel=3)
-    return start, steps
+    if message:
+        warnings.warn(message, NoEffectWarning, stacklevel=3)
+    return Schedule(start, interval, config.frozen)

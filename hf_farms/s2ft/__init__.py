@@ -1,10 +1,14 @@
-"""Selective fine-tuning (S2FT, arXiv 2412.06289): a few heads and channels, trained in place.
+"""Selective fine-tuning (S2FT, arXiv 2412.06289): train a few heads and channels in place.
 
-selection.py   which units are trained
-budgets.py     how many of each block
-scores.py      norms of units: weights, activations, gradients
-layers.py      linear layers whose backward pass knows the selected channels only
-checks.py      what is refused
-surgery.py     plain model -> model with such layers -> plain model
-files.py       a selection on disk
+coupled.py     a model with its heads and channels, for all of the following
+selection.py   choose heads and channels
+budgets.py     number of heads and channels of each block
+unit_norms.py  norms of heads and channels: weights, activations, gradients
+surgery.py     plain model -> model with selective layers -> plain model
+permuting.py   layout "permuted": selected heads and channels first
+layers.py      linear layers of which some channels are trained
+products.py    their products, with a backward pass for the selected channels only
+checks.py      models and layers that are refused
+trainable.py   description of the trained part
+saving.py      a selection on disk
 """

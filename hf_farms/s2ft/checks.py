@@ -1,4 +1,4 @@
-"""What cannot be trained selectively, refused before anything is changed."""
+"""Reject models and layers that cannot be trained selectively, before any change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["check_module", "check_plain", "check_unshared"]
 
 
 def check_plain(model: nn.Module) -> None:
-    """Refuse models whose weights are not there whole, plain and to be changed.
+    """Reject models whose weights are not plain, whole and in memory.
 
     Raises:
         ValueError: S2FT is on it already.
@@ -48,7 +48,11 @@ def check_plain(model: nn.Module) -> None:
 
 
 def check_unshared(model: nn.Module, layers: Iterable[LayerMetadata]) -> None:
-    """Two layers with one weight would each train a slice of it, or move it twice."""
+    """Reject layers that share a weight: each would train a slice of it, or permute it.
+
+    Raises:
+        ModelError: with the names of the weight.
+    """
     names: dict[nn.Parameter, list[str]] = defaultdict(list)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names[parameter].append(name)
@@ -56,14 +60,14 @@ def check_unshared(model: nn.Module, layers: Iterable[LayerMetadata]) -> None:
         shared = names[model.get_parameter(layer.parameter)]
         if len(shared) > 1:
             raise ModelError(
-                f"trained and moved weights must belong to one layer for S2FT, got one that is both "
+                f"trained and permuted weights must belong to one layer for S2FT, got one that is both "
                 f"{' and '.join(shared)}.",
                 hint="Leave its role out of S2FTConfig(roles=...).",
             )
 
 
 def check_module(module: nn.Module, name: str) -> None:
-    """Refuse layers that are not plain linear ones, or whose forward somebody has replaced.
+    """Reject layers that are not plain linear layers, or whose forward has been replaced.
 
     Raises:
         ModelError: with the name of the layer.

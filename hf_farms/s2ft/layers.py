@@ -1,8 +1,8 @@
 """Linear layers of which a few channels are trained, in place.
 
-The trained slice is a Parameter of its own, in float32 under half precision weights, which is written into the weight
-after every step of the optimizer that holds it. The slice is what counts: state dicts and `release` take it, also where
-something else changed it and the weight is behind.
+The trained slice is a separate Parameter, in float32 if the weight is in half precision. It is written into the weight
+after every step of its optimizer. State dicts and `release` use the slice, not the weight, which may be out of date if
+other code has changed the slice.
 
 Symbols: t tokens, m outputs, n inputs, s selected channels; weight (m, n), Conv1D of transformers (n, m).
 """
@@ -32,12 +32,12 @@ __all__ = [
     "selective_class",
 ]
 
-# No "bias" or "norm" in it: parameters named so usually get no weight decay.
+# The name must not contain "bias" or "norm": such parameters usually get no weight decay.
 SLICE = "selected"
 
 
 class InOriginalOrder(nn.Module):
-    """Mixed into modules whose parameters are permuted: state dicts have, and take, the original order."""
+    """Mixin for modules with permuted parameters, whose state dicts have the original order."""
 
     s2ft_orders: Orders
     s2ft_plain_class: type[nn.Module]
@@ -48,22 +48,23 @@ class InOriginalOrder(nn.Module):
             destination[prefix + name] = undo_orders(destination[prefix + name], by_dim)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        given = {}
+        original = {}
         for name, by_dim in self.s2ft_orders.items():
             key = prefix + name
-            # Another shape is for the plain layer to refuse.
+            # The plain layer rejects another shape.
             if key in state_dict and state_dict[key].shape == getattr(self, name).shape:
-                given[key] = state_dict[key]
+                original[key] = state_dict[key]
                 for dim, order in by_dim.items():
                     state_dict[key] = state_dict[key].index_select(dim, order.to(state_dict[key].device))
         super()._load_from_state_dict(state_dict, prefix, *args)
-        state_dict.update(given)
+        state_dict.update(original)
 
 
 class SelectiveLayer(InOriginalOrder):
-    """Mixed into a linear layer: some of its channels are trained. Its state dict is that of the plain layer.
+    """Mixin for a linear layer that trains some of its channels; its state dict is that of the plain layer.
 
-    Made from a plain layer by `select`, and turned back by `release`; the module stays the same object.
+    `select` initialises it after the class of a plain layer has been changed, `release` ends it; the module stays the
+    same object.
     """
 
     weight: Any
@@ -76,19 +77,19 @@ class SelectiveLayer(InOriginalOrder):
     s2ft_write_back: bool
 
     def select(self, index: Tensor, *, inputs: bool, write_back: bool) -> None:
-        """Begin to train these channels.
+        """Start training these channels.
 
         Args:
-            index: `(s,)` int64, of this module's inputs or outputs.
-            inputs: which of them.
-            write_back: whether the weight follows the slice; else a second product does.
+            index: `(s,)` int64, channels of the inputs or outputs.
+            inputs: whether they are inputs.
+            write_back: whether each step writes the slice into the weight; else the forward pass adds a second product.
         """
         start = int(index[0])
-        together = bool((index == torch.arange(start, start + len(index))).all())
-        self.s2ft_inputs, self.s2ft_start = inputs, start if together else None
+        contiguous = bool((index == torch.arange(start, start + len(index))).all())
+        self.s2ft_inputs, self.s2ft_start = inputs, start if contiguous else None
         self.s2ft_write_back = write_back
-        # Not a buffer: DDP broadcasts those in every forward pass, casts and `to_empty` change them. The one on the CPU
-        # outlives a stay on the meta device.
+        # Not buffers: DDP broadcasts those in every forward pass, casts and `to_empty` change them. The copy on the CPU
+        # survives a move to the meta device.
         self.s2ft_channels = index.cpu()
         self.s2ft_index = index.to(self.weight.device)
         dtype = torch.float32 if self.weight.dtype in (torch.bfloat16, torch.float16) else self.weight.dtype
@@ -96,7 +97,7 @@ class SelectiveLayer(InOriginalOrder):
         _LAYERS[self] = None
 
     def release(self) -> None:
-        """End it; the weight is the trained one."""
+        """Write the slice into the weight and stop training channels."""
         self.write_into(self.matrix)
         _LAYERS.pop(self, None)
         for name in (SLICE, "s2ft_channels", "s2ft_index", "s2ft_start", "s2ft_inputs", "s2ft_write_back"):
@@ -109,23 +110,23 @@ class SelectiveLayer(InOriginalOrder):
         return weight.mT if isinstance(self, Conv1D) else weight
 
     def slice_of_weight(self) -> Tensor:
-        """A copy of the selected part of the weight, `(m, s)` or `(s, n)`."""
+        """Return a copy of the selected part of the weight, `(m, s)` or `(s, n)`."""
         matrix = self.matrix
         return matrix.index_select(int(self.s2ft_inputs), self._index(matrix.device))
 
     @torch.no_grad()
     def write_into(self, matrix: Tensor) -> None:
-        """Put the trained slice into a matrix `(m, n)`."""
+        """Write the trained slice into a matrix `(m, n)`."""
         self._put(self.selected.detach(), matrix)
 
     def after_step(self) -> None:
-        """The slice has changed: the weight follows, unless a second product does."""
+        """Write a changed slice into the weight, unless the forward pass uses a second product."""
         if self.s2ft_write_back:
             self.write_into(self.matrix)
 
     @torch.no_grad()
     def resume(self, selected: Tensor, base: Tensor | None) -> None:
-        """Go on with a slice, `(m, s)` or `(s, n)`, and the weights below it where the weight does not follow."""
+        """Restore a slice, `(m, s)` or `(s, n)`, and without write-back the part of the weight that it started from."""
         self.selected.copy_(selected)
         if not self.s2ft_write_back and base is not None:
             self._put(base, self.matrix)
@@ -150,25 +151,25 @@ class SelectiveLayer(InOriginalOrder):
         return cast(Tensor, y.index_add(-1, index, linear(x, change).to(y.dtype)))
 
     def _index(self, device: torch.device) -> Tensor:
-        """The channels on this device; that of a replica of DataParallel, say, is another one than the model's."""
+        """Return the channels on a device; replicas of DataParallel are on others than the model."""
         return self.s2ft_index if self.s2ft_index.device == device else self.s2ft_channels.to(device)
 
     def _put(self, part: Tensor, matrix: Tensor) -> None:
         matrix.index_copy_(int(self.s2ft_inputs), self._index(matrix.device), part.to(matrix))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SelectiveLayer:
-        """Move and cast like any layer, with a slice (and its gradient) that is never cast below float32."""
-        kept, dtype = (self.selected, self.selected.grad), self.weight.dtype
+        """Move and cast like any layer, but keep the slice and its gradient in at least float32."""
+        wide, dtype = (self.selected, self.selected.grad), self.weight.dtype
 
         def apply(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             narrow = moved.is_floating_point() and moved.dtype.itemsize < torch.float32.itemsize
-            return tensor.to(moved.device) if narrow and any(tensor is own for own in kept) else moved
+            return tensor.to(moved.device) if narrow and any(tensor is own for own in wide) else moved
 
         cast(Any, super())._apply(apply, recurse)
         self.s2ft_index = self.s2ft_channels.to(self.weight.device)
         if self.weight.dtype != dtype:
-            # Cast back from half precision, for instance: the slice has what the weight has lost.
+            # Cast back from half precision, for instance: the slice still has the exact values.
             self.after_step()
         return self
 
@@ -181,7 +182,7 @@ class SelectiveLayer(InOriginalOrder):
             destination[prefix + "weight"] = undo_orders(whole, self.s2ft_orders.get("weight", {}))
 
     def _is_written(self) -> bool:
-        """Whether the weight holds the slice; assumed of weights without data here, and of sharded ones."""
+        """Return whether the weight contains the slice; assume so for sharded weights and those without data."""
         if not self.s2ft_write_back or self.weight.is_meta or type(self.matrix) is not Tensor:
             return self.s2ft_write_back
         return torch.equal(self.slice_of_weight(), self.selected.detach().to(self.weight))
@@ -192,7 +193,7 @@ class SelectiveLayer(InOriginalOrder):
         if prefix + SLICE in missing:
             missing.remove(prefix + SLICE)
         if prefix + SLICE in state_dict:
-            # As `dict(model.named_parameters())` has it, say: the slice is the more exact of the two.
+            # For instance from `dict(model.named_parameters())`: the slice is more exact than the weight.
             self.after_step()
         elif prefix + "weight" in state_dict:
             with torch.no_grad():
@@ -211,18 +212,18 @@ class SelectiveConv1D(SelectiveLayer, Conv1D):
     """`Conv1D` of transformers (GPT-2) with trained channels."""
 
 
-# Exact types: subclasses, such as quantised layers, compute something else.
+# Exact types: subclasses, such as quantised layers, have other computations.
 SELECTIVE: dict[type[nn.Module], type[SelectiveLayer]] = {nn.Linear: SelectiveLinear, Conv1D: SelectiveConv1D}
 ORDERED: dict[type[nn.Module], type[InOriginalOrder]] = {}
 
 
 def selective_class(plain: type[nn.Module]) -> type[SelectiveLayer] | None:
-    """What a plain layer becomes when channels of it are trained; None where that is not possible."""
+    """Return the selective class for a class of plain layers, or None if its channels cannot be trained."""
     return SELECTIVE.get(plain)
 
 
 def ordered_class(plain: type[nn.Module]) -> type[InOriginalOrder]:
-    """What a module becomes whose parameters are only permuted; one class for each plain one."""
+    """Return the class for modules with permuted parameters and no trained channels; one for each plain class."""
     if plain not in ORDERED:
         own = {"__doc__": plain.__doc__, "__reduce__": _reduce}
         ORDERED[plain] = type(plain.__name__, (InOriginalOrder, plain), own)
@@ -230,7 +231,7 @@ def ordered_class(plain: type[nn.Module]) -> type[InOriginalOrder]:
 
 
 def _reduce(module: InOriginalOrder) -> tuple[Any, ...]:
-    """Pickle finds classes by their names, and these have none."""
+    """Pickle a module of a generated class, which pickle cannot find by name."""
     return _empty, (module.s2ft_plain_class,), dict(vars(module))
 
 
@@ -239,9 +240,9 @@ def _empty(plain: type[nn.Module]) -> nn.Module:
     return kind.__new__(kind)
 
 
-# Every layer that trains, so that whatever optimizer steps, in whatever loop and wrapper, its layers follow. A fused
-# optimizer changes a parameter without moving its version, so nothing in the forward pass could notice. In the order in
-# which they began, which is the same in every process (that of a WeakSet is one of addresses).
+# All selective layers: the hook below updates their weights after the step of any optimizer, in any loop and wrapper.
+# The forward pass could not detect a change, because fused optimizers do not increase a parameter's version. The order
+# is that of `select`, the same in every process (a WeakSet is ordered by addresses).
 _LAYERS: weakref.WeakKeyDictionary[SelectiveLayer, None] = weakref.WeakKeyDictionary()
 
 

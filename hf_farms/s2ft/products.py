@@ -1,7 +1,7 @@
-"""The product of a layer with its live weight, differentiable by a slice of it.
+"""The product of an input with a weight, differentiable with respect to a slice of the weight.
 
-For the backward pass only what the trained channels need is kept: of a layer that trains inputs (o, down) a copy of the
-selected inputs, so that |x[:, selected]| stays and not |x|; of one that trains outputs (q, k, v, up, gate) its input.
+The backward pass saves only the tensors that the trained channels need. A layer that trains inputs (o, down) saves a
+copy of the selected inputs, `x[:, selected]` instead of `x`; one that trains outputs (q, k, v, up, gate) saves `x`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ __all__ = ["TrainedInputs", "TrainedOutputs", "picked"]
 
 
 class TrainedInputs(torch.autograd.Function):
-    """y = x W^T + b, trained at W[:, selected]."""
+    """y = x W^T + b with trained W[:, selected]."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, selected: Tensor, matrix: Tensor, bias: Tensor | None, index: Tensor, start: int | None
     ) -> Tensor:
-        """`(..., n)` -> `(..., m)`, with the matrix `(m, n)`, which holds the slice already."""
+        """Multiply `(..., n)` to `(..., m)` with the matrix `(m, n)`, which contains the slice already."""
         y = linear(x, matrix, bias)
         # Under autocast the product is in half precision, and so is its backward pass.
         ctx.save_for_backward(picked(x, index, start).to(y.dtype), matrix)
@@ -33,7 +33,7 @@ class TrainedInputs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients by the input and by the slice."""
+        """Return the gradients of the input and the slice."""
         (grad_y,) = gradients
         chosen, matrix = ctx.saved_tensors
         by_input, by_slice = ctx.dtypes
@@ -43,13 +43,13 @@ class TrainedInputs(torch.autograd.Function):
 
 
 class TrainedOutputs(torch.autograd.Function):
-    """y = x W^T + b, trained at W[selected]."""
+    """y = x W^T + b with trained W[selected]."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, selected: Tensor, matrix: Tensor, bias: Tensor | None, index: Tensor, start: int | None
     ) -> Tensor:
-        """`(..., n)` -> `(..., m)`, with the matrix `(m, n)`, which holds the slice already."""
+        """Multiply `(..., n)` to `(..., m)` with the matrix `(m, n)`, which contains the slice already."""
         y = linear(x, matrix, bias)
         ctx.save_for_backward(x, matrix, index)
         ctx.start, ctx.by_slice = start, selected.dtype
@@ -58,7 +58,7 @@ class TrainedOutputs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients by the input and by the slice."""
+        """Return the gradients of the input and the slice."""
         (grad_y,) = gradients
         x, matrix, index = ctx.saved_tensors
         grad_x = (grad_y @ matrix.to(grad_y.dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None
@@ -71,7 +71,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def picked(x: Tensor, index: Tensor, start: int | None) -> Tensor:
-    """A copy of the selected last-dimension entries, which does not keep the rest alive."""
+    """Return a copy of the selected entries of the last dimension, which does not keep `x` in memory."""
     if start is None:
         return x.index_select(-1, index)
     part = x.narrow(-1, start, len(index))

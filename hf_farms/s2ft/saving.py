@@ -1,6 +1,6 @@
-"""A selection on disk: `s2ft_config.json` says what and of which model, `s2ft_adapter.safetensors` holds the channels.
+"""Save and load a selection: options and base model in `s2ft_config.json`, channels in `s2ft_adapter.safetensors`.
 
-The safetensors file has for each layer `{layer name}.index`, int64 `(s,)`, ascending.
+The safetensors file has an entry `{layer name}.index` for each layer, int64 `(s,)`, ascending.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ END = ".index"
 
 
 def save_selection(selection: Selection, folder: str | Path, *, model: Any = None) -> None:
-    """Write a selection into a folder; each file appears when it is complete.
+    """Write a selection to a folder; a file appears only when it is complete.
 
     Args:
-        selection: what is trained.
-        folder: is made where it is not there.
-        model: the model that it belongs to; its hub id and revision are written down.
+        selection: the trained channels.
+        folder: created if it does not exist.
+        model: the model of the selection; its Hub id and revision are saved too.
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
@@ -53,10 +53,10 @@ def save_selection(selection: Selection, folder: str | Path, *, model: Any = Non
 
 
 def load_selection(folder: str | Path) -> Selection:
-    """Read what `save_selection` wrote, for instance from a training checkpoint.
+    """Load the files of `save_selection`, for instance from a training checkpoint.
 
     Raises:
-        DataError: files that are missing, or not of this format.
+        DataError: files are missing or have another format.
     """
     path = Path(folder)
     try:
@@ -66,12 +66,12 @@ def load_selection(folder: str | Path) -> Selection:
         config = parse_dataclass(Document(content["selection"]), S2FTConfig)
         with safe_open(path / WEIGHTS_NAME, framework="pt") as file:
             names = sorted(name for name in file.keys() if name.endswith(END))  # noqa: SIM118 - not a mapping
-            found = {name.removesuffix(END): file.get_tensor(name) for name in names}
-        for name, index in found.items():
+            indices = {name.removesuffix(END): file.get_tensor(name) for name in names}
+        for name, index in indices.items():
             if index.dtype != torch.int64 or index.ndim != 1 or len(index) == 0 or bool((index.diff() <= 0).any()):
                 raise ValueError(f"an index of {name} that is not one of ascending channels")
-        channels = {name: tuple(index.tolist()) for name, index in found.items()}
-    except Exception as error:  # whatever a foreign file makes these stumble over
+        channels = {name: tuple(index.tolist()) for name, index in indices.items()}
+    except Exception as error:  # a foreign file may raise anything
         reason: BaseException = error
         while isinstance(reason, BaseExceptionGroup):  # what cattrs raises only counts what it holds
             reason = reason.exceptions[0]

@@ -1,6 +1,6 @@
 """Norms of heads and channels: of their weights, activations, or gradients.
 
-Nothing is kept but one sum of squares for every channel.
+Memory: one sum of squares per channel.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _over_members(
 
 
 def _by_unit(squares: Tensor, member: Member) -> Tensor:
-    """`(out, in)` squares -> their sum for each unit."""
+    """Sum squares `(out, in)` for each unit."""
     sums = squares.sum(1 if member.side == "rows" else 0)
     return sums.reshape(-1, member.width).sum(1).float().cpu()
 
@@ -95,7 +95,7 @@ def _activations(
     def add(name: str) -> Callable[[Tensor], None]:
         def call(inputs: Tensor) -> None:
             if mask is not None and inputs.shape[:-1] == mask.shape:
-                # Padding is no data.
+                # Padding does not count.
                 inputs = inputs[mask.bool()]
             squares = inputs.detach().float().square().reshape(-1, inputs.shape[-1]).sum(0)
             sums[name] = sums[name] + squares if name in sums else squares
@@ -125,7 +125,7 @@ def _gradients(
     views: Mapping[str, LayerView],
     calibration: Batches,
 ) -> list[list[Tensor]]:
-    """Each gradient is added up and dropped as soon as it is there."""
+    """Sum the squared gradients of each unit; each gradient is freed as soon as it has been added."""
     totals = _map(structures, lambda structure: torch.zeros(structure.units))
     owners: dict[nn.Parameter, list[tuple[Tensor, Member]]] = {}
     for found, sums in zip(structures, totals, strict=True):
