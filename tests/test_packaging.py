@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from launch import IMPORTS
 
 ROOT = Path(__file__).parents[1]
 SOURCE = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="needs the source tree")
@@ -78,11 +80,11 @@ def test_light_modules_load_nothing_heavy(modules):
 
 def test_a_card_is_rendered_without_torch():
     code = (
-        "import sys; sys.path += ['tests/support', 'tests/reports'];"
-        "from test_reports import pruned; from hf_farms_cards import render_card;"
+        "import sys; from reports import pruned; from hf_farms_cards import render_card;"
         "render_card(pruned()); print('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    environment = {**os.environ, **IMPORTS}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 

@@ -9,8 +9,8 @@ import torch
 import transformers
 from hf_farms_cards.figures.training import write_training_history
 from models import tiny
-from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from trainers import FAST, InTheStep, Tokens, arguments, hand_built, rate_of, same, signal, trainer, weights
+from transformers import Trainer
 
 from hf_farms import FarmsConfig, FarmsLRCallback, FarmsLRConfig
 from hf_farms.allocation.lr import allocate_lr
@@ -20,66 +20,6 @@ from hf_farms.reports.lr_history import LRHistoryEntry
 from hf_farms.spectra.analysis import analyze
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*", "ignore:.*lr_scheduler.step.*before.*:UserWarning")
-
-
-class Tokens(Dataset):
-    def __init__(self, count=64):
-        self.ids = torch.randint(0, 100, (count, 12), generator=torch.Generator().manual_seed(0))
-
-    def __len__(self):
-        return len(self.ids)
-
-    def __getitem__(self, index):
-        return {"input_ids": self.ids[index], "labels": self.ids[index]}
-
-
-def signal(model, blocks=None):
-    """Blocks that differ by more than chance: the tails get lighter with depth."""
-    with torch.no_grad():
-        for index, block in enumerate(blocks or model.model.layers):
-            for parameter in block.parameters():
-                if parameter.ndim == 2:
-                    parameter *= torch.logspace(0, index - 2.0, len(parameter))[:, None]
-    return model
-
-
-def arguments(folder, **options):
-    return TrainingArguments(
-        **{
-            "output_dir": str(folder),
-            "max_steps": 8,
-            "per_device_train_batch_size": 4,
-            "learning_rate": 1e-2,
-            "use_cpu": True,
-            "disable_tqdm": True,
-            "save_strategy": "no",
-            "logging_steps": 4,
-            "seed": 0,
-            **options,
-        }
-    )
-
-
-def trainer(folder, callback=None, *, model=None, **options):
-    callbacks = [] if callback is None else [callback]
-    return Trainer(
-        model=model or signal(tiny("llama")),
-        args=arguments(folder, **options),
-        train_dataset=Tokens(),
-        eval_dataset=Tokens(8),
-        callbacks=callbacks,
-    )
-
-
-def weights(model):
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-def same(a, b):
-    return all(torch.equal(a[name], b[name]) for name in a)
-
-
-FAST = FarmsLRConfig(start=0, interval=2)
 
 
 @pytest.mark.parametrize("how", ["argument", "add_callback"])
@@ -93,15 +33,6 @@ def test_it_is_all_it_takes(how, tmp_path):
     plain = trainer(tmp_path / "plain")
     plain.train()
     assert not same(weights(run.model), weights(plain.model))
-
-
-def hand_built(model, factors, lr):
-    """An optimizer with real groups, one for each block and one for the rest."""
-    blocks = [list(block.parameters()) for block in model.model.layers]
-    inside = {id(p) for block in blocks for p in block}
-    rest = [p for p in model.parameters() if id(p) not in inside]
-    groups = [{"params": block, "lr": lr * factor} for block, factor in zip(blocks, factors, strict=True)]
-    return torch.optim.AdamW([*groups, {"params": rest, "lr": lr}], weight_decay=0.0, fused=True)
 
 
 def test_equal_to_an_optimizer_with_real_groups_bit_by_bit(tmp_path):
@@ -182,10 +113,6 @@ def test_optimizers_and_schedules_keep_their_groups(optim, schedule, options, tm
     assert len(seen[True]) == 6
 
 
-def rate_of(optimizer, weight):
-    return next(group["lr"] for group in optimizer.param_groups if any(p is weight for p in group["params"]))
-
-
 @pytest.mark.parametrize(
     ("quantity", "lr", "decay"),
     [("lr", 1, 0), ("weight_decay", 0, 1), ("both", 1, 1), ("constant_decay", 1, -1)],
@@ -205,16 +132,6 @@ def test_what_the_factor_is_applied_to(quantity, lr, decay, tmp_path):
     factor = callback.memory["factors"]["model.layers.0.self_attn.q_proj"]
     assert abs(factor - 1) > 0.2
     assert seen == [(pytest.approx(1e-2 * factor**lr), pytest.approx(0.1 * factor**decay))]
-
-
-class InTheStep(transformers.TrainerCallback):
-    """Does something inside the optimizer's step, after the hooks that were there."""
-
-    def __init__(self, hook):
-        self.hook = hook
-
-    def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
-        unwrap_optimizer(optimizer).register_step_pre_hook(self.hook)
 
 
 @pytest.mark.parametrize(("interval", "steps"), [(2, [0, 2, 4, 6]), ("epoch", [0, 4])])

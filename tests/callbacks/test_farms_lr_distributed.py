@@ -1,21 +1,22 @@
 """FarmsLRCallback in two processes: DDP and FSDP2, in a real Trainer."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from launch import run_script
+from models import tiny
+from trainers import same, signal, trainer, weights
 
-sys.path.append(str(Path(__file__).parent))
-from test_farms_lr import FarmsLRCallback, FarmsLRConfig, same, signal, tiny, trainer, weights
-
+from hf_farms import FarmsLRCallback, FarmsLRConfig
 from hf_farms.spectra.analysis import analyze
 
 DDP = """
-import math, warnings
+import math, sys, warnings
 import torch, transformers
-from test_farms_lr import *
+from models import tiny
+from trainers import *
+from transformers import Trainer
+from hf_farms import FarmsLRCallback, FarmsLRConfig
+from hf_farms.errors import HfFarmsWarning
 folder, rank = sys.argv[1], int(__import__("os").environ["RANK"])
 options = {"per_device_train_batch_size": 2, "lr_scheduler_type": "linear", "optim": "adamw_torch_fused"}
 
@@ -87,10 +88,13 @@ def test_nan_in_the_share_of_one_process_stops_neither(ddp):
 # accelerate shards on accelerators only and makes DDP of it on a CPU without a word; told that this is FSDP, it
 # prepares model and optimizer as it does there, with gloo.
 FSDP2 = """
+import sys
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from hf_farms.callbacks.compatibility import check_supported
-from test_farms_lr import *
+from hf_farms import FarmsLRCallback, FarmsLRConfig
+from hf_farms.callbacks.groups import innermost
+from trainers import trainer, weights
 from torch.distributed.fsdp import FullyShardedDataParallel
 folder, rank = sys.argv[1], int(__import__("os").environ["RANK"])
 callback = FarmsLRCallback(FarmsLRConfig(start=0, interval=4))

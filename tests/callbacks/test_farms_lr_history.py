@@ -1,8 +1,6 @@
 """What the callback leaves behind: the log by layers, a file for every run, and no end of a training by itself."""
 
 import json
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +8,7 @@ import torch
 import transformers
 from hf_farms_cards.figures import training
 from models import tiny
+from trainers import FAST, Tokens, arguments, same, signal, trainer, weights
 from transformers import Trainer
 from transformers.trainer_utils import HPSearchBackend
 
@@ -17,9 +16,6 @@ from hf_farms import FarmsLRCallback, FarmsLRConfig
 from hf_farms.callbacks import farms_lr, history
 from hf_farms.errors import HfFarmsWarning, ModelError, NoEffectWarning, OutputError
 from hf_farms.reports.folders import load_report
-
-sys.path.append(str(Path(__file__).parent))
-from test_farms_lr import FAST, Tokens, arguments, same, signal, trainer, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*", "ignore:.*lr_scheduler.step.*before.*:UserWarning")
 

@@ -1,22 +1,17 @@
 """Parameters that join or leave the optimizer while the training runs."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import transformers
+from layerwise_groups import BLOCKS, FIRST, attach, backward, model_and_groups
 from models import tiny
+from trainers import FAST, Tokens, arguments, same, signal, weights
 from transformers import Trainer
 
 from hf_farms import FarmsLRCallback, FarmsLRConfig
 from hf_farms.allocation.lr import allocate_lr
 from hf_farms.callbacks.trainer import unwrap_optimizer
 from hf_farms.spectra.analysis import analyze
-
-sys.path.append(str(Path(__file__).parent))
-from test_farms_lr import FAST, Tokens, arguments, same, signal, weights
-from test_farms_lr_optimizers import BLOCKS, FIRST, attach, backward, model_and_groups
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*", "ignore:.*lr_scheduler.step.*before.*:UserWarning")
 
@@ -96,7 +91,7 @@ def test_a_group_that_is_taken_away_is_not_trained():
 
 def test_what_steps_have_counted_stays_when_others_join():
     """A state that is loaded on the way replaces the groups and keeps their parameters."""
-    from test_farms_lr_optimizers import Counting
+    from layerwise_groups import Counting
 
     model, optimizer, late, _ = start(lambda groups: Counting(groups, lr=1e-2), real=False)
     steps(model, optimizer, 2)

@@ -1,13 +1,12 @@
 """Groups that stand in during a step against an optimizer that has them for good."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from layerwise_groups import FIRST, SECOND, Counting, attach, backward, model_and_groups
 from models import tiny
+from trainers import arguments, same, weights
 from transformers.optimization import Adafactor
 
 from hf_farms.blocks import ModelBlockSource
@@ -15,26 +14,6 @@ from hf_farms.callbacks.compatibility import check_supported
 from hf_farms.callbacks.groups import LayerwiseGroups
 from hf_farms.callbacks.parameter_layers import layers_by_parameter
 from hf_farms.callbacks.trainer import unwrap_optimizer
-
-sys.path.append(str(Path(__file__).parent))
-from test_farms_lr import arguments, same, weights
-
-BLOCKS = [("model.layers.0",), ("model.layers.1",), ("model.layers.2",)]
-FIRST = {name: factor for (name,), factor in zip(BLOCKS, (0.5, 1.5, 1.1), strict=True)}
-SECOND = {name: factor for (name,), factor in zip(BLOCKS, (1.25, 0.75, 1.0), strict=True)}
-IDS = torch.arange(24).reshape(2, 12)
-
-
-class Counting(torch.optim.SGD):
-    """Keeps a sum of rates in its groups, as schedule-free optimizers do; its step calls that of another class."""
-
-    def step(self, closure=None):
-        for group in self.param_groups:
-            group["sum"] = group.get("sum", 0.0) + group["lr"]
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(1 + group["sum"])
-        return super().step(closure)
 
 
 def bitsandbytes(name):
@@ -75,22 +54,6 @@ if hasattr(torch.optim, "Muon"):
     OPTIMIZERS["muon"] = lambda groups: torch.optim.Muon(groups, lr=1e-2)
 
 
-def model_and_groups(*, matrices):
-    """Parameters by block, those outside last; `matrices` leaves only what Muon takes."""
-    model = tiny("llama")
-    groups = {block: [] for block in [*BLOCKS, None]}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad = parameter.ndim == 2 or not matrices
-        if parameter.requires_grad:
-            groups[next((block for block in BLOCKS if name.startswith(f"{block[0]}.")), None)].append(parameter)
-    return model, groups
-
-
-def attach(optimizer, groups):
-    keys = {parameter: block for block, found in groups.items() if block for parameter in found}
-    return LayerwiseGroups(optimizer, keys, "lr")
-
-
 def with_groups(make, factors, groups):
     """The optimizer that we want to be equal to; its rates are set by hand."""
     optimizer = make([{"params": found} for found in groups.values()])
@@ -102,12 +65,6 @@ def with_groups(make, factors, groups):
 
     set_factors(factors)
     return optimizer, set_factors
-
-
-def backward(model, scaler=None):
-    model.zero_grad()
-    loss = model(input_ids=IDS, labels=IDS).loss
-    (scaler.scale(loss) if scaler else loss).backward()
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -1,15 +1,10 @@
 """KeepZerosCallback in a real, unmodified Trainer."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from families import family_model
 from models import NEEDS_MUON
-
-sys.path.append(str(Path(__file__).parent))
-from test_farms_lr import Tokens, arguments, same, trainer, weights
+from trainers import Tokens, arguments, same, trainer, weights
 from transformers import Trainer
 
 from hf_farms import KeepZerosCallback, PruneConfig, S2FTCallback, S2FTConfig, prune

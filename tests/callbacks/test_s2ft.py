@@ -1,69 +1,21 @@
 """S2FTCallback in a real, unmodified Trainer."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from families import family_model
 from models import tiny
-
-sys.path.append(str(Path(__file__).parent))
-from test_farms_lr import Tokens, arguments, same, weights
-from test_trainers import Images
+from s2ft_models import EARLY, INDEXED, LAYOUTS, PERMUTED, follows, inside, layers, plain, trainer
+from trainers import Images, Tokens, arguments, same, weights
 from transformers import Trainer
 
 from hf_farms import S2FTCallback, S2FTConfig, apply_s2ft, restore, select_channels
 from hf_farms.callbacks.trainer import unwrap_optimizer
 from hf_farms.errors import DataError, NoEffectWarning
 from hf_farms.s2ft.saving import load_selection, save_selection
-from hf_farms.s2ft.surgery import selection_of, selective_layers
+from hf_farms.s2ft.surgery import selection_of
 from hf_farms.s2ft.trainable import trainable_text
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")
-
-INDEXED, PERMUTED = S2FTConfig(budget=0.1), S2FTConfig(budget=0.1, layout="permuted")
-TWO_PRODUCTS = S2FTConfig(budget=0.1, write_back=False)
-LAYOUTS = pytest.mark.parametrize("config", [INDEXED, PERMUTED, TWO_PRODUCTS], ids=["indexed", "permuted", "two"])
-EARLY = pytest.mark.parametrize("early", [True, False], ids=["early", "late"])
-
-
-def trainer(folder, callback=None, *, early=True, model=None, make=Trainer, data=None, **options):
-    """A Trainer with the callback given to it, or added to it."""
-    first = [callback] if callback is not None and early else []
-    run = make(
-        model=tiny("llama") if model is None else model,
-        args=arguments(folder, **{"max_steps": 4, **options}),
-        train_dataset=data or Tokens(),
-        eval_dataset=Tokens(8),
-        callbacks=first,
-    )
-    if callback is not None and not early:
-        run.add_callback(callback)
-    return run
-
-
-def plain(model):
-    """The weights as a checkpoint has them: plain names, original order."""
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-def inside(before, selection):
-    """Which entries of each weight are trained."""
-    found = {name: torch.zeros_like(tensor, dtype=torch.bool) for name, tensor in before.items()}
-    for name, channels in selection.channels.items():
-        inputs = name.endswith(("o_proj", "down_proj"))
-        found[f"{name}.weight"][(slice(None), list(channels)) if inputs else list(channels)] = True
-    return found
-
-
-def follows(model):
-    """Whether every weight holds its slice."""
-    return all(torch.equal(layer.slice_of_weight(), layer.selected.to(layer.weight.dtype)) for layer in layers(model))
-
-
-def layers(model):
-    return [layer for _, layer in selective_layers(model)]
 
 
 @LAYOUTS

@@ -1,16 +1,12 @@
 """S2FTCallback: checkpoints, resuming, the best model."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from models import tiny
-
-sys.path.append(str(Path(__file__).parent))
-from test_farms_lr import same
-from test_s2ft import EARLY, INDEXED, LAYOUTS, PERMUTED, TWO_PRODUCTS, follows, layers, plain, trainer
+from s2ft_models import EARLY, INDEXED, LAYOUTS, PERMUTED, TWO_PRODUCTS, follows, layers, plain, trainer
+from trainers import same
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from hf_farms import S2FTCallback, S2FTConfig

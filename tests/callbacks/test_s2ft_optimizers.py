@@ -3,17 +3,13 @@
 import copy
 import gc
 import io
-import sys
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
 from models import NEEDS_MUON, tiny
-
-sys.path.append(str(Path(__file__).parent))
-from test_farms_lr import Tokens, arguments, same, weights
-from test_s2ft import EARLY, INDEXED, LAYOUTS, follows, inside, layers, plain, trainer
+from s2ft_models import EARLY, INDEXED, LAYOUTS, follows, inside, layers, plain, trainer
+from trainers import Tokens, arguments, same, weights
 from transformers import Trainer, TrainerCallback
 
 from hf_farms import S2FTCallback, apply_s2ft

@@ -1,18 +1,13 @@
 """What S2FT does not work with is refused before the first step, with the way out."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import transformers
 from families import family_model
 from models import tiny
+from s2ft_models import EARLY, INDEXED, PERMUTED, trainer
 from torch.distributed.fsdp import fully_shard
-
-sys.path.append(str(Path(__file__).parent))
-from test_farms_lr import Tokens, arguments, same, weights
-from test_s2ft import EARLY, INDEXED, PERMUTED, trainer
+from trainers import Tokens, arguments, same, weights
 from transformers import Trainer
 
 from hf_farms import S2FTCallback, S2FTConfig, apply_s2ft

@@ -1,19 +1,13 @@
 """S2FTCallback with what users of a Trainer do beside it."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import transformers
 from families import family_model
 from launch import run_script
 from models import CHECKPOINTING, NEEDS_COMPILE, tiny
-
-sys.path.append(str(Path(__file__).parent))
-from test_farms_lr import InTheStep, same, signal
-from test_s2ft import EARLY, INDEXED, LAYOUTS, TWO_PRODUCTS, follows, inside, layers, plain, trainer
-from test_trainers import Images, Pairs
+from s2ft_models import EARLY, INDEXED, LAYOUTS, TWO_PRODUCTS, follows, inside, layers, plain, trainer
+from trainers import Images, InTheStep, Pairs, same, signal
 
 from hf_farms import FarmsLRCallback, FarmsLRConfig, S2FTCallback, S2FTConfig, apply_s2ft
 from hf_farms.callbacks.trainer import unwrap_optimizer
@@ -215,8 +209,10 @@ def test_seq2seq(early, tmp_path):
 
 
 SCRIPT = """
+import sys
 import torch
-from test_s2ft import INDEXED, S2FTCallback, follows, plain, trainer
+from s2ft_models import INDEXED, follows, plain, trainer
+from hf_farms import S2FTCallback
 run = trainer(sys.argv[1], S2FTCallback(INDEXED), per_device_train_batch_size=2)
 run.train()
 assert follows(run.model)

@@ -1,16 +1,11 @@
 """S2FTCallback in the trainers of TRL, on the demo model."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from datasets import Dataset
+from s2ft_models import EARLY, INDEXED, PERMUTED, follows, inside, plain
+from trainers import same
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-sys.path.append(str(Path(__file__).parent))
-from test_farms_lr import same
-from test_s2ft import EARLY, INDEXED, PERMUTED, follows, inside, plain
 
 from hf_farms import S2FTCallback, S2FTConfig
 from hf_farms.demo import demo_model

@@ -1,24 +1,20 @@
 """FarmsLRCallback with what users of a Trainer do beside it."""
 
-import sys
-from pathlib import Path
-
 import datasets
 import pytest
-import tokenizers
 import torch
 import transformers
 from families import family_model
-
-sys.path.append(str(Path(__file__).parent))
 from models import CHECKPOINTING, NEEDS_COMPILE, tiny
 from test_farms_lr import FAST, Tokens, arguments, signal, trainer, weights
 from torch.utils.data import Dataset
+from trainers import FAST, Images, Pairs, Tokens, arguments, signal, trainer, weights, word_level
 from transformers import Trainer
 
 from hf_farms import FarmsLRCallback, FarmsLRConfig
 from hf_farms.callbacks.compatibility import check_supported
 from hf_farms.callbacks.trainer import unwrap_optimizer
+from hf_farms.callbacks.groups import innermost
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*", "ignore:.is_gradient_checkpointing. is deprecated")
 
@@ -89,12 +85,6 @@ def test_sft_of_trl(tmp_path):
     assert [entry["step"] for entry in run.state.log_history if "farms_lr/seconds" in entry] == [0, 2]
 
 
-def word_level():
-    """A tokenizer of 100 numbers."""
-    vocabulary = {str(number): number for number in range(100)}
-    return tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="0"))
-
-
 def test_the_card_of_the_trainer_is_that_of_a_plain_one(tmp_path):
     cards = []
     for callback in (FarmsLRCallback(FAST), None):
@@ -118,25 +108,11 @@ def test_lora_learns_by_the_sum_of_base_and_adapter(unit, tmp_path):
     assert max(callback.memory["factors"].values()) > 1.1
 
 
-class Images(Dataset):
-    def __len__(self):
-        return 32
-
-    def __getitem__(self, index):
-        source = torch.Generator().manual_seed(index)
-        return {"pixel_values": torch.randn(3, 32, 32, generator=source), "labels": index % 2}
-
-
 def test_vision_models_learn_by_their_convolutions(tmp_path):
     model = family_model("resnet")
     callback = FarmsLRCallback(FarmsLRConfig(start=0, interval=2, unit="layer", min_eigenvalues=10))
     Trainer(model=model, args=arguments(tmp_path), train_dataset=Images(), callbacks=[callback]).train()
     assert {name.rsplit(".", 1)[-1] for name in callback.memory["factors"]} == {"convolution"}
-
-
-class Pairs(Tokens):
-    def __getitem__(self, index):
-        return {**super().__getitem__(index), "attention_mask": torch.ones(12, dtype=torch.long)}
 
 
 def test_seq2seq(tmp_path):

@@ -1,18 +1,15 @@
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
-from jinja2 import UndefinedError
-
-sys.path.append(str(Path(__file__).parent))
-from examples import EXAMPLES, blocks, demo, farms_lr, full, minimal, s2ft
+from cards import EXAMPLES, blocks, demo, farms_lr, full, minimal, s2ft
 from hf_farms_cards import render_card
 from hf_farms_cards.markdown import environment
 from hf_farms_cards.quick_start import Checkpoint, task_of
+from huggingface_hub import ModelCard
+from jinja2 import UndefinedError
 
 from hf_farms.config import PruneConfig, S2FTConfig
 from hf_farms.hub.base_model import read_base_model
@@ -33,7 +30,9 @@ def section(text, title):
 def test_a_rendered_card_is_the_one_that_was_read(name):
     report, repo_id, checkpoint = EXAMPLES[name]
     text = render_card(report(), repo_id=repo_id, checkpoint=checkpoint)
-    assert text == (GOLDEN / f"{name}.md").read_text(encoding="utf-8"), "python tests/cards/update.py, and read it"
+    assert text == (GOLDEN / f"{name}.md").read_text(encoding="utf-8"), (
+        "python tests/support/update_cards.py, and read it"
+    )
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -1,20 +1,16 @@
 """Names and texts of others stay text: no HTML, no links, no templates, tables and YAML intact."""
 
 import re
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 import yaml
-from markdown_it import MarkdownIt
-
-sys.path.append(str(Path(__file__).parent))
-from examples import farms_lr, full, s2ft
+from cards import farms_lr, full, s2ft
 from hf_farms_cards import render_card
 from hf_farms_cards.markdown import code, escape, fenced, link
 from hf_farms_cards.quick_start import Checkpoint
+from markdown_it import MarkdownIt
 
 from hf_farms.reports.training import LayerSelection, S2FTRecord
 

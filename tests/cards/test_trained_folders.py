@@ -2,15 +2,11 @@
 
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "callbacks"))
 from hf_farms_cards import write_card
-from test_farms_lr import FAST, trainer
-from test_s2ft import trainer as s2ft_trainer
+from s2ft_models import trainer as s2ft_trainer
+from trainers import FAST, trainer
 from transformers import TrainerCallback
 
 from hf_farms import FarmsLRCallback, S2FTCallback, S2FTConfig

@@ -3,25 +3,20 @@
 import json
 import math
 import shutil
-import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
+from cards import farms_lr
 from families import family_model
-from huggingface_hub import ModelCard
-from torch.utils.data import Dataset
-
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "callbacks")]
-from examples import farms_lr
 from hf_farms_cards import render_card, write_card
 from hf_farms_cards.quick_start import Checkpoint
-from test_farms_lr import Tokens, arguments, trainer
-from test_trainers import word_level
-from test_write_card import quick_start, run
+from huggingface_hub import ModelCard
+from quick_start import quick_start, run
+from torch.utils.data import Dataset
+from trainers import Tokens, arguments, trainer, word_level
 
 from hf_farms import FarmsLRCallback, FarmsLRConfig
 from hf_farms.callbacks.recording import task_of

@@ -1,42 +1,22 @@
 """Cards in real folders: what is written, that the quick start runs, that figures suit light and dark pages."""
 
-import contextlib
-import io
 import json
 import re
 import shutil
-import sys
-import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from cards import both, demo, full, minimal, s2ft
 from families import family_model
 from hf_farms_cards import render_card, write_card
 from hf_farms_cards.figures.blocks import draw_blocks
 from hf_farms_cards.figures.style import CARD_WIDTH, DARK, LIGHT
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
-
-sys.path.append(str(Path(__file__).parent))
-from examples import both, demo, full, minimal, s2ft
+from quick_start import quick_start, run
 
 from hf_farms.demo import demo_model
 from hf_farms.errors import OutputError
-
-
-def quick_start(card):
-    return re.search(r"## Quick start\n\n```python\n(.*?)\n```", card.read_text(encoding="utf-8"), re.DOTALL)[1]
-
-
-def run(code, folder, monkeypatch):
-    """What the code prints, run beside the folder."""
-    monkeypatch.chdir(folder.parent)
-    shown = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(shown):
-        warnings.simplefilter("ignore")
-        exec(compile(code, "quick start", "exec"), {})
-    return shown.getvalue().strip()
 
 
 @pytest.fixture

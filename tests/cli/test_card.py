@@ -2,19 +2,15 @@
 
 import json
 import shutil
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import yaml
+from cards import demo, farms_lr
 from hf_farms_cli.app import app
 from hub_client import HubClient
 from local_hub import LocalHub
 from typer.testing import CliRunner
-
-sys.path.append(str(Path(__file__).parents[1] / "cards"))
-from examples import demo, farms_lr
 
 from hf_farms.reports import REPORT_NAME, PruneReport
 

@@ -3,18 +3,15 @@
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
+from hf_farms_cards import render_card
+from hf_farms_cli.shown_command import shown_command
 from hub_client import HubClient
 from local_hub import LocalHub
 from models import tiny
-
-sys.path.append(str(Path(__file__).parents[1] / "callbacks"))
-from hf_farms_cards import render_card
-from hf_farms_cli.shown_command import shown_command
-from test_farms_lr import FAST, signal, trainer
+from trainers import FAST, signal, trainer
 from transformers import AutoTokenizer
 
 from hf_farms import FarmsLRCallback, PruneConfig, S2FTCallback, S2FTConfig, prune

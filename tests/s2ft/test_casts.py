@@ -1,21 +1,16 @@
 """Casts and moves of a selective model: the weights change their dtype, the slices stay in float32."""
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from models import tiny
+from s2ft_layers import draw, matrix, part, plain, selective
+from s2ft_steps import same, state, train
 from torch import nn
+from trainers import Tokens, arguments
 from transformers import Trainer
 from transformers.pytorch_utils import Conv1D
-
-sys.path.append(str(Path(__file__).parent))
-sys.path.append(str(Path(__file__).parents[1] / "callbacks"))
-from test_farms_lr import Tokens, arguments
-from test_layers import draw, matrix, part, plain, selective
-from test_surgery import same, state, train
 
 from hf_farms import S2FTCallback, S2FTConfig, apply_s2ft, restore
 from hf_farms.s2ft.surgery import selective_layers

@@ -1,190 +1,27 @@
 """Which units are chosen, against norms that are written out unit by unit."""
 
 import gc
-import math
 import weakref
 
 import pytest
 import torch
 from families import family_model
 from models import tiny
+from s2ft_units import SETTINGS, activation_norms, chosen_units, gradient_norms, groups_of, multiply, weight_norms
 
 from hf_farms import FarmsConfig, S2FTConfig, analyze, select_channels
+from hf_farms import S2FTConfig, select_channels
+from hf_farms.blocks import ModelBlockSource
 from hf_farms.errors import DataError, HfFarmsWarning, ModelError
 from hf_farms.s2ft.coupled import CoupledModel
 from hf_farms.s2ft.selection import Selection
 from hf_farms.s2ft.unit_norms import unit_norms
-
-# model, roles, layout; units of the attention are heads, groups, and single heads without grouped queries.
-SETTINGS = {
-    "heads": ("llama", ("o", "down"), "indexed"),
-    "groups": ("llama", ("q", "v", "o", "up", "down"), "indexed"),
-    "moved": ("qwen2", ("o", "gate", "up"), "permuted"),
-    "fused": ("phi3", ("k", "v", "gate", "down"), "indexed"),
-    "conv1d": ("gpt2", ("v", "o", "down"), "indexed"),
-    "interleaved": ("gpt_neox", ("q", "o", "up"), "permuted"),
-}
-HEADS, SIZE = 4, 8
-
-
-def groups_of(name, roles, layout):
-    """Query heads in one unit of the attention."""
-    grouped = name in ("llama", "qwen2", "phi3")
-    return 2 if grouped and (layout == "permuted" or {"k", "v"} & set(roles)) else 1
-
-
-def matrices(model, name, gradient=False):
-    """`(out, in)` weights, or their gradients, of each block by role, cut by hand as the model's code does."""
-
-    def of(module):
-        weight = module.weight.grad if gradient else module.weight.detach()
-        return weight.mT if "Conv1D" in type(module).__name__ else weight
-
-    found = []
-    for block in blocks(model, name):
-        if name == "gpt2":
-            q, k, v = of(block.attn.c_attn).split(32)
-            mlp = {"up": of(block.mlp.c_fc), "down": of(block.mlp.c_proj)}
-            found.append({"q": q, "k": k, "v": v, "o": of(block.attn.c_proj), **mlp})
-        elif name == "gpt_neox":
-            fused = of(block.attention.query_key_value).reshape(HEADS, 3, SIZE, 32)
-            q, k, v = (fused[:, i].reshape(32, 32) for i in range(3))
-            mlp = {"up": of(block.mlp.dense_h_to_4h), "down": of(block.mlp.dense_4h_to_h)}
-            found.append({"q": q, "k": k, "v": v, "o": of(block.attention.dense), **mlp})
-        elif name == "phi3":
-            q, k, v = of(block.self_attn.qkv_proj).split([32, 16, 16])
-            gate, up = of(block.mlp.gate_up_proj).split(48)
-            found.append(
-                {"q": q, "k": k, "v": v, "o": of(block.self_attn.o_proj), "gate": gate, "up": up}
-                | {"down": of(block.mlp.down_proj)}
-            )
-        else:
-            found.append({role: of(getattr(block.self_attn, f"{role}_proj")) for role in "qkvo"})
-            found[-1] |= {role: of(getattr(block.mlp, f"{role}_proj")) for role in ("gate", "up", "down")}
-    return found
-
-
-def blocks(model, name):
-    if name == "gpt2":
-        return model.transformer.h
-    return model.gpt_neox.layers if name == "gpt_neox" else model.model.layers
-
-
-def inputs_of(block, name):
-    """The modules whose inputs are the activations of heads and of channels."""
-    if name == "gpt2":
-        return block.attn.c_proj, block.mlp.c_proj
-    if name == "gpt_neox":
-        return block.attention.dense, block.mlp.dense_4h_to_h
-    return block.self_attn.o_proj, block.mlp.down_proj
-
-
-ATTENTION = ("q", "k", "v", "o")
-
-
-def units_by_hand(found, roles, queries):
-    """For the attention and the feed-forward network the trained weights of every unit, as a list of tensors."""
-    for kind in (ATTENTION, ("gate", "up", "down")):
-        count = HEADS // queries if kind is ATTENTION else found["down"].shape[1]
-        units = [[] for _ in range(count)]
-        for role in (role for role in roles if role in kind):
-            matrix = found[role].mT if role in ("o", "down") else found[role]
-            width = matrix.shape[0] // count
-            for unit in range(count):
-                units[unit].append(matrix[unit * width : (unit + 1) * width])
-        yield units
-
-
-def weight_norms(model, name, roles, queries):
-    return [
-        [[math.sqrt(sum(float(w.double().square().sum()) for w in unit)) for unit in units] for units in both]
-        for both in (list(units_by_hand(found, roles, queries)) for found in matrices(model, name))
-    ]
-
-
-def activation_norms(model, name, roles, queries, batches):
-    """All activations are kept."""
-    kept = [[[], []] for _ in blocks(model, name)]
-    handles = [
-        module.register_forward_hook(lambda m, args, out, to=kept[b][side]: to.append(args[0].detach().clone()))
-        for b, block in enumerate(blocks(model, name))
-        for side, module in enumerate(inputs_of(block, name))
-    ]
-    for batch in batches:
-        model(**batch)
-    for handle in handles:
-        handle.remove()
-    found = []
-    for sides in kept:
-        found.append([])
-        for side, width in zip(sides, (SIZE * queries, 1), strict=True):
-            tokens = torch.cat([part.reshape(-1, part.shape[-1]) for part in side]).double()
-            found[-1].append([float(unit.norm()) for unit in tokens.split(width, dim=1)])
-    return found
-
-
-def gradient_norms(model, name, roles, queries, batches):
-    totals = None
-    for batch in batches:
-        model.zero_grad()
-        model.requires_grad_(True)
-        model(**batch).loss.backward()
-        squares = [
-            [[sum(float(w.double().square().sum()) for w in unit) for unit in units] for units in both]
-            for both in (list(units_by_hand(g, roles, queries)) for g in matrices(model, name, gradient=True))
-        ]
-        totals = squares if totals is None else add(totals, squares)
-    model.zero_grad()
-    return [[[math.sqrt(value) for value in units] for units in both] for both in totals]
-
-
-def add(a, b):
-    return a + b if isinstance(a, float) else [add(x, y) for x, y in zip(a, b, strict=True)]
-
-
-def multiply(a, b):
-    return a * b if isinstance(a, float) else [multiply(x, y) for x, y in zip(a, b, strict=True)]
 
 
 @pytest.fixture
 def batches(ids):
     ids = [ids[0], ids[1][None]]
     return [{"input_ids": tokens, "labels": tokens} for tokens in ids]
-
-
-def chosen_units(selection, model, name, roles, queries):
-    """The units that were chosen, in each block those of heads and of channels; the same in every layer of a block."""
-    found = []
-    for number in range(len(blocks(model, name))):
-        found.append([])
-        for kind in (ATTENTION, ("gate", "up", "down")):
-            of_layers = []
-            for role in (role for role in roles if role in kind):
-                (layer,) = [layer for layer in selection.channels if role_in(layer, number) == role]
-                size = SIZE if kind is ATTENTION else 1
-                width = 1 if role in ("k", "v") and name in ("llama", "qwen2", "phi3") else queries
-                width = size * (width if kind is ATTENTION else 1)
-                channels = selection.channels[layer]
-                units = sorted({c // width for c in channels})
-                assert list(channels) == [c for unit in units for c in range(unit * width, (unit + 1) * width)]
-                of_layers.append(units)
-            assert all(units == of_layers[0] for units in of_layers)
-            found[-1].append(of_layers[0])
-    return found
-
-
-ENDS = {
-    **{f"{role}_proj": role for role in ("q", "k", "v", "o", "gate", "up", "down")},
-    **{f".{role}": role for role in ("q", "k", "v", "gate", "up")},
-    **{"attn.c_proj": "o", "mlp.c_fc": "up", "mlp.c_proj": "down", "attention.dense": "o"},
-    **{"dense_h_to_4h": "up", "dense_4h_to_h": "down"},
-}
-
-
-def role_in(layer, number):
-    if f".{number}." not in layer:
-        return None
-    return next((role for end, role in ENDS.items() if layer.endswith(end)), None)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -233,123 +70,6 @@ def test_random_reaches_every_unit(llama):
         for name, channels in select_channels(llama, S2FTConfig(budget=0.05, seed=seed)).channels.items():
             seen[name.rpartition(".")[2]] |= set(channels)
     assert seen == {"o_proj": set(range(32)), "down_proj": set(range(48))}
-
-
-# -- budgets
-
-
-def trained(model, selection):
-    """Weights trained in each block."""
-    sizes = [0] * len(model.model.layers)
-    for name, channels in selection.channels.items():
-        weight = model.get_submodule(name).weight
-        sizes[int(name.split(".")[2])] += (
-            len(channels) * weight.shape[0 if name.endswith(("o_proj", "down_proj")) else 1]
-        )
-    return sizes
-
-
-@pytest.mark.parametrize("roles", [("o", "down"), ("down",), ("q", "k", "v", "o", "up", "down"), ("up", "o")], ids=str)
-@pytest.mark.parametrize("layout", ["indexed", "permuted"])
-def test_the_budget_is_used_and_never_exceeded(llama, roles, layout):
-    total = sum(p.numel() for p in llama.parameters())
-    unit = 32 * sum(role in roles for role in ("gate", "up", "down"))
-    for percent in range(17, 25) if "q" in roles else range(7, 16):
-        config = S2FTConfig(budget=percent / 100, roles=roles, layout=layout)
-        for size in trained(llama, select_channels(llama, config)):
-            assert size <= config.budget * total / 3 < size + unit
-
-
-@pytest.mark.parametrize(
-    ("budget", "heads", "channels"),
-    [(0.035, 1, 2), (0.06, 1, 10), (0.08, 2, 8), (0.13, 3, 16), (0.14, 3, 19), (0.2, 4, 29), (0.25, 4, 45)],
-)
-def test_heads_are_rounded_and_channels_take_the_rest(llama, budget, heads, channels):
-    """A head of o is 256 weights of 29,664, a channel of down 32; three blocks."""
-    assert sum(p.numel() for p in llama.parameters()) == 29_664
-    found = select_channels(llama, S2FTConfig(budget=budget)).channels
-    assert [len(c) for n, c in found.items() if n.endswith("o_proj")] == [heads * 8] * 3
-    assert [len(c) for n, c in found.items() if n.endswith("down_proj")] == [channels] * 3
-
-
-def test_heads_take_what_channels_cannot_use(llama):
-    """The other adapter left two channels in each block."""
-    other = Selection(S2FTConfig(), {f"model.layers.{b}.mlp.down_proj": tuple(range(2, 48)) for b in range(3)})
-    found = select_channels(llama, S2FTConfig(budget=0.09), exclude=other).channels
-    assert [found[f"model.layers.{b}.mlp.down_proj"] for b in range(3)] == [(0, 1)] * 3
-    assert [len(found[f"model.layers.{b}.self_attn.o_proj"]) for b in range(3)] == [24] * 3
-
-
-def test_tied_weights_count_once():
-    tied = tiny("llama", tie_word_embeddings=True)
-    separate = tiny("llama")
-    sizes = [
-        trained(model, select_channels(model, S2FTConfig(budget=0.1, roles=("down",))))[0] for model in (tied, separate)
-    ]
-    total = sum(p.numel() for p in separate.parameters())
-    assert sizes == [math.floor(0.1 * (total - taken) / 3 / 32) * 32 for taken in (3200, 0)]
-
-
-def test_too_small_and_too_large_budgets(llama):
-    with pytest.raises(
-        ValueError, match=r"budget must be at least 0\.0\d+ to train one head or channel in each block, got 1e-05"
-    ):
-        select_channels(llama, S2FTConfig(budget=1e-5))
-    with pytest.warns(
-        HfFarmsWarning, match=r"budget must be at least (0\.\d+) to train o too, got 0.01: they are frozen"
-    ) as caught:
-        found = select_channels(llama, S2FTConfig(budget=0.01))
-    assert all(name.endswith("down_proj") for name in found.channels)
-    # What the warning asks for is enough.
-    least = float(str(caught[0].message).split("least ")[1].split()[0])
-    assert any(name.endswith("o_proj") for name in select_channels(llama, S2FTConfig(budget=least * 1.05)).channels)
-    with pytest.warns(
-        HfFarmsWarning, match=r"budget must be at most 0\.\d+, which is all that o, down have to train, got 0.9"
-    ):
-        found = select_channels(llama, S2FTConfig(budget=0.9))
-    assert trained(llama, found) == [2560] * 3
-
-
-def test_the_least_budget_of_the_error_is_enough(llama):
-    with pytest.raises(ValueError, match="budget must be at least") as error:
-        select_channels(llama, S2FTConfig(budget=1e-5, roles=("v", "o")))
-    least = float(str(error.value).split("least ")[1].split()[0])
-    assert len(select_channels(llama, S2FTConfig(budget=least * 1.05, roles=("v", "o")))) == 6
-
-
-# -- budgets by spectra
-
-
-def with_tails(model, exponents):
-    """Blocks whose singular values fall with different exponents: the heavier the tail, the smaller alpha."""
-    for block, exponent in zip(model.model.layers, exponents, strict=True):
-        for weight in (p for p in block.parameters() if p.ndim == 2):
-            u, s, v = torch.linalg.svd(weight.detach(), full_matrices=False)
-            values = torch.arange(1, len(s) + 1, dtype=torch.float32) ** -exponent
-            weight.data.copy_(u @ (values[:, None] * v))
-    return model
-
-
-FARMS = {"budget_allocation": "farms", "spread": 0.5, "spectra": FarmsConfig(window_rows=16, windows_per_dim=2)}
-
-
-def test_badly_trained_blocks_get_more():
-    model = with_tails(tiny("llama"), [1.0, 0.2, 0.5])
-    alphas = [block.alpha for block in analyze(model, FARMS["spectra"]).blocks]
-    assert alphas[0] < alphas[2] < alphas[1]
-    config = S2FTConfig(budget=0.1, roles=("down",), **FARMS)
-    sizes = trained(model, select_channels(model, config))
-    assert sizes[0] < sizes[2] < sizes[1]
-    total = sum(p.numel() for p in model.parameters())
-    assert sum(sizes) <= 0.1 * total < sum(sizes) + 3 * 32
-    uniform = trained(model, select_channels(model, S2FTConfig(budget=0.1, roles=("down",))))
-    assert len(set(uniform)) == 1
-
-
-def test_no_signal_gives_uniform_budgets():
-    model = tiny("llama", seed=1)
-    config = S2FTConfig(budget=0.1, roles=("down",), **FARMS)
-    assert len(set(trained(model, select_channels(model, config)))) == 1
 
 
 # -- selections that share nothing

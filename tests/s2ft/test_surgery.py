@@ -11,6 +11,7 @@ import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from families import family_model
 from models import tiny
+from s2ft_steps import same, state, train
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -31,22 +32,6 @@ LAYOUTS = pytest.mark.parametrize(
     ],
     ids=["indexed", "permuted", "indexed, two products", "permuted, two products"],
 )
-
-
-def state(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def train(model, ids, steps=2, lr=0.1):
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
-    for _ in range(steps):
-        model(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
 
 def trained(before, selection):

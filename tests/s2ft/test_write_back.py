@@ -3,17 +3,13 @@
 import copy
 import gc
 import pickle
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from models import tiny
+from s2ft_steps import same, state, train
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-sys.path.append(str(Path(__file__).parent))
-from test_surgery import same, state, train
 
 from hf_farms import S2FTConfig, apply_s2ft, restore, write_back
 from hf_farms.errors import NoEffectWarning

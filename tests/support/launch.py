@@ -6,7 +6,8 @@ from pathlib import Path
 
 from processes import LIMIT, finished
 
-SUPPORT = Path(__file__).parent
+# For the environment of a process that is to import what tests import.
+IMPORTS = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def launch(*arguments, processes=2):
@@ -14,7 +15,7 @@ def launch(*arguments, processes=2):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
     # On a busy machine they may be slow to answer each other.
     command += ["--rdzv_conf", f"read_timeout={LIMIT},timeout={LIMIT},keep_alive_max_attempt={LIMIT}"]
-    return finished([*command, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return finished([*command, *arguments], env={**os.environ, **IMPORTS, "OMP_NUM_THREADS": "1"})
 
 
 def run_script(text, folder, *arguments, processes=2):
@@ -23,8 +24,7 @@ def run_script(text, folder, *arguments, processes=2):
     Its results are what it writes into the folder, and what it prints; a process that fails fails the test.
     """
     script = folder / "script.py"
-    paths = [str(SUPPORT), str(SUPPORT.parent / "callbacks")]
-    script.write_text(f"import sys\nsys.path[:0] = {paths!r}\nfrom launch import leave\n{text}\nleave()\n")
+    script.write_text(f"from launch import leave\n{text}\nleave()\n")
     done = launch(script, folder, *arguments, processes=processes)
     assert done.returncode == 0, done.stderr[-3000:]
     return done

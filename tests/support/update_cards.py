@@ -1,11 +1,11 @@
-"""Write tests/cards/golden again: python tests/cards/update.py. Read what changed before you commit it."""
+"""Write tests/cards/golden again: python tests/support/update_cards.py. Read what changed before you commit it."""
 
 from pathlib import Path
 
-from examples import EXAMPLES
+from cards import EXAMPLES
 from hf_farms_cards import render_card
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "cards" / "golden"
 
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)

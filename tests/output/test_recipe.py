@@ -4,7 +4,6 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hf_farms_cli.shown_command import shown_command
 
 from hf_farms.config import CalibrationConfig, EvaluationConfig, FarmsConfig, PruneConfig
 from hf_farms.errors import DataError
@@ -227,16 +226,3 @@ def test_a_byte_order_mark_is_no_mistake(path):
     RECIPE.save(path)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
     assert Recipe.load(path) == RECIPE
-
-
-@pytest.mark.parametrize(
-    ("arguments", "shown"),
-    [
-        (["prune", "demo", "--push"], "hf-farms prune demo --push"),
-        (["prune", "--token", "hf_secret", "demo"], "hf-farms prune demo"),
-        (["prune", "demo", "--token=hf_secret", "-o", "my model"], "hf-farms prune demo -o 'my model'"),
-        (["prune", "demo", "--token"], "hf-farms prune demo"),
-    ],
-)
-def test_a_command_is_shown_without_its_token(arguments, shown):
-    assert shown_command(["/usr/bin/hf-farms", *arguments]) == shown

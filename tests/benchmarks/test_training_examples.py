@@ -2,22 +2,18 @@
 
 import io
 import math
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from models import tiny
-from PIL import Image
-
-sys.path.append(str(Path(__file__).parent / "benchmarks"))
 import train_burgers
 import train_images
 import train_text
+from models import tiny
+from PIL import Image
 from train_burgers import random_fields, relative_error, solve_burgers
 from training_common import DECAY, PLACEBOS, placebo_factors
 
