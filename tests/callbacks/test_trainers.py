@@ -7,14 +7,12 @@ import transformers
 from families import family_model
 from models import CHECKPOINTING, NEEDS_COMPILE, tiny
 from test_farms_lr import FAST, Tokens, arguments, signal, trainer, weights
-from torch.utils.data import Dataset
 from trainers import FAST, Images, Pairs, Tokens, arguments, signal, trainer, weights, word_level
 from transformers import Trainer
 
 from hf_farms import FarmsLRCallback, FarmsLRConfig
 from hf_farms.callbacks.compatibility import check_supported
 from hf_farms.callbacks.trainer import unwrap_optimizer
-from hf_farms.callbacks.groups import innermost
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*", "ignore:.is_gradient_checkpointing. is deprecated")
 

@@ -8,12 +8,6 @@ from hf_farms.config import FarmsConfig
 from hf_farms.errors import DataError
 from hf_farms.reports import (
     SCHEMA_VERSION,
-    BlockSparsity,
-    BlockSpectrum,
-    CalibrationRecord,
-    LayerRecord,
-    LayerSparsity,
-    PerplexityRecord,
     PruneReport,
     SpectralReport,
     base,

@@ -9,9 +9,7 @@ from families import family_model
 from models import tiny
 from s2ft_units import SETTINGS, activation_norms, chosen_units, gradient_norms, groups_of, multiply, weight_norms
 
-from hf_farms import FarmsConfig, S2FTConfig, analyze, select_channels
 from hf_farms import S2FTConfig, select_channels
-from hf_farms.blocks import ModelBlockSource
 from hf_farms.errors import DataError, HfFarmsWarning, ModelError
 from hf_farms.s2ft.coupled import CoupledModel
 from hf_farms.s2ft.selection import Selection
