@@ -1,14 +1,15 @@
-"""A model's name -> its files, its blocks, or the model.
+"""Load models: resolve a name, find the files, open the blocks or load the whole model.
 
 opening.py           load a model into memory, or open its checkpoint
-names.py             a name -> where transformers can load it
-files.py             weight files, architecture, quantisation
-devices.py           devices, their free memory, dtypes
-missing_weights.py   compare a checkpoint with its config.json
-refusals.py          adapters, git-lfs pointers, custom code
-model_config.py      config.json
-meta_layout.py       Meta's own layout: recognise it
-meta_conversion.py   Meta's own layout: convert it
+names.py             resolve a name: demo, folder or Hub id
+files.py             weight files, architecture, quantisation method
+devices.py           devices, free memory, dtypes
+missing_weights.py   refuse a checkpoint that does not match its config.json
+refusals.py          refuse adapters, git-lfs pointers and custom code
+model_config.py      read config.json
+meta_layout.py       recognize Meta's layout of a Llama (consolidated.NN.pth)
+meta_conversion.py   convert its weights
+meta_tokenizer.py    convert its tokenizer
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["LoadedModel", "load_model", "open_model"]
 
 
 def __getattr__(name: str) -> Any:
-    # Names are looked up before a command needs torch, which `opening` imports.
+    # `opening` imports torch, which commands do not need while they look up names.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from hf_farms.loading import opening

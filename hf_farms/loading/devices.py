@@ -1,4 +1,4 @@
-"""Devices, their free memory, and dtypes by name."""
+"""Check devices and dtypes by name, and measure free memory."""
 
 from __future__ import annotations
 
@@ -12,72 +12,75 @@ from hf_farms.errors import ModelError
 
 __all__ = ["find_device", "free_memory", "parse_dtype", "require_computing"]
 
-# What torch can multiply matrices in on every device.
-COMPUTING = ("float32", "bfloat16", "float16", "float64")
+# Dtypes in which torch multiplies matrices on every device.
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def parse_dtype(name: str) -> Any:
-    """The dtype of this name; "auto" as it is.
+    """Return the torch dtype of a name; "auto" is returned unchanged.
 
     Raises:
-        ValueError: no float dtype, or one for storage alone, such as float8_e4m3fn.
+        ValueError: the name is no float dtype, or a storage-only one such as float8_e4m3fn.
     """
     if name == "auto":
         return name
     dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or str(dtype).removeprefix("torch.") not in COMPUTING:
+    if not isinstance(dtype, torch.dtype) or str(dtype).removeprefix("torch.") not in COMPUTE_DTYPES:
         raise ValueError(f"dtype must be auto, float32, bfloat16 or float16, got {name!r}.")
     return dtype
 
 
 def require_computing(stored: Any, name: str) -> None:
-    """Refuse weights that would be loaded in a dtype that is for storage alone.
+    """Refuse weights in a storage-only dtype.
 
     Args:
         stored: the checkpoint's own dtype.
         name: of the model.
 
     Raises:
-        ModelError: such as float8_e4m3fn.
+        ModelError: torch cannot compute in the dtype, such as float8_e4m3fn.
     """
-    found = str(stored).removeprefix("torch.")
-    if found not in COMPUTING:
+    dtype = str(stored).removeprefix("torch.")
+    if dtype not in COMPUTE_DTYPES:
         raise ModelError(
-            f"weights must have a dtype that can be computed with, got {found} in {name!r}.",
-            hint="Load them as another: --dtype bfloat16.",
+            f"weights must have a dtype that torch can compute in, got {dtype} in {name!r}.",
+            hint="Load them in another: --dtype bfloat16.",
         )
 
 
-def find_device(wanted: str | None) -> str:
-    """The device asked for; without a wish a GPU if there is one, else the CPU.
+def find_device(device: str | None) -> str:
+    """Return a device after checking that it works.
+
+    Args:
+        device: such as "cuda:0"; None: the GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: the device does not exist on this machine.
     """
-    if wanted is None:
+    if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(1, device=wanted).cpu()
+        torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
-            f"device must be one that is there, such as cpu or cuda:0, got {wanted!r}. Leave --device out."
+            f"device must exist on this machine, such as cpu or cuda:0, got {device!r}. Leave --device out."
         ) from error
-    return wanted
+    return device
 
 
 def free_memory(device: str) -> int:
-    """Bytes that this process may still take on a device; a limit of its control group counts."""
+    """Return the bytes that this process can still allocate on a device, within the limits of its control groups."""
     if torch.device(device).type == "cuda":
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
     from accelerate.utils import get_max_memory
 
-    return min([int(get_max_memory()["cpu"]), *_rooms(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))])
+    return min([int(get_max_memory()["cpu"]), *_cgroup_memory(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))])
 
 
-def _rooms(mount: Path, membership: Path) -> Iterator[int]:
-    """Bytes that are left in the control group of this process and in those around it, of version 1 and 2.
+def _cgroup_memory(mount: Path, membership: Path) -> Iterator[int]:
+    """Yield the free bytes of the control group of this process and its parents, for cgroup versions 1 and 2.
 
-    Only memory that cannot be given back counts as taken: the page cache does not.
+    The page cache counts as free, because it can be reclaimed.
     """
     try:
         lines = membership.read_text().splitlines()
@@ -86,16 +89,16 @@ def _rooms(mount: Path, membership: Path) -> Iterator[int]:
     for line in lines:
         _, controllers, own = line.split(":", 2)
         if not controllers:
-            root, limit, taken = mount, "memory.max", "anon"
+            root, limit, used = mount, "memory.max", "anon"
         elif "memory" in controllers.split(","):
-            root, limit, taken = mount / "memory", "memory.limit_in_bytes", "total_rss"
+            root, limit, used = mount / "memory", "memory.limit_in_bytes", "total_rss"
         else:
             continue
-        # In a container the name may be that on the host, and only the root is there.
-        inner = [Path(*own.split("/")[1:end]) for end in range(1, len(own.split("/")) + 1)]
-        for group in (root / name for name in inner if ".." not in name.parts):
+        # In a container the name may be that on the host, of which only the root exists.
+        names = [Path(*own.split("/")[1:end]) for end in range(1, len(own.split("/")) + 1)]
+        for group in (root / name for name in names if ".." not in name.parts):
             try:
                 stat = dict(line.split(maxsplit=1) for line in (group / "memory.stat").read_text().splitlines())
-                yield int((group / limit).read_text()) - int(stat[taken])
-            except (OSError, ValueError, KeyError):  # not there, or "max"
+                yield int((group / limit).read_text()) - int(stat[used])
+            except (OSError, ValueError, KeyError):  # missing, or "max"
                 continue

@@ -1,7 +1,7 @@
-"""Meta's own layout of a Llama (params.json, consolidated.NN.pth, tokenizer.model) -> that of transformers.
+"""Convert the weights of a Llama in Meta's layout (params.json, consolidated.NN.pth) to a transformers checkpoint.
 
-A model-parallel checkpoint has one file per process, each with its part of every matrix. Which dimension is split is
-read from the shapes: it is the one in which the parts together are as long as the whole.
+A model-parallel checkpoint has one file per process, each with a part of every matrix. The split dimension follows from
+the shapes: it is the one in which the lengths of the parts add up to the length of the matrix.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,10 +21,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import LlamaConfig
 
-__all__ = ["TOKENIZER_FILES", "convert_tokenizer", "convert_weights"]
+__all__ = ["convert_weights"]
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
-# transformers -> Meta.
+# Module name in transformers -> in Meta's layout.
 NAMES = {
     "model.embed_tokens": "tok_embeddings",
     "model.norm": "norm",
@@ -42,9 +40,9 @@ NAMES = {
     "post_attention_layernorm": "ffn_norm",
 }
 NAME = re.compile("|".join(map(re.escape, NAMES)))
-COMPUTED = "rope.freqs"  # in some checkpoints; follows from rope_theta
+IGNORED = "rope.freqs"  # in some checkpoints; computed from rope_theta
 NEEDED = ("dim", "n_layers", "n_heads", "norm_eps")
-# What else a params.json may hold without being another architecture.
+# Keys of params.json that the conversion supports.
 KNOWN = {
     *NEEDED,
     "n_kv_heads",
@@ -56,36 +54,35 @@ KNOWN = {
     "max_seq_len",
     "max_batch_size",
 }
-# What params.json does not say, by rope_theta of Llama 2, Llama 3 and Code Llama: the length of the sequences of the
-# training, and the tokens of begin and end.
-TRAINED = {10_000: (4096, 1, 2), 500_000: (8192, 128_000, 128_001), 1_000_000: (16_384, 1, 2)}
+# Values that params.json lacks, by the rope_theta of Llama 2, Llama 3 and Code Llama: the context length, BOS token and
+# EOS token.
+DEFAULTS = {10_000: (4096, 1, 2), 500_000: (8192, 128_000, 128_001), 1_000_000: (16_384, 1, 2)}
 
 
 def convert_weights(folder: Path, shards: Sequence[str], target: Path) -> None:
-    """Write config and weights of a checkpoint in Meta's layout as transformers has them, block by block.
+    """Convert config and weights of a checkpoint in Meta's layout, block by block.
 
-    Memory grows with one block, or the embeddings. Nothing but tensors is read from the pickled files, and no code in
-    them is run.
+    Memory use is one block, or the embeddings. Only tensors are read from the pickled files, and no code in them runs.
 
     Args:
-        folder: holds params.json and the shards.
-        shards: names of the weight files, in the order of their numbers.
+        folder: with params.json and the shards.
+        shards: names of the weight files, in numerical order.
         target: an existing, empty folder.
 
     Raises:
-        ModelError: damaged or incomplete, not a Llama, or pickled files with more than tensors in them.
+        ModelError: the checkpoint is damaged, incomplete or not a Llama, or a pickled file contains other objects.
         OutputError: the target cannot be written.
     """
     import torch
     from safetensors.torch import save_file
     from transformers import LlamaForCausalLM
 
-    parts = [_read(folder / shard) for shard in shards]
-    config = _config(_params(folder / "params.json"), parts)
+    parts = [_read_shard(folder / shard) for shard in shards]
+    config = _llama_config(_read_params(folder / "params.json"), parts)
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in LlamaForCausalLM(config).state_dict().items()}
-    _check_names(shapes, parts)
-    # One file per block, and one for what is outside of them.
+    _check_tensor_names(shapes, parts)
+    # One file per block, and one for the tensors outside the blocks.
     files: dict[str, list[str]] = {}
     for name in shapes:
         block = re.match(r"model\.layers\.(\d+)\.", name)
@@ -95,7 +92,7 @@ def convert_weights(folder: Path, shards: Sequence[str], target: Path) -> None:
         config.save_pretrained(target)
         for index, names in enumerate(files.values()):
             file = f"model-{index + 1:05d}-of-{len(files):05d}.safetensors"
-            state = {name: _whole(name, tuple(shapes[name]), parts, config) for name in names}
+            state = {name: _merge_parts(name, tuple(shapes[name]), parts, config) for name in names}
             save_file(state, target / file, metadata={"format": "pt"})
             weight_map |= dict.fromkeys(names, file)
         total = sum(shape.numel() for shape in shapes.values()) * state[names[0]].itemsize
@@ -103,12 +100,12 @@ def convert_weights(folder: Path, shards: Sequence[str], target: Path) -> None:
         (target / "model.safetensors.index.json").write_text(index_text + "\n", encoding="utf-8")
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of one shard, mapped where the file can be."""
+def _read_shard(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of one shard, memory-mapped if the file format allows it."""
     import torch
 
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"pickled weights must hold tensors and nothing else, got {path.name!r} with other objects or code.",
@@ -118,12 +115,12 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise ModelError(
             f"weights must be readable, got a damaged {path.name!r}.", hint="Download the file again."
         ) from error
-    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+    if not isinstance(tensors, Mapping) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise ModelError(f"weights must be tensors by name, got something else in {path.name!r}.")
-    return dict(found)
+    return dict(tensors)
 
 
-def _params(path: Path) -> dict[str, Any]:
+def _read_params(path: Path) -> dict[str, Any]:
     try:
         params = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -131,16 +128,16 @@ def _params(path: Path) -> dict[str, Any]:
     missing = [key for key in NEEDED if not isinstance(params, dict) or not isinstance(params.get(key), int | float)]
     if missing:
         raise ModelError(f"params.json must have the numbers {', '.join(NEEDED)}, got one without {missing[0]}.")
-    strange = sorted(set(params) - KNOWN) + ["use_scaled_rope"] * bool(params.get("use_scaled_rope"))
-    if strange:
+    unsupported = sorted(set(params) - KNOWN) + ["use_scaled_rope"] * bool(params.get("use_scaled_rope"))
+    if unsupported:
         raise ModelError(
-            f"params.json must be that of Llama, Llama 2 or Llama 3, got one with {', '.join(strange)}.",
+            f"params.json must be that of Llama, Llama 2 or Llama 3, got one with {', '.join(unsupported)}.",
             hint="Name a repository of this model that has a config.json.",
         )
     return dict(params)
 
 
-def _config(params: dict[str, Any], parts: Sequence[Mapping[str, Tensor]]) -> LlamaConfig:
+def _llama_config(params: dict[str, Any], parts: Sequence[Mapping[str, Tensor]]) -> LlamaConfig:
     from transformers import LlamaConfig
 
     dim, heads = int(params["dim"]), int(params["n_heads"])
@@ -152,11 +149,11 @@ def _config(params: dict[str, Any], parts: Sequence[Mapping[str, Tensor]]) -> Ll
     # Llama 2 splits the width of the embeddings, Llama 3 the vocabulary.
     rows, columns = embeddings.shape
     theta = float(params.get("rope_theta") or 10_000)
-    length, begin, end = TRAINED.get(int(theta), TRAINED[10_000])
+    length, bos, eos = DEFAULTS.get(int(theta), DEFAULTS[10_000])
     config = LlamaConfig(
         vocab_size=rows * len(parts) if columns == dim else rows,
         hidden_size=dim,
-        intermediate_size=_intermediate(params),
+        intermediate_size=_intermediate_size(params),
         num_hidden_layers=int(params["n_layers"]),
         num_attention_heads=heads,
         num_key_value_heads=int(params.get("n_kv_heads") or heads),
@@ -164,126 +161,80 @@ def _config(params: dict[str, Any], parts: Sequence[Mapping[str, Tensor]]) -> Ll
         rms_norm_eps=params["norm_eps"],
         rope_parameters={"rope_type": "default", "rope_theta": theta},
         max_position_embeddings=int(params.get("max_seq_len") or length),
-        bos_token_id=begin,
-        eos_token_id=end,
+        bos_token_id=bos,
+        eos_token_id=eos,
         tie_word_embeddings=False,
         dtype=embeddings.dtype,
         architectures=["LlamaForCausalLM"],
     )
-    named = params.get("vocab_size", -1)
-    if named not in (-1, config.vocab_size):
+    declared = params.get("vocab_size", -1)
+    if declared not in (-1, config.vocab_size):
         raise ModelError(
-            f"shards must hold the whole vocabulary, got {config.vocab_size} tokens where params.json says {named}.",
+            f"shards must hold the whole vocabulary, got {config.vocab_size} tokens where params.json says {declared}.",
             hint="A shard (consolidated.NN.pth) is missing, or is of another model.",
         )
     return config
 
 
-def _intermediate(params: Mapping[str, Any]) -> int:
-    """Width of the feed-forward layers: two thirds of four times the model's, scaled, then rounded up."""
+def _intermediate_size(params: Mapping[str, Any]) -> int:
+    """Return the feed-forward width: 2/3 of 4 times the model's width, scaled, then rounded up to `multiple_of`."""
     width = int(8 * int(params["dim"]) / 3)
     width = int((params.get("ffn_dim_multiplier") or 1) * width)
     step = int(params.get("multiple_of") or 256)
     return -(-width // step) * step
 
 
-def _check_names(shapes: Mapping[str, object], parts: Sequence[Mapping[str, Tensor]]) -> None:
-    wanted = {_original_name(name) for name in shapes}
+def _check_tensor_names(shapes: Mapping[str, object], parts: Sequence[Mapping[str, Tensor]]) -> None:
+    expected = {_meta_name(name) for name in shapes}
     for number, part in enumerate(parts):
-        found = set(part) - {COMPUTED}
-        if found != wanted:
-            name = min(found ^ wanted)
-            what = "without" if name in wanted else "also with"
+        names = set(part) - {IGNORED}
+        if names != expected:
+            name = min(names ^ expected)
+            difference = "without" if name in expected else "also with"
             raise ModelError(
-                f"shard {number} must hold the tensors of a Llama, got one {what} {name!r}.",
+                f"shard {number} must hold the tensors of a Llama, got one {difference} {name!r}.",
                 hint="Download the files again, or name a repository of this model that has a config.json.",
             )
 
 
-def _original_name(name: str) -> str:
-    return NAME.sub(lambda found: NAMES[found[0]], name)
+def _meta_name(name: str) -> str:
+    return NAME.sub(lambda match: NAMES[match[0]], name)
 
 
-def _whole(name: str, shape: tuple[int, ...], parts: Sequence[Mapping[str, Tensor]], config: LlamaConfig) -> Tensor:
-    """One tensor from its parts, as transformers has it."""
+def _merge_parts(
+    name: str, shape: tuple[int, ...], parts: Sequence[Mapping[str, Tensor]], config: LlamaConfig
+) -> Tensor:
+    """Concatenate the parts of one tensor, and reorder the rows of q and k for transformers."""
     import torch
 
-    tensors = [part[_original_name(name)] for part in parts]
+    tensors = [part[_meta_name(name)] for part in parts]
     sizes = {tuple(tensor.shape) for tensor in tensors}
-    if sizes == {shape}:  # each process has all of it
-        whole = tensors[0].clone()
+    if sizes == {shape}:  # replicated on each process
+        merged = tensors[0].clone()
     else:
-        split = [dim for dim in range(len(shape)) if len(sizes) == 1 and _grown(min(sizes), dim, len(parts)) == shape]
+        split = [
+            dim for dim in range(len(shape)) if len(sizes) == 1 and _scale_dim(min(sizes), dim, len(parts)) == shape
+        ]
         if not split:
-            found = ", ".join(map(str, sorted(sizes)))
+            part_shapes = ", ".join(map(str, sorted(sizes)))
             raise ModelError(
-                f"shards must make up {name!r} of shape {shape}, got {len(parts)} of {found}.",
+                f"shards must add up to {name!r} of shape {shape}, got {len(parts)} of {part_shapes}.",
                 hint="A shard (consolidated.NN.pth) is missing, or params.json is of another model.",
             )
-        whole = torch.cat(tensors, dim=split[0])
+        merged = torch.cat(tensors, dim=split[0])
     if ".q_proj." in name or ".k_proj." in name:
-        whole = _halves_from_pairs(whole, int(config.head_dim or 0))
-    return whole.contiguous()
+        merged = _halves_from_pairs(merged, int(config.head_dim or 0))
+    return merged.contiguous()
 
 
-def _grown(shape: tuple[int, ...], dim: int, times: int) -> tuple[int, ...]:
+def _scale_dim(shape: tuple[int, ...], dim: int, times: int) -> tuple[int, ...]:
     return (*shape[:dim], shape[dim] * times, *shape[dim + 1 :])
 
 
-def _halves_from_pairs(weight: Tensor, head: int) -> Tensor:
-    """Order of the rows within a head: Meta rotates neighbours (2i, 2i + 1), transformers i and i + half a head."""
-    rows = weight.shape[0]
-    return weight.reshape(rows // head, head // 2, 2, -1).transpose(1, 2).reshape(rows, -1)
+def _halves_from_pairs(weight: Tensor, head_dim: int) -> Tensor:
+    """Reorder the rows of each head for rotary embeddings.
 
-
-def convert_tokenizer(source: Path, target: Path) -> bool:
-    """Write the tokenizer of a checkpoint in Meta's layout as transformers has it.
-
-    Meta's download script leaves `tokenizer.model` in the folder above the weights, so it is looked for there too.
-
-    Args:
-        source: folder of the checkpoint.
-        target: an existing folder.
-
-    Returns:
-        Whether there was one.
-
-    Raises:
-        ModelError: of a kind that cannot be converted here, or its library is not installed.
+    Meta rotates the pairs (2i, 2i + 1), transformers the pairs (i, i + head_dim / 2).
     """
-    from transformers import LlamaTokenizer
-
-    folder = next(
-        (place for place in (source, source.absolute().parent) if (place / "tokenizer.model").is_file()), None
-    )
-    with writing(target):
-        if (source / "tokenizer.json").is_file():
-            for name in TOKENIZER_FILES:
-                if (source / name).is_file():
-                    shutil.copyfile(source / name, target / name)
-            return True
-        if folder is None:
-            return False
-        _check_tokenizer(folder / "tokenizer.model")
-        shutil.copyfile(folder / "tokenizer.model", target / "tokenizer.model")
-        # Meta prepends the begin of a sequence; a sentencepiece file does not say so.
-        LlamaTokenizer.from_pretrained(target, add_bos_token=True).save_pretrained(target)
-    return True
-
-
-def _check_tokenizer(path: Path) -> None:
-    """Only what sentencepiece wrote: Llama 3 has a tokenizer of tiktoken, whose special tokens are in no file."""
-    from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
-
-    with path.open("rb") as file:
-        start = file.read(1)
-    if start != b"\n":
-        raise ModelError(
-            "tokenizer.model must be one of sentencepiece, got another format, as Llama 3 has it.",
-            hint="Put the tokenizer.json and tokenizer_config.json of the model's Hub repository beside it.",
-        )
-    if not is_sentencepiece_available() or not is_protobuf_available():
-        raise ModelError(
-            "tokenizer.model must be read by sentencepiece, which is not installed.",
-            hint="pip install sentencepiece protobuf",
-        )
+    rows = weight.shape[0]
+    return weight.reshape(rows // head_dim, head_dim // 2, 2, -1).transpose(1, 2).reshape(rows, -1)

@@ -16,7 +16,8 @@ from pathlib import Path
 from hf_farms.errors import ModelError
 from hf_farms.hub.base_model import TIMEOUT, is_on_the_hub
 from hf_farms.hub.client import client, hub_errors, with_retries
-from hf_farms.loading.meta_conversion import TOKENIZER_FILES, convert_tokenizer, convert_weights
+from hf_farms.loading.meta_conversion import convert_weights
+from hf_farms.loading.meta_tokenizer import TOKENIZER_FILES, convert_tokenizer
 from hf_farms.output.folder import writing
 
 __all__ = ["MetaCheckpoint", "find_meta_checkpoint"]

@@ -1,4 +1,4 @@
-"""A model's config.json, read without running code of the model."""
+"""Read the config.json of a model, without running custom code."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ __all__ = ["read_config"]
 
 
 def read_config(name: str, path: str, revision: str | None) -> Any:
-    """The model's config.json.
+    """Read the config of a model.
 
     Args:
         name: of the model, for messages.
-        path: a folder or a hub id.
-        revision: of the hub id.
+        path: a folder or a Hub id.
+        revision: a branch, tag or commit of the Hub id.
+
+    Returns:
+        A `PretrainedConfig`.
 
     Raises:
-        ModelError: an adapter, or a model with code of its own.
+        ModelError: the model is an adapter or needs custom code.
     """
     from transformers import AutoConfig
 
     try:
-        # False and not None: else transformers asks on the terminal, and a "y" runs the code.
+        # Not None, with which transformers asks on the terminal, and a "y" runs the code.
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     except (ValueError, OSError) as error:
         if "trust_remote_code" in str(error):
             raise custom_code_error(name, "model") from error
-        without = "does not appear to have a file named" in str(error)
-        if without and (adapter := _cached_adapter(path, revision)) is not None:
+        no_config = "does not appear to have a file named" in str(error)
+        if no_config and (adapter := _cached_adapter(path, revision)) is not None:
             raise adapter_error(name, adapter) from error
         raise
     if (adapter := _cached_adapter(path, revision)) is not None:
@@ -41,7 +44,7 @@ def read_config(name: str, path: str, revision: str | None) -> Any:
 def _cached_adapter(path: str, revision: str | None) -> Path | None:
     from transformers.utils.hub import cached_file
 
-    found = cached_file(
+    file = cached_file(
         path,
         ADAPTER,
         revision=revision,
@@ -49,4 +52,4 @@ def _cached_adapter(path: str, revision: str | None) -> Path | None:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return Path(found) if found else None
+    return Path(file) if file else None

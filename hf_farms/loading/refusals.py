@@ -1,4 +1,4 @@
-"""What only looks like a model: adapters, git-lfs pointers, code of its own. Told before anything is loaded."""
+"""Refuse inputs that are no plain model, before loading: adapters, git-lfs pointers, custom code, special files."""
 
 from __future__ import annotations
 
@@ -15,35 +15,44 @@ ADAPTER = "adapter_config.json"
 POINTER = b"version https://git-lfs.github.com/spec/"
 # A pointer has three short lines.
 POINTER_BYTES = 1024
-# What is read of a model; a picture in its card may well be a pointer.
-READ = ("*.safetensors", "*.bin", "*.pth", "*.json", "*.model", "*.txt", "*.jinja", "additional_chat_templates/*.jinja")
+# The files that are read. Others, such as pictures of the card, may be pointers.
+READ_FILES = (
+    "*.safetensors",
+    "*.bin",
+    "*.pth",
+    "*.json",
+    "*.model",
+    "*.txt",
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
+)
 
 
 def refuse_special_files(folder: Path) -> None:
-    """Refuse pipes, sockets and devices in the place of files, also by links: who reads them would wait for ever.
+    """Refuse a model folder with pipes, sockets or devices, also behind links: reading them could block for ever.
 
     Raises:
-        ModelError: a file that a model is read from is one.
+        ModelError: a model file is a special file.
     """
-    for path in sorted({path for pattern in READ for path in folder.glob(pattern)}):
+    for path in sorted({path for pattern in READ_FILES for path in folder.glob(pattern)}):
         if (kind := special_kind(path)) is not None:
             raise ModelError(
-                f"files of a model must be regular, got the {kind} {str(path)!r}.", hint="Put the file itself there."
+                f"files of a model must be regular, got the {kind} {str(path)!r}.",
+                hint="Replace it with a regular file.",
             )
 
 
 def refuse_pointers(folder: Path) -> None:
-    """Refuse a clone of a repository that was made without git-lfs: small texts stand in the place of its files.
+    """Refuse a repository that was cloned without git-lfs, which leaves pointer files in place of the weights.
 
     Raises:
-        ModelError: a file that a model is read from is such a text.
+        ModelError: a model file is a git-lfs pointer.
     """
-    pointers = sorted({path.name for pattern in READ for path in folder.glob(pattern) if _is_pointer(path)})
+    pointers = sorted({path.name for pattern in READ_FILES for path in folder.glob(pattern) if _is_pointer(path)})
     if pointers:
         more = f" and {len(pointers) - 1} more" if len(pointers) > 1 else ""
         raise ModelError(
-            f"model folder must have its files, got git-lfs pointers in their place ({pointers[0]}{more}) in "
-            f"{str(folder)!r}.",
+            f"model folder must have its files, got git-lfs pointers instead ({pointers[0]}{more}) in {str(folder)!r}.",
             hint="Run `git lfs pull` in that folder, or download the model with `hf download`.",
         )
 
@@ -54,40 +63,40 @@ def _is_pointer(path: Path) -> bool:
             return False
         with path.open("rb") as file:
             return file.read(len(POINTER)) == POINTER
-    except OSError:  # not a file, or not ours: said by who reads it
+    except OSError:  # not a file, or not readable, which is reported when it is read
         return False
 
 
 def adapter_error(name: str, config: Path) -> ModelError:
-    """A PEFT adapter in the place of a model, or beside one.
+    """Return the error for a PEFT adapter, alone or in the folder of a model.
 
     Args:
-        name: as the user gave it.
-        config: the adapter's.
+        name: of the model, as given by the user.
+        config: path of the adapter's config.
     """
     try:
-        found: Any = json.loads(config.read_text(encoding="utf-8"))
+        content: Any = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = {}
-    base = found.get("base_model_name_or_path") if isinstance(found, dict) else None
-    kind = found.get("peft_type") if isinstance(found, dict) else None
+        content = {}
+    base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
+    kind = content.get("peft_type") if isinstance(content, dict) else None
     of = f" of {base!r}" if isinstance(base, str) and base else ""
     return ModelError(
-        f"model must be a whole one, got a PEFT adapter ({kind or ADAPTER}{of}) in {name!r}.",
+        f"model must be a complete one, got a PEFT adapter ({kind or ADAPTER}{of}) in {name!r}.",
         hint="Merge it into its base model and save that: AutoPeftModelForCausalLM.from_pretrained(ADAPTER)"
         ".merge_and_unload().save_pretrained(FOLDER), then name FOLDER.",
     )
 
 
 def custom_code_error(name: str, what: str) -> ModelError:
-    """Code in a repository, which is never run.
+    """Return the error for a repository with custom code, which is never run.
 
     Args:
         name: of the model.
-        what: needs it.
+        what: the part that needs the code: "model", "tokenizer" or the architecture.
     """
     return ModelError(
-        f"{what} must be one that transformers has itself, got one with Python code of its own (auto_map) in {name!r}; "
-        "such code is not run.",
-        hint="Name a model of an architecture that transformers has; a newer transformers may have this one too.",
+        f"{what} must be one that transformers implements, got one with custom Python code (auto_map) in {name!r}; "
+        "such code is never run.",
+        hint="Name a model whose architecture transformers implements; a newer version may implement this one.",
     )

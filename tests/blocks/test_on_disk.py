@@ -78,7 +78,7 @@ def test_a_base_model_and_a_model_with_head_open_each_others_files(tmp_path):
         open_model(tmp_path / "base")
     save(model, tmp_path / "whole")
     (tmp_path / "whole" / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaModel"]}))
-    with pytest.warns(HfFarmsWarning, match=r"LlamaModel has no place for 1 weight of .*: lm_head\.weight\.$"):
+    with pytest.warns(HfFarmsWarning, match=r"LlamaModel does not have 1 weight of .*: lm_head\.weight\.$"):
         stored = open_model(tmp_path / "whole")
     assert torch.equal(stored.open(0).layers[0].read(), model.model.layers[0].self_attn.q_proj.weight)
 

@@ -239,7 +239,7 @@ def test_debug_keeps_the_traceback():
         (["prune", "demo", "--dtype", "int3"], "dtype must be auto, float32, bfloat16 or float16, got 'int3'"),
         (
             ["prune", "demo", "--device", "tpu:9"],
-            "device must be one that is there, such as cpu or cuda:0, got 'tpu:9'",
+            "device must exist on this machine, such as cpu or cuda:0, got 'tpu:9'",
         ),
         (["prune", "none.yaml", "-s", "0.3"], "--sparsity must be left out beside a recipe, which says it"),
         (["prune", "demo", "--no-private"], "--private must come with --push, got it without"),
@@ -254,7 +254,7 @@ def test_debug_keeps_the_traceback():
         (["analyze", "demo", "--aspect-ratio", "nan"], "aspect_ratio must be a positive number, got nan"),
         (["analyze", "demo", "--tail-divisor", "1"], "tail_divisor must be a number above 1, got 1.0"),
         (["analyze", "demo", "--block-score", "max"], "block_score must be one of mean, median, trimmed, standardised"),
-        (["analyze", "demo", "--device", "meta"], "device must be one that is there"),
+        (["analyze", "demo", "--device", "meta"], "device must exist on this machine"),
         (["analyze", "demo", "--esd", "x"], "esd must come with a folder for the figure, got none"),
         (["analyze", "demo", "--format", "xml"], "format must be one of auto, human, agent, json, quiet, got 'xml'"),
         (["eval", "demo", "--metrics", "accuracy"], "metrics must be of perplexity, sparsity, or none, got 'accuracy'"),
@@ -263,7 +263,7 @@ def test_debug_keeps_the_traceback():
         (["eval", "demo", "--context-length", "1"], "context_length must be an integer of at least 2, got 1"),
         (["eval", "demo", "--text", "none"], "text must be one to measure on, got 'none'"),
         (["eval", "demo", "--dtype", "int3"], "dtype must be auto, float32, bfloat16 or float16, got 'int3'"),
-        (["eval", "demo", "--device", "nowhere"], "device must be one that is there"),
+        (["eval", "demo", "--device", "nowhere"], "device must exist on this machine"),
     ],
 )
 def test_usage_errors_have_status_2_and_leave_nothing(arguments, message, tmp_path, monkeypatch):

@@ -66,17 +66,17 @@ REFUSED = {
     "head": ((without("lm_head"), {}), r"got 1 missing, first lm_head\.weight"),
     "prefix": (
         (prefixed, {}),
-        r"got 30 missing, first model\.embed_tokens\.weight, .* and 27 more, in .*; without a place: 30 weights, first "
+        r"got 30 missing, first model\.embed_tokens\.weight, .* and 27 more, in .*; unexpected: 30 weights, first "
         r"transformer\.lm_head\.weight",
     ),
-    "names": ((renamed, {}), r"got 3 missing, first .*q_proj\.weight.*; without a place: 3 weights, first .*query"),
+    "names": ((renamed, {}), r"got 3 missing, first .*q_proj\.weight.*; unexpected: 3 weights, first .*query"),
     "more blocks in the config": (
         (lambda stored: stored, {"num_hidden_layers": 5}),
         r"got 18 missing, first model\.layers\.3\.self_attn\.q_proj\.weight",
     ),
     "more blocks in the files": (
         (lambda stored: stored, {"num_hidden_layers": 2}),
-        r"must have all layers that are stored, got 9 weights of more of them in .*, first model\.layers\.2\.input",
+        r"must have all stored layers, got 9 weights of additional layers in .*, first model\.layers\.2\.input",
     ),
     "shapes": (
         (lambda stored: stored, {"intermediate_size": 40}),
@@ -112,7 +112,7 @@ def test_a_head_that_nothing_can_use_may_be_missing(dense, tmp_path):
         with pytest.warns(HfFarmsWarning) as warned:
             loaded = load_model(str(folder), tokenizer=False, stream=stream)
         said = [str(warning.message) for warning in warned]
-        assert any("LlamaForSequenceClassification has no place for 1 weight of" in message for message in said)
+        assert any("LlamaForSequenceClassification does not have 1 weight of" in message for message in said)
         assert any("lacks 1 weight of the head or pooler" in message and "score.weight" in message for message in said)
         assert loaded.absent == ("score.weight",)
         assert loaded.notes == ("The checkpoint has no weights for the head or pooler (score.weight).",)
@@ -135,7 +135,7 @@ def test_a_pooler_may_be_missing(way, tmp_path):
 
 def test_weights_without_a_place_are_told(way, dense, tmp_path):
     folder = changed(dense, tmp_path / "model", lambda stored: {**stored, "extra.scale": torch.ones(2)})
-    with pytest.warns(HfFarmsWarning, match=r"LlamaForCausalLM has no place for 1 weight of .*: extra\.scale\.$"):
+    with pytest.warns(HfFarmsWarning, match=r"LlamaForCausalLM does not have 1 weight of .*: extra\.scale\.$"):
         way(folder)
 
 
@@ -151,11 +151,11 @@ def test_layers_of_multi_token_prediction_are_no_missing_blocks(way, tmp_path):
     def predicting(stored):
         return {**more(stored), "model.layers.2.eh_proj.weight": torch.ones(32, 64)}
 
-    with pytest.warns(HfFarmsWarning, match=r"DeepseekV3ForCausalLM has no place for \d+ weights"):
+    with pytest.warns(HfFarmsWarning, match=r"DeepseekV3ForCausalLM does not have \d+ weights"):
         way(changed(tmp_path / "dense", tmp_path / "model", predicting))
-    with pytest.raises(ModelError, match="must have all layers that are stored"):
+    with pytest.raises(ModelError, match="must have all stored layers"):
         way(changed(tmp_path / "dense", tmp_path / "plain", more))
-    with pytest.raises(ModelError, match="must have all layers that are stored"):
+    with pytest.raises(ModelError, match="must have all stored layers"):
         way(changed(tmp_path / "dense", tmp_path / "none", predicting, num_mtp_layers=0, num_nextn_predict_layers=0))
 
 

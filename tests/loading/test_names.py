@@ -3,7 +3,7 @@
 import pytest
 
 from hf_farms.errors import ModelError
-from hf_farms.loading.devices import _rooms, free_memory
+from hf_farms.loading.devices import _cgroup_memory, free_memory
 from hf_farms.loading.names import resolve
 
 V1_UNLIMITED = 9223372036854771712
@@ -19,7 +19,7 @@ def group(folder, limit, taken, *, version):
 
 def rooms(tmp_path, membership):
     (tmp_path / "self").write_text(membership)
-    return sorted(_rooms(tmp_path / "cgroup", tmp_path / "self"))
+    return sorted(_cgroup_memory(tmp_path / "cgroup", tmp_path / "self"))
 
 
 def test_version_2_own_group_and_those_around_it(tmp_path):
@@ -46,7 +46,7 @@ def test_in_a_container_only_the_root_is_there(name, tmp_path):
 
 
 def test_without_control_groups(tmp_path):
-    assert list(_rooms(tmp_path, tmp_path / "nothing")) == []
+    assert list(_cgroup_memory(tmp_path, tmp_path / "nothing")) == []
     assert free_memory("cpu") > 0
 
 
