@@ -24,7 +24,7 @@ Rows = Iterable[tuple[int, Any]]
 SHOWN_COLUMNS, SHOWN_CHARACTERS = 12, 40
 
 
-def json_rows(text: str, column: str, shown: str) -> Rows:
+def json_rows(text: str, column: str, label: str) -> Rows:
     """Yield the rows of JSON lines, of a JSON list, or of a single object.
 
     Raises:
@@ -43,7 +43,7 @@ def json_rows(text: str, column: str, shown: str) -> Rows:
             line += getattr(error, "lineno", 1) - 1
             detail = getattr(error, "msg", None) or reason(error)
             raise DataError(
-                f"table must be JSON, got an error in line {line} of {shown} ({detail}). Repair it."
+                f"table must be JSON, got an error in line {line} of {label} ({detail}). Repair it."
             ) from error
 
     # Not splitlines(), which also splits at separators that JSON allows inside a string.
@@ -56,7 +56,7 @@ def json_rows(text: str, column: str, shown: str) -> Rows:
         yield row, parse(line, number)
 
 
-def csv_rows(text: str, column: str, shown: str, *, delimiter: str) -> Rows:
+def csv_rows(text: str, column: str, label: str, *, delimiter: str) -> Rows:
     """Return the rows of a table with a header line. Every field is text, also `NA`.
 
     Raises:
@@ -65,23 +65,23 @@ def csv_rows(text: str, column: str, shown: str, *, delimiter: str) -> Rows:
     """
     rows: list[tuple[int, dict[str, str]]] = []
     header: list[str] | None = None
-    for line, fields in _csv_lines(text, delimiter, shown):
+    for line, fields in _csv_lines(text, delimiter, label):
         if header is None:
             header = fields
-            check_unique(header, column, shown)
+            check_unique(header, column, label)
             continue
         if len(fields) != len(header):
             raise DataError(
                 f"lines must have as many fields as the first one ({len(header)}), got {len(fields)} in line {line} of "
-                f"{shown}. Fields with {'tabs' if delimiter != ',' else 'commas'} in them need quotation marks."
+                f"{label}. Fields with {'tabs' if delimiter != ',' else 'commas'} in them need quotation marks."
             )
         rows.append((len(rows) + 1, dict(zip(header, fields, strict=True))))
     if rows and all(_is_number(row.get(column, "")) for _, row in rows):
-        raise DataError(f"column must hold text, got numbers only in {column!r} of {shown}. Name another column.")
+        raise DataError(f"column must hold text, got numbers only in {column!r} of {label}. Name another column.")
     return rows
 
 
-def _csv_lines(text: str, delimiter: str, shown: str) -> Iterator[tuple[int, list[str]]]:
+def _csv_lines(text: str, delimiter: str, label: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the fields of each row with the number of its first line; skip empty lines."""
     # Texts may be longer than the default limit of 128 KiB per field. The limit is global.
     limit, start = csv.field_size_limit(min(sys.maxsize, 2**31 - 1)), 1
@@ -93,7 +93,7 @@ def _csv_lines(text: str, delimiter: str, shown: str) -> Iterator[tuple[int, lis
                 yield start, fields
             start = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"table must be CSV, got an error in line {start} of {shown} ({error}). Repair it.") from error
+        raise DataError(f"table must be CSV, got an error in line {start} of {label} ({error}). Repair it.") from error
     finally:
         csv.field_size_limit(limit)
 
@@ -106,13 +106,13 @@ ROWS: dict[str, Callable[[str, str, str], Rows]] = {
 }
 
 
-def arrow_rows(file: Any, column: str, shown: str, *, parquet: bool) -> Rows:
+def arrow_rows(file: Any, column: str, label: str, *, parquet: bool) -> Rows:
     """Return the rows of a parquet file, an Arrow file or an Arrow stream, with a single column.
 
     Args:
         file: a binary file object.
         column: the only column that is returned.
-        shown: the file's name in errors.
+        label: the file's name in errors.
         parquet: whether the file is parquet; else Arrow.
 
     Raises:
@@ -122,10 +122,10 @@ def arrow_rows(file: Any, column: str, shown: str, *, parquet: bool) -> Rows:
         names, num_rows, values = (_parquet_column if parquet else _arrow_column)(file, column)
     except Exception as error:  # pyarrow raises its own, and Python's
         kind = "parquet" if parquet else "Arrow"
-        raise DataError(f"table must be {kind}, got {shown}, which cannot be read ({reason(error)}).") from error
-    check_unique(names, column, shown)
+        raise DataError(f"table must be {kind}, got {label}, which cannot be read ({reason(error)}).") from error
+    check_unique(names, column, label)
     if num_rows and values is None:
-        raise missing_column(names, column, shown)
+        raise missing_column(names, column, label)
     return [(number, {column: value}) for number, value in enumerate(values or [], 1)]
 
 
@@ -149,18 +149,18 @@ def _arrow_column(file: Any, column: str) -> tuple[list[str], int, list[Any] | N
     return names, table.num_rows, table[column].to_pylist() if names.count(column) == 1 else None
 
 
-def check_unique(names: Sequence[str], column: str, shown: str) -> None:
+def check_unique(names: Sequence[str], column: str, label: str) -> None:
     """Refuse a table in which the column occurs twice."""
     if list(names).count(column) > 1:
-        raise DataError(f"column must be unique, got {column!r} twice in {shown}. Rename one of them.")
+        raise DataError(f"column must be unique, got {column!r} twice in {label}. Rename one of them.")
 
 
-def missing_column(names: Sequence[str], column: str, shown: str) -> DataError:
+def missing_column(names: Sequence[str], column: str, label: str) -> DataError:
     """Return the error for a column that is missing, with the columns that exist."""
     listed = [name if len(name) <= SHOWN_CHARACTERS else f"{name[:SHOWN_CHARACTERS]}…" for name in names]
     more = f" and {len(listed) - SHOWN_COLUMNS} more" if len(listed) > SHOWN_COLUMNS else ""
     columns = ", ".join(listed[:SHOWN_COLUMNS]) or "(no columns)"
-    return DataError(f"column must be one of {columns}{more}, got {column!r} in {shown}.")
+    return DataError(f"column must be one of {columns}{more}, got {column!r} in {label}.")
 
 
 def parse_json(text: str) -> Any:

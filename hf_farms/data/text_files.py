@@ -68,22 +68,22 @@ def require_file(path: Path) -> None:
     Raises:
         DataError: the path is missing, a folder, a pipe, a device, or of an unknown format.
     """
-    shown = _shown(path)
+    label = _label(path)
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"text must be an existing file, got {shown}. Check the path.") from None
+        raise DataError(f"text must be an existing file, got {label}. Check the path.") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"text must be a readable file, got {shown} ({reason(error)}).") from error
+        raise DataError(f"text must be a readable file, got {label} ({reason(error)}).") from error
     if stat.S_ISDIR(mode):
-        raise DataError(f"text must be a file or a dataset id, got the folder {shown}. Name a file inside it.")
+        raise DataError(f"text must be a file or a dataset id, got the folder {label}. Name a file inside it.")
     if not stat.S_ISREG(mode):
         raise DataError(
-            f"text must be a regular file, which can be read more than once, got the pipe or device {shown}. "
+            f"text must be a regular file, which can be read more than once, got the pipe or device {label}. "
             "Write the text into a file first."
         )
     if any(end in REFUSED_SUFFIXES or ("json" in end and end not in TABLES) for end in _suffixes(path)):
-        raise DataError(f"text must be of a known format, got {shown}.", hint=FORMATS)
+        raise DataError(f"text must be of a known format, got {label}.", hint=FORMATS)
 
 
 def read_file(path: Path, column: str) -> str:
@@ -96,23 +96,23 @@ def read_file(path: Path, column: str) -> str:
     Raises:
         DataError: the file cannot be read, does not match its suffix, or its column is missing or not text.
     """
-    shown = _shown(path)
+    label = _label(path)
     kind = next((TABLES[end] for end in _suffixes(path) if end in TABLES), None)
     if kind in ("parquet", "arrow"):
-        with _opened(path, shown) as file:
-            return "\n\n".join(texts_of_rows(arrow_rows(file, column, shown, parquet=kind == "parquet"), column, shown))
-    text = _decoded(path, shown)
+        with _open(path, label) as file:
+            return "\n\n".join(texts_of_rows(arrow_rows(file, column, label, parquet=kind == "parquet"), column, label))
+    text = _read_utf8(path, label)
     if kind is not None:
-        return "\n\n".join(texts_of_rows(ROWS[kind](text, column, shown), column, shown))
+        return "\n\n".join(texts_of_rows(ROWS[kind](text, column, label), column, label))
     if kind := looks_like(text, column):
         raise DataError(
-            f"text must be plain or have the suffix of its format, got {kind} in {shown}. For example, a column is "
+            f"text must be plain or have the suffix of its format, got {kind} in {label}. For example, a column is "
             "read from files that end in .jsonl or .csv."
         )
     return text
 
 
-def _shown(path: Path) -> str:
+def _label(path: Path) -> str:
     name = str(path)
     return repr(name if len(name) <= SHOWN_CHARACTERS else f"{name[:SHOWN_CHARACTERS]}…")
 
@@ -123,7 +123,7 @@ def _suffixes(path: Path) -> list[str]:
     return ends[-2:] if ends and ends[-1] in COMPRESSED else ends[-1:]
 
 
-def _opened(path: Path, shown: str) -> Any:
+def _open(path: Path, label: str) -> Any:
     """Open a file for reading bytes, decompressed."""
     module = COMPRESSED.get(path.suffix.lower())
     try:
@@ -134,30 +134,30 @@ def _opened(path: Path, shown: str) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # each module has its own for truncated or invalid data
-        raise DataError(f"text must be a readable file, got {shown} ({reason(error)}).") from error
+        raise DataError(f"text must be a readable file, got {label} ({reason(error)}).") from error
 
 
-def _decoded(path: Path, shown: str) -> str:
+def _read_utf8(path: Path, label: str) -> str:
     """Decode a text file as UTF-8, with Unix line ends and without a byte order mark."""
     try:
-        with _opened(path, shown) as file:
+        with _open(path, label) as file:
             data: bytes = file.read()
     except OSError as error:
-        raise DataError(f"text must be a readable file, got {shown} ({reason(error)}).") from error
+        raise DataError(f"text must be a readable file, got {label} ({reason(error)}).") from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         fault = f"the byte {data[error.start]:#04x} in line {line} of"
-        raise _not_text(data, fault, shown) from error
+        raise _not_text(data, fault, label) from error
     if "\x00" in text:
-        raise _not_text(data, "binary data in", shown)
+        raise _not_text(data, "binary data in", label)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _not_text(data: bytes, fault: str, shown: str) -> DataError:
+def _not_text(data: bytes, fault: str, label: str) -> DataError:
     kind = next((kind for magic, kind in MAGIC.items() if data.startswith(magic)), None)
     if kind is not None and kind != "UTF-16":
-        return DataError(f"text must be readable as UTF-8, got {kind} in {shown}.", hint=FORMATS)
+        return DataError(f"text must be readable as UTF-8, got {kind} in {label}.", hint=FORMATS)
     fault = f"{kind} in" if kind else fault
-    return DataError(f"text must be readable as UTF-8, got {fault} {shown}. Save it as UTF-8.")
+    return DataError(f"text must be readable as UTF-8, got {fault} {label}. Save it as UTF-8.")

@@ -16,13 +16,13 @@ KINDS = {type(None): "null", bool: "a boolean", int: "a number", float: "a numbe
 KINDS |= {str: "a text", bytes: "bytes"}
 
 
-def texts_of_rows(rows: Rows, column: str, shown: str) -> list[str]:
+def texts_of_rows(rows: Rows, column: str, label: str) -> list[str]:
     """Return the texts of a column.
 
     Args:
         rows: numbered from 1.
         column: the name of the column.
-        shown: the name of the file or dataset in errors.
+        label: the name of the file or dataset in errors.
 
     Raises:
         DataError: there are no rows, the column is missing, or a row has no text in it.
@@ -32,7 +32,7 @@ def texts_of_rows(rows: Rows, column: str, shown: str) -> list[str]:
     row_without_column = None
     for number, row in rows:
         if not isinstance(row, Mapping):
-            raise DataError(f"rows must be objects with columns, got {_kind(row)} in row {number} of {shown}.")
+            raise DataError(f"rows must be objects with columns, got {_kind(row)} in row {number} of {label}.")
         if column not in row:
             names |= dict.fromkeys(row)
             row_without_column = row_without_column or number
@@ -40,24 +40,24 @@ def texts_of_rows(rows: Rows, column: str, shown: str) -> list[str]:
         value = row[column]
         if not isinstance(value, str):
             raise DataError(
-                f"column must hold text, got {_kind(value)} in row {number} of {column!r} in {shown}. Remove rows "
+                f"column must hold text, got {_kind(value)} in row {number} of {column!r} in {label}. Remove rows "
                 "without text, or name another column."
             )
         if not _is_unicode(value):
             raise DataError(
                 f"column must hold text, got half of a character (a lone surrogate) in row {number} of {column!r} in "
-                f"{shown}. Remove it."
+                f"{label}. Remove it."
             )
         texts.append(value)
     if texts and row_without_column is None:
         return texts
     if texts:
         raise DataError(
-            f"column must hold text, got no {column!r} in row {row_without_column} of {shown}. Remove that row."
+            f"column must hold text, got no {column!r} in row {row_without_column} of {label}. Remove that row."
         )
     if row_without_column is None:
-        raise DataError(f"table must have rows, got none in {shown}.")
-    raise missing_column(list(names), column, shown)
+        raise DataError(f"table must have rows, got none in {label}.")
+    raise missing_column(list(names), column, label)
 
 
 def looks_like(text: str, column: str) -> str | None:

@@ -11,7 +11,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from hf_farms.files.documents import Document, DocumentError, Key, shown
+from hf_farms.files.documents import Document, DocumentError, Key, short_repr
 
 __all__ = ["parse_dataclass"]
 
@@ -28,7 +28,9 @@ class _Mismatch(Exception):  # noqa: N818
     ) -> None:
         self.path = path
         name = ".".join(str(key) for key in path) or "the document"
-        super().__init__(reason or f"{name} must be {expected}, got {shown(value)}{_number_advice(expected, value)}")
+        super().__init__(
+            reason or f"{name} must be {expected}, got {short_repr(value)}{_number_advice(expected, value)}"
+        )
 
 
 def _number_advice(expected: str, value: object) -> str:
@@ -85,7 +87,7 @@ def _build_dataclass(value: Any, kind: type, path: tuple[Key, ...]) -> Any:
             section = f" of {'.'.join(map(str, path))}" if path else ""
             close = difflib.get_close_matches(str(key), [field.name for field in fields(kind)], n=1)
             advice = f", did you mean {close[0]!r}?" if close else ""
-            raise _Mismatch((*path, key), "", reason=f"{shown(key)} is no entry{section}{advice}")
+            raise _Mismatch((*path, key), "", reason=f"{short_repr(key)} is no entry{section}{advice}")
     for field in fields(kind):
         if field.name not in value and field.default is MISSING and field.default_factory is MISSING:
             raise _Mismatch((*path, field.name), "", reason=f"{'.'.join(map(str, (*path, field.name)))} is missing")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Document", "DocumentError", "load_json", "read_text", "shown"]
+__all__ = ["Document", "DocumentError", "load_json", "read_text", "short_repr"]
 
 Key = str | int
 # A report of a large mixture of experts has about ten megabytes.
@@ -107,7 +107,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(entries) < len(pairs):
         keys = [key for key, _ in pairs]
         duplicate = next(key for key in entries if keys.count(key) > 1)
-        raise DocumentError(f"key {shown(duplicate)} occurs twice in one object")
+        raise DocumentError(f"key {short_repr(duplicate)} occurs twice in one object")
     return entries
 
 
@@ -119,7 +119,7 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong, _SHORT.maxlevel = 60, 60, 40, 2
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """Return a short representation of any value, for an error message."""
     if value is None:
         return "nothing"

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from hf_farms.files.documents import Document, DocumentError, Key, shown
+from hf_farms.files.documents import Document, DocumentError, Key, short_repr
 
 __all__ = ["load_yaml"]
 
@@ -86,7 +86,7 @@ def _construct_mapping(
         name = str(key.value)
         if name in entries:
             first = lines[*path, name]
-            raise DocumentError(f"key {shown(name)} occurs twice, first in line {first}", line=line)
+            raise DocumentError(f"key {short_repr(name)} occurs twice, first in line {first}", line=line)
         lines[*path, name] = line
         entries[name] = _construct(value, (*path, name), lines)
     return entries
@@ -106,4 +106,4 @@ def _construct_scalar(node: yaml.ScalarNode, kind: str, line: int) -> Any:
     try:
         return constructor(yaml.SafeLoader(""), node)
     except (ValueError, KeyError, IndexError) as error:  # a tag that does not fit the value, or thousands of digits
-        raise DocumentError(f"{shown(text)} is no {kind}", line=line) from error
+        raise DocumentError(f"{short_repr(text)} is no {kind}", line=line) from error

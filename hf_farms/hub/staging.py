@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from hf_farms.hub.contents import Contents
 from hf_farms.privacy.publishing import published, published_text
 
-__all__ = ["staged"]
+__all__ = ["staged_files"]
 
 # Files in which tools record a run: names of models, folders and arguments. Vocabularies and templates are not changed.
 RUN_JSON = re.compile(
@@ -26,7 +26,7 @@ MAX_BYTES = 50_000_000
 
 
 @contextmanager
-def staged(contents: Contents) -> Iterator[tuple[Path, tuple[str, ...]]]:
+def staged_files(contents: Contents) -> Iterator[tuple[Path, tuple[str, ...]]]:
     """Yield a temporary folder with the files to push, under their names in the repository.
 
     Yields:

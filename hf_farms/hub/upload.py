@@ -12,7 +12,7 @@ from hf_farms.hub.client import client, hub_errors, with_retries
 from hf_farms.hub.contents import read_contents
 from hf_farms.hub.folders import check_publishable, folder_report, is_published, replaced_weights
 from hf_farms.hub.preflight import PushPlan, preflight
-from hf_farms.hub.staging import staged
+from hf_farms.hub.staging import staged_files
 from hf_farms.privacy.masking import mask_secrets
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def push(
         warnings.warn(
             f"Only files of the model are pushed. Left out of {str(folder)!r}: {left}.", HfFarmsWarning, stacklevel=2
         )
-    with staged(contents) as (copy, changed), hub_errors(plan.repo_id, action="upload"):
+    with staged_files(contents) as (copy, changed), hub_errors(plan.repo_id, action="upload"):
         if changed:
             warnings.warn(
                 f"Paths to private places, or secrets, were taken out of what is pushed of {', '.join(changed)}; on "

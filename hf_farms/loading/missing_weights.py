@@ -16,7 +16,7 @@ from hf_farms.errors import HfFarmsWarning, ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["check_complete", "enumerated"]
+__all__ = ["check_complete", "list_names"]
 
 # The largest number of names in a message.
 MAX_NAMES = 3
@@ -52,9 +52,9 @@ def check_complete(
     unexpected = sorted(info["unexpected_keys"], key=_natural_order)
     unused = [key for key in missing if _is_unused(model, key, head)]
     if needed := [key for key in missing if key not in set(unused)]:
-        extra = f"; unexpected: {_counted(unexpected)}, first {enumerated(unexpected)}" if unexpected else ""
+        extra = f"; unexpected: {_counted(unexpected)}, first {list_names(unexpected)}" if unexpected else ""
         raise ModelError(
-            f"checkpoint must hold every weight, got {len(needed)} missing, first {enumerated(needed)}, in {name!r}"
+            f"checkpoint must hold every weight, got {len(needed)} missing, first {list_names(needed)}, in {name!r}"
             f"{extra}.",
             hint="Check that all shards exist and that config.json belongs to this model.",
         )
@@ -65,17 +65,17 @@ def check_complete(
     if unexpected:
         _warn(
             f"{type(model).__name__} does not have {_counted(unexpected)} of {name!r}, which will be ignored: "
-            f"{enumerated(unexpected)}."
+            f"{list_names(unexpected)}."
         )
     if unused:
         _warn(
             f"{name!r} lacks {_counted(unused)} of the head or pooler, and so will any checkpoint written from it: "
-            f"{enumerated(unused)}."
+            f"{list_names(unused)}."
         )
     return tuple(unused)
 
 
-def enumerated(names: Sequence[str]) -> str:
+def list_names(names: Sequence[str]) -> str:
     """List the first names, and the number of the others."""
     rest = len(names) - MAX_NAMES
     return ", ".join(names[:MAX_NAMES]) + (f" and {rest} more" if rest > 0 else "")
@@ -146,7 +146,7 @@ def _refuse_more_layers(model: Any, unexpected: Sequence[str], order: Mapping[st
     if more:
         raise ModelError(
             f"config.json must have all stored layers, got {len(more)} weights of additional layers in {name!r}, "
-            f"first {enumerated(more)}.",
+            f"first {list_names(more)}.",
             hint="Correct the number of layers in config.json, or name the checkpoint that it belongs to.",
         )
 

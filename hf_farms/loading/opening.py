@@ -25,7 +25,7 @@ from hf_farms.hub.client import hub_errors
 from hf_farms.hub.errors import known_error
 from hf_farms.loading.devices import find_device, free_memory, parse_dtype, require_computing
 from hf_farms.loading.files import architecture_of, quantisation_of, weight_files
-from hf_farms.loading.missing_weights import check_complete, enumerated
+from hf_farms.loading.missing_weights import check_complete, list_names
 from hf_farms.loading.model_config import read_config
 from hf_farms.loading.names import find_model
 from hf_farms.loading.refusals import custom_code_error
@@ -128,7 +128,7 @@ def load_model(
     words = _load_tokenizer(name, path, revision, needed=tokenizer) if tokenizer is not False else None
     notes = place.notes
     if absent:
-        notes = (*notes, f"The checkpoint has no weights for the head or pooler ({enumerated(absent)}).")
+        notes = (*notes, f"The checkpoint has no weights for the head or pooler ({list_names(absent)}).")
     return LoadedModel(model, words, source, tuple(checkpoint.weights), absent, notes)
 
 

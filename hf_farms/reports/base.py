@@ -14,7 +14,7 @@ from hf_farms.config.checks import check
 from hf_farms.errors import DataError
 from hf_farms.files.atomic_writes import write_text, writing
 from hf_farms.files.dataclass_parsing import parse_dataclass
-from hf_farms.files.documents import DocumentError, load_json, read_text, shown
+from hf_farms.files.documents import DocumentError, load_json, read_text, short_repr
 from hf_farms.privacy.masking import mask_secrets
 from hf_farms.privacy.publishing import published
 
@@ -89,7 +89,7 @@ class Report:
             newer = isinstance(found, int) and found > SCHEMA_VERSION
             repair = "Upgrade hf-farms: pip install -U hf-farms." if newer else "Write the report again."
             raise DataError(
-                f"schema_version must be at most {SCHEMA_VERSION}, got {shown(found)}. {repair}",
+                f"schema_version must be at most {SCHEMA_VERSION}, got {short_repr(found)}. {repair}",
                 hint=f"The report is {where}.",
             )
         try:

@@ -93,7 +93,7 @@ import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from hf_farms.callbacks.compatibility import check_supported
 from hf_farms import FarmsLRCallback, FarmsLRConfig
-from hf_farms.callbacks.groups import innermost
+from hf_farms.callbacks.trainer import unwrap_optimizer
 from trainers import trainer, weights
 from torch.distributed.fsdp import FullyShardedDataParallel
 folder, rank = sys.argv[1], int(__import__("os").environ["RANK"])

@@ -1,15 +1,12 @@
 """A start of S2FTCallback searches the model once."""
 
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from models import tiny
+from s2ft_models import EARLY, trainer
+from trainers import Tokens
 
-sys.path.append(str(Path(__file__).parent))
-from test_farms_lr import Tokens
-from test_s2ft import EARLY, trainer
 
 from hf_farms import S2FTCallback, S2FTConfig, apply_s2ft, select_channels
 from hf_farms.s2ft import checks, coupled

@@ -6,7 +6,6 @@ import torch
 import transformers
 from families import family_model
 from models import CHECKPOINTING, NEEDS_COMPILE, tiny
-from test_farms_lr import FAST, Tokens, arguments, signal, trainer, weights
 from trainers import FAST, Images, Pairs, Tokens, arguments, signal, trainer, weights, word_level
 from transformers import Trainer
 
