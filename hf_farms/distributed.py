@@ -15,11 +15,11 @@ __all__ = [
     "ONE_PROCESS",
     "LaunchedRanks",
     "Ranks",
-    "agreed",
-    "collected",
+    "all_rank_results",
+    "assign_to_ranks",
+    "first_rank_result",
     "is_main_process",
     "launched_ranks",
-    "share_out",
 ]
 
 T = TypeVar("T")
@@ -76,15 +76,15 @@ def launched_ranks() -> Ranks:
     return LaunchedRanks() if _from_environment(WORLD_SIZES, 1) > 1 else ONE_PROCESS
 
 
-def agreed(make: Callable[[], T], ranks: Ranks) -> T:
+def first_rank_result(make: Callable[[], T], ranks: Ranks) -> T:
     """Run a function on all ranks and return the first rank's result on all of them.
 
     An error on one rank is raised on all, because the others wait for it.
     """
-    return collected(make, ranks)[0]
+    return all_rank_results(make, ranks)[0]
 
 
-def collected(make: Callable[[], T], ranks: Ranks) -> list[T]:
+def all_rank_results(make: Callable[[], T], ranks: Ranks) -> list[T]:
     """Run a function on all ranks and return the results of all ranks on each of them.
 
     An error on one rank is raised on all, because the others wait for it.
@@ -119,7 +119,7 @@ def _from_environment(names: Sequence[str], default: int) -> int:
     return next((int(os.environ[name]) for name in names if name in os.environ), default)
 
 
-def share_out(costs: Sequence[float], count: int) -> list[list[int]]:
+def assign_to_ranks(costs: Sequence[float], count: int) -> list[list[int]]:
     """Assign items to ranks so that their costs are balanced: the costliest first, each to the least loaded rank.
 
     Args:

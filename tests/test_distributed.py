@@ -5,7 +5,7 @@ import threading
 import pytest
 from processes import LIMIT
 
-from hf_farms.distributed import ONE_PROCESS, agreed, collected
+from hf_farms.distributed import ONE_PROCESS, all_rank_results, first_rank_result
 from hf_farms.errors import HfFarmsError, ModelError
 
 
@@ -27,7 +27,7 @@ def on_all(make, *, count=3):
 
     def run(index):
         try:
-            found[index] = collected(lambda: make(index), Threads(index, shared, barrier))
+            found[index] = all_rank_results(lambda: make(index), Threads(index, shared, barrier))
         except Exception as error:
             found[index] = error
 
@@ -41,7 +41,7 @@ def on_all(make, *, count=3):
 
 def test_everything_comes_together():
     assert on_all(lambda index: index * 2) == [[0, 2, 4]] * 3
-    assert agreed(lambda: 7, ONE_PROCESS) == 7
+    assert first_rank_result(lambda: 7, ONE_PROCESS) == 7
 
 
 def test_an_error_of_one_process_is_raised_on_all_and_nobody_waits():
@@ -71,4 +71,4 @@ def test_one_process_raises_as_it_is():
         raise KeyError("x")
 
     with pytest.raises(KeyError, match="x"):
-        collected(fail, ONE_PROCESS)
+        all_rank_results(fail, ONE_PROCESS)

@@ -34,7 +34,7 @@ from hf_farms.callbacks.trainer import (
 )
 from hf_farms.config import FarmsLRConfig
 from hf_farms.config.mappings import as_config
-from hf_farms.distributed import ONE_PROCESS, agreed, launched_ranks
+from hf_farms.distributed import ONE_PROCESS, first_rank_result, launched_ranks
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
 from hf_farms.reports import SpectralReport
 from hf_farms.spectra.analysis import analyze
@@ -238,7 +238,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
             return analyze(source, self.config.spectra, outside=outside, ranks=self._ranks)
 
         # Each process gathers the whole weights; rounding of its own must not give it other factors.
-        report = agreed(measured, launched_ranks()) if self._sharded else measured()
+        report = first_rank_result(measured, launched_ranks()) if self._sharded else measured()
         keep = self.config.smoothing
         return smoothed(report, layers=self.memory["layers"], blocks=self.memory["blocks"], keep=keep)
 

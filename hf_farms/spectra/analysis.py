@@ -12,7 +12,7 @@ from torch import nn
 from hf_farms.allocation.block_scores import LayerAlpha, block_scores
 from hf_farms.blocks import BlockReader, LayerMetadata, LayerView, ModelBlockSource
 from hf_farms.config import FarmsConfig
-from hf_farms.distributed import ONE_PROCESS, Ranks, collected, share_out
+from hf_farms.distributed import ONE_PROCESS, Ranks, all_rank_results, assign_to_ranks
 from hf_farms.errors import ModelError
 from hf_farms.reports import BlockSpectrum, LayerRecord, SpectralReport
 from hf_farms.spectra.notes import adapter_notes, layer_notes, skipped_notes
@@ -78,8 +78,8 @@ def analyze(
     rows = model_rows(source, config)
     tasks, skipped = _tasks(source, config, rows, outside=outside)
     notes = skipped_notes(skipped, len(tasks), rows)
-    own = share_out([task.cost for task in tasks], ranks.count)[ranks.index]
-    parts = collected(lambda: _measure(source, [tasks[i] for i in own], config, device, progress), ranks)
+    own = assign_to_ranks([task.cost for task in tasks], ranks.count)[ranks.index]
+    parts = all_rank_results(lambda: _measure(source, [tasks[i] for i in own], config, device, progress), ranks)
     measured = {key: record for part, _ in parts for key, record in part.items()}
     notes += adapter_notes([reason for _, reasons in parts for reason in reasons])
     records: dict[int, list[LayerRecord]] = {}

@@ -7,7 +7,6 @@ from models import tiny
 from s2ft_models import EARLY, trainer
 from trainers import Tokens
 
-
 from hf_farms import S2FTCallback, S2FTConfig, apply_s2ft, select_channels
 from hf_farms.s2ft import checks, coupled
 from hf_farms.s2ft.surgery import restore, selection_of

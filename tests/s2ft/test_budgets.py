@@ -100,12 +100,12 @@ def with_tails(model, exponents):
     return model
 
 
-FARMS = {"budget_allocation": "farms", "spread": 0.5, "farms": FarmsConfig(window_rows=16, windows_per_dim=2)}
+FARMS = {"budget_allocation": "farms", "spread": 0.5, "spectra": FarmsConfig(window_rows=16, windows_per_dim=2)}
 
 
 def test_badly_trained_blocks_get_more():
     model = with_tails(tiny("llama"), [1.0, 0.2, 0.5])
-    alphas = [block.alpha for block in analyze(model, FARMS["farms"]).blocks]
+    alphas = [block.alpha for block in analyze(model, FARMS["spectra"]).blocks]
     assert alphas[0] < alphas[2] < alphas[1]
     config = S2FTConfig(budget=0.1, roles=("down",), **FARMS)
     sizes = trained(model, select_channels(model, config))

@@ -7,7 +7,7 @@ from models import tiny
 from torch import nn
 
 from hf_farms.config import FarmsConfig
-from hf_farms.distributed import share_out
+from hf_farms.distributed import assign_to_ranks
 from hf_farms.errors import HfFarmsWarning, ModelError
 from hf_farms.spectra.analysis import analyze
 from hf_farms.spectra.spectrum import layer_spectrum
@@ -185,7 +185,7 @@ def test_model_is_left_as_it_was(llama):
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_work_is_shared_out_whole_and_evenly(count):
     costs = [1.0, 9.0, 4.0, 4.0, 2.0, 7.0, 3.0, 1.0]
-    shares = share_out(costs, count)
+    shares = assign_to_ranks(costs, count)
     assert sorted(i for share in shares for i in share) == list(range(len(costs)))
     loads = [sum(costs[i] for i in share) for share in shares]
     assert max(loads) - min(loads) <= max(costs)
