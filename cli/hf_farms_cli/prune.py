@@ -16,7 +16,7 @@ from hf_farms.config import (
     PruneConfig,
 )
 from hf_farms.files.paths import with_home, with_name
-from hf_farms.output.local_paths import known_places
+from hf_farms.output.local_paths import load_local_paths
 from hf_farms.output.recipe import Recipe
 from hf_farms_cli.console import check_format, guarded, if_interrupted, print_remark, quiet_transformers, stages
 from hf_farms_cli.dry_run import plan_line, print_plan, prune_lines
@@ -176,7 +176,7 @@ def prune_command(
             raise UsageError(
                 f"{there[0]} must be left out beside a recipe, which says it, got both. Edit {model}, or name a model."
             )
-        recipe = Recipe.load(model).located(known_places(Path(model).parent))
+        recipe = Recipe.load(model).located(load_local_paths(Path(model).parent))
     else:
         model = with_name(model)
         with usage():

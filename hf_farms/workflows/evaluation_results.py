@@ -15,7 +15,7 @@ from hf_farms.errors import HfFarmsWarning
 from hf_farms.files.atomic_writes import writing
 from hf_farms.metrics.quiet import require_lm_eval
 from hf_farms.metrics.task_scores import TaskScore, compare_tasks, merge_tasks
-from hf_farms.output.local_paths import located_report, remember_report
+from hf_farms.output.local_paths import save_report_paths, with_local_paths
 from hf_farms.privacy.publishing import same_place
 from hf_farms.reports import (
     REPORT_NAME,
@@ -212,7 +212,7 @@ def store(folder: Path, result: EvaluationReport) -> bool:
         OutputError: a file could not be written.
     """
     # Read again: another evaluation may have written meanwhile.
-    report = located_report(PruneReport.load(folder / REPORT_NAME), folder)
+    report = with_local_paths(PruneReport.load(folder / REPORT_NAME), folder)
     merged = replace(
         report,
         tasks=merge_tasks(report.tasks, result.tasks),
@@ -224,7 +224,7 @@ def store(folder: Path, result: EvaluationReport) -> bool:
     card = folder / "README.md"
     with writing(folder):
         merged.save(folder / REPORT_NAME)
-        remember_report(merged, folder)
+        save_report_paths(merged, folder)
         if is_ours(card) or not card.exists():
             write_card(merged, folder)
         else:

@@ -12,7 +12,7 @@ from hf_farms_cards.card import check_card
 
 from hf_farms.errors import HfFarmsWarning, ModelError
 from hf_farms.files.path_checks import check_within
-from hf_farms.output.local_paths import located_report
+from hf_farms.output.local_paths import with_local_paths
 from hf_farms.output.recipe import RECIPE_NAME, Recipe
 from hf_farms.privacy.publishing import is_local
 from hf_farms.reports import REPORT_NAME, PruneReport
@@ -56,7 +56,7 @@ class EvaluationTarget:
         report = None
         # Reports of other kinds name their kind.
         if path.is_file() and kind_of(path) is None:
-            report = located_report(PruneReport.load(path), path.parent)
+            report = with_local_paths(PruneReport.load(path), path.parent)
         # A link leads into the cache of the Hub, where nothing may change.
         in_folder = report is not None and path.parent == Path(name) and not path.is_symlink()
         target = cls(name, revision, report, in_folder and os.access(path.parent, os.W_OK))

@@ -13,7 +13,7 @@ from hf_farms.files.paths import is_inside
 from hf_farms.hub.folders import check_folder
 from hf_farms.output.allowed_paths import check_apart
 from hf_farms.output.folder import OutputFolder
-from hf_farms.output.local_paths import known_places
+from hf_farms.output.local_paths import load_local_paths
 from hf_farms.output.recipe import RECIPE_NAME, Recipe
 from hf_farms.reports import REPORT_NAME, PruneReport
 
@@ -70,7 +70,7 @@ def _finished(recipe: Recipe, folder: Path, *, baseline: bool) -> PruneReport | 
     """
     if not (folder / REPORT_NAME).is_file() or not (folder / RECIPE_NAME).is_file():
         return None
-    places = known_places(folder)
+    places = load_local_paths(folder)
     given = recipe.absolute() if places else recipe
     different = given.differences(Recipe.load(folder / RECIPE_NAME).located(places))
     if different:

@@ -22,7 +22,7 @@ from hf_farms.loading.opening import LoadedModel, load_model
 from hf_farms.output.checkpoint import CheckpointWriter
 from hf_farms.output.fingerprint import fingerprint
 from hf_farms.output.folder import OutputFolder, writing
-from hf_farms.output.local_paths import remember_places
+from hf_farms.output.local_paths import save_local_paths
 from hf_farms.output.recipe import RECIPE_NAME, Recipe
 from hf_farms.progress import Progress, no_progress, one_stage
 from hf_farms.pruning.checks import check_method
@@ -132,7 +132,7 @@ def run_prune(
     )
     _describe(partial, recipe, report, repo_id)
     output.finish()
-    remember_places(folder, recipe.places())
+    save_local_paths(folder, recipe.places())
     return report
 
 

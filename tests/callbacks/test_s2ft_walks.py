@@ -1,5 +1,6 @@
 """A start of S2FTCallback searches the model once."""
 
+import sys
 from collections import Counter
 
 import pytest

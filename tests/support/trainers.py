@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from hf_farms import FarmsLRConfig
-from hf_farms.callbacks.groups import innermost
+from hf_farms.callbacks.trainer import unwrap_optimizer
 
 
 class Tokens(Dataset):
@@ -91,7 +91,7 @@ class InTheStep(transformers.TrainerCallback):
         self.hook = hook
 
     def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
-        innermost(optimizer).register_step_pre_hook(self.hook)
+        unwrap_optimizer(optimizer).register_step_pre_hook(self.hook)
 
 
 def word_level():
