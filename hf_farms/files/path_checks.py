@@ -11,13 +11,13 @@ from hf_farms.errors import OutputError
 from hf_farms.files.paths import kind_of, nearest
 
 __all__ = [
-    "another",
     "check_file",
     "check_name",
     "check_not_cached",
     "check_parent",
     "check_replaceable",
     "check_within",
+    "choose_another",
 ]
 
 # Bytes reserved for the names of files inside an output folder.
@@ -52,7 +52,8 @@ def check_replaceable(path: Path, *, argument: str = "path") -> None:
         raise OutputError(f"{argument} must be a file, got the folder {str(path)!r}.", hint="Name a file inside it.")
     if kind not in (None, "file"):
         raise OutputError(
-            f"{argument} must be a regular file or not exist, got the {kind} {str(path)!r}.", hint=another(argument)
+            f"{argument} must be a regular file or not exist, got the {kind} {str(path)!r}.",
+            hint=choose_another(argument),
         )
     check_not_cached(path, argument=argument)
 
@@ -94,14 +95,14 @@ def check_name(path: Path, *, argument: str = "output", suffix: str = "") -> Non
         if len(os.fsencode(part)) > limit:
             raise OutputError(
                 f"{argument} must have names of at most {limit} bytes, got {len(os.fsencode(part))} in {_short(part)}.",
-                hint=another(argument, "a shorter"),
+                hint=choose_another(argument, "a shorter"),
             )
     path_max = _limit(existing, "PC_PATH_MAX", 4096) - RESERVED_BYTES
     if len(os.fsencode(path)) > path_max:
         raise OutputError(
             f"{argument} must be a path of at most {path_max} bytes, got {len(os.fsencode(path))} in "
             f"{_short(str(path))}.",
-            hint=another(argument, "a shorter"),
+            hint=choose_another(argument, "a shorter"),
         )
 
 
@@ -110,7 +111,7 @@ def check_parent(folder: Path, *, argument: str = "output") -> None:
     existing = nearest(folder)
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise OutputError(
-            f"{argument} must be in a writable folder, got {str(existing)!r}.", hint=another(argument, "another")
+            f"{argument} must be in a writable folder, got {str(existing)!r}.", hint=choose_another(argument, "another")
         )
 
 
@@ -124,11 +125,12 @@ def check_not_cached(path: Path, *, argument: str = "output") -> None:
         converted = folder.parent.name == "original" and folder.parent.parent.name == "hf_farms" and folder.is_dir()
         if repository or converted:
             raise OutputError(
-                f"{argument} must not be in the Hub's cache, got {str(path)!r}.", hint=another(argument, "another")
+                f"{argument} must not be in the Hub's cache, got {str(path)!r}.",
+                hint=choose_another(argument, "another"),
             )
 
 
-def another(argument: str, which: str = "another") -> str:
+def choose_another(argument: str, which: str = "another") -> str:
     """Return the advice for a path that cannot be used."""
     option = f"--{argument}" if argument in ("output", "figures") else "place"
     return f"Choose {which} {option}."

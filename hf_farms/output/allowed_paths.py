@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hf_farms.demo import demo_model
 from hf_farms.errors import OutputError
-from hf_farms.files.path_checks import another, check_file, check_not_cached
+from hf_farms.files.path_checks import check_file, check_not_cached, choose_another
 from hf_farms.files.paths import is_inside, is_same, kind_of, nearest
 from hf_farms.output.existing_results import STATE
 
@@ -42,7 +42,7 @@ def check_apart(path: Path, reads: Reads, *, argument: str = "output", replaces:
                 raise OutputError(
                     f"{argument} must not {relation} {description}, got {str(path)!r}"
                     f"{'' if str(path) == str(location) else f' and {str(location)!r}'}.",
-                    hint=another(argument),
+                    hint=choose_another(argument),
                 )
 
 
@@ -74,13 +74,18 @@ def check_folder(path: Path, *, unfinished: Path, reads: Reads) -> None:
     """
     if path.name.endswith(PARTIAL):
         raise OutputError(
-            f"output must not end in {PARTIAL}, as unfinished work does, got {str(path)!r}.", hint=another("output")
+            f"output must not end in {PARTIAL}, as unfinished work does, got {str(path)!r}.",
+            hint=choose_another("output"),
         )
     for folder in (path, unfinished):
         if (kind := kind_of(folder)) not in (None, "folder"):
-            raise OutputError(f"output must be a folder, got the {kind} {str(folder)!r}.", hint=another("output"))
+            raise OutputError(
+                f"output must be a folder, got the {kind} {str(folder)!r}.", hint=choose_another("output")
+            )
     if not nearest(path.absolute().parent).is_dir():
-        raise OutputError(f"output must be in a folder, got {str(path)!r}, which is in a file.", hint=another("output"))
+        raise OutputError(
+            f"output must be in a folder, got {str(path)!r}, which is in a file.", hint=choose_another("output")
+        )
     if os.path.ismount(path):
         raise OutputError(
             f"output must not be a disk of its own, got {str(path)!r}.",
@@ -92,7 +97,9 @@ def check_folder(path: Path, *, unfinished: Path, reads: Reads) -> None:
         check_apart(folder, reads, replaces=True)
     for parent in Path(os.path.realpath(path)).parents:
         if kind_of(parent / STATE) is not None:
-            raise OutputError(f"output must not be in unfinished work, got {str(path)!r}.", hint=another("output"))
+            raise OutputError(
+                f"output must not be in unfinished work, got {str(path)!r}.", hint=choose_another("output")
+            )
 
 
 def _check_contains_no_home(path: Path, *, argument: str = "output") -> None:
@@ -101,7 +108,9 @@ def _check_contains_no_home(path: Path, *, argument: str = "output") -> None:
     for description, find in protected.items():
         with suppress(OSError, RuntimeError):  # it does not exist
             if is_inside(Path(find()), path):
-                raise OutputError(f"{argument} must not be {description}, got {str(path)!r}.", hint=another(argument))
+                raise OutputError(
+                    f"{argument} must not be {description}, got {str(path)!r}.", hint=choose_another(argument)
+                )
 
 
 def _relation(path: Path, location: Path, replaces: bool) -> str | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hf_farms.config import FarmsConfig
 from hf_farms.distributed import is_main_process
 from hf_farms.errors import ArgumentError, OutputError
-from hf_farms.files.path_checks import another, check_name, check_parent, check_within
+from hf_farms.files.path_checks import check_name, check_parent, check_within, choose_another
 from hf_farms.files.paths import is_inside, with_home, with_name
 from hf_farms.output.allowed_paths import Reads, check_apart, check_output_file
 from hf_farms.progress import Progress, no_progress
@@ -170,5 +170,5 @@ def _check_places(output: Path | None, figures: Path | None, reads: Reads) -> No
     if output is not None and (is_inside(figures, output) or any(is_inside(output, file) for file in files)):
         raise OutputError(
             f"output must be another place than the figures, got {str(output)!r} and {str(figures)!r}.",
-            hint=another("output"),
+            hint=choose_another("output"),
         )
