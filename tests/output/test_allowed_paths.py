@@ -1,4 +1,4 @@
-"""Where nothing may be written, whatever leads there. Special files are pipes: none of these is a device."""
+"""Output paths that are refused, also through links. Special files are pipes and sockets: none of these is a device."""
 
 import os
 import socket
@@ -6,9 +6,8 @@ import socket
 import pytest
 
 from hf_farms.errors import OutputError
-from hf_farms.files.atomic_writes import replacing, write_text
+from hf_farms.files.atomic_writes import replacing
 from hf_farms.files.path_checks import check_file, check_within
-from hf_farms.files.paths import folder_name, with_name
 from hf_farms.output.allowed_paths import check_apart
 from hf_farms.output.folder import OutputFolder
 
@@ -66,23 +65,6 @@ def test_special_files_and_links_stay_what_they_are(kind, tmp_path, monkeypatch)
     (tmp_path / "y.partial").rename(path)
     assert path.lstat().st_ino == before.st_ino
     assert sorted(tmp_path.iterdir()) == there
-
-
-def test_a_file_is_complete_or_not_there_and_nothing_is_left(tmp_path):
-    write_text(tmp_path / "x", "old")
-    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "x") as unfinished:  # noqa: PT012
-        unfinished.write_text("half")
-        raise KeyboardInterrupt
-    assert (tmp_path / "x").read_text() == "old"
-    # What appears meanwhile is not replaced either.
-    with pytest.raises(OutputError, match="got the pipe"), replacing(tmp_path / "y") as unfinished:  # noqa: PT012
-        unfinished.write_text("whole")
-        os.mkfifo(tmp_path / "y")
-    # Nor are files that have the names of other programs' unfinished work.
-    (tmp_path / "x.tmp").write_text("mine")
-    write_text(tmp_path / "x", "new")
-    assert {path.name for path in tmp_path.iterdir()} == {"x", "x.tmp", "y"}
-    assert (tmp_path / "x.tmp").read_text() == "mine"
 
 
 def test_links_inside_a_folder_are_not_followed(tmp_path):
@@ -160,19 +142,3 @@ def test_names_that_are_too_long_are_refused_before_there_is_anything(tmp_path):
             OutputFolder(path).check()
     with pytest.raises(OutputError, match="output must be a path of at most"):
         check_file(tmp_path / "/".join(["deep"] * 1000))
-
-
-@pytest.mark.parametrize(
-    ("given", "name"), [(".", "sub"), ("./", "sub"), ("..", "top"), ("../", "top"), ("../sub/.", "sub"), ("~", "sub")]
-)
-def test_a_folder_that_is_given_by_its_place_has_its_own_name(given, name, tmp_path, monkeypatch):
-    (tmp_path / "top" / "sub").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "top" / "sub")
-    monkeypatch.setenv("HOME", str(tmp_path / "top" / "sub"))
-    assert folder_name(given) == name
-    assert os.path.samefile(with_name(given), os.path.expanduser(given))
-
-
-@pytest.mark.parametrize("given", ["demo", "me/model", "./models/mine/", "../other"])
-def test_other_names_stay_as_they_are(given):
-    assert with_name(given) == given
