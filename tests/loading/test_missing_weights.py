@@ -104,7 +104,7 @@ def test_a_head_that_is_not_used_may_be_missing(way, dense, tmp_path):
         way(folder, head=False)
 
 
-@pytest.mark.filterwarnings("ignore:LlamaForSequenceClassification has no place")
+@pytest.mark.filterwarnings("ignore:LlamaForSequenceClassification does not have")
 def test_a_head_that_nothing_can_use_may_be_missing(dense, tmp_path):
     """Of a classifier no command uses the head."""
     folder = changed(dense, tmp_path / "model", architectures=["LlamaForSequenceClassification"], num_labels=3)
