@@ -55,8 +55,8 @@ class _ObservedCall:
     # Tensor, tuple and list arguments other than the hidden states.
     arguments: dict[Key, Any]
     # Input and output, and copies of their values at that time: a model may change them in place.
-    given: Tensor
-    given_values: Tensor
+    hidden: Tensor
+    hidden_values: Tensor
     output: Any = None
     values: dict[Place, Tensor] = field(default_factory=dict)
 
@@ -111,22 +111,32 @@ def observe_chain(modules: Sequence[nn.Module], names: Sequence[str], run: Calla
             return
         call = active.pop()
         assert call is not None
-        call.output, call.values = output, {place: t.clone() for place, t in hidden_like(output, call.given)}
+        call.output, call.values = output, {place: t.clone() for place, t in hidden_like(output, call.hidden)}
         active.append(None)
         try:
-            again = dict(hidden_like(module(*args, **kwargs), call.given))
+            repeated = dict(hidden_like(module(*args, **kwargs), call.hidden))
         except Exception as error:
             reraise_out_of_memory(error)
-            again = {}
+            repeated = {}
         finally:
             active.pop()
         for place, values in call.values.items():
-            require_same(again.get(place), values, f"the output of {names[call.index]} when it is called again")
+            require_same(repeated.get(place), values, f"the output of {names[call.index]} when it is called again")
 
     handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in modules]
     handles += [module.register_forward_hook(leave, with_kwargs=True) for module in modules]
     try:
-        output = run()
+        output = _run_model(run)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return _build_chain(calls, names, output)
+
+
+def _run_model(run: Callable[[], object]) -> object:
+    """Run a model; raise ModelError for whatever it raises, except for lack of memory."""
+    try:
+        return run()
     except ModelError:
         raise
     except Exception as error:
@@ -135,10 +145,6 @@ def observe_chain(modules: Sequence[nn.Module], names: Sequence[str], run: Calla
             f"the model must run on its inputs, got {type(error).__name__} ({error}).",
             hint=WITHOUT_ACTIVATIONS,
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    return _build_chain(calls, names, output)
 
 
 def _build_chain(calls: list[_ObservedCall], names: Sequence[str], output: Any) -> ObservedRun:
@@ -179,8 +185,8 @@ def _hidden_places(calls: list[_ObservedCall], names: Sequence[str]) -> list[Pla
     places: list[Place] = []
     for before, call in pairwise(calls):
         outputs = parts_of(before.output)
-        matches = [place for place, tensor in outputs if tensor is call.given and place in before.values]
-        if not matches or not tensors_equal(before.values[matches[0]], call.given_values):
+        matches = [place for place, tensor in outputs if tensor is call.hidden and place in before.values]
+        if not matches or not tensors_equal(before.values[matches[0]], call.hidden_values):
             raise not_a_chain(
                 "pass their hidden states directly to the next block, got other operations between "
                 f"{names[before.index]} and {names[call.index]}"

@@ -88,7 +88,7 @@ class StoredTensors:
         if match is None:
             raise ModelError(
                 f"checkpoint must hold every weight, got none for {parameter}.",
-                hint="Check that all shards are there and that config.json is of this model.",
+                hint="Check that all shards are present and that config.json belongs to this model.",
             )
         return match
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
@@ -64,15 +65,19 @@ def find_blocks(model: nn.Module) -> list[Named]:
             f"({model_type or 'no config'}) without any."
         )
     if model_type not in KNOWN:
-        layers = dict.fromkeys(layer.role for name, block in blocks for layer in find_layers(name, block, config))
-        where = ", ".join(repr(name) for name in chosen) or "its children"
-        warnings.warn(
-            f"No layout is known for {type(model).__name__} ({model_type or 'no config'}); using its module tree: "
-            f"{len(blocks)} blocks at {where} with the layers {', '.join(layers)}.",
-            HfFarmsWarning,
-            stacklevel=5,
-        )
+        roles = dict.fromkeys(layer.role for name, block in blocks for layer in find_layers(name, block, config))
+        _warn_of_unknown_layout(f"{type(model).__name__} ({model_type or 'no config'})", len(blocks), chosen, roles)
     return blocks
+
+
+def _warn_of_unknown_layout(model: str, num_blocks: int, stacks: Iterable[str], roles: Iterable[str]) -> None:
+    location = ", ".join(map(repr, stacks)) or "its children"
+    warnings.warn(
+        f"No layout is known for {model}; using its module tree: {num_blocks} blocks at {location} with the layers "
+        f"{', '.join(roles)}.",
+        HfFarmsWarning,
+        stacklevel=6,
+    )
 
 
 def _stacks(model: nn.Module, *, nested: bool = False) -> dict[str, list[nn.Module]]:

@@ -193,8 +193,8 @@ class LayerView:
         """Call `call` with the input of the layer each time the block runs, within the context.
 
         Args:
-            call: receives `(..., in)`; for an expert the rows of the tokens routed to it. Without a mask it is the very
-                tensor of the product, so that layers with a common input can be detected.
+            call: receives `(..., in)`; for an expert the rows of the tokens routed to it. Layers with a common input
+                receive the same tensor object, so that this can be detected.
             token_mask: selects the rows of unmasked tokens.
 
         Raises:

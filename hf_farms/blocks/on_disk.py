@@ -76,7 +76,7 @@ class StoredBlockReader:
         if missing:
             raise ModelError(
                 f"checkpoint must hold every weight, got {len(set(missing))} missing, first {missing[0]}.",
-                hint="Check that all shards are there and that config.json is of this model.",
+                hint="Check that all shards are present and that config.json belongs to this model.",
             )
 
 

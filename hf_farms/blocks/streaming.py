@@ -81,7 +81,7 @@ class StreamedBlockSource(ModelBlockSource):
         if missing:
             raise ModelError(
                 f"checkpoint must hold every weight, got {len(missing)} missing, first {missing[0]}.",
-                hint="Check that all shards are there and that config.json is of this model.",
+                hint="Check that all shards are present and that config.json belongs to this model.",
             )
 
     def _is_optional(self, parameter: str) -> bool:
