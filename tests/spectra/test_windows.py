@@ -160,7 +160,7 @@ def test_flat_windows_that_fit_are_kept_where_the_released_code_clamps_to_the_sm
 
 
 def test_no_layers_no_windows():
-    with pytest.raises(ValueError, match="shapes must be at least one layer"):
+    with pytest.raises(ValueError, match="shapes must contain at least one layer"):
         model_window_rows([])
 
 
