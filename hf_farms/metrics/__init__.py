@@ -1,11 +1,16 @@
-"""Metrics: what computes them, and modules of `evaluate` around that.
+"""Metrics, and modules of the `evaluate` library that wrap them.
 
-nll.py          text -> negative log-likelihood; perplexity.py is the module around it
-zeros.py        model -> its zeros; sparsity.py is the module around it
-tasks.py        questions of lm-eval; scores.py compares their results, quiet.py keeps it quiet
+nll.py             negative log-likelihood of a text
+perplexity.py      `evaluate` module around nll.py
+sparsity_count.py  count the zeros of a model
+sparsity.py        `evaluate` module around sparsity_count.py
+tasks.py           TaskSuite: run tasks of lm-eval on models
+task_loading.py    find tasks of lm-eval, set its seeds
+task_scores.py     compare and merge task results
+quiet.py           check that lm-eval is installed, and silence it
 
 `evaluate.load(hf_farms.metrics.path("perplexity"))` needs no network. `evaluate` copies a module to its cache and runs
-it from there, so that these two import by absolute names, one import on a line.
+it there, so perplexity.py and sparsity.py use absolute imports, one per line.
 """
 
 from __future__ import annotations
@@ -18,13 +23,13 @@ METRICS = ("perplexity", "sparsity")
 
 
 def path(name: str) -> str:
-    """Where a metric lies, as `evaluate.load` and `evaluate.combine` take it.
+    """Return the path of a metric module, for `evaluate.load` and `evaluate.combine`.
 
     Args:
         name: "perplexity" or "sparsity".
 
     Raises:
-        ValueError: there is no such metric.
+        ValueError: unknown metric.
     """
     if name not in METRICS:
         raise ValueError(f"name must be one of {', '.join(METRICS)}, got {name!r}.")

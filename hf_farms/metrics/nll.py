@@ -1,4 +1,4 @@
-"""Negative log-likelihood of a text, window by window: what perplexity and its paired errors are made of."""
+"""Measure the negative log-likelihood (NLL) of a text per window: the basis of perplexity and its paired errors."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ __all__ = ["TextNll", "require_causal", "text_nll"]
 
 # Bytes of float32 logits held at once.
 LOGIT_BYTES = 512 * 2**20
-# Bytes of hidden states that go through the blocks of a streamed model together: one pass over its files for each.
+# Bytes of hidden states per pass over the files of a streamed model.
 HIDDEN_BYTES = 2**30
 
 
 @dataclass(frozen=True)
 class TextNll:
-    """NLL of a text.
+    """NLL of a text under a model.
 
     Attributes:
-        windows: mean NLL in nats per predicted token, one per window.
-        context_length: tokens in a window.
-        num_tokens: predicted tokens in all.
+        windows: mean NLL of each window, in nats per predicted token.
+        context_length: tokens per window.
+        num_tokens: total number of predicted tokens.
     """
 
     windows: tuple[float, ...]
@@ -41,11 +41,14 @@ class TextNll:
 
     @property
     def perplexity(self) -> float:
-        """Exp of the mean NLL; infinite where that overflows."""
+        """Exp of the mean NLL; infinite on overflow."""
         return math.exp(self.nll) if self.nll < 700 else math.inf
 
     def difference(self, other: TextNll) -> tuple[float, float | None]:
-        """Mean NLL of this minus that of `other` on the same windows, and its paired standard error."""
+        """Return mean NLL minus that of `other` on the same windows, and its paired standard error.
+
+        The standard error is None with a single window.
+        """
         deltas = [a - b for a, b in zip(self.windows, other.windows, strict=True)]
         mean = math.fsum(deltas) / len(deltas)
         if len(deltas) < 2:
@@ -55,15 +58,15 @@ class TextNll:
 
 
 def require_causal(model: nn.Module, *, what: str = "perplexity", hint: str | None = "Use --evaluation none.") -> None:
-    """Refuse a model that predicts no next token.
+    """Raise unless a model is a causal language model.
 
     Args:
-        model: of transformers.
-        what: that is to be measured.
+        model: a transformers model.
+        what: metric to be measured, for the message.
         hint: what to do instead.
 
     Raises:
-        ModelError: it does not generate text.
+        ModelError: the model is an encoder-decoder, or does not generate text.
     """
     both = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     if both or not getattr(model, "can_generate", lambda: False)():
@@ -78,21 +81,21 @@ def text_nll(
     max_windows: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> TextNll:
-    """NLL of a tokenised text, as the pruning papers measure it on WikiText-2.
+    """Measure the NLL of a tokenised text, as the pruning papers do on WikiText-2.
 
-    The text is cut into windows of `context_length` tokens that do not overlap; the incomplete last one is dropped.
-    In each, every token but the first is predicted. One forward pass, logits in float32.
+    The text is cut into windows of `context_length` tokens without overlap; an incomplete last window is dropped. In
+    each window every token but the first is predicted. Costs one forward pass; logits in float32.
 
     Args:
-        model: a causal language model of transformers; not modified. Of a block source every block is opened once for
-            all windows (for each gibibyte of hidden states), so that they may lie on disk.
+        model: a causal language model of transformers; not modified. The blocks of a block source are opened once per
+            gibibyte of hidden states, so they can be streamed from disk.
         ids: `(n,)` token ids of the whole text.
-        context_length: tokens in a window, at least 2.
-        max_windows: only so many windows from the start.
-        progress: called with windows done and windows in all; of a block source with blocks.
+        context_length: tokens per window, at least 2.
+        max_windows: use only the first windows; None for all.
+        progress: called with the number of finished windows and of all windows; for a block source, of blocks.
 
     Raises:
-        ModelError: the model is no causal language model, or predicts NaN.
+        ModelError: the model is not a causal language model, or predicts NaN.
         DataError: the text is shorter than one window.
     """
     whole = model if isinstance(model, nn.Module) else model.model
@@ -134,22 +137,22 @@ def _forward(
 
 
 def _block_by_block(source: ModelBlockSource, parts: list[Tensor], tick: Callable[[int, int], None]) -> list[float]:
-    """The same numbers: the model calls its blocks in the same way."""
+    """Compute the same losses as `_forward`, opening each block once per group of batches."""
     try:
         source.check_chain({"input_ids": parts[0]})
     except ModelError:
-        # Each batch reads all blocks.
+        # The blocks form no chain: every batch reads all blocks.
         with source.whole():
             return _forward(source.model, parts, source.device, tick)
     losses: list[float] = []
-    waiting, opened = list(parts), 0
-    while waiting:
+    pending, opened = list(parts), 0
+    while pending:
         calls: list[BlockCalls] = []
-        taken: list[Tensor] = []
-        while waiting and sum(call.hidden.nbytes for call in calls) < HIDDEN_BYTES:
-            taken.append(waiting.pop(0))
-            calls.append(source.capture({"input_ids": taken[-1]}, repeats=True))
-        passes = opened // len(source) + 1 + -(-len(waiting) // len(taken))
+        group: list[Tensor] = []
+        while pending and sum(call.hidden.nbytes for call in calls) < HIDDEN_BYTES:
+            group.append(pending.pop(0))
+            calls.append(source.capture({"input_ids": group[-1]}, repeats=True))
+        passes = opened // len(source) + 1 + -(-len(pending) // len(group))
         hidden = [call.hidden for call in calls]
         for index in range(len(source)):
             block = source.open(index)
@@ -157,7 +160,7 @@ def _block_by_block(source: ModelBlockSource, parts: list[Tensor], tick: Callabl
                 hidden[i] = block(hidden[i], call.arguments[index])
             opened += 1
             tick(opened, passes * len(source))
-        for part, states in zip(taken, hidden, strict=True):
+        for part, states in zip(group, hidden, strict=True):
             part = part.to(source.device)
             losses += _losses(source.output({"input_ids": part}, states).logits, part)
     return losses

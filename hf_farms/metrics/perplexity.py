@@ -12,24 +12,24 @@ from hf_farms.metrics.nll import text_nll
 __all__ = ["Perplexity"]
 
 DESCRIPTION = """
-Perplexity of a causal language model as the pruning papers report it on WikiText-2: all texts are joined, cut into
-windows of one context length, and the exponential of the mean negative log-likelihood per predicted token is taken.
-(The `perplexity` module on the Hub averages the perplexities of single texts instead.) Two perplexities compare only
-with the same text, context length and tokenizer.
+Perplexity of a causal language model as the pruning papers report it on WikiText-2: all texts are joined and cut into
+windows of one context length; perplexity is the exponential of the mean negative log-likelihood per predicted token.
+(The `perplexity` module on the Hub averages the perplexities of single texts instead.) Perplexities are comparable only
+for the same text, context length and tokenizer.
 """
 INPUTS = """
 Args:
-    predictions: texts, joined by an empty line in the order given.
-    model: a causal language model of transformers, or its blocks (`hf_farms.blocks`), which may lie on disk.
+    predictions: texts, joined by an empty line in the given order.
+    model: a causal language model of transformers, or its blocks (`hf_farms.blocks`), which may be on disk.
     tokenizer: its tokenizer.
-    context_length: tokens in a window.
-    max_windows: only so many windows from the start; None: all.
+    context_length: tokens per window.
+    max_windows: use only the first windows; None for all.
 Returns:
     perplexity: exp(nll).
     nll: nats per token.
-    num_tokens: that were predicted.
-    num_windows, context_length: of the windows.
-    window_nll: one per window, for paired errors between models.
+    num_tokens: number of predicted tokens.
+    num_windows, context_length: number and length of the windows.
+    window_nll: nll of each window, for paired errors between models.
 Example:
     >>> import evaluate
     >>> from hf_farms.metrics import path
@@ -57,7 +57,7 @@ CITATION = """
 
 
 class Perplexity(evaluate.Metric):  # type: ignore[misc]
-    """Perplexity over joined texts; see `DESCRIPTION` and `INPUTS`. The computing is `nll.text_nll`."""
+    """Perplexity over joined texts, computed by `text_nll`; see `DESCRIPTION` and `INPUTS`."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

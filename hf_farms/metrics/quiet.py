@@ -1,4 +1,4 @@
-"""lm-eval as a guest: that it and what it needs are there, and that it neither prints nor draws bars of its own."""
+"""Check that lm-eval and the Hub are available, and silence the output and progress bars of lm-eval."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ CONNECT_TIMEOUT = 5  # seconds
 
 
 def require_lm_eval() -> str:
-    """The version of lm-eval.
+    """Return the version of lm-eval.
 
     Raises:
-        HfFarmsError: it is not installed, or too old.
+        HfFarmsError: lm-eval is not installed, or too old.
     """
     try:
-        found = version("lm-eval")
+        installed = version("lm-eval")
     except PackageNotFoundError:
-        raise HfFarmsError("tasks must have lm-eval, which is not installed.", hint=INSTALL) from None
-    numbers = tuple(int(part) if part.isdigit() else 0 for part in found.split("."))
+        raise HfFarmsError("tasks need lm-eval, which is not installed.", hint=INSTALL) from None
+    numbers = tuple(int(part) if part.isdigit() else 0 for part in installed.split("."))
     if numbers < OLDEST:
-        raise HfFarmsError(f"lm-eval must be {'.'.join(map(str, OLDEST))} or newer, got {found}.", hint=INSTALL)
-    return found
+        raise HfFarmsError(f"lm-eval must be {'.'.join(map(str, OLDEST))} or newer, got {installed}.", hint=INSTALL)
+    return installed
 
 
 def require_hub() -> None:
-    """Ask the Hub for a sign of life: datasets would try for half a minute.
+    """Raise within seconds if the Hub cannot be reached; datasets would retry for half a minute.
 
     Raises:
-        DataError: it cannot be reached.
+        DataError: the Hub cannot be reached.
     """
     from huggingface_hub import constants, get_session
 
@@ -52,48 +52,48 @@ def require_hub() -> None:
         raise DataError(
             f"questions of these tasks are on the Hub, and {constants.ENDPOINT} cannot be reached "
             f"({type(error).__name__}).",
-            hint="Check the network and HF_ENDPOINT. To use questions that are on this machine, set HF_HUB_OFFLINE=1.",
+            hint="Check the network and HF_ENDPOINT. To use questions in the local cache, set HF_HUB_OFFLINE=1.",
         ) from error
 
 
-class _Kept(logging.Handler):
-    """Keeps what is said."""
+class _WarningCollector(logging.Handler):
+    """Collect the messages of log records."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
+        self.messages.append(record.getMessage())
 
 
-def _without_bar(begin: Callable[..., None]) -> Callable[..., None]:
-    @wraps(begin)
+def _without_bar(init: Callable[..., None]) -> Callable[..., None]:
+    @wraps(init)
     def silent(*args: Any, **options: Any) -> None:
-        begin(*args, **{**options, "disable": True})
+        init(*args, **{**options, "disable": True})
 
     return silent
 
 
 @contextmanager
 def quiet_lm_eval() -> Iterator[list[str]]:
-    """While open, lm-eval prints nothing; its warnings are in the list that this gives."""
+    """Silence lm-eval within the context, and collect its warnings in the list that is returned."""
     from tqdm import tqdm
 
-    logger, kept = logging.getLogger("lm_eval"), _Kept()
+    logger, collector = logging.getLogger("lm_eval"), _WarningCollector()
     before = logger.level, logger.propagate, tqdm.__init__, os.environ.get("DISABLE_MULTIPROC")
-    logger.addHandler(kept)
+    logger.addHandler(collector)
     logger.setLevel(logging.WARNING)
     logger.propagate = False
-    # It has bars that no argument turns off.
+    # Some of its progress bars cannot be turned off by an argument.
     tqdm.__init__ = _without_bar(tqdm.__init__)
-    # Standard errors by resampling: a process for each core, forked from one that holds a model, saves nothing here.
+    # Bootstrap without worker processes: forking a process that holds a model would save no time.
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:
         with redirect_stdout(io.StringIO()):
-            yield kept.said
+            yield collector.messages
     finally:
-        logger.removeHandler(kept)
+        logger.removeHandler(collector)
         logger.level, logger.propagate, tqdm.__init__ = before[:3]
         if before[3] is None:
             del os.environ["DISABLE_MULTIPROC"]

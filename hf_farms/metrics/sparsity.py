@@ -12,21 +12,21 @@ from hf_farms.metrics.sparsity_count import count_model_zeros
 __all__ = ["Sparsity"]
 
 DESCRIPTION = """
-How many weights of a model are zero. Pruning papers state the fraction of the linear layers inside the blocks, which
-embeddings, norms and the head are no part of; the fraction of all parameters is lower and stands beside it. Zeros are
-counted, not estimated, and a tied parameter counts once. Weights of a quantised model are counted dequantised.
+Sparsity of a model: the fraction of its weights that are zero. Pruning papers report the fraction over the linear
+layers inside the blocks, without embeddings, norms and head; the fraction over all parameters is lower and is also
+returned. Zeros are counted exactly; a tied parameter counts once. Weights of a quantised model are dequantised first.
 """
 INPUTS = """
 Args:
-    model: a transformers model of any architecture, or its blocks (`hf_farms.blocks`), which may lie on disk.
-    Anything else (predictions, a tokenizer) is taken and not used, so that `evaluate.combine` can hand one set of
-    arguments to this metric and to perplexity.
+    model: a transformers model of any architecture, or its blocks (`hf_farms.blocks`), which may be on disk.
+    Other arguments (predictions, a tokenizer) are ignored, so that `evaluate.combine` can pass the same arguments to
+    this metric and to perplexity.
 Returns:
-    sparsity: zeros as a fraction of the linear layers inside the blocks, routers of experts left out.
+    sparsity: zeros as a fraction of the linear layers inside the blocks, without routers.
     parameter_sparsity: zeros as a fraction of all parameters.
-    block_sparsity: the first, of each block.
-    num_zeros, num_weights: of the linear layers.
-    num_zero_parameters, num_parameters: of the whole model.
+    block_sparsity: sparsity of each block.
+    num_zeros, num_weights: counts over the linear layers.
+    num_zero_parameters, num_parameters: counts over the whole model.
 Example:
     >>> import evaluate
     >>> from hf_farms.metrics import path
@@ -45,7 +45,7 @@ CITATION = """
 
 
 class Sparsity(evaluate.Metric):  # type: ignore[misc]
-    """Zeros of a model; see `DESCRIPTION` and `INPUTS`. The computing is `zeros.count_model_zeros`."""
+    """Sparsity of a model, computed by `count_model_zeros`; see `DESCRIPTION` and `INPUTS`."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -57,17 +57,17 @@ class Sparsity(evaluate.Metric):  # type: ignore[misc]
         )
 
     def compute(self, *, model: Any, **others: Any) -> dict[str, Any]:
-        """Count the zeros of a model. There are no predictions to collect, and `evaluate` insists on some."""
+        """Count the zeros of a model. Overridden because `evaluate` requires predictions, and there are none."""
         return self._compute(model=model)
 
     def _compute(self, *, model: Any) -> dict[str, Any]:
-        found = count_model_zeros(model)
+        counts = count_model_zeros(model)
         return {
-            "sparsity": found.sparsity,
-            "parameter_sparsity": found.parameter_sparsity,
-            "block_sparsity": [zeros / weights for zeros, weights in found.blocks],
-            "num_zeros": found.num_zeros,
-            "num_weights": found.num_weights,
-            "num_zero_parameters": found.num_zero_parameters,
-            "num_parameters": found.num_parameters,
+            "sparsity": counts.sparsity,
+            "parameter_sparsity": counts.parameter_sparsity,
+            "block_sparsity": [zeros / weights for zeros, weights in counts.blocks],
+            "num_zeros": counts.num_zeros,
+            "num_weights": counts.num_weights,
+            "num_zero_parameters": counts.num_zero_parameters,
+            "num_parameters": counts.num_parameters,
         }

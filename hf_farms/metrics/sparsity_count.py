@@ -1,4 +1,4 @@
-"""How many weights of a model are zero."""
+"""Count the zero weights of a model, per block and in total."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["Zeros", "count_model_zeros"]
 
 @dataclass(frozen=True)
 class Zeros:
-    """Zeros of a model.
+    """Counts of zeros in a model.
 
     Attributes:
-        blocks: zeros and weights of the layers of each block.
-        num_parameters: all parameters of the model, tied ones once.
-        num_zero_parameters: zeros among them.
+        blocks: zeros and weights in the layers of each block.
+        num_parameters: all parameters of the model; tied ones count once.
+        num_zero_parameters: zeros among all parameters.
     """
 
     blocks: tuple[tuple[int, int], ...]
@@ -50,11 +50,12 @@ class Zeros:
 def count_model_zeros(model: nn.Module | BlockSource, *, progress: Callable[[int, int], None] | None = None) -> Zeros:
     """Count the zeros of a model.
 
-    Layers are those that are pruned: every linear layer or expert inside the blocks but routers.
+    Layers are those that pruning considers: all linear layers and experts inside the blocks, except routers. Costs one
+    pass over the weights.
 
     Args:
-        model: any model with layers, or its blocks, which may lie on disk; not modified.
-        progress: called with blocks done and blocks in all.
+        model: any model with layers, or its blocks, which may be on disk; not modified.
+        progress: called with the number of finished blocks and of all blocks.
 
     Raises:
         ModelError: the model has no layers.

@@ -1,4 +1,4 @@
-"""Results of lm-eval: what one model came to, beside the dense one, and beside what was measured earlier."""
+"""Compare lm-eval results of a model with those of the dense model, and merge them with earlier results."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["TaskScore", "answers_of", "compare_tasks", "is_finite", "merge_tasks
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One metric of one task, with what a paired comparison needs.
+    """One metric of one task, with the data for a paired comparison.
 
     Attributes:
         record: the result.
-        answers: of each question, where the value is their mean; else None.
-        questions: a hash of each prompt.
+        answers: value of each question, if the result is their mean; else None.
+        questions: hash of the prompt of each question.
     """
 
     record: TaskRecord
@@ -30,7 +30,7 @@ class TaskScore:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether this is a number; lm-eval writes "N/A" where it has none."""
+    """Return whether a value is a finite number; lm-eval writes "N/A" for missing values."""
     try:
         return math.isfinite(value)
     except TypeError:
@@ -38,7 +38,7 @@ def is_finite(value: Any) -> bool:
 
 
 def answers_of(samples: Sequence[Mapping[str, Any]], metric: str, value: float) -> tuple[float, ...] | None:
-    """The value of each question, if the result is their mean."""
+    """Return the value of each question if the result is their mean, else None."""
     answers: list[Any] = [sample.get(metric) for sample in samples]
     if not answers or not all(map(is_finite, answers)):
         return None
@@ -47,7 +47,7 @@ def answers_of(samples: Sequence[Mapping[str, Any]], metric: str, value: float) 
 
 
 def compare_tasks(scores: Sequence[TaskScore], dense: Sequence[TaskScore]) -> tuple[TaskRecord, ...]:
-    """The records of a model beside those of the dense one on the same questions."""
+    """Add the results of the dense model on the same questions to the records of a model."""
     others = {(score.record.task, score.record.metric): score for score in dense}
     records = []
     for score in scores:
@@ -76,10 +76,10 @@ def _paired_stderr(first: tuple[float, ...] | None, second: tuple[float, ...] | 
 
 
 def merge_tasks(earlier: Sequence[TaskRecord], new: Sequence[TaskRecord]) -> tuple[TaskRecord, ...]:
-    """Results of several evaluations of one model.
+    """Merge results of several evaluations of one model.
 
-    A result takes the place of an earlier one of the same task, metric and number of examples, unless it is of fewer
-    questions; what the earlier one knew of the dense model on the same questions is kept.
+    A result replaces an earlier one of the same task, metric and number of few-shot examples, unless it has fewer
+    questions (then warn). Earlier results of the dense model on the same questions are kept.
     """
     merged = {_key(record): record for record in earlier}
     for record in new:
@@ -87,7 +87,8 @@ def merge_tasks(earlier: Sequence[TaskRecord], new: Sequence[TaskRecord]) -> tup
         if old is not None and old.version == record.version:
             if old.num_samples > record.num_samples:
                 warnings.warn(
-                    f"{record.task} is kept as it was on {old.num_samples} questions; this was {record.num_samples}.",
+                    f"{record.task} keeps its result on {old.num_samples} questions; the new one is on "
+                    f"{record.num_samples}.",
                     HfFarmsWarning,
                     stacklevel=2,
                 )

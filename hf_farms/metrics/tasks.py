@@ -1,11 +1,10 @@
-"""Tasks of lm-eval: their questions are loaded once, and asked to any number of models.
+"""TaskSuite: load tasks of lm-eval once, and run them on any number of models.
 
-lm-eval is an extra and slow to import, so it is imported when tasks are loaded.
+lm-eval is an optional dependency and slow to import, so it is imported when tasks are loaded.
 """
 
 from __future__ import annotations
 
-import difflib
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_farms.errors import DataError, HfFarmsWarning, ModelError
-from hf_farms.metrics.quiet import quiet_lm_eval, require_hub, require_lm_eval
+from hf_farms.metrics.quiet import quiet_lm_eval, require_lm_eval
+from hf_farms.metrics.task_loading import lm_eval_defaults, set_seeds, task_manager
 from hf_farms.metrics.task_scores import TaskScore, answers_of, is_finite
 from hf_farms.reports import TaskRecord
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TaskSuite"]
 
-# Resamples for standard errors that have no formula. lm-eval takes 100,000, which is minutes for some tasks; with this
-# many the standard error itself is right to about 2%.
+# Bootstrap resamples for standard errors without a formula. The default of lm-eval, 100,000, takes minutes for some
+# tasks; with 1000 the standard error is accurate to about 2%.
 BOOTSTRAPS = 1000
 
 
@@ -31,14 +31,14 @@ class TaskSuite:
     """Tasks of lm-eval with their questions.
 
     Args:
-        names: of tasks, groups or tags.
-        include_path: a folder with further tasks as YAML; they come before those of lm-eval.
-        num_fewshot: examples before each question; None: what each task says.
-        limit: only so many questions from the start of each task; None: all.
+        names: names of tasks, groups or tags.
+        include_path: folder with additional tasks as YAML; they take precedence over those of lm-eval.
+        num_fewshot: examples before each question; None for the default of each task.
+        limit: use only the first questions of each task; None for all.
 
     Raises:
         HfFarmsError: lm-eval is not installed, or too old.
-        ValueError: no task of this name, no such folder, or a count below its range.
+        ValueError: unknown task, missing folder, or a number out of range.
         DataError: the questions of a task cannot be loaded.
     """
 
@@ -60,10 +60,10 @@ class TaskSuite:
         self._num_fewshot, self._limit = num_fewshot, limit
         self._tasks: dict[str, Any] = {}
         self._groups: dict[str, Any] = {}
-        self._asked: list[str] = []
+        self._result_names: list[str] = []
         with quiet_lm_eval():
-            _seed()
-            manager = _manager(list(names), include_path)
+            set_seeds()
+            manager = task_manager(list(names), include_path)
             for name in dict.fromkeys(names):
                 self._load(manager, name)
             self._set_fewshot()
@@ -71,34 +71,34 @@ class TaskSuite:
     def _load(self, manager: Any, name: str) -> None:
         try:
             loaded = manager.load([name])
-        except Exception as error:  # datasets, pyarrow, the Hub client and the Python code of tasks have their own
+        except Exception as error:  # datasets, pyarrow, the Hub client and Python code of tasks raise many types
             detail = str(error).strip().split("\n")[0]
             raise DataError(
                 f"task must have questions that can be loaded, got {name!r} ({type(error).__name__}: {detail}).",
                 hint="Check the network and HF_HUB_OFFLINE, or name tasks of your own with --include-path.",
             ) from error
         for task_name, task in loaded["tasks"].items():
-            for flag, what in (("UNSAFE_CODE", "run code that the model writes"), ("MULTIMODAL", "show pictures")):
+            for flag, action in (("UNSAFE_CODE", "run code that the model writes"), ("MULTIMODAL", "use images")):
                 if getattr(task, flag, False):
-                    raise ValueError(f"tasks must be of text alone, got {task_name!r}, which would {what}.")
+                    raise ValueError(f"tasks must use only text, got {task_name!r}, which would {action}.")
         self._tasks |= loaded["tasks"]
         self._groups |= loaded.get("groups") or {}
         group = self._groups.get(name)
-        self._asked += [name] if group is not None and group.has_aggregation else list(loaded["tasks"])
+        self._result_names += [name] if group is not None and group.has_aggregation else list(loaded["tasks"])
 
     def _set_fewshot(self) -> None:
         fixed = []
         for name, task in self._tasks.items():
-            own = task.get_config("num_fewshot")
-            if self._num_fewshot is None or own == 0:
-                # lm-eval leaves a 0 of the task alone: its prompt has its examples already, or must have none.
-                task.set_config(key="num_fewshot", value=own or 0)
+            default = task.get_config("num_fewshot")
+            if self._num_fewshot is None or default == 0:
+                # lm-eval does not override a 0: the prompt already contains examples, or must have none.
+                task.set_config(key="num_fewshot", value=default or 0)
                 fixed += [name] if self._num_fewshot else []
             else:
                 task.set_config(key="num_fewshot", value=self._num_fewshot)
         if fixed:
             warnings.warn(
-                f"num_fewshot is fixed at 0 by {', '.join(fixed)}; {self._num_fewshot} was asked for.",
+                f"num_fewshot is fixed at 0 by {', '.join(fixed)}; {self._num_fewshot} is ignored.",
                 HfFarmsWarning,
                 stacklevel=3,
             )
@@ -111,74 +111,74 @@ class TaskSuite:
         batch_size: int | str = 8,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> list[TaskScore]:
-        """Ask all questions.
+        """Run all tasks on a model.
 
-        The seeds of `random`, numpy and torch are set, as lm-eval does it.
+        Sets the seeds of `random`, numpy and torch, as lm-eval does.
 
         Args:
             model: a causal language model.
-            tokenizer: of the model; it gets a padding token if it has none.
-            batch_size: questions at once, or "auto": as many as fit.
-            progress: called with the kind of question, questions done and questions in all.
+            tokenizer: its tokenizer; it gets a padding token if it has none.
+            batch_size: questions per batch, or "auto" for as many as fit.
+            progress: called with the request type, the number of finished questions and of all questions.
 
         Returns:
-            Results in the order in which the tasks were named.
+            Results in the order of the task names.
 
         Raises:
-            ModelError: the model cannot answer.
+            ModelError: the tasks cannot run on this model.
         """
-        with quiet_lm_eval() as said:
+        with quiet_lm_eval() as messages:
             import lm_eval
             from lm_eval.models.huggingface import HFLM
 
-            _seed()
+            set_seeds()
             for task in self._tasks.values():
-                task.set_fewshot_seed(seed=_defaults().DEFAULT_OTHER_SEED)
+                task.set_fewshot_seed(seed=lm_eval_defaults().DEFAULT_OTHER_SEED)
             try:
-                asked = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+                adapter = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
                 if progress is not None:
-                    _watch(asked, progress)
+                    _report_progress(adapter, progress)
                 results = lm_eval.evaluate(
-                    asked,
+                    adapter,
                     {"tasks": self._tasks, "groups": self._groups},
                     limit=self._limit,
                     bootstrap_iters=BOOTSTRAPS,
                 )
-            except Exception as error:  # assertions and Python code of tasks too
-                # An assertion may say nothing but what it asserts.
+            except Exception as error:  # includes assertions, and Python code of tasks
+                # An assertion may have no message: show its source line.
                 detail = str(error).strip().partition("\n")[0] or traceback.extract_tb(error.__traceback__)[-1].line
                 raise ModelError(
                     f"tasks must run on this model, got {type(error).__name__}: {detail}",
                     hint="Where memory is short, lower --batch-size. --debug shows where it happened.",
                 ) from error
-        if cut := sum("exceeds model's maximum length" in line for line in said):
+        if truncated := sum("exceeds model's maximum length" in line for line in messages):
             warnings.warn(
-                f"{cut} answers were longer with their questions than the {asked.max_length} tokens that the model can "
-                "take, and were cut from the left.",
+                f"{truncated} prompts with their answers were longer than the {adapter.max_length} tokens that the "
+                "model supports, and were truncated from the left.",
                 HfFarmsWarning,
                 stacklevel=2,
             )
-        return [score for name in dict.fromkeys(self._asked) for score in self._scores(results, name)]
+        return [score for name in dict.fromkeys(self._result_names) for score in self._scores(results, name)]
 
     def _scores(self, results: Any, name: str) -> list[TaskScore]:
-        found = results["results"][name]
+        metrics = results["results"][name]
         scores = []
-        for key, value in found.items():
+        for key, value in metrics.items():
             metric, comma, rule = key.partition(",")
             if not comma or metric.endswith("_stderr"):
                 continue
-            shown = metric if rule == "none" else key
+            full_name = metric if rule == "none" else key
             if not is_finite(value):
-                warnings.warn(f"{name} has no finite {shown}; it is left out.", HfFarmsWarning, stacklevel=3)
+                warnings.warn(f"{name} has no finite {full_name}; it is left out.", HfFarmsWarning, stacklevel=3)
                 continue
-            stderr = found.get(f"{metric}_stderr,{rule}")
+            stderr = metrics.get(f"{metric}_stderr,{rule}")
             record = TaskRecord(
                 task=name,
-                metric=shown,
+                metric=full_name,
                 value=float(value),
                 stderr=float(stderr) if is_finite(stderr) else None,
                 num_fewshot=int(results["n-shot"].get(name, 0)),
-                num_samples=int(found["sample_len"]),
+                num_samples=int(metrics["sample_len"]),
                 version=str(results["versions"].get(name)),
                 total_samples=self._total(name),
             )
@@ -194,56 +194,11 @@ class TaskSuite:
         return sum(len(task.eval_docs) for task in tasks)
 
 
-def _manager(names: list[str], include_path: str | Path | None) -> Any:
-    """What finds tasks by name. lm-eval's own are ten thousand files, read only where a name is not in the folder.
+def _report_progress(adapter: Any, progress: Callable[[str, int, int], None]) -> None:
+    """Report progress through the cache hook: lm-eval calls it for every answer."""
 
-    Raises:
-        ValueError: nothing has this name.
-        DataError: it is of lm-eval, whose questions are on the Hub, which cannot be reached.
-    """
-    from lm_eval.tasks import TaskManager
-
-    manager = None
-    if include_path is not None:
-        manager = TaskManager(include_path=str(include_path), include_defaults=False)
-    if manager is None or not set(names) <= set(manager.all_subtasks):
-        manager = TaskManager(include_path=str(include_path) if include_path is not None else None)
-    known = manager.all_tasks
-    for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            repair = f"Did you mean {close[0]!r}?" if close else "`lm-eval ls tasks` lists them."
-            raise ValueError(f"tasks must be names that lm-eval knows, got {name!r}. {repair}")
-    folder = Path(include_path).resolve() if include_path is not None else None
-    places = [manager.task_index[name].yaml_path for name in names]
-    if folder is None or not all(place and place.resolve().is_relative_to(folder) for place in places):
-        require_hub()
-    return manager
-
-
-def _defaults() -> Any:
-    from lm_eval import defaults
-
-    return defaults
-
-
-def _seed() -> None:
-    """The seeds of lm-eval: some tasks shuffle when they are loaded, some models sample when they are asked."""
-    import random
-
-    import numpy as np
-    import torch
-
-    random.seed(_defaults().DEFAULT_RANDOM_SEED)
-    np.random.seed(_defaults().DEFAULT_OTHER_SEED)
-    torch.manual_seed(_defaults().DEFAULT_OTHER_SEED)
-
-
-def _watch(asked: Any, progress: Callable[[str, int, int], None]) -> None:
-    """Report progress: the model tells its cache of every answer."""
-
-    class Watcher:
-        """What lm-eval takes for a cache."""
+    class ProgressHook:
+        """Cache hook that counts answers."""
 
         kind, done, total = "", 0, 0
 
@@ -251,13 +206,13 @@ def _watch(asked: Any, progress: Callable[[str, int, int], None]) -> None:
             self.done += 1
             progress(self.kind, self.done, self.total)
 
-    watcher = Watcher()
-    asked.set_cache_hook(watcher)
+    hook = ProgressHook()
+    adapter.set_cache_hook(hook)
     for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
-        method = getattr(asked, kind)
+        method = getattr(adapter, kind)
 
         def counted(requests: Sequence[Any], kind: str = kind, method: Callable[..., Any] = method) -> Any:
-            watcher.kind, watcher.done, watcher.total = kind, 0, len(requests)
+            hook.kind, hook.done, hook.total = kind, 0, len(requests)
             return method(requests)
 
-        setattr(asked, kind, counted)
+        setattr(adapter, kind, counted)

@@ -150,7 +150,7 @@ def test_tasks_of_several_evaluations_meet_in_report_and_card(folder, tasks):
         *(folder, "--metrics", "none", "--tasks", "farms_after", "--include-path", tasks, "--limit", 3),
         *("--no-base", "--format", "human"),
     )
-    assert f"is kept as it was on {len(WORDS)} questions; this was 3" in said(done)
+    assert f"keeps its result on {len(WORDS)} questions; the new one is on 3" in said(done)
     assert f"farms_after: 3 of {len(WORDS)} questions." in said(done)
     assert PruneReport.load(folder / REPORT) == report
     AutoModelForCausalLM.from_pretrained(folder)

@@ -149,7 +149,7 @@ def test_limit_and_examples(demo, tokenizer, folder):
 
 
 def test_examples_that_a_task_does_not_take_are_reported(folder):
-    with pytest.warns(HfFarmsWarning, match="num_fewshot is fixed at 0 by farms_before; 3 was asked for"):
+    with pytest.warns(HfFarmsWarning, match="num_fewshot is fixed at 0 by farms_before; 3 is ignored"):
         TaskSuite(["farms_after", "farms_before"], include_path=folder, num_fewshot=3)
 
 
@@ -180,7 +180,7 @@ def test_blocks_on_disk_give_the_same_answers(tokenizer, folder):
 
 def test_long_questions_are_reported(tokenizer, folder):
     small = tiny("llama", vocab_size=2048, max_position_embeddings=20)
-    with pytest.warns(HfFarmsWarning, match="answers were longer with their questions than the 20 tokens"):
+    with pytest.warns(HfFarmsWarning, match="prompts with their answers were longer than the 20 tokens"):
         TaskSuite(["farms_after"], include_path=folder, limit=2).run(small, tokenizer)
 
 
@@ -215,7 +215,7 @@ def test_results_are_merged_by_task_metric_and_examples():
 
 
 def test_fewer_questions_do_not_replace_more():
-    with pytest.warns(HfFarmsWarning, match="t is kept as it was on 10 questions; this was 3"):
+    with pytest.warns(HfFarmsWarning, match="t keeps its result on 10 questions; the new one is on 3"):
         assert merge_tasks([record()], [record(num_samples=3)]) == (record(),)
 
 
@@ -284,7 +284,7 @@ def test_code_that_a_model_writes_is_not_run(tmp_path):
     write_tasks(tmp_path)
     path = tmp_path / "farms_written.yaml"
     path.write_text(path.read_text() + "unsafe_code: true\n")
-    with pytest.raises(ValueError, match="tasks must be of text alone, got 'farms_written', which would run code"):
+    with pytest.raises(ValueError, match="tasks must use only text, got 'farms_written', which would run code"):
         TaskSuite(["farms_written"], include_path=tmp_path)
 
 
@@ -299,7 +299,7 @@ def test_a_model_that_cannot_answer_is_named(tokenizer, folder):
 
 @pytest.mark.parametrize(
     ("found", "message"),
-    [(None, "tasks must have lm-eval, which is not installed"), ("0.4.9.1", "must be 0.4.13 or newer, got 0.4.9.1")],
+    [(None, "tasks need lm-eval, which is not installed"), ("0.4.9.1", "must be 0.4.13 or newer, got 0.4.9.1")],
 )
 def test_lm_eval_must_be_there_and_new_enough(found, message, monkeypatch, folder):
     def version(name):
