@@ -9,17 +9,17 @@ from torch import nn
 from transformers import TrainerState, TrainingArguments
 
 from hf_farms.callbacks.trainer import run_folder
-from hf_farms.reports import folders
+from hf_farms.reports import recording
 
 __all__ = ["record_training", "task_of"]
 
 
 def record_training(args: TrainingArguments, state: TrainerState, model: nn.Module, **record: Any) -> Path | None:
-    """Call `hf_farms.reports.folders.record_training` with the folder of the run and the task of the model."""
+    """Call `hf_farms.reports.recording.record_training` with the folder of the run and the task of the model."""
     if hasattr(model, "get_base_model"):
         # PEFT wraps the model.
         model = cast(Any, model).get_base_model()
-    return folders.record_training(args, state, model, folder=run_folder(args, state), task=task_of(model), **record)
+    return recording.record_training(args, state, model, folder=run_folder(args, state), task=task_of(model), **record)
 
 
 def task_of(model: nn.Module) -> str | None:

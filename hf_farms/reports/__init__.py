@@ -5,7 +5,8 @@ pruning.py      prune: the recipe, spectra before and after, sparsity, where the
 evaluation.py   perplexity and tasks; eval: what was measured
 training.py     a training with one of the callbacks
 lr_history.py   farms_lr.jsonl, the measurements of a training
-folders.py      a folder: its report, or what the files of a training say
+folders.py      load the report of a folder, or build it from the files of a training
+recording.py    write the report of a finished training
 base.py         the JSON form
 """
 

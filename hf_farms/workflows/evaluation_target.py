@@ -16,7 +16,7 @@ from hf_farms.output.local_paths import with_local_paths
 from hf_farms.output.recipe import RECIPE_NAME, Recipe
 from hf_farms.privacy.publishing import is_local
 from hf_farms.reports import REPORT_NAME, PruneReport
-from hf_farms.reports.folders import kind_of
+from hf_farms.reports.folders import report_kind
 
 __all__ = ["EvaluationTarget"]
 
@@ -55,7 +55,7 @@ class EvaluationTarget:
             path = _from_hub(name, revision) or path
         report = None
         # Reports of other kinds name their kind.
-        if path.is_file() and kind_of(path) is None:
+        if path.is_file() and report_kind(path) is None:
             report = with_local_paths(PruneReport.load(path), path.parent)
         # A link leads into the cache of the Hub, where nothing may change.
         in_folder = report is not None and path.parent == Path(name) and not path.is_symlink()

@@ -12,7 +12,8 @@ from transformers import TrainerCallback
 from hf_farms import FarmsLRCallback, S2FTCallback, S2FTConfig
 from hf_farms.errors import DataError, HfFarmsWarning
 from hf_farms.reports import REPORT_NAME, SpectralReport, TrainReport
-from hf_farms.reports.folders import load_report, record_training, training_report
+from hf_farms.reports.folders import load_report, training_report
+from hf_farms.reports.recording import record_training
 from hf_farms.s2ft.surgery import selection_of, summary
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*", "ignore:.*lr_scheduler.step.*before.*:UserWarning")
@@ -170,9 +171,9 @@ def test_a_history_that_was_cut_off_is_read_to_there(farms, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("farms_lr.jsonl", '{"step": 1}\n', "must hold the files of a training as the callbacks write them"),
+        ("farms_lr.jsonl", '{"step": 1}\n', "must contain files in the format of the callbacks"),
         ("checkpoint-8/trainer_state.json", "{", r"trainer_state.json' must be JSON"),
-        ("s2ft_config.json", '{"selection": {"budget": 7}}', "must hold the files of a training"),
+        ("s2ft_config.json", '{"selection": {"budget": 7}}', "must contain files in the format"),
     ],
 )
 def test_broken_files_are_one_sentence(name, content, message, farms, tmp_path):
@@ -184,7 +185,7 @@ def test_broken_files_are_one_sentence(name, content, message, farms, tmp_path):
 
 
 def test_what_is_no_report_of_a_model_is_refused(tmp_path):
-    with pytest.raises(DataError, match="folder must be an existing one"):
+    with pytest.raises(DataError, match="folder must exist"):
         load_report(tmp_path / "none")
     with pytest.raises(DataError, match=r"folder must hold hf_farms_report.json, got .* without one"):
         load_report(tmp_path)

@@ -21,8 +21,9 @@ from trainers import Tokens, arguments, trainer, word_level
 from hf_farms import FarmsLRCallback, FarmsLRConfig
 from hf_farms.callbacks.recording import task_of
 from hf_farms.reports import REPORT_NAME, BaseModelRecord
-from hf_farms.reports.folders import load_report, record_training, training_report
+from hf_farms.reports.folders import load_report, training_report
 from hf_farms.reports.metrics import best_step, trained_metrics
+from hf_farms.reports.recording import record_training
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*pin_memory.*", "ignore:.*lr_scheduler.step.*before.*:UserWarning", "ignore:FarmsLRCallback had no effect"

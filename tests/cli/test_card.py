@@ -123,9 +123,9 @@ def test_bad_input_is_one_sentence_and_changes_nothing(kind, arguments, message,
 
 
 def test_a_folder_that_is_not_there():
-    assert "folder must be an existing one, got 'nnn" in shown(run("card", "n" * 300))
+    assert "folder must exist, got 'nnn" in shown(run("card", "n" * 300))
     done = run("card", "nowhere")
-    assert "folder must be an existing one, got 'nowhere'. Check the path." in shown(done)
+    assert "folder must exist, got 'nowhere'. Check the path." in shown(done)
 
 
 @pytest.fixture
