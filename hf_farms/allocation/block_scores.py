@@ -1,7 +1,7 @@
-"""Alphas of layers -> one score for each block.
+"""Combine the alphas of layers into one score per block.
 
-A block's layers are first averaged within their role, so that 128 experts weigh as much as one projection of the
-attention; the score is then taken over roles.
+Layers are first averaged within their role, so that 128 experts weigh as much as one attention projection; the score is
+then computed over roles.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["LayerAlpha", "block_scores"]
 
 
 class LayerAlpha(NamedTuple):
-    """What a score needs to know of a layer; `stderr` is None where there was a single window."""
+    """Role and alpha of a layer; `stderr` is None for a single window."""
 
     role: str
     alpha: float
@@ -29,27 +29,27 @@ class LayerAlpha(NamedTuple):
 Estimate = tuple[float, float | None]
 
 
-def block_scores(blocks: Sequence[Sequence[LayerAlpha]], how: BlockScore) -> list[Estimate | None]:
-    """Score of each block and its standard error.
+def block_scores(blocks: Sequence[Sequence[LayerAlpha]], rule: BlockScore) -> list[Estimate | None]:
+    """Compute the score of each block and its standard error.
 
     Args:
-        blocks: for each block the layers that have an alpha.
-        how: "mean" over roles (FARMS and AlphaPruning); "median" over roles; "trimmed": mean without the lowest and
-            the highest role; "standardised": every role is first brought to the same mean and deviation over blocks,
-            so that no role decides alone.
+        blocks: for each block, its layers with an alpha.
+        rule: "mean" over roles (FARMS and AlphaPruning); "median" over roles; "trimmed", the mean without the lowest
+            and the highest role; "standardised", the mean after scaling every role to the same mean and standard
+            deviation over blocks, so that no single role dominates.
 
     Returns:
-        For each block its score with the error that follows from the errors of the layers in it; None for a block
-        without layers. A layer without an error counts as exact; a block of such layers has no error.
+        For each block the score and its standard error, propagated from the layers; None for a block without layers.
+        A layer without an error counts as exact; a block of such layers has no error.
     """
-    roles = [_by_role(layers) for layers in blocks]
-    if how == "standardised":
+    roles = [_average_by_role(layers) for layers in blocks]
+    if rule == "standardised":
         roles = _standardise(roles)
-    combine = {"median": _median, "trimmed": _trimmed}.get(how, _mean)
+    combine = {"median": _median, "trimmed": _trimmed}.get(rule, _mean)
     return [combine(list(estimates.values())) if estimates else None for estimates in roles]
 
 
-def _by_role(layers: Sequence[LayerAlpha]) -> dict[str, Estimate]:
+def _average_by_role(layers: Sequence[LayerAlpha]) -> dict[str, Estimate]:
     grouped: dict[str, list[Estimate]] = defaultdict(list)
     for layer in layers:
         grouped[layer.role].append((layer.alpha, layer.stderr))
@@ -63,7 +63,7 @@ def _mean(estimates: list[Estimate]) -> Estimate:
 
 
 def _trimmed(estimates: list[Estimate]) -> Estimate:
-    """Mean without the extremes; of fewer than five values nothing is left out."""
+    """Average without the extremes; with fewer than five values, average all of them."""
     return _mean(sorted(estimates, key=lambda e: e[0])[1:-1] if len(estimates) >= 5 else estimates)
 
 
@@ -73,7 +73,7 @@ def _median(estimates: list[Estimate]) -> Estimate:
 
 
 def _standardise(blocks: list[dict[str, Estimate]]) -> list[dict[str, Estimate]]:
-    """Each role shifted and scaled to the average of the roles' means and deviations over blocks.
+    """Shift and scale each role to the average mean and standard deviation of all roles over blocks.
 
     A role that does not vary over blocks carries no information and is only shifted.
     """

@@ -1,6 +1,6 @@
-"""Alphas -> factors on the learning rate: the worse trained (the larger alpha), the larger the factor.
+"""Allocate learning-rate factors from alphas: less trained layers (larger alpha) get larger factors.
 
-Symbols: a_l alpha, L how many there are, f_l factor.
+Symbols: a_l alpha, L number of alphas, f_l factor.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SIGMOID_TEMPERATURE = 10.0
 
 
 class _Unit(NamedTuple):
-    """What gets one factor; alpha is None where it stays at 1."""
+    """Layers with a common factor; alpha is None if the factor stays 1."""
 
     layers: tuple[str, ...]
     num_weights: int
@@ -31,82 +31,85 @@ class _Unit(NamedTuple):
 
 
 def allocate_lr(report: SpectralReport, *, config: FarmsLRConfig | None = None) -> dict[str, float]:
-    """Factor on the learning rate of every layer in a report, by layer name.
+    """Compute the learning-rate factor of every layer in a report.
 
     Args:
-        report: of the model as it is now.
-        config: map, scales, unit and what takes part.
+        report: report of the model in its current state.
+        config: map, scales, unit and included layers.
 
     Returns:
-        For unit "block" the layers of a block share one factor. 1 for what takes no part.
+        Factor by layer name; 1 for excluded layers. With unit "block", all layers of a block have the same factor.
     """
     config = config or FarmsLRConfig()
     units = list(_units(report, config))
-    taking_part = [unit for unit in units if unit.alpha is not None]
+    included = [unit for unit in units if unit.alpha is not None]
     factors = lr_factors(
-        [unit.alpha for unit in taking_part if unit.alpha is not None],
+        [unit.alpha for unit in included if unit.alpha is not None],
         map=config.map,
         min_scale=config.min_scale,
         max_scale=config.max_scale,
-        stderr=[unit.stderr for unit in taking_part] if config.shrink else None,
+        stderr=[unit.stderr for unit in included] if config.shrink else None,
         released_step=config.released_step,
     )
     if config.normalise and factors:
-        weights = [unit.num_weights for unit in taking_part]
+        weights = [unit.num_weights for unit in included]
         mean = math.fsum(w * f for w, f in zip(weights, factors, strict=True)) / sum(weights)
         factors = [factor / mean for factor in factors]
-    found = {name: 1.0 for unit in units for name in unit.layers}
-    return found | {name: factor for unit, factor in zip(taking_part, factors, strict=True) for name in unit.layers}
+    result = {name: 1.0 for unit in units for name in unit.layers}
+    return result | {name: factor for unit, factor in zip(included, factors, strict=True) for name in unit.layers}
 
 
 def smoothed(
     report: SpectralReport, *, layers: Mapping[str, float], blocks: Mapping[str, float], keep: float
 ) -> SpectralReport:
-    """Alphas of a report with their share of earlier ones: `keep * earlier + (1 - keep) * alpha`.
+    """Smooth the alphas of a report exponentially: `keep * earlier + (1 - keep) * alpha`.
 
     Args:
-        report: of the model as it is now.
-        layers: earlier alphas by layer name; what has none stays as it is.
-        blocks: the same by block name.
-        keep: share of the earlier ones, in [0, 1).
+        report: report of the model in its current state.
+        layers: earlier alphas by layer name; layers without one are not changed.
+        blocks: earlier alphas by block name.
+        keep: weight of the earlier alphas, in [0, 1).
+
+    Returns:
+        A copy of the report.
     """
 
-    def of_layers(found: tuple[LayerRecord, ...]) -> tuple[LayerRecord, ...]:
-        return tuple(replace(layer, alpha=_mixed(layer.alpha, layers.get(layer.name), keep)) for layer in found)
+    def smooth(records: tuple[LayerRecord, ...]) -> tuple[LayerRecord, ...]:
+        return tuple(replace(layer, alpha=_mixed(layer.alpha, layers.get(layer.name), keep)) for layer in records)
 
-    mixed = (
-        replace(block, alpha=_mixed(block.alpha, blocks.get(block.name), keep), layers=of_layers(block.layers))
+    smoothed_blocks = (
+        replace(block, alpha=_mixed(block.alpha, blocks.get(block.name), keep), layers=smooth(block.layers))
         for block in report.blocks
     )
-    return replace(report, blocks=tuple(mixed), outside=of_layers(report.outside))
+    return replace(report, blocks=tuple(smoothed_blocks), outside=smooth(report.outside))
 
 
-def _mixed(alpha: float | None, before: float | None, keep: float) -> float | None:
-    return alpha if alpha is None or before is None or keep == 0 else keep * before + (1 - keep) * alpha
+def _mixed(alpha: float | None, earlier: float | None, keep: float) -> float | None:
+    return alpha if alpha is None or earlier is None or keep == 0 else keep * earlier + (1 - keep) * alpha
 
 
 def _units(report: SpectralReport, config: FarmsLRConfig) -> Iterator[_Unit]:
-    def enough(layer: LayerRecord) -> bool:
+    def is_included(layer: LayerRecord) -> bool:
         return layer.num_eigenvalues >= config.min_eigenvalues and layer.role != "router"
 
     units = []
     for block in report.blocks:
         if config.unit == "layer":
-            units += [_of_layer(layer, enough(layer)) for layer in block.layers]
+            units += [_layer_unit(layer, is_included(layer)) for layer in block.layers]
         else:
             names = tuple(layer.name for layer in block.layers)
-            alpha = block.alpha if any(enough(layer) for layer in block.layers) else None
+            alpha = block.alpha if any(is_included(layer) for layer in block.layers) else None
             units.append(_Unit(names, block.num_weights, alpha, block.alpha_stderr))
     if config.skip_ends:
         ends = (0, len(units) - 1)
         units = [unit._replace(alpha=None) if i in ends else unit for i, unit in enumerate(units)]
     yield from units
     if config.outside:
-        yield from (_of_layer(layer, enough(layer)) for layer in report.outside)
+        yield from (_layer_unit(layer, is_included(layer)) for layer in report.outside)
 
 
-def _of_layer(layer: LayerRecord, takes_part: bool) -> _Unit:
-    return _Unit((layer.name,), math.prod(layer.shape), layer.alpha if takes_part else None, layer.alpha_stderr)
+def _layer_unit(layer: LayerRecord, included: bool) -> _Unit:
+    return _Unit((layer.name,), math.prod(layer.shape), layer.alpha if included else None, layer.alpha_stderr)
 
 
 def lr_factors(
@@ -118,27 +121,27 @@ def lr_factors(
     stderr: Sequence[float | None] | None = None,
     released_step: bool = False,
 ) -> list[float]:
-    """Factors on the learning rate (TempBalance, NeurIPS 2023; `sigmoid`: Model Balancing, arXiv 2410.12178).
+    """Map alphas to learning-rate factors (TempBalance, NeurIPS 2023; `sigmoid`: Model Balancing, arXiv 2410.12178).
 
     linear: min_scale + (max_scale - min_scale) (a_l - min a) / (max a - min a).
-    sqrt, log2: g(a_l) L / sum g, with g the root or the logarithm; mean 1, the scales are not used.
+    sqrt, log2: g(a_l) L / sum g, with g the square root or logarithm; the mean is 1, the scales are not used.
     step: min_scale + (max_scale - min_scale) rank_l / (L - 1).
-    sigmoid: 10^(2 s (sigmoid(10 (a_l - mean a)) - 1/2)), s = log10(max_scale) above the mean and -log10(min_scale)
-    below, so that the factors lie between both scales.
+    sigmoid: 10^(2 s (sigmoid(10 (a_l - mean a)) - 1/2)), with s = log10(max_scale) above the mean and -log10(min_scale)
+    below, so that all factors are between the scales.
 
     Args:
         alphas: one per layer or block, above 1.
-        map: which of them.
+        map: name of the map.
         min_scale: factor of the smallest alpha.
-        max_scale: factor of the largest.
-        stderr: standard error of each alpha; with them factors shrink to 1 by the reliability of the alphas.
-        released_step: divide the rank by L, as the released code does, which never reaches max_scale.
+        max_scale: factor of the largest alpha.
+        stderr: standard error of each alpha. If given, factors shrink towards 1 by the reliability of the alphas.
+        released_step: divide the rank by L as the released code does, which never reaches max_scale.
 
     Returns:
-        One factor each; all 1 where all alphas are equal.
+        One factor per alpha; all 1 if all alphas are equal.
 
     Raises:
-        ValueError: an unknown map, or scales that are not positive and ordered.
+        ValueError: unknown map, alphas not above 1, or scales that are not positive and ordered.
     """
     if map not in LR_MAPS:
         raise ValueError(f"map must be one of {', '.join(LR_MAPS)}, got {map!r}.")
@@ -170,7 +173,7 @@ def _proportional(alphas: Sequence[float], g: Callable[[float], float]) -> list[
 
 
 def _step(alphas: Sequence[float], low: float, high: float, steps: int) -> list[float]:
-    """Equal alphas share the mean of their ranks."""
+    """Map ranks linearly; equal alphas get their mean rank."""
     ordered = sorted(alphas)
     first = {a: ordered.index(a) for a in ordered}
     ranks = [first[a] + (ordered.count(a) - 1) / 2 for a in alphas]

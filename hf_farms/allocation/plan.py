@@ -1,4 +1,4 @@
-"""Measurements of blocks -> sparsity of each block. The functions that the entries of `ALLOCATIONS` name are here."""
+"""Allocate sparsity to the blocks of a model. The entries of `ALLOCATIONS` name functions of this file."""
 
 from __future__ import annotations
 
@@ -30,17 +30,20 @@ class BlockScores:
 
 
 def plan_sparsity(report: SpectralReport, *, config: PruneConfig | None = None) -> list[float]:
-    """Return the sparsity of each block, in order of depth, for the allocation of `config`.
+    """Compute the sparsity of each block for the allocation of `config`.
 
-    `farms` and `alpha` are two measurements under one map: `farms` needs a report over windows, `alpha` one over whole
-    matrices. A block that has no alpha (nothing but zeros) is given the mean of the others.
+    `farms` and `alpha` use the same map on different measurements: `farms` needs a report over windows, `alpha` over
+    whole matrices. A block without alpha (only zeros) gets the mean alpha of the others.
 
     Args:
-        report: of the model to be pruned.
+        report: report of the model to prune.
         config: sparsity, allocation, spread and shrinkage.
 
+    Returns:
+        Sparsity of each block, in order of depth.
+
     Raises:
-        ValueError: the report was measured otherwise than the allocation needs, or the allocation needs activations.
+        ValueError: the report was not measured as the allocation requires, or the allocation needs activations.
     """
     config = config or PruneConfig()
     entry = ALLOCATIONS[config.allocation]
@@ -102,7 +105,7 @@ def by_score(blocks: BlockScores, config: PruneConfig) -> list[float]:
 
 
 def block_alphas(report: SpectralReport) -> tuple[list[float], list[float | None]]:
-    """Alpha of each block and its standard error; the mean of the others where a block has none."""
+    """Return alpha of each block and its standard error; a block without alpha gets the mean of the others."""
     known = [block.alpha for block in report.blocks if block.alpha is not None]
     mean = math.fsum(known) / len(known) if known else 0.0
     alphas = [mean if block.alpha is None else block.alpha for block in report.blocks]

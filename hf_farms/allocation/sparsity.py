@@ -1,4 +1,4 @@
-"""Block scores -> block sparsities that meet the total exactly.
+"""Map block scores to block sparsities that meet the total exactly, and round them to whole weights.
 
 Symbols: b_l block score, p_l weights in block l, r_l ratio, S target, epsilon spread.
 """
@@ -20,20 +20,20 @@ def allocate_sparsity(
     stderr: Sequence[float | None] | None = None,
     bounds: tuple[float, float] = (0.0, 0.999),
 ) -> list[float]:
-    """Spread a total sparsity over blocks: the higher the score, the more is removed.
+    """Distribute a total sparsity over blocks: blocks with higher scores lose more weights.
 
     r_l = 1 - epsilon + 2 epsilon (b_l - min b) / (max b - min b) and s_l = r_l S sum p / sum p r (AlphaPruning,
-    arXiv 2410.10912; FARMS, arXiv 2506.06280). Two things differ from the released code: with `stderr`, epsilon is
-    scaled by the reliability of the scores, so that noise alone gives the uniform allocation; and what a bound cuts
-    off goes to the other blocks, so that the total is met.
+    arXiv 2410.10912; FARMS, arXiv 2506.06280). Two differences to the released code: with `stderr`, epsilon is scaled
+    by the reliability of the scores, so that pure noise gives the uniform allocation; and sparsity beyond a bound is
+    redistributed to other blocks, so that the total is met.
 
     Args:
         scores: one per block, for instance its mean alpha.
-        sizes: prunable weights of each block.
+        sizes: number of prunable weights of each block.
         target: total sparsity S, in [0, 1).
         spread: epsilon, in [0, 1).
-        stderr: standard error of each score (None: taken as exact).
-        bounds: lowest and highest sparsity of a block, widened to the target where it lies outside.
+        stderr: standard error of each score; a None entry counts as exact. None disables the shrinkage.
+        bounds: lowest and highest sparsity of a block; extended to include the target if necessary.
 
     Returns:
         Sparsity of each block; `sum(s * p) == target * sum(p)` up to rounding.
@@ -41,20 +41,20 @@ def allocate_sparsity(
     Raises:
         ValueError: lengths differ, there are no blocks, or a number is out of range.
     """
-    _check(scores, sizes, target, spread, bounds)
+    _check_arguments(scores, sizes, target, spread, bounds)
     if stderr is not None:
         spread *= reliability(scores, stderr)
     low, high = min(scores), max(scores)
     span = high - low
     ratios = [1 - spread + 2 * spread * (b - low) / span if span > 0 else 1.0 for b in scores]
-    return _fill(ratios, sizes, target, (min(bounds[0], target), max(bounds[1], target)))
+    return _water_fill(ratios, sizes, target, (min(bounds[0], target), max(bounds[1], target)))
 
 
-def _check(
+def _check_arguments(
     scores: Sequence[float], sizes: Sequence[int], target: float, spread: float, bounds: tuple[float, float]
 ) -> None:
     if not scores or len(scores) != len(sizes):
-        raise ValueError(f"scores must be as many as sizes, at least one, got {len(scores)} and {len(sizes)}.")
+        raise ValueError(f"scores must have the length of sizes, at least 1, got {len(scores)} and {len(sizes)}.")
     if not all(math.isfinite(b) for b in scores):
         raise ValueError(f"scores must be finite, got {list(scores)!r}.")
     if not all(p > 0 for p in sizes):
@@ -64,50 +64,49 @@ def _check(
     if not 0 <= spread < 1:
         raise ValueError(f"spread must be at least 0 and below 1, got {spread!r}.")
     if not 0 <= bounds[0] <= bounds[1] <= 1:
-        raise ValueError(f"bounds must be ordered within 0 and 1, got {bounds!r}.")
+        raise ValueError(f"bounds must be ordered and between 0 and 1, got {bounds!r}.")
 
 
 def reliability(scores: Sequence[float], stderr: Sequence[float | None]) -> float:
-    """Share of the variance between scores that is not estimation noise: 1 - mean(stderr^2) / var(scores).
+    """Estimate the share of the variance between scores that is not noise: 1 - mean(stderr^2) / var(scores).
 
-    0 where noise alone would give that much variance once in forty times (chi-squared test): blocks that do not
-    differ must not be treated as if they did.
+    It is 0 unless a chi-squared test at the 2.5% level rejects that all variance is noise.
 
     Args:
         scores: one per block.
         stderr: standard error of each; None counts as 0.
 
     Returns:
-        Between 0 (nothing but noise, or a single block) and 1.
+        Between 0 (only noise, or a single block) and 1.
 
     Raises:
         ValueError: lengths differ.
     """
     if len(scores) != len(stderr):
-        raise ValueError(f"stderr must be as many as scores, got {len(stderr)} and {len(scores)}.")
+        raise ValueError(f"stderr must have the length of scores, got {len(stderr)} and {len(scores)}.")
     if len(scores) < 2:
         return 0.0
     mean = math.fsum(scores) / len(scores)
     variance = math.fsum((b - mean) ** 2 for b in scores) / (len(scores) - 1)
     noise = math.fsum((e or 0.0) ** 2 for e in stderr) / len(stderr)
-    return 1 - noise / variance if variance > noise * _chance(len(scores) - 1) else 0.0
+    return 1 - noise / variance if variance > noise * _chi_squared_quantile(len(scores) - 1) else 0.0
 
 
-def _chance(freedom: int) -> float:
-    """The 97.5% quantile of chi-squared over its degrees of freedom (Wilson and Hilferty 1931)."""
-    width = 2 / (9 * freedom)
+def _chi_squared_quantile(degrees: int) -> float:
+    """Return the 97.5% quantile of chi-squared divided by its degrees of freedom (Wilson and Hilferty 1931)."""
+    width = 2 / (9 * degrees)
     return max(0.0, 1 - width + 1.96 * math.sqrt(width)) ** 3
 
 
-def _fill(ratios: list[float], sizes: Sequence[int], target: float, bounds: tuple[float, float]) -> list[float]:
-    """The c for which s_l = clip(c r_l, bounds) meets the total: water-filling over the breakpoints of c."""
+def _water_fill(ratios: list[float], sizes: Sequence[int], target: float, bounds: tuple[float, float]) -> list[float]:
+    """Find c such that s_l = clip(c r_l, bounds) meets the total, by water-filling over the breakpoints of c."""
     low, high = bounds
     total = target * math.fsum(sizes)
 
     def removed(c: float) -> float:
         return math.fsum(p * min(max(c * r, low), high) for p, r in zip(sizes, ratios, strict=True))
 
-    # Between two neighbouring breakpoints the removed weight is linear in c, so one interpolation ends the search.
+    # Between adjacent breakpoints the removed weight is linear in c, so one interpolation is exact.
     breakpoints = sorted({0.0, *(low / r for r in ratios), *(high / r for r in ratios)})
     above = next((i for i, c in enumerate(breakpoints) if removed(c) >= total), len(breakpoints) - 1)
     left, right = breakpoints[max(0, above - 1)], breakpoints[above]
@@ -117,15 +116,18 @@ def _fill(ratios: list[float], sizes: Sequence[int], target: float, bounds: tupl
 
 
 def apportion(total: int, shares: Sequence[float], capacities: Sequence[int]) -> list[int]:
-    """Whole numbers near `shares` that add up to `total`: largest remainders first, ties by index.
+    """Round shares to integers that add up to `total`: largest remainders first, ties by index.
 
     Args:
-        total: what the result adds up to.
-        shares: wished amounts, which add up to about `total`.
-        capacities: upper limit of each.
+        total: sum of the result.
+        shares: requested amounts, which add up to about `total`.
+        capacities: upper limit of each amount.
+
+    Returns:
+        One integer per share.
 
     Raises:
-        ValueError: the total exceeds all capacities together.
+        ValueError: the total exceeds the sum of the capacities.
     """
     if total > sum(capacities):
         raise ValueError(f"total must be at most {sum(capacities)}, got {total}.")
@@ -142,25 +144,28 @@ def apportion(total: int, shares: Sequence[float], capacities: Sequence[int]) ->
 def apportion_groups(
     targets: Sequence[float], *, sizes: Sequence[int], total: int, group: int, highest: float
 ) -> list[int]:
-    """Zeros in every `group` weights of each block, so that all of them together come nearest to the total.
+    """Choose the zeros per group of each block, so that the number of zeros is as close as possible to the total.
 
-    Every block is rounded down; then those with the largest remainders, ties by index, get one more as long as that
-    brings the total nearer. For blocks of one size these are the largest remainders of `apportion`. In the end no
-    block could have one more or one less and bring it nearer still.
+    Every block is rounded down; then the blocks with the largest remainders (ties by index) get one more zero per group
+    as long as that reduces the distance to the total. For blocks of equal size the result is that of `apportion`. No
+    change of one block by one can improve the result.
 
     Args:
         targets: sparsity of each block.
-        sizes: its weights.
-        total: zeros wished for.
-        group: weights in a group (M of N:M), at least one of which stays.
-        highest: highest sparsity of a block; rounded down to whole groups, but never below what the total needs.
+        sizes: number of weights of each block.
+        total: requested number of zeros.
+        group: weights in a group (M of N:M), at least one of which is kept.
+        highest: highest sparsity of a block; rounded down to whole groups, but never below what the total requires.
+
+    Returns:
+        Zeros per group of each block.
     """
     most = max(math.floor(highest * group), math.ceil(total * group / sum(sizes)))
     most = min(most, group - 1)
     shares = [target * group for target in targets]
     counts = [min(math.floor(share + 1e-9), most) for share in shares]
     order = sorted(range(len(shares)), key=lambda i: (counts[i] - shares[i], i))
-    # In units of 1 / group of a weight, so that everything is a whole number.
+    # In units of 1 / group of a weight, so that all numbers are integers.
     missing = total * group - sum(count * size for count, size in zip(counts, sizes, strict=True))
     while True:
         before = missing

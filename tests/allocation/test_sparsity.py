@@ -101,12 +101,12 @@ def test_scores_that_noise_may_have_made_have_no_reliability(blocks, quantile):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sizes": [1]}, "scores must be as many as sizes, at least one, got 2 and 1"),
+        ({"sizes": [1]}, "scores must have the length of sizes, at least 1, got 2 and 1"),
         ({"sizes": [1, 0]}, r"sizes must be positive, got \[1, 0\]"),
         ({"target": 1.0}, "target must be at least 0 and below 1, got 1.0"),
         ({"spread": 1.0}, "spread must be at least 0 and below 1, got 1.0"),
         ({"bounds": (0.6, 0.5)}, "bounds must be ordered"),
-        ({"stderr": [0.1]}, "stderr must be as many as scores, got 1 and 2"),
+        ({"stderr": [0.1]}, "stderr must have the length of scores, got 1 and 2"),
     ],
 )
 def test_bad_arguments_are_refused(changes, message):
