@@ -1,1 +1,1 @@
-"""Which weights go, and how they are removed block by block."""
+"""Prune models block by block: methods, sparsity patterns, calibration statistics."""

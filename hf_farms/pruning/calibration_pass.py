@@ -11,7 +11,7 @@ from hf_farms.blocks import Block, BlockCall, BlockSource, TokenMask
 from hf_farms.config import PruneConfig
 from hf_farms.errors import DataError
 from hf_farms.progress import Progress
-from hf_farms.pruning.hidden_states import Activations
+from hf_farms.pruning.hidden_states import HiddenStates
 from hf_farms.pruning.measuring import Run
 from hf_farms.registries import METHODS
 
@@ -31,7 +31,7 @@ class CalibrationPass:
     """
 
     def __init__(
-        self, source: BlockSource, batches: Sequence[Mapping[str, Tensor]], hidden: Activations, progress: Progress
+        self, source: BlockSource, batches: Sequence[Mapping[str, Tensor]], hidden: HiddenStates, progress: Progress
     ) -> None:
         self.hidden = hidden
         self._arguments: list[tuple[tuple[BlockCall, ...], ...]] = []

@@ -1,4 +1,4 @@
-"""What a method cannot do with a model, found out before anything is measured."""
+"""Check that a method can prune a model, before anything is measured."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from hf_farms.pruning.removal_plan import check_layers
 __all__ = ["check_method"]
 
 
-# Tokens of a model that is tried before there is a text.
-PROBE = 8
+# Number of token ids for the check, if no batch is given.
+PROBE_TOKENS = 8
 
 
 def check_method(source: BlockSource, config: PruneConfig, batch: Tensor | Mapping[str, Tensor] | None = None) -> None:
-    """Refuse what the method cannot do with these blocks, before hours of measuring.
+    """Raise if the method cannot prune these blocks, before hours of measuring.
 
-    A method that needs activations runs the model shortly; a streamed one is read once for that.
+    For a method that needs activations, this runs the model on a few tokens; a streamed model is read once.
 
     Args:
-        source: the blocks.
+        source: blocks of the model.
         config: method and pattern.
-        batch: token ids, or inputs of the model by name, to try; None: a few token ids.
+        batch: token ids, or model inputs by name, to try; None for a few token ids.
 
     Raises:
-        ModelError: as `check_layers`; or activations are measured, and the blocks cannot be run one after another.
+        ModelError: as for `check_layers`; or the method needs activations, and the blocks cannot be run one after
+            another.
     """
     check_layers(source, config)
     if not config.needs_calibration:
         return
     if batch is None:
-        batch = torch.arange(PROBE)[None] % (source.vocabulary or PROBE)
+        batch = torch.arange(PROBE_TOKENS)[None] % (source.vocabulary or PROBE_TOKENS)
     inputs = {"input_ids": batch} if isinstance(batch, Tensor) else batch
     try:
         source.check_chain(inputs)

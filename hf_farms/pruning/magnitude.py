@@ -1,4 +1,4 @@
-"""Magnitude: the smallest weights go."""
+"""Magnitude pruning: remove the weights with the smallest absolute value."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["magnitude", "magnitude_scores"]
 
 
 def magnitude_scores(weight: Tensor) -> Tensor:
-    """|W| in float32.
+    """Return |W|, the scores of magnitude pruning.
 
     Args:
-        weight: `(out, in)`, any float dtype.
+        weight: `(out, in)`, any float dtype; not modified.
 
     Returns:
         `(out, in)` float32.

@@ -1,7 +1,6 @@
-"""What the layers of one block are multiplied with, measured on the calibration data.
+"""Measure statistics of the layer inputs of one block on the calibration data.
 
-Layers that are multiplied with the very same tensor (q, k and v; gate and up) share one statistic, and what a method
-makes of it is made once.
+Layers with the same input tensor (q, k and v; gate and up) share one statistic, and the method processes it once.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ from hf_farms.pruning.methods import Statistic
 
 __all__ = ["LayerStatistic", "Run", "measure", "measurement_passes"]
 
-# Statistics of experts that are kept at once, in bytes: 128 Hessians are more than a block.
+# Limit on the statistics of experts held at once, in bytes: 128 Hessians can be larger than a block.
 BYTES_AT_ONCE = 2**32
 
-# Parameter, and expert in it: its layers have one input whatever the data are.
+# Parameter and expert: layers of one key always have the same input.
 Key = tuple[str, int | None]
-# Runs the block on one batch, and which of its tokens count.
+# Function that runs the block on one batch, and the mask of its tokens.
 Run = tuple[Callable[[], object], TokenMask | None]
 
 
 class LayerStatistic:
-    """The statistic of one layer, perhaps of others too.
+    """Statistic of the inputs of one layer, or of several layers with the same input.
 
     Args:
-        statistic: of the inputs.
-        name: of the first layer that has it.
+        statistic: statistic of the inputs.
+        name: name of the first layer, for warnings.
     """
 
     def __init__(self, statistic: Statistic, name: str) -> None:
@@ -44,22 +43,23 @@ class LayerStatistic:
         self._prepared: Any = None
 
     def prepared(self) -> Any:
-        """What the method needs of it; computed once, the statistic itself is dropped."""
+        """Return the prepared statistic that the method needs. Computed once; the raw statistic is then freed."""
         if self._statistic is not None:
             self._prepared, self._statistic = self._statistic.prepared(self._name), None
         return self._prepared
 
 
 def measurement_passes(layers: Sequence[LayerView], statistic: type[Statistic]) -> Iterator[list[LayerView]]:
-    """Layers that are measured in one pass: all, or experts in portions whose statistics fit, and the others last.
+    """Group layers into passes over the calibration data whose statistics fit into `BYTES_AT_ONCE`.
 
-    Experts do not see each other, so that a portion may be pruned before the next is measured.
+    Usually a single pass. Large sets of experts are split into groups, with the other layers last. Experts do not
+    depend on each other, so one group can be pruned before the next is measured.
     """
     by_expert: defaultdict[int, dict[Key, LayerView]] = defaultdict(dict)
     for layer in layers:
         if (expert := layer.metadata.part.expert) is not None:
             by_expert[expert][_key(layer)] = layer
-    sizes = {e: sum(statistic.nbytes(v.metadata.shape[1]) for v in found.values()) for e, found in by_expert.items()}
+    sizes = {e: sum(statistic.nbytes(v.metadata.shape[1]) for v in views.values()) for e, views in by_expert.items()}
     if sum(sizes.values()) <= BYTES_AT_ONCE:
         yield list(layers)
         return
@@ -74,45 +74,45 @@ def measurement_passes(layers: Sequence[LayerView], statistic: type[Statistic]) 
 
 
 def measure(layers: Sequence[LayerView], statistic: type[Statistic], runs: Iterable[Run]) -> dict[str, LayerStatistic]:
-    """Run the block on the calibration data and measure what its layers are multiplied with.
+    """Run a block on the calibration data and measure the inputs of its layers.
 
-    Which layers share their input is seen in the first run.
+    The first run detects layers with a common input.
 
     Args:
-        layers: of one block.
-        statistic: what is measured.
-        runs: one for each batch.
+        layers: layers of one block.
+        statistic: type of the statistic.
+        runs: one per batch.
 
     Returns:
-        By layer name. An expert may have got no tokens, and of a layer whose weight is used without its module (the
-        step size of Mamba) none are seen.
+        Statistics by layer name. `num_tokens` is 0 for experts without tokens, and for layers whose weight is used
+        without calling their module (the step size of Mamba).
 
     Raises:
-        ModelError: no layer is used, experts whose inputs are not seen, NaN or infinity in the inputs.
+        ModelError: no layer is used, inputs of experts are not visible, or inputs contain NaN or infinity.
     """
     first: dict[Key, LayerView] = {}
     for layer in layers:
         first.setdefault(_key(layer), layer)
-    found: dict[Key, Statistic] = {}
+    statistics: dict[Key, Statistic] = {}
     for run, token_mask in runs:
-        if not found:
-            found = _first_run(first, statistic, run, token_mask)
+        if not statistics:
+            statistics = _first_run(first, statistic, run, token_mask)
         else:
-            # One layer listens for all that share its statistic.
-            listeners = {id(s): key for key, s in reversed(found.items())}
-            _listen({key: found[key].add for key in listeners.values()}, first, run, token_mask)
-    _check(list(first.values()), found)
+            # One layer records for all layers that share its statistic.
+            recorders = {id(s): key for key, s in reversed(statistics.items())}
+            _record_inputs({key: statistics[key].add for key in recorders.values()}, first, run, token_mask)
+    _require_usable(list(first.values()), statistics)
     shared: dict[int, LayerStatistic] = {}
     for key, view in first.items():
-        shared.setdefault(id(found[key]), LayerStatistic(found[key], view.name))
-    return {layer.name: shared[id(found[_key(layer)])] for layer in layers}
+        shared.setdefault(id(statistics[key]), LayerStatistic(statistics[key], view.name))
+    return {layer.name: shared[id(statistics[_key(layer)])] for layer in layers}
 
 
 def _key(layer: LayerView) -> Key:
     return layer.metadata.parameter, layer.metadata.part.expert
 
 
-def _listen(
+def _record_inputs(
     calls: Mapping[Key, Callable[[Tensor], None]],
     views: Mapping[Key, LayerView],
     run: Callable[[], object],
@@ -127,46 +127,46 @@ def _listen(
 def _first_run(
     views: dict[Key, LayerView], statistic: type[Statistic], run: Callable[[], object], token_mask: TokenMask | None
 ) -> dict[Key, Statistic]:
-    """The statistics after one run; keys that heard the same tensors have the same."""
-    heard: dict[Key, list[Statistic]] = {key: [] for key in views}
+    """Run once; return statistics by key, with one common object for keys that received the same tensors."""
+    received: dict[Key, list[Statistic]] = {key: [] for key in views}
     seen: list[tuple[ReferenceType[Tensor], Statistic]] = []
 
     def new(key: Key) -> Statistic:
         return statistic(views[key].metadata.shape[1], views[key].device)
 
-    def hear(key: Key, inputs: Tensor) -> None:
-        # A weak reference: memory that was freed may hold another tensor by now.
+    def record(key: Key, inputs: Tensor) -> None:
+        # A weak reference, because the memory of a freed tensor may be reused.
         known = next((s for reference, s in seen if reference() is inputs), None)
         if known is None:
             known = new(key)
             known.add(inputs)
             seen.append((ref(inputs), known))
-        heard[key].append(known)
+        received[key].append(known)
 
     experts = {key: new(key) for key in views if key[1] is not None}
-    calls = {key: experts[key].add if key in experts else partial(hear, key) for key in views}
-    _listen(calls, views, run, token_mask)
-    found: dict[Key, Statistic] = {}
+    calls = {key: experts[key].add if key in experts else partial(record, key) for key in views}
+    _record_inputs(calls, views, run, token_mask)
+    result: dict[Key, Statistic] = {}
     merged: dict[tuple[int, ...], Statistic] = {}
-    for key, statistics in heard.items():
-        if key in experts or not statistics:
-            found[key] = experts[key] if key in experts else new(key)
+    for key, parts in received.items():
+        if key in experts or not parts:
+            result[key] = experts[key] if key in experts else new(key)
         else:
-            signature = tuple(map(id, statistics))
+            signature = tuple(map(id, parts))
             if signature not in merged:
-                merged[signature] = statistics[0] if len(statistics) == 1 else new(key)
-                for other in statistics if len(statistics) > 1 else ():
+                merged[signature] = parts[0] if len(parts) == 1 else new(key)
+                for other in parts if len(parts) > 1 else ():
                     merged[signature].merge(other)
-            found[key] = merged[signature]
-    return found
+            result[key] = merged[signature]
+    return result
 
 
-def _check(layers: Sequence[LayerView], found: Mapping[Key, Statistic]) -> None:
+def _require_usable(layers: Sequence[LayerView], statistics: Mapping[Key, Statistic]) -> None:
     linear = [layer for layer in layers if layer.metadata.kind == "linear"]
-    if linear and not any(found[_key(layer)].num_tokens for layer in linear):
-        raise ModelError(f"layers must be used on the calibration data, got no input in {linear[0].name} or another.")
+    if linear and not any(statistics[_key(layer)].num_tokens for layer in linear):
+        raise ModelError(f"layers must be used on the calibration data, got no input in {linear[0].name} or any other.")
     for layer in layers:
-        if not found[_key(layer)].is_finite():
+        if not statistics[_key(layer)].is_finite():
             raise ModelError(
                 f"calibration activations must be finite, got NaN or infinity at the input of {layer.name}.",
                 hint="Load the model in bfloat16 or float32.",

@@ -1,4 +1,4 @@
-"""What a pruning method is: the statistic of a layer's inputs, and the function that removes weights."""
+"""The code of a pruning method: the statistic that it measures, and the function that removes weights."""
 
 from __future__ import annotations
 
@@ -16,41 +16,42 @@ __all__ = ["PruningMethod", "Statistic", "pruning_method"]
 
 
 class Statistic(Protocol):
-    """A statistic of the inputs of a layer, or of several layers with the same inputs."""
+    """Statistic of the inputs of one layer, or of several layers with the same input."""
 
     num_tokens: int
 
     def __init__(self, width: int, device: torch.device) -> None:
-        """Nothing measured yet, for so many inputs."""
+        """Create an empty statistic for `width` input channels."""
 
     @staticmethod
     def nbytes(width: int) -> int:
-        """Memory for so many inputs."""
+        """Return the memory for `width` inputs, in bytes."""
 
     @staticmethod
     def tokens_needed(width: int) -> int:
         """Tokens that so many inputs should have; with fewer the pruner warns."""
 
     def add(self, inputs: Tensor) -> None:
-        """Count the tokens of `(..., width)` inputs."""
+        """Add `(..., width)` inputs."""
 
     def merge(self, other: Self) -> None:
-        """Count the tokens of another one too."""
+        """Add the inputs of another statistic."""
 
     def is_finite(self) -> bool:
-        """Whether no input was NaN or infinite."""
+        """Return whether all inputs were finite."""
 
     def prepared(self, name: str) -> Any:
-        """What the method's `prune` takes; `name` is for warnings."""
+        """Return the argument of the method's `prune`; `name` is the layer, for warnings."""
 
 
 @dataclass(frozen=True)
 class PruningMethod:
-    """The functions of a method.
+    """The functions of a pruning method.
 
     Attributes:
-        prune: weight `(out, in)`, the prepared statistic, the removal -> the pruned weight, a new tensor.
-        statistic: of the layer's inputs; None where the method needs none.
+        prune: function of a weight `(out, in)`, the prepared statistic and the removal; returns the pruned weight as a
+            new tensor.
+        statistic: statistic of the layer inputs; None if the method needs none.
     """
 
     prune: Callable[[Tensor, Any, Removal], Tensor]

@@ -1,4 +1,4 @@
-"""Which entries of a score matrix go: patterns of zeros."""
+"""Choose the entries of a score matrix to remove: unstructured and N:M patterns."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from torch import Tensor
 
 __all__ = ["Removal", "lowest", "lowest_down_columns", "lowest_of_groups", "lowest_per_row"]
 
-# Entries whose mask is chosen at once: what that takes beside them is several times their size.
-AT_ONCE = 2**22
+# Entries whose mask is chosen at once: temporary tensors need several times their size.
+ENTRIES_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
 class Removal:
-    """What goes from one layer.
+    """Number and pattern of the weights to remove from one layer.
 
     Attributes:
-        count: how many weights.
-        group: so many zeros, in every so many neighbours of a row; None: anywhere. It must give the same count.
+        count: number of weights to remove.
+        group: (zeros, size): zeros in every `size` consecutive weights of a row, consistent with `count`; None for
+            unstructured removal.
     """
 
     count: int
     group: tuple[int, int] | None = None
 
     def mask(self, scores: Tensor) -> Tensor:
-        """Mark what goes by its scores: the lowest of every row, or of every group.
+        """Select the weights to remove: the lowest scores of every row, or of every group.
 
         Args:
             scores: `(rows, columns)`, finite.
 
         Returns:
-            `(rows, columns)` bool, True = goes.
+            `(rows, columns)` bool, True to remove.
         """
         return lowest_per_row(scores, self.count) if self.group is None else lowest_of_groups(scores, *self.group)
 
 
 def lowest_per_row(scores: Tensor, count: int) -> Tensor:
-    """Mark the `count` lowest scores, as evenly over the rows as whole numbers allow.
+    """Mark the `count` lowest scores, distributed over the rows as evenly as integers allow.
 
-    The released rule of Wanda removes floor(columns x ratio) entries of every row. What is then missing to the exact
-    total is the next lowest entry of those rows in which that entry is lowest. Ties go to the smaller column, then to
-    the smaller row.
+    The released code of Wanda removes floor(columns x ratio) entries of every row. To reach the exact total, this also
+    marks the next lowest entry in the rows where that entry is lowest. Ties are broken by column, then by row.
 
     Costs one selection per row, O(rows x columns).
 
@@ -52,39 +52,42 @@ def lowest_per_row(scores: Tensor, count: int) -> Tensor:
         count: entries to mark, at most rows x columns.
 
     Returns:
-        `(rows, columns)` bool, True = goes; exactly `count` are True.
+        `(rows, columns)` bool; exactly `count` are True.
+
+    Raises:
+        ValueError: `count` is negative or larger than the matrix.
     """
     rows, columns = scores.shape
     if not 0 <= count <= rows * columns:
         raise ValueError(f"count must be between 0 and {rows * columns}, got {count}.")
     per_row, extra = divmod(count, rows)
     mask = torch.empty_like(scores, dtype=torch.bool)
-    following = []
-    for part, marked in zip(_parts(scores), _parts(mask), strict=True):
-        marked.copy_(_lowest(part, per_row))
+    next_lowest = []
+    for part, marked in zip(_row_groups(scores), _row_groups(mask), strict=True):
+        marked.copy_(_lowest_per_row(part, per_row))
         if extra:
-            following.append(_next_lowest(part, marked))
+            next_lowest.append(_next_lowest(part, marked))
     if extra:
-        lowest, column = (torch.cat(found) for found in zip(*following, strict=True))
+        lowest, column = (torch.cat(parts) for parts in zip(*next_lowest, strict=True))
         chosen = lowest.sort(stable=True).indices[:extra]
         mask[chosen, column[chosen]] = True
     return mask
 
 
-def _parts(scores: Tensor) -> Iterable[Tensor]:
-    """Some rows at a time."""
-    yield from scores.split(max(1, AT_ONCE // scores.shape[1]))
+def _row_groups(scores: Tensor) -> Iterable[Tensor]:
+    """Split a matrix into groups of rows of at most `ENTRIES_AT_ONCE` entries."""
+    yield from scores.split(max(1, ENTRIES_AT_ONCE // scores.shape[1]))
 
 
 def _next_lowest(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The lowest entry of every row that is not marked, and its column."""
+    """Return the lowest unmarked entry of every row, and its column."""
     lowest = scores.masked_fill(mask, torch.inf).amin(dim=1)
-    # argmax takes the first of equal values, which min does not promise.
+    # argmax returns the first of equal values; min does not guarantee that.
     return lowest, ((scores == lowest[:, None]) & ~mask).int().argmax(dim=1)
 
 
-def _lowest(scores: Tensor, k: int) -> Tensor:
-    """The k lowest of every row, ties by column."""
+def _lowest_per_row(scores: Tensor, k: int) -> Tensor:
+    """Mark the k lowest of every row; ties are broken by column."""
     if k == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     threshold = scores.kthvalue(k, dim=1, keepdim=True).values
@@ -95,54 +98,54 @@ def _lowest(scores: Tensor, k: int) -> Tensor:
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:
-    """Mark exactly the `count` lowest scores of a matrix, ties by position.
+    """Mark exactly the `count` lowest scores of a matrix; ties are broken by position.
 
     Args:
         scores: `(rows, columns)`, finite.
-        count: entries to mark.
+        count: number of entries to mark.
 
     Returns:
         `(rows, columns)` bool.
     """
-    return _lowest(scores.reshape(1, -1), count).reshape(scores.shape)
+    return _lowest_per_row(scores.reshape(1, -1), count).reshape(scores.shape)
 
 
 def lowest_of_groups(scores: Tensor, zeros: int, size: int) -> Tensor:
-    """Mark the lowest of every `size` neighbours in a row, ties by column.
+    """Mark the lowest of every `size` consecutive entries of a row (N:M pattern); ties are broken by column.
 
     Args:
         scores: `(rows, columns)`, finite; columns a multiple of `size`.
-        zeros: how many of each group.
-        size: of a group.
+        zeros: entries to mark in each group, M - N.
+        size: entries of a group, M.
 
     Returns:
         `(rows, columns)` bool.
     """
     mask = torch.empty_like(scores, dtype=torch.bool)
-    for part, marked in zip(_parts(scores), _parts(mask), strict=True):
+    for part, marked in zip(_row_groups(scores), _row_groups(mask), strict=True):
         columns = part.reshape(-1, size).mT.contiguous()
         marked.copy_(lowest_down_columns(columns, zeros).mT.reshape(part.shape))
     return mask
 
 
 def lowest_down_columns(scores: Tensor, zeros: int) -> Tensor:
-    """Mark the lowest of every column, ties by row.
+    """Mark the lowest entries of every column; ties are broken by row.
 
-    Costs O(rows^2 x columns): for the few rows of a group.
+    Costs O(rows^2 x columns), so it is meant for few rows.
 
     Args:
         scores: `(rows, columns)`, finite, contiguous.
-        zeros: how many of each column.
+        zeros: entries to mark in each column.
 
     Returns:
         `(rows, columns)` bool.
     """
-    # A rank by comparisons, each on all columns at once: sorting millions of short ones takes six times as long.
+    # Ranks by pairwise comparisons of whole rows: sorting millions of short columns is six times slower.
     rows = len(scores)
     rank = torch.arange(rows, dtype=torch.int16 if rows > 255 else torch.uint8, device=scores.device)
     rank = rank[:, None].repeat(1, scores.shape[1])
-    for apart in range(1, rows):
-        lower = (scores[apart:] < scores[:-apart]).to(rank.dtype)
-        rank[:-apart] += lower
-        rank[apart:] -= lower
+    for distance in range(1, rows):
+        lower = (scores[distance:] < scores[:-distance]).to(rank.dtype)
+        rank[:-distance] += lower
+        rank[distance:] -= lower
     return rank < zeros

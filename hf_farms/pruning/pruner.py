@@ -1,4 +1,4 @@
-"""Prune a model block by block."""
+"""Prune a model block by block: the function `prune`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_farms.config import PruneConfig
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
 from hf_farms.pruning.calibration_pass import Batch, CalibrationPass, calibration_batches
 from hf_farms.pruning.checks import check_method
-from hf_farms.pruning.hidden_states import Activations
+from hf_farms.pruning.hidden_states import HiddenStates
 from hf_farms.pruning.measuring import LayerStatistic, Run, measure, measurement_passes
 from hf_farms.pruning.methods import PruningMethod, pruning_method
 from hf_farms.pruning.patterns import Removal
@@ -36,7 +36,11 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class PruneResult:
-    """The report of a pruned model. The model itself was changed in place."""
+    """Result of `prune`; the model itself is modified in place.
+
+    Attributes:
+        report: targets, measured sparsity, spectra before pruning.
+    """
 
     report: PruneReport
 
@@ -53,29 +57,31 @@ def prune(
 ) -> PruneResult:
     """Set the least important weights of every matrix inside the blocks to zero, in place.
 
-    Embeddings, norms and the head stay as they are. Activations of a block come from the already pruned blocks before
-    it: a pass to measure, then a pass to propagate. The total is met to the weight, or as nearly as the pattern allows.
-    Time is two forward passes of the calibration data through the blocks, memory its hidden states and the statistics
-    of one block: for SparseGPT n x n for each different input of n channels, of experts at most 4 GiB at once.
+    Embeddings, norms, routers and the head are not modified. HiddenStates of a block are measured with the previous
+    blocks already pruned. The total sparsity is met exactly, or as closely as the pattern allows.
+
+    Time: two forward passes of the calibration data through the blocks (one to measure, one to propagate). Memory: its
+    hidden states, and the statistics of one block; SparseGPT needs n x n float32 for each distinct input of n channels,
+    for experts at most 4 GiB at once.
 
     Args:
         model: a model, or a `BlockSource`, whose `commit` is called for each finished block.
         config: method, sparsity, pattern, allocation.
-        calibration: token ids `(b, n)` or `(n,)`, or mappings of model inputs, each of any length; needed by Wanda and
-            SparseGPT. With an `attention_mask`, tokens that are masked out are not counted.
-        spectra: of this model, measured as `config.measurement()` says, if there already; else it is measured.
-        scores: of this model's blocks before pruning, for an allocation that needs activations, if there already; else
-            they are measured.
-        activations: a folder for the hidden states of the calibration data; None: they stay in memory.
-        progress: called with the stage ("analyze", "capture", "score", "prune"), steps done and steps in all.
+        calibration: token ids `(b, n)` or `(n,)`, or mappings of model inputs, each of any length; required by Wanda
+            and SparseGPT. Tokens masked by an `attention_mask` are not counted.
+        spectra: spectra of this model, measured with `config.measurement()`; None to measure them now.
+        scores: scores of this model's blocks before pruning, for an allocation that needs activations; None to measure
+            them now.
+        activations: folder for the hidden states of the calibration data; None to keep them in memory.
+        progress: called with the stage ("analyze", "capture", "score", "prune"), finished steps and all steps.
 
     Returns:
-        The report: targets, measured sparsity, spectra before.
+        The report: targets, measured sparsity, spectra before pruning.
 
     Raises:
-        DataError: a method that needs calibration without, or token ids outside the vocabulary.
-        ModelError: no blocks, layers that are no matrices or do not fit the pattern, NaN in weights or activations (the
-            layer is named).
+        DataError: the method needs calibration data and got none, or token ids exceed the vocabulary.
+        ModelError: no blocks, layers that are not matrices or do not fit the pattern, NaN in weights or activations
+            (the message names the layer).
     """
     config = config or PruneConfig()
     source = ModelBlockSource(model) if isinstance(model, nn.Module) else model
@@ -92,24 +98,24 @@ def prune(
     if scores is None and allocation.needs == "activations":
         scores = score_blocks(source, config, batches, activations=folder, progress=tick)
     targets = plan_targets(source, config, spectra=spectra, scores=scores)
-    cuts = plan_removals(source, targets, config)
+    removals = plan_removals(source, targets, config)
     with source.evaluation(), torch.no_grad():
         measured = batches if METHODS[config.method].needs == "activations" else []
-        blocks = _walk(source, config, measured, Activations(folder), targets, cuts, tick)
+        blocks = _prune_blocks(source, config, measured, HiddenStates(folder), targets, removals, tick)
     layers = [layer for block in blocks for layer in block.layers]
-    for said in (unmeasured_note(source, layers), sparse_note(layers)):
-        if said is not None:
-            warnings.warn(said, HfFarmsWarning, stacklevel=2)
-    return PruneResult(make_report(source, config, blocks, spectra, batches, cuts))
+    for note in (unmeasured_note(source, layers), sparse_note(layers)):
+        if note is not None:
+            warnings.warn(note, HfFarmsWarning, stacklevel=2)
+    return PruneResult(make_report(source, config, blocks, spectra, batches, removals))
 
 
-def _walk(
+def _prune_blocks(
     source: BlockSource,
     config: PruneConfig,
     batches: list[dict[str, Tensor]],
-    hidden: Activations,
+    hidden: HiddenStates,
     targets: list[float],
-    cuts: list[list[Removal]],
+    removals: list[list[Removal]],
     tick: Progress,
 ) -> list[BlockSparsity]:
     if all(source.finished(index) is not None for index in range(len(source))):
@@ -118,14 +124,14 @@ def _walk(
     if batches:
         _warn_of_few_tokens(source, config, data.num_tokens)
     blocks = []
-    # Hidden states are needed as far as the last block that no earlier run finished.
+    # Hidden states are needed up to the last block that is not finished yet.
     last = max((i for i in range(len(source)) if source.finished(i) is None), default=-1)
     for index in range(len(source)):
         if (record := source.finished(index)) is not None:
             blocks.append(json_converter().structure(record, BlockSparsity))
         else:
             block = source.open(index)
-            blocks.append(_prune_block(block, targets[index], cuts[index], config, data.runs(block, index)))
+            blocks.append(_prune_block(block, targets[index], removals[index], config, data.runs(block, index)))
             source.commit(index, json_converter().unstructure(blocks[-1]))
         if batches and index < last:
             data.advance(source.open(index), index)
@@ -134,22 +140,22 @@ def _walk(
 
 
 def _prune_block(
-    block: Block, target: float, cuts: list[Removal], config: PruneConfig, runs: Sequence[Run]
+    block: Block, target: float, removals: list[Removal], config: PruneConfig, runs: Sequence[Run]
 ) -> BlockSparsity:
     method = pruning_method(config.method)
     layers = prunable_layers(block.layers)
-    by_name = {layer.name: cut for layer, cut in zip(layers, cuts, strict=True)}
-    done: dict[str, LayerSparsity] = {}
+    by_name = {layer.name: removal for layer, removal in zip(layers, removals, strict=True)}
+    results: dict[str, LayerSparsity] = {}
     for part in measurement_passes(layers, method.statistic) if method.statistic else [layers]:
         measured = measure(part, method.statistic, runs) if method.statistic else {}
         for layer in part:
-            # The last layer of those that share a statistic frees it.
-            done[layer.name] = _prune_layer(layer, by_name[layer.name], method, measured.pop(layer.name, None))
-    return _block_sparsity(block, target, [done[layer.name] for layer in layers])
+            # `pop`: a shared statistic is freed with its last layer.
+            results[layer.name] = _prune_layer(layer, by_name[layer.name], method, measured.pop(layer.name, None))
+    return _block_sparsity(block, target, [results[layer.name] for layer in layers])
 
 
 def _prune_layer(
-    layer: LayerView, cut: Removal, method: PruningMethod, measured: LayerStatistic | None
+    layer: LayerView, removal: Removal, method: PruningMethod, measured: LayerStatistic | None
 ) -> LayerSparsity:
     weight, prepared = layer.read(), None
     before = count_zeros(weight)
@@ -157,7 +163,7 @@ def _prune_layer(
         method = pruning_method(WITHOUT_INPUTS)
     elif measured is not None:
         prepared = measured.prepared()
-    pruned = method.prune(weight, prepared, cut)
+    pruned = method.prune(weight, prepared, removal)
     layer.write_(pruned)
     return LayerSparsity(
         name=layer.name,
@@ -177,14 +183,14 @@ def _warn_of_few_tokens(source: BlockSource, config: PruneConfig, tokens: int) -
     if statistic is not None and widest is not None and tokens < statistic.tokens_needed(widest.shape[1]):
         warnings.warn(
             f"calibration should have at least as many tokens as a layer has inputs, got {tokens} tokens for "
-            f"{widest.shape[1]} inputs in {widest.name}. Its Hessian is damped by more; give more or longer sequences.",
+            f"{widest.shape[1]} inputs in {widest.name}. Its Hessian gets more damping; use more or longer sequences.",
             HfFarmsWarning,
             stacklevel=4,
         )
 
 
 def _block_sparsity(block: Block, target: float, layers: list[LayerSparsity]) -> BlockSparsity:
-    # A block may have routers only, or layers of another block.
+    # A block may contain only routers, or only layers shared with another block.
     sparsity = sum(layer.num_zeros for layer in layers) / max(1, sum(layer.num_weights for layer in layers))
     meta = block.metadata
     return BlockSparsity(index=meta.index, name=meta.name, target=target, sparsity=sparsity, layers=tuple(layers))

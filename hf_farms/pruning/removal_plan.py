@@ -1,4 +1,4 @@
-"""How many weights go from each layer, and what stands in the way of that before any work."""
+"""Plan how many weights to remove from each layer, and reject layers that cannot be pruned."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ L = TypeVar("L", LayerMetadata, LayerView)
 
 
 def prunable_layers(layers: Sequence[L]) -> list[L]:
-    """All but routers: a few weights that decide which expert every token goes to."""
+    """Return all layers except routers: few weights, which select the expert of every token."""
     return [layer for layer in layers if layer.role != "router"]
 
 
 def check_layers(source: BlockSource, config: PruneConfig) -> None:
-    """Refuse layers that cannot be pruned so.
+    """Raise if layers cannot be pruned with this config.
 
     Raises:
-        ModelError: a layer that is no matrix, has adapters on it, or whose inputs cannot be parted into the groups of
-            the pattern.
+        ModelError: a layer is not a matrix, has adapters, or its inputs are not a multiple of the group size of the
+            pattern.
     """
     for index in range(len(source)):
         for layer in source.metadata(index).layers:
             if layer.kind not in ("linear", "expert"):
-                what = {"conv": "a convolution"}.get(layer.kind, "complex weights")
-                raise ModelError(f"layers to prune must be linear, got {what} in {layer.name}.")
+                kind = {"conv": "a convolution"}.get(layer.kind, "complex weights")
+                raise ModelError(f"layers to prune must be linear, got {kind} in {layer.name}.")
             if BASE in layer.parameter.split("."):
-                # Else the layers before it would be pruned by the time that it is found.
+                # Checked for all layers first, so that no model is left half pruned.
                 raise ModelError(
                     f"layers to prune must be without adapters, got one in {layer.name}.",
                     hint="Merge it first: model = model.merge_and_unload().",
@@ -79,12 +79,17 @@ def plan_targets(
 
 
 def plan_removals(source: BlockSource, targets: Sequence[float], config: PruneConfig) -> list[list[Removal]]:
-    """For every layer of every block what goes: whole numbers that meet the total, to the weight without a pattern.
+    """Plan the removal of every layer of every block.
+
+    Without a pattern the total is met exactly, with a pattern as closely as possible.
 
     Args:
-        source: gives the sizes.
+        source: the blocks, for the layer sizes.
         targets: sparsity of each block.
-        config: sparsity of all together, and pattern.
+        config: total sparsity, and pattern.
+
+    Returns:
+        Removals in the order of `prunable_layers` of each block.
     """
     sizes = [
         [layer.shape[0] * layer.shape[1] for layer in prunable_layers(source.metadata(i).layers)]
@@ -108,20 +113,20 @@ def plan_removals(source: BlockSource, targets: Sequence[float], config: PruneCo
     ]
 
 
-def pattern_note(cuts: Sequence[Sequence[Removal]], sizes: Sequence[int], config: PruneConfig) -> str | None:
-    """What a mixed pattern came to, in a sentence; None for others.
+def pattern_note(removals: Sequence[Sequence[Removal]], sizes: Sequence[int], config: PruneConfig) -> str | None:
+    """Describe the result of an `N:M` pattern with N chosen per block; None for other patterns.
 
     Args:
-        cuts: of every layer of every block.
-        sizes: weights of each block.
-        config: with the pattern.
+        removals: removals of every layer of every block.
+        sizes: numbers of weights that add up to all prunable weights.
+        config: pattern and total sparsity.
     """
     if config.group is None or config.group[0] is not None:
         return None
     size = config.group[1]
-    kept = [size - block[0].group[0] for block in cuts if block and block[0].group]
-    reached = sum(cut.count for block in cuts for cut in block) / sum(sizes)
+    kept = [size - block[0].group[0] for block in removals if block and block[0].group]
+    reached = sum(removal.count for block in removals for removal in block) / sum(sizes)
     return (
         f"Pattern {config.pattern}: blocks keep {min(kept)} to {max(kept)} of every {size} weights, which removes "
-        f"{reached:.6g} of all, the nearest to {config.sparsity:g} that whole numbers reach."
+        f"{reached:.6g} of all, the closest to {config.sparsity:g} that this pattern allows."
     )

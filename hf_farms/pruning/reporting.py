@@ -1,4 +1,4 @@
-"""The report of a pruned model, from the records of its blocks."""
+"""Build the PruneReport of a model from the records of its blocks, with notes about the run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hf_farms.reports import BlockSparsity, CalibrationRecord, LayerSparsity, Pr
 
 __all__ = ["make_report", "sparse_note", "unmeasured_note"]
 
-# From this share of the zeros on a model is said to have been sparse before.
-SPARSE = 0.5
+# A model counts as sparse before pruning if at least this share of its zeros was already there.
+SPARSE_BEFORE = 0.5
 
 
 def make_report(
@@ -26,23 +26,23 @@ def make_report(
     blocks: list[BlockSparsity],
     spectra: SpectralReport | None,
     batches: list[dict[str, Tensor]],
-    cuts: list[list[Removal]],
+    removals: list[list[Removal]],
 ) -> PruneReport:
-    """Put together what a reader must know.
+    """Build the report of a pruned model.
 
     Args:
         source: the pruned model.
-        config: how it was pruned.
-        blocks: what was done, by earlier runs too.
-        spectra: before pruning, where measured.
-        batches: the calibration data; empty where the method needs none.
-        cuts: what was planned for every layer of every block.
+        config: options of the pruning.
+        blocks: records of all blocks, including those of earlier runs.
+        spectra: spectra before pruning, if measured.
+        batches: calibration data; empty if the method needs none.
+        removals: planned removals of every layer of every block.
     """
     layers = [layer for block in blocks for layer in block.layers]
     parameters, zeros = source.count_parameters()
     notes = [
         spread_note(spectra, config) if spectra is not None else None,
-        pattern_note(cuts, [x.num_weights for x in layers], config),
+        pattern_note(removals, [x.num_weights for x in layers], config),
         *_layer_notes(source, layers),
     ]
     return PruneReport(
@@ -61,23 +61,23 @@ def make_report(
 
 
 def _calibration(batches: list[dict[str, Tensor]], layers: list[LayerSparsity]) -> CalibrationRecord:
-    shown = [batch.get("attention_mask", batch.get("input_ids")) for batch in batches]
+    tokens_or_masks = [batch.get("attention_mask", batch.get("input_ids")) for batch in batches]
     return CalibrationRecord(
         config=None,
         num_sequences=sum(len(next(iter(batch.values()))) for batch in batches),
-        # What is no text (images) becomes tokens inside the model.
+        # Other inputs (images) become tokens inside the model.
         num_tokens=max(layer.num_tokens or 0 for layer in layers)
-        if any(tokens is None for tokens in shown)
+        if any(tokens is None for tokens in tokens_or_masks)
         else sum(
             int(tokens.sum()) if "attention_mask" in batch else tokens.numel()
-            for batch, tokens in zip(batches, shown, strict=True)
+            for batch, tokens in zip(batches, tokens_or_masks, strict=True)
             if tokens is not None
         ),
     )
 
 
 def _layer_notes(source: BlockSource, layers: list[LayerSparsity]) -> list[str]:
-    """What the records of the layers say that a reader must know."""
+    """Describe layers without inputs, sparse models, experts with few tokens, and damped Hessians."""
     notes = []
     kinds = {layer.name: layer.kind for i in range(len(source)) for layer in source.metadata(i).layers}
     if unmeasured := unmeasured_note(source, layers):
@@ -87,12 +87,12 @@ def _layer_notes(source: BlockSource, layers: list[LayerSparsity]) -> list[str]:
     experts = [x.num_tokens for x in layers if kinds[x.name] == "expert" and x.num_tokens is not None]
     if experts:
         notes.append(
-            f"Matrices of experts were measured on {min(experts)} to {max(experts)} calibration tokens, median "
+            f"Expert matrices were measured on {min(experts)} to {max(experts)} calibration tokens, median "
             f"{statistics.median(experts):g}."
         )
     if without := experts.count(0):
         notes.append(
-            f"{without} of {len(experts)} matrices of experts got no calibration tokens and were pruned by magnitude."
+            f"{without} of {len(experts)} expert matrices got no calibration tokens and were pruned by magnitude."
         )
     damped = [x for x in layers if x.damping is not None and x.damping > DAMPING]
     if damped:
@@ -105,21 +105,21 @@ def _layer_notes(source: BlockSource, layers: list[LayerSparsity]) -> list[str]:
 
 
 def sparse_note(layers: list[LayerSparsity]) -> str | None:
-    """That the model was sparse before, in a sentence; None: it was dense."""
+    """Describe a model that was already sparse before pruning; None if it was dense."""
     before = sum(layer.num_zeros_before or 0 for layer in layers)
-    if before == 0 or before < SPARSE * sum(layer.num_zeros for layer in layers):
+    if before == 0 or before < SPARSE_BEFORE * sum(layer.num_zeros for layer in layers):
         return None
     share = before / sum(layer.num_weights for layer in layers)
     return (
-        f"{share:.2%} of the weights of the pruned layers were zero before: little or nothing was removed, and what is "
-        "called dense here is that sparse model."
+        f"{share:.2%} of the weights of the pruned layers were zero before: little or nothing was removed, and dense "
+        "refers to that sparse model here."
     )
 
 
 def unmeasured_note(source: BlockSource, layers: list[LayerSparsity]) -> str | None:
-    """Which layers beside experts were pruned by magnitude for want of inputs, in a sentence; None: none."""
+    """Describe linear layers (not experts) that were pruned by magnitude because no inputs were seen; None if none."""
     linear = {x.name for i in range(len(source)) for x in source.metadata(i).layers if x.kind == "linear"}
-    found = [layer.name for layer in layers if layer.num_tokens == 0 and layer.name in linear]
-    if not found:
+    names = [layer.name for layer in layers if layer.num_tokens == 0 and layer.name in linear]
+    if not names:
         return None
-    return f"{len(found)} layers, first {found[0]}, were not seen to get inputs and were pruned by magnitude."
+    return f"{len(names)} layers, first {names[0]}, got no visible inputs and were pruned by magnitude."

@@ -14,7 +14,7 @@ from hf_farms.config import PruneConfig
 from hf_farms.errors import ModelError
 from hf_farms.progress import Progress, no_progress
 from hf_farms.pruning.calibration_pass import Batch, CalibrationPass, calibration_batches
-from hf_farms.pruning.hidden_states import Activations
+from hf_farms.pruning.hidden_states import HiddenStates
 from hf_farms.pruning.measuring import measure
 from hf_farms.pruning.removal_plan import prunable_layers
 from hf_farms.registries import ALLOCATIONS, load
@@ -68,7 +68,7 @@ def score_blocks(
     scores = []
     with source.evaluation(), torch.no_grad():
         data = CalibrationPass(
-            source, calibration_batches(calibration, source, config), Activations(activations), progress
+            source, calibration_batches(calibration, source, config), HiddenStates(activations), progress
         )
         for index in range(len(source)):
             block = source.open(index)

@@ -1,7 +1,7 @@
-"""SparseGPT (arXiv 2301.00774): what goes is chosen by what it costs, and what stays makes up for it.
+"""SparseGPT (arXiv 2301.00774): remove weights by output error, and update the remaining ones to compensate.
 
 Symbols: m outputs, n inputs, t tokens; weight (m, n), inputs X (t, n); H = X^T X / t, damped; U its inverse's upper
-Cholesky factor, H^-1 = U^T U. Inside the algorithm weights lie as (n, m), so that a column of the paper is contiguous.
+Cholesky factor, H^-1 = U^T U. The algorithm stores weights as (n, m), so that a column of the paper is contiguous.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from hf_farms.pruning.patterns import Removal, lowest, lowest_down_columns
 
 __all__ = ["DAMPING", "InputProducts", "InverseFactor", "inverse_factor", "sparsegpt"]
 
-# Columns whose mask is chosen together, as released, and columns of them that are corrected one by one.
+# Columns whose mask is chosen together, as in the released code, and columns that are corrected one by one.
 COLUMNS, ONE_BY_ONE = 128, 32
-# Inputs that are made float32 at once.
-AT_ONCE = 2**24
+# Inputs that are converted to float32 at once.
+INPUTS_AT_ONCE = 2**24
 DAMPING, MOST_DAMPING = 0.01, 1e3
-# The smallest float16 that is not zero.
-LEAST = 2.0**-24
+# The smallest positive float16.
+SMALLEST_FLOAT16 = 2.0**-24
 
 
 class InverseFactor(NamedTuple):
-    """What SparseGPT needs to know of a layer's inputs.
+    """Prepared statistic of the inputs of a layer for SparseGPT.
 
     Attributes:
         upper: `(n, n)` float32, U with positive diagonal.
         unused: `(n,)` bool, inputs that are always 0.
-        damping: what was added to the diagonal, in units of its mean.
+        damping: value added to the diagonal of H, in units of its mean.
     """
 
     upper: Tensor
@@ -42,11 +42,11 @@ class InverseFactor(NamedTuple):
 
 
 class InputProducts:
-    """Running X^T X of one layer's inputs; n x n float32, whatever the number of tokens.
+    """Running sum of X^T X over the inputs of one layer; n x n float32, independent of the number of tokens.
 
     Args:
-        width: input channels n.
-        device: of the layer.
+        width: number of input channels n.
+        device: device of the layer.
     """
 
     def __init__(self, width: int, device: torch.device) -> None:
@@ -55,7 +55,7 @@ class InputProducts:
 
     @staticmethod
     def nbytes(width: int) -> int:
-        """Memory for so many inputs."""
+        """Return the memory for `width` inputs, in bytes."""
         return 4 * width**2
 
     @staticmethod
@@ -64,45 +64,45 @@ class InputProducts:
         return width
 
     def add(self, inputs: Tensor) -> None:
-        """Count the tokens of `(..., n)` inputs, in float32 whatever their dtype."""
+        """Add `(..., n)` inputs of any float dtype, accumulated in float32."""
         rows = inputs.detach().reshape(-1, inputs.shape[-1])
-        for part in rows.split(max(1, AT_ONCE // rows.shape[1])):
+        for part in rows.split(max(1, INPUTS_AT_ONCE // rows.shape[1])):
             part = part.to(self._sum.device, torch.float32)
             self._sum.addmm_(part.mT, part)
         self.num_tokens += len(rows)
 
     def merge(self, other: InputProducts) -> None:
-        """Count the tokens of another one too."""
+        """Add the inputs of another statistic."""
         self._sum += other._sum
         self.num_tokens += other.num_tokens
 
     def is_finite(self) -> bool:
-        """Whether no input was NaN or infinite; each shows in its square on the diagonal."""
+        """Return whether all inputs were finite: NaN and infinity appear on the diagonal."""
         return bool(torch.isfinite(self._sum.diagonal()).all())
 
     def prepared(self, name: str) -> InverseFactor:
-        """The factor, damped by more where there are fewer tokens than inputs: 1% x n / t.
+        """Return the inverse factor, with more damping for fewer tokens than inputs: 1% x n / t.
 
-        Such products are singular: most directions were never seen, and without the additional damping all weights
-        would be bent to please the few that were.
+        With t < n the products are singular. Without additional damping, weights would be overfitted to the few
+        directions in the data.
         """
-        few = len(self._sum) / max(1, self.num_tokens)
-        # The released code has twice this mean, which changes nothing. In place: n x n may be more than the block.
+        damping_factor = len(self._sum) / max(1, self.num_tokens)
+        # The released code uses twice this mean, which has no effect. In place, because n x n may exceed the block.
         self._sum /= max(1, self.num_tokens)
-        return inverse_factor(self._sum, damping=DAMPING * max(1.0, few), name=name)
+        return inverse_factor(self._sum, damping=DAMPING * max(1.0, damping_factor), name=name)
 
 
 def inverse_factor(products: Tensor, *, damping: float = DAMPING, name: str = "") -> InverseFactor:
-    """Upper Cholesky factor of the inverse of the damped products, and the inputs that are always 0.
+    """Compute the upper Cholesky factor of the inverse of the damped products.
 
-    Ten times the damping, with a warning, as often as the factorisation fails. With J the matrix that reverses the
-    order and J H J = L L^T, the factor is J L^-1 J: one factorisation and one triangular inverse, O(n^3), and nothing
-    that is not positive definite by rounding can come up in between.
+    While the factorisation fails, damping grows tenfold, with a warning. With J the matrix that reverses the order and
+    J H J = L L^T, the factor is J L^-1 J: one factorisation and one triangular inverse, O(n^3), without an explicit
+    inverse that could lose positive definiteness by rounding.
 
     Args:
         products: `(n, n)`, mean of X^T X; not modified.
-        damping: added to the diagonal, in units of its mean over the inputs that are used.
-        name: of the layer, for the warning.
+        damping: value added to the diagonal, in units of its mean over inputs that are not always 0.
+        name: name of the layer, for the warning.
 
     Raises:
         ModelError: the products are not finite.
@@ -127,54 +127,56 @@ def inverse_factor(products: Tensor, *, damping: float = DAMPING, name: str = ""
             stacklevel=2,
         )
     del hessian, diagonal
-    # Transposed, because the solver works in place on Fortran's order only.
+    # Transposed, because the solver works in place only on column-major memory.
     inverse = torch.eye(len(lower), dtype=lower.dtype, device=lower.device).mT
     torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
     del lower
     return InverseFactor(inverse.flip(0, 1).contiguous(), unused.flip(0), damping)
 
 
-def sparsegpt(weight: Tensor, factor: InverseFactor, cut: Removal) -> Tensor:
-    """Remove weights, and correct those to the right of each for the error that its removal makes (algorithm 1).
+def sparsegpt(weight: Tensor, factor: InverseFactor, removal: Removal) -> Tensor:
+    """Remove weights, and update those to the right of each to compensate its error (algorithm 1 of the paper).
 
-    Of every 128 columns those entries go whose w^2 / U_jj^2 is lowest, as many as the cut gives them; of groups of
-    neighbours the lowest of each. Weights of inputs that are always 0 go first and are not changed otherwise. Costs
-    O(m n^2).
+    In each span of 128 columns, the entries with the lowest w^2 / U_jj^2 are removed; with a pattern, the lowest of
+    each group. Weights of inputs that are always 0 are removed first and not updated. Costs O(m n^2).
 
     Args:
         weight: `(m, n)`, any float dtype; not modified.
-        factor: of the layer's inputs.
-        cut: how many weights go, and from where.
+        factor: prepared statistic of the layer's inputs.
+        removal: number and pattern of the weights to remove.
 
     Returns:
-        `(m, n)` in the weight's dtype; exactly the cut is 0 (and what was 0 before).
+        `(m, n)` in the dtype of the weight; zero exactly where weights were removed or were zero before.
     """
     w = weight.float().mT.contiguous().masked_fill_(factor.unused[:, None], 0)
     n, m = w.shape
-    # A group must not be parted.
-    size = cut.group[1] if cut.group else 1
+    # Spans must contain whole groups.
+    size = removal.group[1] if removal.group else 1
     columns = max(size, COLUMNS // size * size)
     starts = range(0, n, columns)
     sizes = [m * min(columns, n - start) for start in starts]
-    counts = apportion(cut.count, [cut.count * part / w.numel() for part in sizes], sizes)
-    gone = torch.zeros_like(w, dtype=torch.bool)
+    counts = apportion(removal.count, [removal.count * part / w.numel() for part in sizes], sizes)
+    removed = torch.zeros_like(w, dtype=torch.bool)
     for start, count in zip(starts, counts, strict=True):
         stop = min(start + columns, n)
-        if cut.group is None:
+        if removal.group is None:
             scale = factor.upper.diagonal()[start:stop, None]
-            gone[start:stop] = lowest((w[start:stop] / scale).square(), count)
-        errors = _correct(w, gone, factor.upper, (start, stop), cut.group)
+            removed[start:stop] = lowest((w[start:stop] / scale).square(), count)
+        errors = _correct_span(w, removed, factor.upper, (start, stop), removal.group)
         w[stop:].addmm_(factor.upper[start:stop, stop:].mT, errors, alpha=-1)
     if weight.dtype == torch.float16:
-        # What is rounded to zero would count as removed.
-        w = torch.where((w != 0) & (w.abs() < LEAST), torch.full_like(w, LEAST).copysign(w), w)
+        # Weights must not round to zero, which would count as removed.
+        smallest = torch.full_like(w, SMALLEST_FLOAT16)
+        w = torch.where((w != 0) & (w.abs() < SMALLEST_FLOAT16), smallest.copysign(w), w)
     kept = w.mT.to(weight.dtype).contiguous()
     kept[:, factor.unused] = weight[:, factor.unused]
-    return kept.masked_fill_(gone.mT, 0)
+    return kept.masked_fill_(removed.mT, 0)
 
 
-def _correct(w: Tensor, gone: Tensor, upper: Tensor, span: tuple[int, int], group: tuple[int, int] | None) -> Tensor:
-    """Columns of a span, one by one; returns their errors, whose effect beyond the span is left to the caller."""
+def _correct_span(
+    w: Tensor, removed: Tensor, upper: Tensor, span: tuple[int, int], group: tuple[int, int] | None
+) -> Tensor:
+    """Correct the columns of a span one by one; return their errors, for the update of columns beyond the span."""
     start, stop = span
     errors = torch.empty_like(w[start:stop])
     size = group[1] if group else 1
@@ -183,12 +185,12 @@ def _correct(w: Tensor, gone: Tensor, upper: Tensor, span: tuple[int, int], grou
         end = min(first + width, stop)
         for column in range(first, end):
             if group is not None and (column - start) % size == 0:
-                near = slice(column, column + size)
-                scores = (w[near] / upper.diagonal()[near, None]).square()
-                gone[near] = lowest_down_columns(scores, group[0])
+                in_group = slice(column, column + size)
+                scores = (w[in_group] / upper.diagonal()[in_group, None]).square()
+                removed[in_group] = lowest_down_columns(scores, group[0])
             error = errors[column - start]
             torch.div(w[column], upper[column, column], out=error)
-            error.masked_fill_(~gone[column], 0)
+            error.masked_fill_(~removed[column], 0)
             w[column:end].addr_(upper[column, column:end], error, alpha=-1)
         w[end:stop].addmm_(upper[first:end, end:stop].mT, errors[first - start : end - start], alpha=-1)
     return errors

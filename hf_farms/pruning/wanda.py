@@ -1,4 +1,4 @@
-"""Wanda (arXiv 2306.11695): weights count as much as what they are multiplied with."""
+"""Wanda (arXiv 2306.11695): score weights by magnitude times the norm of their input channel."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from hf_farms.pruning.patterns import Removal
 
 __all__ = ["InputNorm", "wanda", "wanda_scores"]
 
-# Inputs that are made float32 and squared at once.
-AT_ONCE = 2**22
+# Inputs that are converted to float32 and squared at once.
+INPUTS_AT_ONCE = 2**22
 
 
 class InputNorm:
-    """Running ||X_j||_2 of every input channel j of one layer; memory does not grow with the number of tokens.
+    """Running ||X_j||_2 of every input channel j of one layer; memory is independent of the number of tokens.
 
     Args:
-        width: input channels.
-        device: of the layer.
+        width: number of input channels.
+        device: device of the layer.
     """
 
     def __init__(self, width: int, device: torch.device) -> None:
@@ -27,7 +27,7 @@ class InputNorm:
 
     @staticmethod
     def nbytes(width: int) -> int:
-        """Memory for so many inputs."""
+        """Return the memory for `width` inputs, in bytes."""
         return 4 * width
 
     @staticmethod
@@ -36,35 +36,38 @@ class InputNorm:
         return 1
 
     def add(self, inputs: Tensor) -> None:
-        """Count the tokens of `(..., width)` inputs, in float32 whatever their dtype."""
+        """Add `(..., width)` inputs of any float dtype, accumulated in float32."""
         rows = inputs.detach().reshape(-1, inputs.shape[-1])
-        for part in rows.split(max(1, AT_ONCE // rows.shape[1])):
+        for part in rows.split(max(1, INPUTS_AT_ONCE // rows.shape[1])):
             self._sum += part.float().square().sum(dim=0).to(self._sum.device)
         self.num_tokens += len(rows)
 
     def merge(self, other: InputNorm) -> None:
-        """Count the tokens of another one too."""
+        """Add the inputs of another statistic."""
         self._sum += other._sum
         self.num_tokens += other.num_tokens
 
     def is_finite(self) -> bool:
-        """Whether no input was NaN or infinite."""
+        """Return whether all inputs were finite."""
         return bool(torch.isfinite(self._sum).all())
 
     def prepared(self, name: str) -> Tensor:
-        """The norm."""
+        """Return the norm."""
         return self.norm()
 
     def norm(self) -> Tensor:
-        """`(width,)` float32; scaled by the number of tokens, which changes no comparison and cannot overflow."""
+        """Return the root mean square of every channel, `(width,)` float32.
+
+        It is proportional to the norm, so the order of scores is the same, and it cannot overflow.
+        """
         return (self._sum / max(1, self.num_tokens)).sqrt()
 
 
 def wanda_scores(weight: Tensor, input_norm: Tensor) -> Tensor:
-    """S_ij = |W_ij| ||X_j||_2 (equation 1).
+    """Compute the scores S_ij = |W_ij| ||X_j||_2 (equation 1 of the paper).
 
     Args:
-        weight: `(out, in)`, any float dtype.
+        weight: `(out, in)`, any float dtype; not modified.
         input_norm: `(in,)` float32.
 
     Returns:

@@ -4,7 +4,7 @@
 
 The folders are checkouts of the released code, which is run as it is; README.md of `tests/golden` names the commits.
 Without --write every layer of the blocks is pruned whole by both sides, and the entries that differ are counted. With
-it the layers of FIXTURE are pruned by the released code only, and what a test needs is written. Activations are those
+it the layers of FIXTURE are pruned by the released code only, and what a test needs is written. HiddenStates are those
 of the dense model in float32 on passages of the text inside the package.
 """
 

@@ -26,8 +26,8 @@ def test_experts_without_tokens_are_pruned_by_magnitude_and_counted(many):
     unused = [x for b in report.blocks for x in b.layers if x.num_tokens == 0]
     assert len(unused) == 6
     assert all(x.damping is None for x in unused)
-    assert "6 of 24 matrices of experts got no calibration tokens and were pruned by magnitude." in report.notes
-    assert any(note.startswith("Matrices of experts were measured on 0 to 320 calibration") for note in report.notes)
+    assert "6 of 24 expert matrices got no calibration tokens and were pruned by magnitude." in report.notes
+    assert any(note.startswith("Expert matrices were measured on 0 to 320 calibration") for note in report.notes)
     for view in layers_of(model):
         if view.name in {x.name for x in unused}:
             kept = view.read() != 0

@@ -29,7 +29,7 @@ def batches_for(name, many):
     return many
 
 
-@pytest.mark.filterwarnings("ignore:.* were not seen to get inputs")
+@pytest.mark.filterwarnings("ignore:.* got no visible inputs")
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "N:4"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", PRUNED)
@@ -225,11 +225,11 @@ def test_nan_in_activations_names_the_layer(method, llama, many):
 
 def test_a_weight_that_is_used_without_its_module_is_pruned_by_magnitude_and_named(many):
     with pytest.warns(
-        HfFarmsWarning, match=r"2 layers, first backbone\.layers\.0\.mixer\.dt_proj, were not seen to get"
+        HfFarmsWarning, match=r"2 layers, first backbone\.layers\.0\.mixer\.dt_proj, got no visible inputs"
     ):
         report = prune(family_model("mamba"), PruneConfig(allocation="uniform"), calibration=many).report
     assert report.sparsity == 0.5
-    assert any("first backbone.layers.0.mixer.dt_proj, were not seen" in note for note in report.notes)
+    assert any("first backbone.layers.0.mixer.dt_proj, got no visible inputs" in note for note in report.notes)
 
 
 def test_a_block_none_of_whose_layers_is_used_is_refused():
