@@ -1,4 +1,4 @@
-"""Reports to model cards and figures. Imports no torch."""
+"""Render reports as model cards and figures. Imports no torch."""
 
 from __future__ import annotations
 

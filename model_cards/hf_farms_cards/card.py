@@ -1,4 +1,4 @@
-"""Reports -> model cards: the text, and the folder with the figures that it shows."""
+"""Render a report as a model card, and write the card with its figures into a folder."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
 
 __all__ = ["check_card", "is_ours", "render_card", "repo_of", "write_card", "write_figures"]
 
-# The line of the quick start that names the repository.
+# Matches the repository name in the quick start of a card.
 QUICK_START = re.compile(r'(?:^name = |from_pretrained\(|model=)"([\w.-]+/[\w.-]+)"', re.MULTILINE)
 
 
 def render_card(
     report: PruneReport | TrainReport, *, repo_id: str | None = None, checkpoint: Checkpoint | None = None
 ) -> str:
-    """Describe a pruned or trained model in the form that the Hub shows.
+    """Render the model card of a pruned or trained model for the Hub.
 
     Args:
-        report: what `prune`, the command line or a training measured.
-        repo_id: where the model will be found; None: the name that the command line gives the folder.
-        checkpoint: what the model's files say, see `Checkpoint.of`.
+        report: report of `prune`, of the command line, or of a training.
+        repo_id: repository of the model; None for the default name of the output folder.
+        checkpoint: metadata from the files of the model, see `Checkpoint.of`.
 
     Returns:
-        Markdown with a YAML header. `write_figures` draws what it shows.
+        Markdown with a YAML header. `write_figures` draws the figures that it links.
     """
     from huggingface_hub import ModelCard
 
     checkpoint = checkpoint or Checkpoint()
-    # One that was measured in this process has names as they were given.
+    # Reports measured in this process may contain local paths.
     report = report.published()
     if isinstance(report, TrainReport):
         template = "train.md.j2"
@@ -59,20 +59,20 @@ def render_card(
 def write_card(
     report: PruneReport | TrainReport, folder: str | Path, *, repo_id: str | None = None, target: Path | None = None
 ) -> Path:
-    """Write README.md and its figures into the folder of a model, whose other files are read for it.
+    """Write README.md and its figures into the folder of a model.
 
     Args:
-        report: of that model.
-        folder: an existing folder.
-        repo_id: where the model will be found; None: where the card that is there says, else the name of the folder.
-        target: write the card here, and its figures beside it; None: README.md in the folder.
+        report: report of the model.
+        folder: existing folder of the model; its config, tokenizer and recipe are read for the card.
+        repo_id: repository of the model; None for that of the existing card, else the name of the folder.
+        target: file of the card, with figures in the same folder; None for README.md in `folder`.
 
     Returns:
-        The card.
+        Path of the card.
 
     Raises:
         OSError: a file could not be written.
-        OutputError: as `check_card`.
+        OutputError: as for `check_card`.
     """
     folder = Path(folder)
     card = folder / "README.md" if target is None else target
@@ -85,20 +85,20 @@ def write_card(
 
 
 def check_card(report: PruneReport | TrainReport, target: Path) -> None:
-    """Refuse places where `write_card` must not write, before anything is drawn.
+    """Raise if `write_card` cannot write to a path, before anything is drawn.
 
     Args:
-        report: to be described.
-        target: the card; its figures lie beside it.
+        report: report of the card.
+        target: path of the card; figures are written to the same folder.
 
     Raises:
-        OutputError: a link, a special file, or a folder in the place of a file or the other way round.
+        OutputError: a path is a link or a special file, a folder instead of a file, or a file instead of a folder.
     """
     check_within(target.parent, [target.name, *_files(report)])
 
 
 def write_figures(report: PruneReport | TrainReport, folder: Path) -> None:
-    """Draw the figures of a card, each for light and for dark pages, into `folder/figures`."""
+    """Draw the figures of a card into `folder/figures`, each in a light and a dark version."""
     check_within(folder, _files(report))
     for name, draw in _figures(report).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -107,15 +107,15 @@ def write_figures(report: PruneReport | TrainReport, folder: Path) -> None:
 
 
 def _figures(report: PruneReport | TrainReport) -> dict[str, Callable[[Path, bool], None]]:
-    """What is drawn for a report, by the name of the light file."""
+    """Return the drawing functions of a report by the file name of the light figure."""
     if isinstance(report, PruneReport):
         return {BLOCKS: lambda path, dark: draw_blocks(report, path, dark=dark)}
-    found: dict[str, Callable[[Path, bool], None]] = {}
+    figures: dict[str, Callable[[Path, bool], None]] = {}
     if (rates := report.farms_lr) is not None and rates.measurements:
-        found[LR] = lambda path, dark: draw_training(rates, path, dark=dark)
+        figures[LR] = lambda path, dark: draw_training(rates, path, dark=dark)
     if (selection := report.s2ft) is not None and selection.layers:
-        found[SELECTION] = lambda path, dark: draw_selection(selection, path, dark=dark)
-    return found
+        figures[SELECTION] = lambda path, dark: draw_selection(selection, path, dark=dark)
+    return figures
 
 
 def _files(report: PruneReport | TrainReport) -> list[str]:
@@ -123,12 +123,12 @@ def _files(report: PruneReport | TrainReport) -> list[str]:
 
 
 def _links(report: PruneReport | TrainReport) -> dict[str, tuple[str, str]]:
-    """For each figure its light and its dark file, by the light one's stem."""
+    """Return (light file, dark file) of each figure by the stem of the light file."""
     return {Path(name).stem: (name, dark_of(name)) for name in _figures(report)}
 
 
 def is_ours(card: Path) -> bool:
-    """Whether hf-farms wrote this card."""
+    """Return whether hf-farms wrote this card."""
     try:
         return card.is_file() and CARD_MARK in card.read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -136,6 +136,6 @@ def is_ours(card: Path) -> bool:
 
 
 def repo_of(card: Path) -> str | None:
-    """The repository that an earlier card of ours names in its quick start; None: none, or no such card."""
-    found = QUICK_START.search(card.read_text(encoding="utf-8")) if is_ours(card) else None
-    return found[1] if found else None
+    """Return the repository in the quick start of a card written by hf-farms; None without such a card."""
+    match = QUICK_START.search(card.read_text(encoding="utf-8")) if is_ours(card) else None
+    return match[1] if match else None

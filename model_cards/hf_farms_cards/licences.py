@@ -1,4 +1,4 @@
-"""What a card says of the licence of the dense model."""
+"""Collect the licence section of a card from the licence of the dense model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hf_farms.reports import BaseModelRecord
 
 __all__ = ["Licence", "licence_of"]
 
-# Names and texts of licences that are common among models, by the identifier of the Hub.
+# Names and URLs of licences common among models, by their identifier on the Hub.
 KNOWN = {
     "apache-2.0": ("Apache License 2.0", "https://www.apache.org/licenses/LICENSE-2.0"),
     "mit": ("MIT License", "https://opensource.org/license/mit"),
@@ -33,12 +33,12 @@ class Licence:
     """The licence section of a card.
 
     Attributes:
-        name: as a reader knows it; None: the dense model's card names none.
-        url: of its text; None: not known.
-        display: words that must be shown, such as "Built with Llama"; None: none.
-        notice: line that a NOTICE file must hold; None: none.
-        files: licence files that lie beside the card.
-        known: whether the dense model's card was there to be read.
+        name: name of the licence; None if the card of the dense model names none.
+        url: URL of its text; None if unknown.
+        display: text that must be displayed, such as "Built with Llama", or None.
+        notice: line that a NOTICE file must contain, or None.
+        files: licence files in the folder of the card.
+        known: whether the card of the dense model could be read.
     """
 
     name: str | None
@@ -49,12 +49,12 @@ class Licence:
     known: bool
 
 
-def licence_of(base: BaseModelRecord, there: Collection[str] | None = None) -> Licence:
-    """What is known of the licence of a model, and what it asks of a model made from it.
+def licence_of(base: BaseModelRecord, existing: Collection[str] | None = None) -> Licence:
+    """Return the licence of a dense model, and its requirements for derived models.
 
     Args:
         base: the dense model.
-        there: files beside the card; None: all that belong there.
+        existing: names of the files in the folder of the card; None to assume that all licence files exist.
     """
     name, url = KNOWN.get(base.license or "", (base.license, None))
     if base.license in (None, "other"):
@@ -69,6 +69,6 @@ def licence_of(base: BaseModelRecord, there: Collection[str] | None = None) -> L
         url=base.license_link or url,
         display=duties.display if duties else None,
         notice=notice,
-        files=tuple(file for file in files if there is None or file in there),
+        files=tuple(file for file in files if existing is None or file in existing),
         known=base.card_read,
     )

@@ -1,6 +1,6 @@
-"""Text of others inside Markdown, so that it stays text: no HTML, no links, no templates, tables intact.
+"""Escape and format values for Markdown: no HTML, links or templates from foreign text, and intact tables.
 
-Everything that a template prints goes through `escape`, unless a function here has made it `Markup`.
+Templates escape every value with `escape`, unless a function here returned it as `Markup`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from markupsafe import escape as escape_html
 
 __all__ = ["code", "environment", "escape", "fenced", "link", "number", "percent", "with_error"]
 
-# Markup of Markdown as the Hub and GitHub read it: emphasis, code, links, tables, strike-through, formulas; and what
-# makes a link of a bare address.
+# Markdown syntax of the Hub and GitHub: emphasis, code, links, tables, strike-through, formulas, and automatic links.
 SPECIAL = re.compile(r"([\\`*_\[\]|~$]|(?<=\w)[:@](?=\S)|(?<=www)\.)", re.IGNORECASE)
-# At the start of a line these begin a heading, a list, a quotation, a rule.
+# Syntax at the start of a line: heading, list, quotation, rule.
 LEADING = re.compile(r"^([#+=-]|\d+(?=[.)](?:\s|$)))")
 INVISIBLE = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
@@ -27,7 +26,7 @@ INVISIBLE = re.compile(
 
 
 def escape(value: Any) -> Markup:
-    """One line of plain text that Markdown shows as it is."""
+    """Escape a value so that Markdown shows it as one line of plain text."""
     if isinstance(value, Markup):
         return value
     text = SPECIAL.sub(r"\\\1", one_line(value))
@@ -40,29 +39,29 @@ def escape(value: Any) -> Markup:
 
 
 def code(value: Any) -> Markup:
-    """A name in monospace. Inside, nothing is markup but `|`, which would end the cell of a table."""
+    """Format a name as inline code. Only `|` needs escaping inside: it would end a table cell."""
     text = one_line(value).replace("|", "\\|") or " "
-    fence = _longer_than_inside(text, "`", 1)
+    fence = _fence(text, "`", 1)
     space = " " if text.startswith("`") or text.endswith("`") or text.endswith("\\") else ""
     return Markup(f"{fence}{space}{text}{space}{fence}")
 
 
 def fenced(value: Any, language: str = "") -> Markup:
-    """A block of code, whatever is in it."""
+    """Format text as a fenced code block; the fence is longer than any in the text."""
     text = INVISIBLE.sub("", str(value)).replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")
-    fence = _longer_than_inside(text, "`", 3)
+    fence = _fence(text, "`", 3)
     return Markup(f"{fence}{language}\n{text}\n{fence}")
 
 
 def link(text: Any, url: str) -> Markup:
-    """A link to an address on the web; only the text, where the address is no such thing."""
+    """Format a link to an https URL; return only the text for anything else."""
     if not re.fullmatch(r"https://[\w.-]+(/[\w.,~%/?=&#+:@-]*)?", url):
         return escape(text)
     return Markup(f"[{escape(text)}]({url})")
 
 
 def number(value: float | None, digits: int = 2) -> Markup:
-    """A number with so many digits behind the point; without them where it is large. A dash for none."""
+    """Format a number with `digits` decimals, or none from 10,000; None and NaN become a dash."""
     if value is None or math.isnan(value):
         return Markup("–")
     if math.isinf(value):
@@ -72,12 +71,12 @@ def number(value: float | None, digits: int = 2) -> Markup:
 
 
 def percent(fraction: float | None, digits: int = 2) -> Markup:
-    """A fraction in percent."""
+    """Format a fraction in percent."""
     return Markup("–") if fraction is None else Markup(f"{100 * fraction:.{digits}f}%")
 
 
 def with_error(value: float | None, stderr: float | None, digits: int = 3, *, sign: bool = False) -> Markup:
-    """A number and its standard error, if it has one."""
+    """Format a number with its standard error, if any."""
     if value is None or not math.isfinite(value):
         return Markup("–")
     text = f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
@@ -85,29 +84,30 @@ def with_error(value: float | None, stderr: float | None, digits: int = 3, *, si
 
 
 def one_line(value: Any) -> str:
-    """Text without line breaks and invisible characters."""
+    """Remove line breaks and invisible characters."""
     return " ".join(INVISIBLE.sub(" ", str(value)).split())
 
 
 @cache
 def environment() -> Environment:
-    """The templates of this package."""
-    made = Environment(
+    """Return the Jinja environment with the templates of this package."""
+    jinja = Environment(
         loader=PackageLoader(__package__ or "hf_farms_cards"),
-        # A card with a hole in it must fail here and not on the Hub.
+        # A missing value must raise instead of leaving a gap in the card.
         undefined=StrictUndefined,
-        # What a template prints is text, unless something here says that it is markup. StrictUndefined comes by too.
+        # Values are escaped unless they are Markup. StrictUndefined must pass through to raise.
         finalize=lambda value: value if isinstance(value, StrictUndefined) else escape(value),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"code": code, "fenced": fenced, "number": number, "percent": percent, "link": link}
-    made.globals |= {"with_error": with_error}
-    return made
+    jinja.filters |= {"code": code, "fenced": fenced, "number": number, "percent": percent, "link": link}
+    jinja.globals |= {"with_error": with_error}
+    return jinja
 
 
-def _longer_than_inside(text: str, mark: str, least: int) -> str:
+def _fence(text: str, mark: str, least: int) -> str:
+    """Return at least `least` marks, and more than any run of marks in the text."""
     longest = max((len(run) for run in re.findall(f"{mark}+", text)), default=0)
     return mark * max(least, longest + 1)

@@ -1,4 +1,4 @@
-"""Reports -> the YAML header of a card, as the Hub reads it."""
+"""Build the YAML header of a card: licence, base model, tags, evaluation results."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual", re.AS
 
 
 def hub_id(model: str | None, base: BaseModelRecord | None) -> str | None:
-    """The id of a model on the Hub; None for a folder, `demo`, and what cannot be an id."""
+    """Return the Hub id of a model; None for a folder, `demo`, and invalid ids."""
     name = base.repo_id if base is not None else model
     return name if name is not None and HUB_ID.fullmatch(name) else None
 
 
 def short_source(source: str) -> str:
-    """The name of a text; of a file on somebody's disk without its folders."""
+    """Return the name of a text: a dataset id, or a file name without its folders."""
     return one_line(source if HUB_ID.fullmatch(source) else re.split(r"[\\/]", source)[-1]) or "text"
 
 
@@ -40,38 +40,38 @@ def card_data(
     pipeline_tag: str,
     results: Sequence[EvalResult],
 ) -> ModelCardData:
-    """The header.
+    """Build the header.
 
     Args:
-        name: of the repository.
-        base: what the Hub says of the dense model, for licence and languages.
-        base_id: its id.
-        tags: beside `hf-farms`.
+        name: name of the repository.
+        base: record of the dense model, for licence and languages.
+        base_id: Hub id of the dense model.
+        tags: tags in addition to `hf-farms`.
         pipeline_tag: task.
-        results: for the model index; may be empty.
+        results: results for the model index; may be empty.
     """
     from huggingface_hub import ModelCardData
 
     languages = [code for code in base.languages if LANGUAGE.fullmatch(code)] if base else []
     return ModelCardData(
         language=languages or None,
-        license=_text(base.license if base else None),
-        license_name=_text(base.license_name if base else None),
-        license_link=_text(base.license_link if base else None),
+        license=_one_line_or_none(base.license if base else None),
+        license_name=_one_line_or_none(base.license_name if base else None),
+        license_link=_one_line_or_none(base.license_link if base else None),
         library_name="transformers",
-        pipeline_tag=_text(pipeline_tag),
+        pipeline_tag=_one_line_or_none(pipeline_tag),
         base_model=base_id,
-        # The Hub has no relation for pruning; the tags say it.
+        # The Hub has no relation for pruning; the tags mention it.
         base_model_relation="finetune" if base_id else None,
         tags=["hf-farms", *tags],
         model_name=one_line(name).rsplit("/", 1)[-1] if results else None,
-        # None and not [], which the class takes for a result without a value.
+        # None instead of [], which the class treats as a result without a value.
         eval_results=list(results) or None,
     )
 
 
 def perplexity_results(perplexity: PerplexityRecord | None) -> list[EvalResult]:
-    """Perplexity of the pruned model."""
+    """Return the perplexity of the pruned model as results of the model index."""
     if perplexity is None or perplexity.pruned is None or not math.isfinite(perplexity.pruned):
         return []
     config, context = perplexity.config, perplexity.context_length
@@ -88,7 +88,7 @@ def perplexity_results(perplexity: PerplexityRecord | None) -> list[EvalResult]:
 
 
 def task_results(tasks: Sequence[TaskRecord]) -> list[EvalResult]:
-    """Tasks of lm-eval."""
+    """Return lm-eval scores as results of the model index."""
     return [
         _result(
             dataset=one_line(task.task),
@@ -102,11 +102,11 @@ def task_results(tasks: Sequence[TaskRecord]) -> list[EvalResult]:
 
 
 def metric_results(metrics: Mapping[str, float], *, task: str) -> list[EvalResult]:
-    """What an evaluation during the training gave; of which text is not recorded.
+    """Return metrics of the evaluations during training as results; their data are not recorded.
 
     Args:
-        metrics: by the Trainer's names.
-        task: of the model, by the Hub's name.
+        metrics: metrics by their names in the Trainer.
+        task: task of the model, by its name on the Hub.
     """
     return [
         _result(
@@ -130,12 +130,12 @@ def _result(
         dataset_type=dataset,
         dataset_name=dataset,
         metric_type=metric,
-        # A float of Python's own: YAML has no other.
+        # YAML can only represent Python floats.
         metric_value=round(float(value), 4),
         metric_name=name or metric,
         **more,
     )
 
 
-def _text(value: str | None) -> str | None:
+def _one_line_or_none(value: str | None) -> str | None:
     return one_line(value) or None if value is not None else None

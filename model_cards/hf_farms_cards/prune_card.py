@@ -1,4 +1,4 @@
-"""Report of a pruned model -> what its template needs."""
+"""Build header and template values of the card of a pruned model."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 __all__ = ["base_text", "pruned_card"]
 
-# Longer tables are folded.
-LONG = 40
-# Blocks whose sparsities differ by less lost the same: rounding to whole weights is all that tells them apart.
-EVEN = 1e-4
+# Tables with more rows are collapsed.
+LONG_TABLE = 40
+# Block sparsities that differ by less count as equal: rounding to whole weights causes such differences.
+EQUAL_SPARSITY = 1e-4
 LOWER_IS_BETTER = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "wer"}
 
 
 def pruned_card(
     report: PruneReport, *, repo_id: str | None, checkpoint: Checkpoint
 ) -> tuple[ModelCardData, dict[str, Any]]:
-    """Header and values of the template `prune.md.j2`; arguments as of `render_card`."""
+    """Return header and values of the template `prune.md.j2`; arguments as for `render_card`."""
     name = repo_id or default_output_name(report.model, report.config)
     base = hub_id(None if Path(report.model).is_dir() else report.model, report.base)
     task = task_of(report.model_type, checkpoint.architecture)
@@ -45,9 +45,9 @@ def pruned_card(
         results=[*perplexity_results(report.perplexity), *task_results(report.tasks)],
     )
     method, allocation = METHODS[report.config.method], ALLOCATIONS[report.config.allocation]
-    # What was counted: a pattern may bring different targets to the same zeros.
+    # Measured, not target sparsities: a pattern may round different targets to the same sparsity.
     zeros = [block.sparsity for block in report.blocks]
-    even = not zeros or max(zeros) - min(zeros) < EVEN
+    even = not zeros or max(zeros) - min(zeros) < EQUAL_SPARSITY
     values = {
         "report": report,
         "method": method,
@@ -65,12 +65,12 @@ def pruned_card(
         if report.calibration and report.calibration.config
         else None,
         "even": even,
-        "rows": _rows(report),
+        "rows": _block_rows(report),
         "has_errors": any(b.alpha_stderr is not None for b in report.before.blocks) if report.before else False,
-        "long": len(report.blocks) > LONG,
-        "evaluation": _evaluation(report.perplexity, even=even) if _is_measured(report.perplexity) else [],
+        "long": len(report.blocks) > LONG_TABLE,
+        "evaluation": _perplexity_rows(report.perplexity, even=even) if _is_measured(report.perplexity) else [],
         "bold": report.perplexity is not None and _better(report.perplexity) is not None,
-        "tasks": [_task(record) for record in report.tasks],
+        "tasks": [_task_row(record) for record in report.tasks],
         "tasks_have_dense": any(record.dense is not None for record in report.tasks),
         "quick_start": quick_start(name, task, checkpoint, pruned=True),
         "made_by": ("bash", report.command) if report.command else ("python", _call(report)),
@@ -80,13 +80,13 @@ def pruned_card(
 
 
 def base_text(model: str | None, base_id: str | None) -> Markup:
-    """The base model in a sentence: a link, or the name of the folder."""
+    """Format the base model for running text: a link, or the name of its folder."""
     if base_id:
         return link(base_id, f"https://huggingface.co/{base_id}")
     name = (model or "").replace("\\", "/").rstrip("/")
-    # Where somebody keeps a folder is nobody's business; below the folder of the run it is shown.
-    shown = name.rsplit("/", 1)[-1] if Path(name).is_absolute() else name.removeprefix("./")
-    return code(shown) if name else Markup("a model")
+    # Absolute paths are private: show only the folder name.
+    folder = name.rsplit("/", 1)[-1] if Path(name).is_absolute() else name.removeprefix("./")
+    return code(folder) if name else Markup("a model")
 
 
 def _call(report: PruneReport) -> str:
@@ -101,12 +101,12 @@ def _is_measured(perplexity: PerplexityRecord | None) -> bool:
 def _recovery(perplexity: PerplexityRecord | None) -> float | None:
     if perplexity is None or not perplexity.dense or not perplexity.pruned:
         return None
-    ok = math.isfinite(perplexity.dense) and math.isfinite(perplexity.pruned)
-    return perplexity.dense / perplexity.pruned if ok else None
+    is_finite = math.isfinite(perplexity.dense) and math.isfinite(perplexity.pruned)
+    return perplexity.dense / perplexity.pruned if is_finite else None
 
 
-def _rows(report: PruneReport) -> list[dict[str, Any]]:
-    """One row per block for the table."""
+def _block_rows(report: PruneReport) -> list[dict[str, Any]]:
+    """Return the rows of the block table."""
     before = {block.index: block for block in report.before.blocks} if report.before else {}
     after = {block.index: block for block in report.after.blocks} if report.after else {}
     return [
@@ -114,8 +114,8 @@ def _rows(report: PruneReport) -> list[dict[str, Any]]:
     ]
 
 
-def _evaluation(perplexity: PerplexityRecord | None, *, even: bool) -> list[dict[str, Markup]]:
-    """Rows dense, uniform, this model; bold is what is better by more than two standard errors."""
+def _perplexity_rows(perplexity: PerplexityRecord | None, *, even: bool) -> list[dict[str, Markup]]:
+    """Return the rows dense, uniform, this model; bold if better by more than two standard errors."""
     assert perplexity is not None
     p = perplexity
     better = _better(p)
@@ -141,18 +141,18 @@ def _evaluation(perplexity: PerplexityRecord | None, *, even: bool) -> list[dict
 
 
 def _better(perplexity: PerplexityRecord) -> Literal["this", "uniform"] | None:
-    """Which of the two sparse models is better by more than two standard errors."""
+    """Return the sparse model that is better by more than two standard errors, if any."""
     difference, error = perplexity.uniform_nll_difference, perplexity.uniform_nll_difference_stderr
     if difference is None or error is None or abs(difference) <= 2 * error:
         return None
     return "this" if difference < 0 else "uniform"
 
 
-def _task(record: TaskRecord) -> dict[str, Any]:
+def _task_row(record: TaskRecord) -> dict[str, Any]:
     this, dense = with_error(record.value, record.stderr, 4), with_error(record.dense, record.dense_stderr, 4)
     error = record.difference_stderr
     if error is None and record.stderr is not None and record.dense_stderr is not None:
-        # Not paired over questions: larger than it needs to be.
+        # Not paired over questions, so an upper estimate.
         error = math.hypot(record.stderr, record.dense_stderr)
     if record.dense is not None and error is not None and abs(record.value - record.dense) > 2 * error:
         lower = record.metric.partition(",")[0] in LOWER_IS_BETTER

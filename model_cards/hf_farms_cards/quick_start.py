@@ -1,4 +1,4 @@
-"""What a model is for -> the lines that load it and show that it works."""
+"""Write the quick start of a card: Python code that loads the model and runs it."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from hf_farms_cards.tasks import Task, task_of
 __all__ = ["Checkpoint", "Task", "as_call", "quick_start", "task_of"]
 
 
-# As transformers' tokenizers write them; `merges.txt` never comes alone.
+# File names of transformers tokenizers; `merges.txt` never occurs alone.
 TOKENIZER_FILE = re.compile(r"tokenizer(_config)?\.json|tekken\.json|.*\.model|.*vocab.*\.(json|txt)|.*\.tiktoken")
 PROCESSOR_FILES = {"preprocessor_config.json", "processor_config.json"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What the files of a model say, beside its report.
+    """Metadata from the files of a model.
 
     Attributes:
-        architecture: class that it was saved from; None: not known, the model type decides.
-        chat: its tokenizer has a chat template.
-        recipe: text of its recipe.yaml; None: there is none.
-        files: names of all files; None: not known.
+        architecture: class that saved the model; None if unknown, then the model type is used.
+        chat: whether its tokenizer has a chat template.
+        recipe: text of its recipe.yaml, or None.
+        files: names of all files; None if unknown.
     """
 
     architecture: str | None = None
@@ -39,14 +39,14 @@ class Checkpoint:
 
     @classmethod
     def of(cls, folder: Path) -> Checkpoint:
-        """Read a folder; what is missing there or is not as it should be is not known."""
-        names = _json(folder / "config.json").get("architectures")
+        """Read the metadata from a folder; missing or damaged files count as unknown."""
+        names = _read_json(folder / "config.json").get("architectures")
         recipe = folder / "recipe.yaml"
         return cls(
             architecture=names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None,
             chat=(folder / "chat_template.jinja").is_file()
-            or bool(_json(folder / "tokenizer_config.json").get("chat_template")),
-            # A link may lead to anything, and the card shows all of it.
+            or bool(_read_json(folder / "tokenizer_config.json").get("chat_template")),
+            # Links are not followed: the card would publish the content of their target.
             recipe=published_text(recipe.read_text(encoding="utf-8", errors="replace"))
             if is_own_file(recipe)
             else None,
@@ -55,23 +55,23 @@ class Checkpoint:
 
     @property
     def has_processor(self) -> bool:
-        """Whether what prepares images is among the files; they may not be known, and most models have it."""
+        """Whether the files include an image processor; True if the files are unknown."""
         return self.files is None or bool(self.files & PROCESSOR_FILES)
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether a tokenizer is among the files; they may not be known, and most models have one."""
+        """Whether the files include a tokenizer; True if the files are unknown."""
         return self.files is None or any(TOKENIZER_FILE.fullmatch(name) for name in self.files)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():  # a pipe of that name would be waited for
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():  # reading a named pipe would block
         return {}
     try:
-        found = load_json(read_text(path), allow_nan=True).data
+        data = load_json(read_text(path), allow_nan=True).data
     except (OSError, DocumentError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return data if isinstance(data, dict) else {}
 
 
 GENERATE = """\
@@ -140,14 +140,14 @@ tokenizer = AutoTokenizer.from_pretrained(name)
 output = model(**tokenizer("The people of this country", return_tensors="pt"))
 print(output[0].shape)"""
 
-# With what the model itself takes, where nothing beside it makes that of a text or an image.
+# Templates with raw model inputs, for checkpoints without tokenizer or image processor.
 BARE = """\
 import torch
 from transformers import {auto_class}
 
 model = {auto_class}.from_pretrained("{name}")
 {lines}"""
-IDS = "ids = torch.tensor([[5, 6, 7, 8]])  # of its tokenizer, which is not stored here\n"
+IDS = "ids = torch.tensor([[5, 6, 7, 8]])  # from its tokenizer, which is not stored here\n"
 SCORES = """\
 for label, score in zip(model.config.id2label.values(), output.logits[0].tolist()):
     print(label, score)"""
@@ -182,7 +182,7 @@ zeros = sum(int((p == 0).sum()) for p in model.parameters())
 print(f"{{zeros / model.num_parameters():.2%}} of the parameters are zero")"""
 
 
-# What a tokenizer (or a processor, for images) stands beside.
+# Templates for checkpoints with a tokenizer (or image processor).
 WITH_TOKENIZER = {
     "text-generation": GENERATE,
     "text2text-generation": GENERATE,
@@ -197,18 +197,18 @@ PROMPTS = {"text-generation": "The people of this country", "text2text-generatio
 
 
 def quick_start(name: str, task: Task, checkpoint: Checkpoint, *, pruned: bool) -> str:
-    """Python that loads the model and prints something.
+    """Return Python code that loads the model and prints an output.
 
     Args:
-        name: of the repository or folder.
-        task: of the model.
-        checkpoint: what lies beside the model; without a tokenizer the model alone is loaded.
-        pruned: there are zeros to be counted where the model can be shown nothing else.
+        name: repository or folder of the model.
+        task: task of the model.
+        checkpoint: metadata of its files; without a tokenizer, only the model is loaded.
+        pruned: whether to count zeros if there is no better example.
     """
-    ready = checkpoint.has_processor if task.pipeline_tag.startswith("image-") else checkpoint.has_tokenizer
-    if task.pipeline_tag == "text-generation" and ready and checkpoint.chat:
+    has_preprocessor = checkpoint.has_processor if task.pipeline_tag.startswith("image-") else checkpoint.has_tokenizer
+    if task.pipeline_tag == "text-generation" and has_preprocessor and checkpoint.chat:
         template = CHAT
-    elif task.pipeline_tag in WITH_TOKENIZER and ready:
+    elif task.pipeline_tag in WITH_TOKENIZER and has_preprocessor:
         template = WITH_TOKENIZER[task.pipeline_tag]
     elif pruned:
         template = COUNT
@@ -224,16 +224,16 @@ def quick_start(name: str, task: Task, checkpoint: Checkpoint, *, pruned: bool) 
 
 
 def as_call(config: Any) -> str:
-    """A config in Python, without what is as by default."""
+    """Format a config as a Python call, without fields that have their default."""
     default = type(config)()
-    changed = {f.name: getattr(config, f.name) for f in fields(config)}
-    changed = {key: value for key, value in changed.items() if value != getattr(default, key)}
-    return f"{type(config).__name__}({', '.join(f'{key}={_python(value)}' for key, value in changed.items())})"
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    changed = {key: value for key, value in values.items() if value != getattr(default, key)}
+    return f"{type(config).__name__}({', '.join(f'{key}={_literal(value)}' for key, value in changed.items())})"
 
 
-def _python(value: Any) -> str:
+def _literal(value: Any) -> str:
     if is_dataclass(value):
         return as_call(value)
     if isinstance(value, tuple):
-        return f"({', '.join(map(_python, value))}{',' if len(value) == 1 else ''})"
+        return f"({', '.join(map(_literal, value))}{',' if len(value) == 1 else ''})"
     return json.dumps(value) if isinstance(value, str) else repr(value)

@@ -1,4 +1,4 @@
-"""What kind of model it is -> its task, by the Hub's name, and the class that loads it."""
+"""Find the task of a model, by its name on the Hub, and the auto class that loads it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ __all__ = ["Task", "task_of"]
 
 @dataclass(frozen=True)
 class Task:
-    """The Hub's name of a task, and transformers' class for it."""
+    """Name of a task on the Hub, and the auto class of transformers for it."""
 
     pipeline_tag: str
     auto_class: str
 
 
-# The class that loads a model for each task.
+# Auto class of each task.
 AUTO_CLASSES = {
     "text-generation": "AutoModelForCausalLM",
     "text2text-generation": "AutoModelForSeq2SeqLM",
@@ -39,7 +39,7 @@ AUTO_CLASSES = {
     "feature-extraction": "AutoModel",
 }
 TASKS = {tag: Task(tag, auto_class) for tag, auto_class in AUTO_CLASSES.items()}
-# The end of a class name of transformers is that of the class that loads it, but for these.
+# Suffix of a transformers class name -> task. Most suffixes are those of the auto class; the others follow.
 ENDINGS = {
     **{
         auto_class.removeprefix("AutoModel"): TASKS[tag]
@@ -51,7 +51,7 @@ ENDINGS = {
     "ForUniversalSegmentation": Task("image-segmentation", "AutoModelForUniversalSegmentation"),
     "ForCTC": Task("automatic-speech-recognition", "AutoModelForCTC"),
 }
-# Where only `config.model_type` is known: what is no language model that writes.
+# Tasks by `config.model_type`, if nothing else is known; all other models are causal language models.
 BY_MODEL_TYPE = {
     **dict.fromkeys(("bert", "roberta", "distilbert", "albert", "electra", "deberta-v2", "modernbert"), "fill-mask"),
     **dict.fromkeys(("vit", "deit", "swin", "convnext", "resnet", "dinov2"), "image-classification"),
@@ -61,12 +61,12 @@ WITH_IMAGES = ("gemma3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "mllama"
 
 
 def task_of(model_type: str, architecture: str | None = None, *, tag: str | None = None) -> Task:
-    """The task of a model.
+    """Return the task of a model.
 
     Args:
-        model_type: of its config.
-        architecture: the class that it was saved from, where that is known; else the model type decides.
-        tag: its task by the Hub's name, as transformers' mappings have it; None: not recorded.
+        model_type: `model_type` of its config.
+        architecture: class that saved the model; None if unknown, then the model type is used.
+        tag: recorded name of its task on the Hub; None if not recorded.
     """
     any_task = TASKS["feature-extraction"]
     by_name = next((task for end, task in ENDINGS.items() if architecture and architecture.endswith(end)), None)

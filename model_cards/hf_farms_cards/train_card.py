@@ -1,4 +1,4 @@
-"""Report of a training -> what its template needs."""
+"""Build header and template values of the card of a trained model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from hf_farms.config import FarmsLRConfig, S2FTConfig
-from hf_farms.reports.training import S2FTRecord, TrainReport
+from hf_farms.reports.training import FarmsLRRecord, S2FTRecord, TrainReport
 from hf_farms_cards.figures.blocks import dark_of
 from hf_farms_cards.figures.training import LR, section, selected_by_block
 from hf_farms_cards.licences import licence_of
@@ -29,12 +29,12 @@ RATES, SELECTIVE = "FarmsLR", "S2FT"
 def trained_card(
     report: TrainReport, *, repo_id: str | None, checkpoint: Checkpoint
 ) -> tuple[ModelCardData, dict[str, Any]]:
-    """Header and values of the template `train.md.j2`; arguments as of `render_card`."""
+    """Return header and values of the template `train.md.j2`; arguments as for `render_card`."""
     name = repo_id or "-".join(filter(None, [_last_part(report.model), report.method.replace(" and ", "-")]))
     base = hub_id(report.model, report.base)
     architecture = checkpoint.architecture or report.architecture
     task = task_of(report.model_type, architecture, tag=report.task)
-    # A classifier made of a language model classifies. Where nothing says what was trained, its base does.
+    # A classifier built on a language model has its own task. The task of the base is used if nothing else is known.
     base_tag = report.base.pipeline_tag if report.base and not (architecture or report.task) else None
     tags = [tag for tag, used in (("s2ft", report.s2ft), ("farms-lr", report.farms_lr)) if used is not None]
     by_alpha = report.s2ft is not None and report.s2ft.config.budget_allocation == "farms"
@@ -48,9 +48,6 @@ def trained_card(
         results=metric_results(report.metrics, task=base_tag or task.pipeline_tag),
     )
     known = report.num_trained is not None and report.num_parameters
-    rates = report.farms_lr if report.farms_lr and report.farms_lr.measurements else None
-    factors = [block.factor for block in rates.measurements[-1].blocks] if rates else []
-    about_rates = section(rates) if rates else {"quantity": None}
     values = {
         "report": report,
         "title": name.rsplit("/", 1)[-1],
@@ -59,20 +56,31 @@ def trained_card(
         "base_id": base,
         "licence": licence_of(report.base, checkpoint.files or frozenset()) if report.base else None,
         "share": report.num_trained / report.num_parameters if known else None,  # type: ignore[operator]
-        "range": (min(factors), max(factors)) if any(factor != 1 for factor in factors) else None,
-        "still": rates is not None and not about_rates["moved"],
         "measured": measured,
         "evaluated": any(name.startswith("eval_") for name in report.metrics),
         **_selection(report.s2ft),
         "snippet": _snippet(report),
         "quick_start": quick_start(name, task, checkpoint, pruned=False),
-        "change": "some of the weights were trained further; all others are unchanged."
+        "change": "some of the weights were fine-tuned; all others are unchanged."
         if report.s2ft
-        else "the weights were trained further.",
-        **about_rates,
+        else "the weights were fine-tuned.",
+        **_learning_rates(report.farms_lr),
         "figure": (LR, dark_of(LR)),
     }
     return data, values
+
+
+def _learning_rates(record: FarmsLRRecord | None) -> dict[str, Any]:
+    """Return the values of the section on learning rates, and the range of the last factors."""
+    if record is None or not record.measurements:
+        return {"quantity": None, "range": None, "still": False}
+    factors = [block.factor for block in record.measurements[-1].blocks]
+    values = section(record)
+    return {
+        **values,
+        "range": (min(factors), max(factors)) if any(factor != 1 for factor in factors) else None,
+        "still": not values["moved"],
+    }
 
 
 def _last_part(model: str | None) -> str:
@@ -80,10 +88,10 @@ def _last_part(model: str | None) -> str:
 
 
 def _selection(record: S2FTRecord | None) -> dict[str, Any]:
-    """What was really selected: a small budget leaves roles out."""
+    """Return the selected channels by block and kind; a small budget leaves some roles without any."""
     selected = selected_by_block(record) if record else {}
     chosen = [layer.name for layer in record.layers if layer.num_selected] if record else []
-    # Inside their blocks.
+    # Paths inside the blocks.
     layers = list(dict.fromkeys(re.sub(r"^.*?\.\d+\.", "", name) for name in chosen))
     return {
         "selected": selected,
@@ -99,12 +107,13 @@ def _is_attention(path: str) -> bool:
 
 
 def _snippet(report: TrainReport) -> str:
-    """The callbacks as they were made, in Python."""
-    made: list[tuple[str, FarmsLRConfig | S2FTConfig | None]] = []
+    """Format the callbacks of the training as Python code."""
+    methods: list[tuple[str, FarmsLRConfig | S2FTConfig | None]] = []
     if report.s2ft is not None:
-        made.append((SELECTIVE, report.s2ft.config))
+        methods.append((SELECTIVE, report.s2ft.config))
     if report.farms_lr is not None:
-        made.append((RATES, report.farms_lr.config))
-    names = sorted(f"{name}{what}" for name, config in made for what in ("Callback", *(["Config"] * bool(config))))
-    callbacks = [f"    {name}Callback({as_call(config) if config else ''})," for name, config in made]
+        methods.append((RATES, report.farms_lr.config))
+    suffixes = {name: ("Callback", *(["Config"] * bool(config))) for name, config in methods}
+    names = sorted(f"{name}{suffix}" for name in suffixes for suffix in suffixes[name])
+    callbacks = [f"    {name}Callback({as_call(config) if config else ''})," for name, config in methods]
     return "\n".join([f"from hf_farms import {', '.join(names)}", "", "callbacks = [", *callbacks, "]"])

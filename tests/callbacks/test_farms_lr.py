@@ -71,7 +71,7 @@ def test_alphas_that_differ_by_chance_have_no_effect(tmp_path):
     plain.train()
     assert same(weights(run.model), weights(plain.model))
     section = (tmp_path / "a" / "farms_lr.md").read_text()
-    assert "differed from the others' by more than chance, so that all factors stayed at 1" in section
+    assert "alphas differed by no more than chance, so all factors stayed 1" in section
 
 
 WSD = {"num_decay_steps": 2}

@@ -93,18 +93,18 @@ def test_the_duties_of_the_licence_are_met(licence, display, notice):
 
 def test_only_licence_files_that_lie_there_are_named():
     text = render_card(full(), checkpoint=Checkpoint(files=frozenset({"LICENSE"})))
-    assert "Its files lie beside this card: `LICENSE`.\n" in text
-    assert "Its files" not in render_card(farms_lr())
+    assert "Licence files in this repository: `LICENSE`.\n" in text
+    assert "Licence files" not in render_card(farms_lr())
 
 
 def test_a_card_that_nobody_could_read_is_not_said_to_name_no_licence():
     unread = BaseModelRecord(repo_id="a/b", card_read=False)
     text = section(render_card(replace(full(), base=unread)), "Licence")
-    assert "No card of [a/b](https://huggingface.co/a/b) was at hand when this was made." in text
-    assert "look it up on [its page](https://huggingface.co/a/b)." in text
+    assert "The model card of [a/b](https://huggingface.co/a/b) was not available when this card was written." in text
+    assert "see [its page](https://huggingface.co/a/b)." in text
     assert "names no licence" not in text
     text = section(render_card(replace(full(), base=replace(unread, card_read=True))), "Licence")
-    assert "The card of [a/b](https://huggingface.co/a/b) names no licence" in text
+    assert "The model card of [a/b](https://huggingface.co/a/b) names no licence" in text
     text = section(render_card(replace(full(), base=replace(unread, license="mit"))), "Licence")
     assert "[MIT License]" in text
 
@@ -120,8 +120,9 @@ def test_the_licence_of_a_folder_is_passed_on_and_the_folder_is_no_base_model_on
     assert not {"base_model", "base_model_relation"} & set(found)
     assert "\n**Built with Meta Llama 3**\n" in text
     said = section(text, "Licence")
-    assert "That of `dense`: [Meta Llama 3 Community License](https://www.llama.com/llama3/license/)." in said
-    assert "Its files lie beside this card: `LICENSE`, `NOTICE`." in said
+    link = "[Meta Llama 3 Community License](https://www.llama.com/llama3/license/)"
+    assert f"The licence of `dense` also applies to this model: {link}." in said
+    assert "Licence files in this repository: `LICENSE`, `NOTICE`." in said
     assert "huggingface.co/dense" not in text
     assert str(tmp_path) not in text
 
@@ -139,7 +140,7 @@ def test_numbers_that_yaml_has_no_word_for_stay_out(value):
 
 def test_what_was_not_measured_is_not_claimed_and_what_measures_it_is_named():
     text = render_card(minimal())
-    assert "Perplexity was not measured; `hf-farms prune` does it with `--evaluation`." in text
+    assert "Perplexity was not measured; `hf-farms prune --evaluation` measures it." in text
     assert "Spectra were not measured." in text
     assert "alpha" not in section(text, "Blocks")
     assert "No calibration data" in text
@@ -147,7 +148,7 @@ def test_what_was_not_measured_is_not_claimed_and_what_measures_it_is_named():
     report = demo()
     without = replace(report.perplexity, uniform=None, uniform_nll_difference=None, uniform_nll_difference_stderr=None)
     text = render_card(replace(report, perplexity=without))
-    assert "Uniform sparsity was not measured; `hf-farms prune` does it with `--baseline`." in text
+    assert "The uniform baseline was not measured; `hf-farms prune --baseline` measures it." in text
     assert "| uniform" not in text
     text = render_card(replace(report, perplexity=without, config=PruneConfig(allocation="uniform")))
     assert "--baseline" not in text
@@ -156,7 +157,7 @@ def test_what_was_not_measured_is_not_claimed_and_what_measures_it_is_named():
 def test_a_single_window_has_no_error():
     report = demo()
     text = render_card(replace(report, perplexity=replace(report.perplexity, nll_difference_stderr=None)))
-    assert "with a single window it has no standard error" in text
+    assert "a single window gives no standard error" in text
     assert "| dense | 46.55 | +0.224 |" in text
 
 
@@ -267,7 +268,7 @@ def test_trained_models_say_what_was_trained():
     text = render_card(s2ft())
     assert "2,880 of 29,664 parameters (9.71%) were trained" in text
     assert "| `model.layers.2` | 19 | 18 |" in text
-    assert "Which model it was trained from was not recorded." in text
+    assert "The base model was not recorded." in text
     assert {"hf-farms", "s2ft"} <= set(header(text)["tags"])
     text = render_card(farms_lr(), repo_id="me/x")
     assert "factors on the learning rate from 0.700 to 1.300" in text
@@ -284,12 +285,12 @@ def test_a_small_budget_is_not_said_to_train_what_it_left_out():
     report = s2ft()
     record = replace(report.s2ft, config=S2FTConfig(), layers=report.s2ft.layers[1::2])
     text = render_card(replace(report, s2ft=record))
-    assert "fine-tuned on a few of its feed-forward channels**" in text
-    assert "some feed-forward channels are selected" in text
+    assert "fine-tuned in selected feed-forward channels**" in text
+    assert ": feed-forward channels are selected" in text
     assert "Trained layers: `mlp.down_proj`." in text
     assert "heads" not in text
     heads = render_card(replace(report, s2ft=replace(record, layers=report.s2ft.layers[::2])))
-    assert "fine-tuned on a few of its attention heads**" in heads
+    assert "fine-tuned in selected attention heads**" in heads
     assert "Trained layers: `self_attn.o_proj`." in heads
 
 
@@ -310,7 +311,7 @@ def test_factors_that_stayed_at_1_are_no_layer_wise_learning_rates():
     still = tuple(replace(line, blocks=tuple(replace(b, factor=1.0) for b in line.blocks)) for line in lines)
     text = render_card(replace(report, farms_lr=replace(report.farms_lr, measurements=still)))
     assert (
-        "fine-tuned**: layer-wise learning rates were asked for, but all factors were 1, because the alphas of the "
+        "fine-tuned**: layer-wise learning rates were enabled, but all factors were 1, because the alphas of the "
         "blocks differed by no more than chance.\n"
     ) in text
     # They moved, and came back.

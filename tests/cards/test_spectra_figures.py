@@ -71,7 +71,7 @@ def test_spectra_without_a_width_are_said_to_be_so(eigenvalues):
 
 
 def test_no_curves_no_figure():
-    with pytest.raises(ValueError, match="curves must be at least one, got none"):
+    with pytest.raises(ValueError, match="curves must contain at least one curve, got none"):
         esd_figure([])
 
 

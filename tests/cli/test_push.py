@@ -198,7 +198,7 @@ def test_the_licence_of_a_local_folder_goes_with_what_was_made_from_it(client, h
     assert "license: llama3.1\n" in card
     assert "base_model" not in card.split("---")[1]
     assert "**Built with Llama**" in card
-    assert "That of `my dense`: [Llama 3.1 Community License]" in card
+    assert "The licence of `my dense` also applies to this model: [Llama 3.1 Community License]" in card
     # Nobody else is told the folder's name.
     assert not any("dense" in request for request in hub.requests)
 

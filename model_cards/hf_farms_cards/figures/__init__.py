@@ -1,1 +1,1 @@
-"""Figures of the cards, drawn with matplotlib."""
+"""Figures of cards and of `hf-farms analyze`, drawn with matplotlib."""

@@ -1,6 +1,7 @@
-"""Spectra -> figures: alpha over depth, block by role, two models; single spectra are in esd.py.
+"""Draw spectral reports: alpha over depth, alpha by block and role, comparison of two models.
 
-Every figure comes as `..._figure`, which returns it, and as `draw_...`, which writes it as a PNG file.
+Spectra of single layers are in esd.py. Each figure has a function `..._figure`, which returns it, and `draw_...`, which
+writes it as a PNG file.
 """
 
 from __future__ import annotations
@@ -43,27 +44,27 @@ __all__ = [
     "heat_map_figure",
 ]
 
-# With more blocks the numbers do not fit into the cells of the heat map.
+# Maximum number of blocks with numbers in the cells of the heat map.
 ANNOTATED_BLOCKS = 16
 
 
 def draw_alpha_by_depth(report: SpectralReport, path: Path) -> None:
-    """Alpha over depth: a line with error bars for each role, a bolder one for the score of the block."""
+    """Draw alpha over depth: a line with error bars for each role, and a bold one for the block score."""
     save_figure(alpha_figure(report), path)
 
 
 def draw_heat_map(report: SpectralReport, path: Path) -> None:
-    """Alpha of every block and role as a colour; hatched where a block has no such layer."""
+    """Draw alpha of every block and role as a heat map; hatched cells have no such layer."""
     save_figure(heat_map_figure(report), path)
 
 
 def draw_comparison(comparison: SpectralComparison, path: Path) -> None:
-    """Alpha of the blocks of two models over depth, above their difference; both with standard errors."""
+    """Draw alpha of the blocks of two models over depth, above their difference, with standard errors."""
     save_figure(comparison_figure(comparison), path)
 
 
 def alpha_figure(report: SpectralReport) -> Figure:
-    """The figure of `draw_alpha_by_depth`."""
+    """Return the figure of `draw_alpha_by_depth`."""
     index = [block.index for block in report.blocks]
     means = [_role_means(block) for block in report.blocks]
     figure = new_figure(width_for(len(index)) + 1, 4.8)
@@ -81,19 +82,19 @@ def alpha_figure(report: SpectralReport) -> Figure:
 
 
 def heat_map_figure(report: SpectralReport) -> Figure:
-    """The figure of `draw_heat_map`."""
+    """Return the figure of `draw_heat_map`."""
     means = [_role_means(block) for block in report.blocks]
     roles = list(_styles(means))
     rows = [[or_nan(block.get(role, (None, None))[0]) for block in means] for role in roles]
     known = sorted(alpha for row in rows for alpha in row if math.isfinite(alpha))
-    # A few extreme layers must not take the colours from all others; the colour bar shows that some lie beyond.
-    cut = max(1, len(known) // 50) if len(known) >= 20 else 0
-    low, high = (known[cut], known[-1 - cut]) if known else (0.0, 1.0)
+    # Clip 2% at each end, so that a few extreme layers do not dominate the colours; the colour bar shows the clipping.
+    clipped = max(1, len(known) // 50) if len(known) >= 20 else 0
+    low, high = (known[clipped], known[-1 - clipped]) if known else (0.0, 1.0)
     figure = new_figure(width_for(len(means)) + 1, 1.5 + 0.36 * max(3, len(roles)))
     axes = figure.subplots()
     axes.patch.set(facecolor="#f2f2f2", hatch="////", edgecolor=ZEROS)
     image = axes.imshow(rows or [[math.nan]], cmap="YlOrRd", vmin=low, vmax=high, aspect="auto", interpolation="none")
-    bar = figure.colorbar(image, ax=axes, extend="both" if cut else "neither", pad=0.02)
+    bar = figure.colorbar(image, ax=axes, extend="both" if clipped else "neither", pad=0.02)
     bar.set_label("alpha")
     bar.outline.set_visible(False)
     axes.set_yticks(range(len(roles)), [shorten(role, 24) for role in roles])
@@ -106,7 +107,7 @@ def heat_map_figure(report: SpectralReport) -> Figure:
 
 
 def comparison_figure(comparison: SpectralComparison) -> Figure:
-    """The figure of `draw_comparison`."""
+    """Return the figure of `draw_comparison`."""
     blocks = comparison.blocks
     index = [block.index for block in blocks]
     figure = new_figure(width_for(len(blocks)), 5.4)
@@ -141,16 +142,16 @@ def _write_numbers(axes: Axes, rows: Sequence[Sequence[float]], *, dark: float) 
 
 
 def _role_means(block: BlockSpectrum) -> dict[str, Estimate]:
-    """Mean alpha of the layers of each role and its standard error; a layer without an error counts as exact."""
+    """Average the alphas of each role, with standard errors; a layer without an error counts as exact."""
     grouped: dict[str, list[tuple[float, float | None]]] = defaultdict(list)
     for layer in block.layers:
         if layer.alpha is not None:
             grouped[layer.role].append((layer.alpha, layer.alpha_stderr))
     means: dict[str, Estimate] = {}
-    for role, found in grouped.items():
-        errors = [error for _, error in found if error is not None]
-        mean = math.fsum(alpha for alpha, _ in found) / len(found)
-        means[role] = mean, math.hypot(*errors) / len(found) if errors else None
+    for role, estimates in grouped.items():
+        errors = [error for _, error in estimates if error is not None]
+        mean = math.fsum(alpha for alpha, _ in estimates) / len(estimates)
+        means[role] = mean, math.hypot(*errors) / len(estimates) if errors else None
     return means
 
 

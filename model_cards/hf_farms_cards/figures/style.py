@@ -1,4 +1,4 @@
-"""What the figures of spectra share: colours, axes, error bars."""
+"""Colours, figure sizes, axes and error bars shared by all figures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
     "width_for",
 ]
 
-# Attention in cool colours, the feed-forward network in warm ones, the same in the figures of every model.
+# Cool colours for attention, warm colours for the feed-forward network; the same for every model.
 ROLE_COLOURS = {
     **{"q": "#3366cc", "k": "#35a7c4", "v": "#2e8b57", "o": "#7d5ba6"},
     **{"gate": "#cc6633", "up": "#d4a72c", "down": "#b5395f"},
@@ -40,23 +40,23 @@ OTHER_COLOURS = ("#8c6d46", "#5f7f8f", "#c77fb5", "#7a9a3a", "#a05a4a", "#4f6fae
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GRID = "#e4e4e4"
 
-# Inches of a figure in a card. With the resolution of `card_figure` twice the pixels of the Hub's column, and letters
-# of the size of its text.
+# Width of a card figure in inches. At the resolution of `card_figure` it has twice the pixels of a column on the Hub,
+# and text of the same size.
 CARD_WIDTH = 8.0
 
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of a figure on a light or on a dark page.
+    """Colours of a figure on a light or dark page.
 
     Attributes:
         page: background.
-        text: letters and axes.
-        grid: lines behind the values.
-        muted: what is of second rank.
-        first: what was there before, or first.
-        second: what came out.
-        heat: name of a colour map, whose strong end means little trained.
+        text: text and axes.
+        grid: grid lines.
+        muted: secondary elements.
+        first: first series, or values before pruning.
+        second: second series, or values after pruning.
+        heat: name of a colour map; its strong end means less trained.
     """
 
     page: str
@@ -80,10 +80,10 @@ DARK = Palette(
 Estimate = tuple[float | None, float | None]
 
 
-def role_styles(found: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Colour and marker of each role: the standard roles in their usual order, then the others as they come."""
-    others = [role for role in found if role not in ROLE_COLOURS]
-    colours = {role: colour for role, colour in ROLE_COLOURS.items() if role in found}
+def role_styles(roles: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return colour and marker of each role: standard roles first, in their usual order."""
+    others = [role for role in roles if role not in ROLE_COLOURS]
+    colours = {role: colour for role, colour in ROLE_COLOURS.items() if role in roles}
     colours |= {role: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, role in enumerate(others)}
     return {
         role: {"color": colour, "marker": MARKERS[i % len(MARKERS)]} for i, (role, colour) in enumerate(colours.items())
@@ -91,8 +91,8 @@ def role_styles(found: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches."""
-    # The object interface, because pyplot keeps a global state and may look for a screen.
+    """Create an empty figure; sizes in inches."""
+    # Not pyplot, which has global state and may look for a display.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", dpi=120)
@@ -100,7 +100,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 @contextmanager
 def page(*, dark: bool) -> Iterator[Palette]:
-    """The colours of a light or a dark page, for everything that is drawn and saved inside."""
+    """Use the colours of a light or dark page within the context."""
     import matplotlib as mpl
 
     palette = DARK if dark else LIGHT
@@ -113,32 +113,32 @@ def page(*, dark: bool) -> Iterator[Palette]:
 
 
 def card_figure(height: float) -> Figure:
-    """An empty figure as wide as a card, in inches."""
+    """Create an empty figure with the width of a card; height in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(CARD_WIDTH, height), layout="constrained", dpi=200)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG file, the same bytes for the same figure; it is complete or not there."""
+    """Write a PNG file atomically; equal figures give equal bytes."""
     with replacing(Path(path)) as unfinished:
         figure.savefig(unfinished, format="png", metadata={"Software": None})
 
 
 def width_for(blocks: int) -> float:
-    """Inches for a figure with so many blocks side by side."""
+    """Return the width in inches of a figure with this number of blocks."""
     return min(16.0, max(6.0, 0.22 * blocks + 2))
 
 
 def draw_estimates(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], label: str, **style: Any) -> None:
-    """Points with error bars; a gap in the line where there is no value."""
+    """Draw points with error bars; missing values leave gaps in the line."""
     values = [or_nan(value) for value, _ in estimates]
     errors = [error or 0.0 for _, error in estimates]
     axes.errorbar(x, values, yerr=errors, label=label, elinewidth=0.9, capsize=1.5, **style)
 
 
 def depth_axis(axes: Axes, *, grid: bool = True, label: bool = True, colour: str = GRID) -> None:
-    """Blocks along x."""
+    """Label the x axis as block index, with a grid."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -151,10 +151,10 @@ def depth_axis(axes: Axes, *, grid: bool = True, label: bool = True, colour: str
 
 
 def or_nan(value: float | None) -> float:
-    """What matplotlib leaves out, for None."""
+    """Replace None by NaN, which matplotlib does not draw."""
     return math.nan if value is None else value
 
 
 def shorten(name: str, length: int = 44) -> str:
-    """The end of a long name, because the end tells layers and models apart."""
+    """Shorten a long name to its end, where names of layers and models differ."""
     return name if len(name) <= length else f"…{name[1 - length :]}"

@@ -1,4 +1,4 @@
-"""Training reports -> figures; the history of a run -> a section for the card."""
+"""Draw the figures of a training card, and write the section on learning rates into an output folder."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ QUANTITIES = {
 
 
 def write_training_history(entries: Sequence[LRHistoryEntry], config: FarmsLRConfig, folder: Path) -> None:
-    """Write `figures/farms_lr.png`, the same for dark pages, and `farms_lr.md` into an output folder."""
+    """Write `farms_lr.md` and its figure, in a light and a dark version, into an output folder."""
     if not entries:
         return
     record = FarmsLRRecord.from_history(entries, config)
@@ -59,7 +59,7 @@ def write_training_history(entries: Sequence[LRHistoryEntry], config: FarmsLRCon
 
 
 def section(record: FarmsLRRecord) -> dict[str, Any]:
-    """What the section on learning rates needs; at least one measurement."""
+    """Return the template values of the section on learning rates; needs at least one measurement."""
     config, last = record.config, record.measurements[-1]
     moved = any(block.factor != 1 for line in record.measurements for block in line.blocks)
     return {
@@ -76,7 +76,7 @@ def section(record: FarmsLRRecord) -> dict[str, Any]:
 
 
 def draw_training(record: FarmsLRRecord, path: Path, *, dark: bool = False) -> None:
-    """Alpha of every block over steps as a heat map, above the factors of the first and the last measurement."""
+    """Draw alpha over blocks and steps as a heat map, above the factors of the first and last measurement."""
     history = record.measurements
     quantity = QUANTITIES[record.config.quantity] if record.config else QUANTITIES["lr"]
     names = [block.name for block in history[-1].blocks]
@@ -84,14 +84,14 @@ def draw_training(record: FarmsLRRecord, path: Path, *, dark: bool = False) -> N
     with page(dark=dark) as palette:
         figure = card_figure(5.4)
         top, bottom = figure.subplots(2, 1, height_ratios=(3, 2))
-        # What has no alpha.
+        # Background of cells without alpha.
         top.patch.set(hatch="////", edgecolor=palette.grid)
         image = top.imshow(alphas, cmap=palette.heat, aspect="auto", interpolation="none", origin="lower")
         bar = figure.colorbar(image, ax=top, pad=0.02)
         bar.set_label("alpha")
         bar.outline.set_edgecolor(palette.text)
-        shown = sorted({round(i * (len(history) - 1) / 5) for i in range(6)})
-        top.set_yticks(shown, [str(history[i].step) for i in shown])
+        ticks = sorted({round(i * (len(history) - 1) / 5) for i in range(6)})
+        top.set_yticks(ticks, [str(history[i].step) for i in ticks])
         top.set_ylabel("step")
         top.set_title(f"The {'brighter' if dark else 'darker'}, the less trained", fontsize="medium")
         depth_axis(top, grid=False, label=False)
@@ -104,23 +104,23 @@ def draw_training(record: FarmsLRRecord, path: Path, *, dark: bool = False) -> N
         bottom.set_ylabel(f"factor on the {quantity.partition(',')[0]}", fontsize="small")
         bottom.legend(frameon=False, fontsize="small")
         depth_axis(bottom, colour=palette.grid)
-        # Under their columns of the heat map.
+        # Align the points with the columns of the heat map.
         bottom.set_xlim(top.get_xlim())
         save_figure(figure, path)
 
 
 def selected_by_block(record: S2FTRecord) -> dict[str, dict[str, int]]:
-    """Trained channels by block and by the last part of the layers' names."""
-    found: dict[str, dict[str, int]] = defaultdict(dict)
-    for layer in sorted(record.layers, key=lambda layer: _depth(layer.name)):
-        block, _, rest = _split(layer.name)
-        role = rest.rsplit(".", 1)[-1]
-        found[block][role] = found[block].get(role, 0) + layer.num_selected
-    return dict(found)
+    """Count trained channels by block and by the last part of the layer name."""
+    counts: dict[str, dict[str, int]] = defaultdict(dict)
+    for layer in sorted(record.layers, key=lambda layer: _depth_key(layer.name)):
+        block, _, path = _split_name(layer.name)
+        role = path.rsplit(".", 1)[-1]
+        counts[block][role] = counts[block].get(role, 0) + layer.num_selected
+    return dict(counts)
 
 
 def draw_selection(record: S2FTRecord, path: Path, *, dark: bool = False) -> None:
-    """Trained channels of every block, a bar for each kind of layer."""
+    """Draw the number of trained channels of every block, with one bar per kind of layer."""
     from matplotlib.ticker import MaxNLocator
 
     blocks = selected_by_block(record)
@@ -140,21 +140,21 @@ def _draw_bars(axes: Any, blocks: dict[str, dict[str, int]], kinds: list[str], p
     styles = role_styles(kinds)
     width = 0.8 / max(1, len(kinds))
     for i, kind in enumerate(kinds):
-        places = [index + (i - (len(kinds) - 1) / 2) * width for index in range(len(blocks))]
-        counts = [found.get(kind, 0) for found in blocks.values()]
+        positions = [index + (i - (len(kinds) - 1) / 2) * width for index in range(len(blocks))]
+        counts = [by_kind.get(kind, 0) for by_kind in blocks.values()]
         colour = (palette.first, palette.second)[i] if len(kinds) <= 2 else styles[kind]["color"]
-        axes.bar(places, counts, width=width, color=colour, label=kind)
+        axes.bar(positions, counts, width=width, color=colour, label=kind)
 
 
-def _split(name: str) -> tuple[str, int, str]:
-    """Block, its number and the rest of a layer's name; the first number counts."""
+def _split_name(name: str) -> tuple[str, int, str]:
+    """Split a layer name at its first number into block name, block index and path inside the block."""
     parts = name.split(".")
-    at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    if at is None:
+    index = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    if index is None:
         return name, 0, name
-    return ".".join(parts[: at + 1]), int(parts[at]), ".".join(parts[at + 1 :])
+    return ".".join(parts[: index + 1]), int(parts[index]), ".".join(parts[index + 1 :])
 
 
-def _depth(name: str) -> tuple[str, int, str]:
-    block, number, rest = _split(name)
-    return block.rstrip("0123456789"), number, rest
+def _depth_key(name: str) -> tuple[str, int, str]:
+    block, index, path = _split_name(name)
+    return block.rstrip("0123456789"), index, path
