@@ -30,7 +30,7 @@ class Allocation(Entry):
     score: str | None = None
     statistic: str | None = None
     even: bool = False
-    sentence_if_even: str = "Every block lost the same share."
+    sentence_if_even: str = "Every block has the same sparsity."
     citation: str = ""
 
     def __post_init__(self) -> None:
@@ -65,8 +65,8 @@ Yaoqing},
   note      = {arXiv:2410.10912}
 }"""
 ALPHAS_ALIKE = (
-    "Blocks that are trained less would lose more, but their alphas differ by no more than chance: every block lost "
-    "the same share."
+    "Less trained blocks would be pruned more, but the alphas differ by no more than chance, so every block has the "
+    "same sparsity."
 )
 
 ALLOCATIONS: Registry[Allocation] = Registry(
@@ -75,15 +75,15 @@ ALLOCATIONS: Registry[Allocation] = Registry(
         "uniform": Allocation(
             needs="nothing",
             function="hf_farms.allocation.plan:uniform",
-            sentence="Every block loses the same share.",
+            sentence="Every block has the same sparsity.",
             even=True,
-            sentence_if_even="Every block loses the same share.",
+            sentence_if_even="Every block has the same sparsity.",
         ),
         "farms": Allocation(
             needs="windows",
             function="hf_farms.allocation.plan:by_score",
-            sentence="Blocks lose more the less they are trained, which the tail of their weights' spectrum tells "
-            "(alpha, measured on windows of one shape: [FARMS](https://arxiv.org/abs/2506.06280); mapped to sparsities "
+            sentence="Less trained blocks are pruned more, as estimated by alpha, the exponent of the tail of their weight "
+            "spectra (measured on windows of one shape: [FARMS](https://arxiv.org/abs/2506.06280); mapped to sparsities "
             "as in [AlphaPruning](https://arxiv.org/abs/2410.10912)).",
             sentence_if_even=ALPHAS_ALIKE,
             options=("spread", "shrink"),
@@ -92,8 +92,8 @@ ALLOCATIONS: Registry[Allocation] = Registry(
         "alpha": Allocation(
             needs="matrix",
             function="hf_farms.allocation.plan:by_score",
-            sentence="Blocks lose more the less they are trained, which the tail of their weights' spectrum tells "
-            "(alpha of whole matrices: [AlphaPruning](https://arxiv.org/abs/2410.10912)).",
+            sentence="Less trained blocks are pruned more, as estimated by alpha, the exponent of the tail of their weight "
+            "spectra (measured on whole matrices: [AlphaPruning](https://arxiv.org/abs/2410.10912)).",
             sentence_if_even=ALPHAS_ALIKE,
             options=("spread", "shrink"),
             citation=ALPHAPRUNING,

@@ -63,14 +63,15 @@ METHODS: Registry[Method] = Registry(
         "magnitude": Method(
             needs="nothing",
             function="hf_farms.pruning.magnitude:magnitude",
-            sentence="Magnitude: in each row of a weight matrix, the smallest weights were set to zero.",
+            sentence="Magnitude pruning: in each row of a weight matrix, the weights of smallest magnitude were set to "
+            "zero.",
         ),
         "wanda": Method(
             needs="activations",
             function="hf_farms.pruning.wanda:wanda",
             statistic="hf_farms.pruning.wanda:InputNorm",
             sentence="[Wanda](https://arxiv.org/abs/2306.11695): in each row of a weight matrix, the weights with the "
-            "smallest product of their size and the norm of their input were set to zero.",
+            "smallest product of magnitude and input norm were set to zero.",
             citation=WANDA,
         ),
         "sparsegpt": Method(
@@ -78,8 +79,8 @@ METHODS: Registry[Method] = Registry(
             function="hf_farms.pruning.sparsegpt:sparsegpt",
             statistic="hf_farms.pruning.sparsegpt:InputProducts",
             sentence="[SparseGPT](https://arxiv.org/abs/2301.00774): the weights whose removal changes the output of "
-            "their layer least, judged by the second moments of its inputs, were set to zero, and the others adjusted "
-            "to make up for them.",
+            "their layer least, estimated from the second moments of its inputs, were set to zero, and the remaining "
+            "ones were updated to compensate.",
             adjusts=True,
             citation=SPARSEGPT,
         ),
