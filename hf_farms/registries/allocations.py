@@ -82,9 +82,9 @@ ALLOCATIONS: Registry[Allocation] = Registry(
         "farms": Allocation(
             needs="windows",
             function="hf_farms.allocation.plan:by_score",
-            sentence="Less trained blocks are pruned more, as estimated by alpha, the exponent of the tail of their weight "
-            "spectra (measured on windows of one shape: [FARMS](https://arxiv.org/abs/2506.06280); mapped to sparsities "
-            "as in [AlphaPruning](https://arxiv.org/abs/2410.10912)).",
+            sentence="Less trained blocks are pruned more, as estimated by alpha, the exponent of the tail of their "
+            "weight spectra (measured on windows of one shape: [FARMS](https://arxiv.org/abs/2506.06280); mapped to "
+            "sparsities as in [AlphaPruning](https://arxiv.org/abs/2410.10912)).",
             sentence_if_even=ALPHAS_ALIKE,
             options=("spread", "shrink"),
             citation=ALPHAPRUNING,
@@ -92,8 +92,8 @@ ALLOCATIONS: Registry[Allocation] = Registry(
         "alpha": Allocation(
             needs="matrix",
             function="hf_farms.allocation.plan:by_score",
-            sentence="Less trained blocks are pruned more, as estimated by alpha, the exponent of the tail of their weight "
-            "spectra (measured on whole matrices: [AlphaPruning](https://arxiv.org/abs/2410.10912)).",
+            sentence="Less trained blocks are pruned more, as estimated by alpha, the exponent of the tail of their "
+            "weight spectra (measured on whole matrices: [AlphaPruning](https://arxiv.org/abs/2410.10912)).",
             sentence_if_even=ALPHAS_ALIKE,
             options=("spread", "shrink"),
             citation=ALPHAPRUNING,
