@@ -24,6 +24,7 @@ from hf_farms.hub.failure_budget import failure_budget
 from hf_farms.privacy.masking import mask_error, mask_secrets
 from hf_farms.progress import Progress
 from hf_farms_cli.interrupts import interrupts
+from hf_farms_cli.messages import in_options
 from hf_farms_cli.options import FORMATS, Format
 from hf_farms_cli.progress import Lines, bars, reported
 from hf_farms_cli.streams import IS_MAIN, err, out, say
@@ -134,7 +135,7 @@ def print_notes(notes: Sequence[str]) -> None:
     """What a reader must know of a result, on stderr."""
     for note in notes:
         if note not in _warned:
-            err.print(f"Note: {note}", markup=False)
+            err.print(f"Note: {in_options(note)}", markup=False)
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
@@ -183,9 +184,9 @@ def _explain(error: Exception) -> None:
     elif not isinstance(error, (HfFarmsError, ValueError, OSError)):
         err.print(traceback.format_exc(), markup=False)
         hint = "This should not happen. Report it with the output of `hf-farms env`."
-    err.print(f"[red]Error:[/red] {_plain(' '.join(str(error).split()))}")
+    err.print(f"[red]Error:[/red] {_plain(in_options(' '.join(str(error).split())))}")
     if hint:
-        err.print(f"[dim]Hint:[/dim] {_plain(hint)}")
+        err.print(f"[dim]Hint:[/dim] {_plain(in_options(hint))}")
 
 
 @contextmanager
@@ -211,7 +212,7 @@ def _quiet_libraries(debug: bool) -> Iterator[None]:
     def show(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
         if issubclass(category, HfFarmsWarning):
             _warned.add(str(message))
-            err.print(f"[yellow]Warning:[/yellow] {_plain(str(message))}")
+            err.print(f"[yellow]Warning:[/yellow] {_plain(in_options(str(message)))}")
         elif debug:
             err.print(f"{category.__name__}: {message}", markup=False)
 

@@ -103,7 +103,7 @@ class PruneConfig:
             "allocation",
             f"'uniform' for pattern {self.pattern!r}",
             self.allocation,
-            f"Say --allocation uniform, or --pattern N:{size}, under which blocks may differ.",
+            f"Say `allocation='uniform'`, or `pattern='N:{size}'`, under which blocks may differ.",
         )
 
     @property

@@ -74,14 +74,17 @@ def calibration_sequences(
 def _passages(config: CalibrationConfig, tokenizer: Tokenizer | None, length: int) -> Tensor:
     """Return random passages that do not overlap, `(n, length)`."""
     if tokenizer is None:
-        raise DataError("calibration on text must have a tokenizer, got a model without one. Use --calibration self.")
+        raise DataError(
+            "calibration on text must have a tokenizer, got a model without one. Use "
+            "`CalibrationConfig(source='self')`."
+        )
     text = read_text(config.source, column=config.column, subset=config.subset, split=config.split)
     ids = tokenize(tokenizer, text)
     available = len(ids) // length
     if available == 0:
         raise DataError(
             f"calibration text must have at least {length} tokens, got {len(ids)} in {config.source!r}.",
-            hint="Give a longer text or a smaller --calibration-length.",
+            hint="Give a longer text or a smaller `sequence_length`.",
         )
     indices = sorted(random.Random(config.seed).sample(range(available), min(available, config.num_sequences)))
     return torch.tensor([ids[i * length : (i + 1) * length] for i in indices])

@@ -64,6 +64,6 @@ def writing(folder: Path) -> Iterator[None]:
         reason = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
         raise OutputError(
             f"{str(folder)!r} could not be written: {reason}.",
-            hint=f"{'Free some space' if full else 'Check the folder'}, or choose another --output, and run the same "
+            hint=f"{'Free some space' if full else 'Check the folder'}, or choose another `output`, and run the same "
             "command again.",
         ) from error

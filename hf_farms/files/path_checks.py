@@ -132,8 +132,8 @@ def check_not_cached(path: Path, *, argument: str = "output") -> None:
 
 def choose_another(argument: str, which: str = "another") -> str:
     """Return the advice for a path that cannot be used."""
-    option = f"--{argument}" if argument in ("output", "figures") else "place"
-    return f"Choose {which} {option}."
+    place = f"`{argument}`" if argument in ("output", "figures") else "place"
+    return f"Choose {which} {place}."
 
 
 def _limit(folder: Path, name: str, default: int) -> int:

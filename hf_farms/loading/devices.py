@@ -44,7 +44,7 @@ def require_computing(stored: Any, name: str) -> None:
     if dtype not in COMPUTE_DTYPES:
         raise ModelError(
             f"weights must have a dtype that torch can compute in, got {dtype} in {name!r}.",
-            hint="Load them in another: --dtype bfloat16.",
+            hint="Load them in another: `dtype='bfloat16'`.",
         )
 
 
@@ -63,7 +63,7 @@ def find_device(device: str | None) -> str:
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
-            f"device must exist on this machine, such as cpu or cuda:0, got {device!r}. Leave --device out."
+            f"device must exist on this machine, such as cpu or cuda:0, got {device!r}. Leave `device` out."
         ) from error
     return device
 

@@ -47,7 +47,7 @@ def weight_files(name: str, path: str, revision: str | None, *, allow_pickle: bo
         if file_name == PICKLED and not allow_pickle:
             raise ModelError(
                 f"weights must be safetensors, got pickled ones in {name!r}.",
-                hint="Convert them with transformers (save_pretrained), or allow them: --allow-pickle.",
+                hint="Convert them with transformers (save_pretrained), or allow them: `allow_pickle=True`.",
             )
         if single:
             return [single]

@@ -57,7 +57,9 @@ class TextNll:
         return mean, math.sqrt(variance / len(deltas))
 
 
-def require_causal(model: nn.Module, *, what: str = "perplexity", hint: str | None = "Use --evaluation none.") -> None:
+def require_causal(
+    model: nn.Module, *, what: str = "perplexity", hint: str | None = "Use `EvaluationConfig(source=None)`."
+) -> None:
     """Raise unless a model is a causal language model.
 
     Args:

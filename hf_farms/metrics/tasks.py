@@ -75,7 +75,7 @@ class TaskSuite:
             detail = str(error).strip().split("\n")[0]
             raise DataError(
                 f"task must have questions that can be loaded, got {name!r} ({type(error).__name__}: {detail}).",
-                hint="Check the network and HF_HUB_OFFLINE, or name tasks of your own with --include-path.",
+                hint="Check the network and HF_HUB_OFFLINE, or name tasks of your own with `include_path`.",
             ) from error
         for task_name, task in loaded["tasks"].items():
             for flag, action in (("UNSAFE_CODE", "run code that the model writes"), ("MULTIMODAL", "use images")):
@@ -149,7 +149,7 @@ class TaskSuite:
                 detail = str(error).strip().partition("\n")[0] or traceback.extract_tb(error.__traceback__)[-1].line
                 raise ModelError(
                     f"tasks must run on this model, got {type(error).__name__}: {detail}",
-                    hint="Where memory is short, lower --batch-size. --debug shows where it happened.",
+                    hint="Where memory is short, lower `batch_size`. `error.__cause__` shows where it happened.",
                 ) from error
         if truncated := sum("exceeds model's maximum length" in line for line in messages):
             warnings.warn(

@@ -57,18 +57,18 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
         raise OutputError(
             f"output must be a new folder{' or an earlier result' if overwrite else ''}, got {str(folder)!r}, which is "
             "a folder that hf-farms did not write.",
-            hint="Choose another --output.",
+            hint="Choose another `output`.",
         )
     if foreign:
         raise OutputError(
             f"output must be a new folder, got {str(folder)!r}, which is an earlier result with files that hf-farms "
             f"did not write ({_first(foreign)}).",
-            hint="Choose another --output, or move them away and add --overwrite.",
+            hint="Choose another `output`, or move them away and add `overwrite=True`.",
         )
     if not overwrite:
         raise OutputError(
             f"output must be a new folder, got {str(folder)!r}, which is an earlier result.",
-            hint="Choose another --output, or replace it with --overwrite.",
+            hint="Choose another `output`, or replace it with `overwrite=True`.",
         )
 
 
@@ -89,7 +89,7 @@ def check_unfinished(folder: Path, *, replaces: bool = False) -> None:
         names = f" ({_first(foreign)})" if foreign else ""
         raise OutputError(
             f"{str(folder)!r} is needed for unfinished work, but has content that hf-farms did not write{names}.",
-            hint="Move it away, or choose another --output.",
+            hint="Move it away, or choose another `output`.",
         )
 
 

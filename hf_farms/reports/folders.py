@@ -51,7 +51,7 @@ def load_report(folder: str | Path) -> PruneReport | TrainReport:
     if report is None:
         raise DataError(
             f"folder must hold {REPORT_NAME}, got {str(folder)!r} without one.",
-            hint="Pass the output folder of `hf-farms prune`, or of a training with one of the callbacks.",
+            hint="Pass the output folder of `prune_checkpoint`, or of a training with one of the callbacks.",
         )
     return report
 

@@ -67,7 +67,7 @@ def analyze_checkpoint(
         'demo'
     """
     if esd and figures is None:
-        raise ArgumentError("esd must come with a folder for the figure, got none. Add --figures DIR.")
+        raise ArgumentError("esd must come with a folder for the figure, got none. Add `figures`.")
     output, figures, name = _path(output), _path(figures), with_name(str(model))
     _check_places(output, figures, {"the model": name})
     measurement = _measurement(config, outside, device, allow_pickle, progress)
@@ -94,7 +94,7 @@ def compare_checkpoints(
     allow_pickle: bool = False,
     progress: Progress | None = None,
 ) -> SpectralComparison:
-    """Measure two checkpoints, the second with the windows of the first; what `hf-farms analyze --compare` does.
+    """Measure two checkpoints, the second with the windows of the first.
 
     Args:
         first: hub id, folder, `demo`, or a report that was saved.

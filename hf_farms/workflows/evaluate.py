@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hf_farms.config import EvaluationConfig, LoadOptions
 from hf_farms.config.checks import is_count
-from hf_farms.errors import HfFarmsWarning, argument_errors
+from hf_farms.errors import ArgumentError, HfFarmsWarning, argument_errors
 from hf_farms.files.paths import with_home, with_name
 from hf_farms.metrics import METRICS
 from hf_farms.output.allowed_paths import check_output_file
@@ -133,7 +133,7 @@ def _check(metrics: Sequence[str], tasks: Sequence[str], batch_size: int | str) 
             if name not in METRICS:
                 raise ValueError(f"metrics must be of {', '.join(METRICS)}, or none, got {name!r}.")
         if not metrics and not tasks:
-            raise ValueError("metrics must not be none without tasks, as nothing would be measured. Name some --tasks.")
+            raise ValueError("metrics must not be none without tasks, as nothing would be measured. Name some `tasks`.")
         if batch_size != "auto" and not is_count(batch_size):
             raise ValueError(f"batch_size must be a positive number or auto, got {batch_size!r}.")
 
@@ -149,8 +149,7 @@ def _text(target: EvaluationTarget, text: EvaluationConfig | Mapping[str, Any] |
                 raise ValueError(f"text must have fields of {', '.join(names)}, got {min(unknown)!r}.")
             text = replace(config, **changes)
     if text.source is None:
-        with argument_errors():
-            raise ValueError("text must be one to measure on, got 'none'. Leave perplexity out: --metrics sparsity.")
+        raise ArgumentError("text must be one to measure on, got 'none'. Leave perplexity out: `metrics=['sparsity']`.")
     return text
 
 

@@ -229,7 +229,7 @@ def store(folder: Path, result: EvaluationReport) -> bool:
             write_card(merged, folder)
         else:
             warnings.warn(
-                f"{card} stays as it is, as hf-farms did not write it. `hf-farms card {folder} --yes` replaces it.",
+                f"{card} stays as it is, as hf-farms did not write it. `write_card(report, '{folder}')` replaces it.",
                 HfFarmsWarning,
                 stacklevel=2,
             )

@@ -86,7 +86,7 @@ class Evaluator:
             head=writes,
         )
         if writes:
-            hint = "Measure its zeros alone: --metrics sparsity."
+            hint = "Measure its zeros alone: `metrics=['sparsity']`."
             require_causal(loaded.source.model, what="perplexity" if with_text else "tasks", hint=hint)
         short = Path(name).name
         nll = count = None
@@ -110,7 +110,7 @@ class Evaluator:
         if isinstance(loaded.source, StreamedBlockSource):
             warnings.warn(
                 f"tasks are slow on {short}: its blocks are on disk, and all of them are read for every batch. Give as "
-                "large a --batch-size as fits.",
+                "large a `batch_size` as fits.",
                 HfFarmsWarning,
                 stacklevel=2,
             )

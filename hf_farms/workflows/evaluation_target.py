@@ -75,7 +75,7 @@ class EvaluationTarget:
         if self.dense_is_missing:
             raise ModelError(
                 f"the dense model must be there to be compared with, got {self.report.model!r}, which is not.",
-                hint="Put it there, or leave the comparison out: --no-base.",
+                hint="Put it there, or leave the comparison out: `base=False`.",
             )
 
     @property

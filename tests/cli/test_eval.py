@@ -222,8 +222,10 @@ def test_a_model_without_text_has_zeros_alone(tmp_path):
 def test_without_a_tokenizer_the_hint_is_one_for_eval(tmp_path):
     shutil.copytree(demo_model(), tmp_path / "m", ignore=shutil.ignore_patterns("tokenizer*"))
     done = run(tmp_path / "m")
-    assert "without one that can be loaded. Hint: Save one beside it, or do without text (prune: --method" in said(done)
-    assert "eval: --metrics sparsity)." in said(done)
+    assert "without one that can be loaded. Hint: Save one beside it, or do without text: --method magnitude" in said(
+        done
+    )
+    assert "in `hf-farms prune`, --metrics sparsity in `hf-farms eval`." in said(done)
     assert measured(tmp_path / "m", "--metrics", "sparsity").perplexity is None
 
 

@@ -45,7 +45,7 @@ from hf_farms.config import CalibrationConfig, EvaluationConfig, FarmsConfig, Pr
         ),
         (
             lambda: PruneConfig(pattern="2:4"),
-            r"allocation must be 'uniform' for pattern '2:4', got 'farms'. Say --allocation uniform, or --pattern N:4",
+            r"allocation must be 'uniform' for pattern '2:4', got 'farms'. Say `allocation='uniform'`, or `pattern=",
         ),
         (lambda: PruneConfig(spread=1), r"spread must be at least 0 and below 1, got 1"),
         (lambda: PruneConfig(max_sparsity=0), r"max_sparsity must be above 0 and at most 1, got 0"),

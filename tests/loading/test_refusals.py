@@ -171,7 +171,7 @@ def test_weights_for_storage_alone_are_refused(stream, named, folder):
     edit(folder / "config.json", dtype=named)
     with pytest.raises(ModelError, match=r"a dtype that torch can compute in, got float8_e4m3fn in '") as refused:
         load_model(str(folder), stream=stream)
-    assert refused.value.hint == "Load them in another: --dtype bfloat16."
+    assert refused.value.hint == "Load them in another: `dtype='bfloat16'`."
     assert load_model(str(folder), stream=stream, dtype="bfloat16").source.dtype == "bfloat16"
     with pytest.raises(ModelError, match=r"must be float32, bfloat16 or float16, got torch\.float8_e4m3fn in model\."):
         analyze(folder)

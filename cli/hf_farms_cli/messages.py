@@ -1,0 +1,81 @@
+"""Messages of the library in the words of the command line.
+
+The library names Python: errors, hints, warnings and notes have an argument as `name` or `name=value` and a function by
+its name, between backticks. Here each of them becomes the option or the command that does the same.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+
+__all__ = ["EXPRESSIONS", "OPTIONS", "in_options"]
+
+# Argument -> option. A value goes along; `name=False` is `--no-name`, None is `none`.
+OPTIONS = {
+    "allocation": "--allocation",
+    "allow_pickle": "--allow-pickle",
+    "base": "--base",
+    "batch_size": "--batch-size",
+    "calibration": "--calibration",
+    "context_length": "--context-length",
+    "device": "--device",
+    "dtype": "--dtype",
+    "figures": "--figures",
+    "include_path": "--include-path",
+    "method": "--method",
+    "metrics": "--metrics",
+    "output": "--output",
+    "overwrite": "--overwrite",
+    "pattern": "--pattern",
+    "private": "--private",
+    "repo_id": "--repo-id",
+    "revision": "--revision",
+    "sequence_length": "--calibration-length",
+    "tasks": "--tasks",
+    "token": "--token",
+}
+
+# Expression, as a pattern -> what does the same.
+EXPRESSIONS = {
+    r"CalibrationConfig\(source='self'\)": "--calibration self",
+    r"EvaluationConfig\(source=None\)": "--evaluation none",
+    r"push\(overwrite=True\)": "--yes",
+    r"push\(revision=\.\.\.\)": "--revision",
+    r"write_card\(report, '(.+)'\)": r"`hf-farms card \1 --yes`",
+    r"error\.__cause__": "--debug",
+    r"prune_checkpoint": "`hf-farms prune`",
+    r"evaluate_checkpoint": "`hf-farms eval`",
+}
+
+SPAN = re.compile(r"`([^`\n]+)`")
+ARGUMENT = re.compile(r"(\w+)(?:=(.+))?")
+
+
+def in_options(message: str) -> str:
+    """Return a message of the library with options and commands in place of arguments and functions."""
+    return SPAN.sub(_replacement, message)
+
+
+def _replacement(span: re.Match[str]) -> str:
+    for pattern, replacement in EXPRESSIONS.items():
+        if (match := re.fullmatch(pattern, span[1])) is not None:
+            return match.expand(replacement)
+    argument = ARGUMENT.fullmatch(span[1])
+    if argument is None or argument[1] not in OPTIONS:
+        return span[0]
+    option, value = OPTIONS[argument[1]], argument[2]
+    if value in (None, "True"):
+        return option
+    return f"--no-{option[2:]}" if value == "False" else f"{option} {_shown(value)}"
+
+
+def _shown(value: str) -> str:
+    """Return a Python literal as it is written on a command line: "none" for None, commas between names."""
+    try:
+        literal = ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return value
+    if literal is None:
+        return "none"
+    return ",".join(literal) if isinstance(literal, list) else str(literal)
