@@ -212,7 +212,7 @@ def _repository_error(error: Exception, what: str) -> HubError | None:
         )
     if isinstance(error, hub.RevisionNotFoundError):
         return HubError(
-            f"revision must be a branch of {what!r}, got one that does not exist.", hint="Check --revision."
+            f"revision must be a branch of {what!r}, got one that does not exist.", hint="Check `push(revision=...)`."
         )
     return None
 

@@ -28,7 +28,7 @@ __all__ = [
 AGAIN = "run the same command again."
 # The folder cannot be written.
 NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT}
-LOGIN = "Run `hf auth login` with a token that may write, or pass --token."
+LOGIN = "Run `hf auth login` with a token that may write, or pass `token`."
 
 
 def explain(error: BaseException, *, what: str) -> HfFarmsError:
@@ -108,7 +108,7 @@ def _model_error(cause: BaseException, what: str) -> ModelError | None:
             hint=f"Accept its conditions at {endpoint()}/{what}, then run `hf auth login`.",
         )
     if isinstance(cause, hub.RevisionNotFoundError):
-        return ModelError(f"revision must exist, got one that {what!r} does not have.", hint="Check --revision.")
+        return ModelError(f"revision must exist, got one that {what!r} does not have.", hint="Check `revision`.")
     if isinstance(cause, hub.RepositoryNotFoundError):
         doubt = " or is private" if status_of(cause) == 401 else ""
         return ModelError(
@@ -119,7 +119,7 @@ def _model_error(cause: BaseException, what: str) -> ModelError | None:
         name = str(cause.response.url).rpartition("/")[2]
         return ModelError(
             f"{what!r} must hold {name!r}, which is not in the repository.",
-            hint="Name a repository that save_pretrained wrote, or another --revision.",
+            hint="Name a repository that save_pretrained wrote, or another `revision`.",
         )
     return None
 
@@ -210,7 +210,7 @@ def _http_error(cause: BaseException, what: str) -> HubError:
     if status == 403 and (response.request.method not in ("GET", "HEAD") or path.endswith(("/write", "/whoami-v2"))):
         return HubError(
             f"the token may not write to {what!r} at {endpoint()} ({message}).",
-            hint="Use a token with write access, or another --repo-id.",
+            hint="Use a token with write access, or another `repo_id`.",
         )
     if status == 403:
         return HubError(

@@ -50,14 +50,14 @@ def check_folder(folder: str | Path) -> Path:
     if unfinished.path.name.endswith(".partial") or (not os.path.exists(folder) and os.path.exists(unfinished.partial)):
         raise OutputError(
             f"folder must be finished, got {str(folder)!r}, whose work is not.",
-            hint="Run the `hf-farms prune` command that began it again: it goes on where it stopped.",
+            hint="Run the `prune_checkpoint` that began it again: it goes on where it stopped.",
         )
     if not os.path.isdir(folder):  # pathlib raises for a name that is too long
         raise OutputError(f"folder must be an existing one, got {str(folder)!r}.", hint="Check the path.")
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise OutputError(
             f"folder must hold config.json and *.safetensors, got {str(folder)!r}.",
-            hint="Name the folder that `hf-farms prune` wrote.",
+            hint="Name the folder that `prune_checkpoint` wrote.",
         )
     unfinished.remove_leftovers()
     _check_weights(folder)
@@ -82,7 +82,7 @@ def check_publishable(folder: str | Path) -> Contents:
         if name not in contents.files:
             raise OutputError(
                 f"{name} must be a file of {str(folder)!r} to be pushed, got {contents.others.get(name, 'none')}.",
-                hint=f"Put a copy there in its place: cp --dereference {name} {name}.copy && mv {name}.copy {name}",
+                hint=f"Put a copy there in its place: cp -L {name} {name}.copy && mv {name}.copy {name}",
             )
     if not any(name.endswith(".safetensors") for name in contents.files):
         raise OutputError(f"folder must hold *.safetensors to be pushed, got none but links in {str(folder)!r}.")

@@ -85,7 +85,7 @@ def preflight(
     if base is not None and target.lower() == base.repo_id.lower():
         raise HubError(
             f"repo_id must not be the dense model's own repository, got {target!r}.",
-            hint="Choose another --repo-id.",
+            hint="Choose another `repo_id`.",
         )
     _check_name(target, base)
     with hub_errors(target, action="push"):
@@ -146,7 +146,7 @@ def _full_name(wanted: str, user: str) -> str:
         validate_repo_id(target)
     except HFValidationError as error:
         raise ValueError(
-            f"repo_id must be a valid repository name, got {target!r}. Choose one with --repo-id."
+            f"repo_id must be a valid repository name, got {target!r}. Choose one with `repo_id`."
         ) from error
     return target
 
@@ -160,7 +160,7 @@ def _check_name(target: str, base: BaseModelRecord | None) -> None:
     if base is not None and asked != name:
         warnings.warn(
             f"the licence of {base.repo_id!r} asks for another name than {name!r}, such as {asked!r}. "
-            "Choose it with --repo-id.",
+            "Choose it with `repo_id`.",
             HfFarmsWarning,
             stacklevel=3,
         )
@@ -192,10 +192,10 @@ def _plan(
     except RevisionNotFoundError:  # a branch to be, which begins as a copy of main
         files = with_retries(lambda: api.list_repo_files(target), what=f"Listing {target}")
     if wanted and not info.private:
-        why = "the dense model is gated" if private is None else "--private was given"
+        why = "the dense model is gated" if private is None else "`private=True` was given"
         raise HubError(
             f"repository must be private, as {why}, got {target!r}, which is public.",
-            hint="Make it private on its settings page, choose another --repo-id, or say --no-private.",
+            hint="Make it private on its settings page, choose another `repo_id`, or say `private=False`.",
         )
     if wanted is False and info.private:
         warnings.warn(f"{target!r} is private and stays so; its settings page can change that.", HfFarmsWarning, 2)
@@ -220,7 +220,7 @@ def _check_contents(api: HfApi, plan: PushPlan, folder: Path | None) -> None:
     shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
     raise HubError(
         f"repository must be new or one that hf-farms wrote, got {plan.repo_id!r} with other files ({shown}).",
-        hint="Choose another --repo-id, or replace what has the same name with --yes.",
+        hint="Choose another `repo_id`, or replace what has the same name with `push(overwrite=True)`.",
     )
 
 

@@ -153,8 +153,8 @@ def find_meta_checkpoint(
     if not allow_pickle:
         raise ModelError(
             f"weights must be safetensors, got pickled ones ({shards[0]}) in Meta's own layout in {name!r}{doubt}.",
-            hint="Convert them with --allow-pickle (no code in them is run), or name a repository of this model that "
-            f"has a {CONFIG}.",
+            hint="Convert them with `allow_pickle=True` (no code in them is run), or name a repository of this model "
+            f"that has a {CONFIG}.",
         )
     return MetaCheckpoint(name=name, revision=commit, shards=shards)
 

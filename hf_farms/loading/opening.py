@@ -297,6 +297,6 @@ def _load_tokenizer(
             return None
         raise code or ModelError(
             f"model must have a tokenizer, got {name!r} without one that can be loaded.",
-            hint="Save one beside it, or do without text (prune: --method magnitude --evaluation none; eval: --metrics "
-            "sparsity).",
+            hint="Save one beside it, or do without text: `method='magnitude'` and `EvaluationConfig(source=None)` in "
+            "`prune_checkpoint`, `metrics=['sparsity']` in `evaluate_checkpoint`.",
         ) from error

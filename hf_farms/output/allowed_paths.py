@@ -89,7 +89,7 @@ def check_folder(path: Path, *, unfinished: Path, reads: Reads) -> None:
     if os.path.ismount(path):
         raise OutputError(
             f"output must not be a disk of its own, got {str(path)!r}.",
-            hint=f"Name a folder on it: --output {path / 'NAME'}",
+            hint=f"Name a folder on it: `output={str(path / 'NAME')!r}`",
         )
     for folder in (path, unfinished):
         _check_contains_no_home(folder)

@@ -47,7 +47,7 @@ class OutputFolder:
         if self.path.name in ("", ".."):
             self.path = Path(os.path.realpath(path))
         if not self.path.name:
-            raise OutputError(f"output must be a folder with a name, got {str(path)!r}. Choose another --output.")
+            raise OutputError(f"output must be a folder with a name, got {str(path)!r}. Choose another `output`.")
         self.partial = self.path.with_name(self.path.name + PARTIAL)
         self.state = self.partial / STATE
         self._overwrite, self._reads = overwrite, reads or {}
@@ -107,7 +107,7 @@ class OutputFolder:
         except Timeout as error:
             raise OutputError(
                 f"output must not be in use, got {str(self.path)!r}, which another hf-farms is writing.",
-                hint="Wait for it, or choose another --output.",
+                hint="Wait for it, or choose another `output`.",
             ) from error
 
     def check_space(self, needed: int) -> None:
@@ -125,7 +125,7 @@ class OutputFolder:
             raise OutputError(
                 f"output must fit on the disk, got {free / 1e9:.3g} GB free for {(needed - there) / 1e9:.3g} GB in "
                 f"{str(self._parent())!r}.",
-                hint="Free some space, or choose another --output.",
+                hint="Free some space, or choose another `output`.",
             )
 
     def _parent(self) -> Path:
@@ -145,7 +145,7 @@ class OutputFolder:
             raise OutputError(
                 f"output must be new or the beginning of the same result, got {str(self.partial)!r}, which was begun "
                 f"otherwise ({'; '.join(different)}).",
-                hint="Choose another --output, or begin again with --overwrite.",
+                hint="Choose another `output`, or begin again with `overwrite=True`.",
             )
         with writing(self.partial):
             if different is None or different:

@@ -76,18 +76,20 @@ def _finished(recipe: Recipe, folder: Path, *, baseline: bool) -> PruneReport | 
     if different:
         raise OutputError(
             f"output must be a new folder, got {str(folder)!r} with other settings ({'; '.join(different)}).",
-            hint="Choose another --output, or replace it with --overwrite.",
+            hint="Choose another `output`, or replace it with `overwrite=True`.",
         )
     try:
         check_folder(folder)
     except OutputError as error:
-        raise OutputError(str(error), hint="Write it again with --overwrite, or choose another --output.") from error
+        raise OutputError(
+            str(error), hint="Write it again with `overwrite=True`, or choose another `output`."
+        ) from error
     report = PruneReport.load(folder / REPORT_NAME)
     measured = report.perplexity
     if baseline and measured is not None and measured.uniform is None and recipe.prune.allocation != "uniform":
         warnings.warn(
             f"{folder} is used as it is, without the perplexity of uniform sparsity. To measure it, prune again with "
-            "--overwrite.",
+            "`overwrite=True`.",
             HfFarmsWarning,
             stacklevel=2,
         )

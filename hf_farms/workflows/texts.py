@@ -49,7 +49,7 @@ class EvaluationText:
             raise DataError(
                 f"evaluation text must have at least {self.context_length} tokens, got {len(self.ids)} in "
                 f"{config.source!r}.",
-                hint="Give a longer text or a smaller --context-length.",
+                hint="Give a longer text or a smaller `context_length`.",
             )
         self.max_windows = config.max_windows
         lowered = self.context_length < config.context_length
@@ -108,7 +108,7 @@ class Calibration:
             if isinstance(loaded.source, StreamedBlockSource):
                 warnings.warn(
                     "the model writes its own calibration text while its blocks are on disk: all of them are read for "
-                    "every token. Give a text with --calibration.",
+                    "every token. Give a text with `calibration`.",
                     HfFarmsWarning,
                     stacklevel=2,
                 )

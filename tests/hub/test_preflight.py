@@ -64,7 +64,7 @@ def test_nothing_is_made_without_create(client, hub):
 def test_names_that_no_repository_can_have(client, hub, name):
     done = preflight(client, name)
     assert done["error"] == "ValueError"
-    assert f"repo_id must be a valid repository name, got 'ada/{name}'. Choose one with --repo-id." in done["message"]
+    assert f"repo_id must be a valid repository name, got 'ada/{name}'. Choose one with `repo_id`." in done["message"]
     assert not hub.repos
 
 
@@ -75,7 +75,7 @@ def test_files_of_somebody_else_are_not_mixed_with_ours(client, hub):
         "repository must be new or one that hf-farms wrote, got 'ada/m' with other files (config.json, "
         "pytorch_model.bin, tokenizer.json)." in done["message"]
     )
-    assert "--yes" in done["hint"]
+    assert "`push(overwrite=True)`" in done["hint"]
     assert preflight(client, overwrite=True)["result"]["exists"]
     # The owner of the repository decides what becomes of a pull request.
     assert preflight(client, create_pr=True)["result"]["create_pr"]
@@ -116,7 +116,7 @@ def test_visibility_is_what_was_asked_for_or_refused(client, hub):
     assert hub.repos["ada/m"].private
     hub.add("ada/open", {})
     done = preflight(client, "open", private=True)
-    assert "repository must be private, as --private was given, got 'ada/open', which is public." in done["message"]
+    assert "repository must be private, as `private=True` was given, got 'ada/open', which is public." in done["message"]
     hub.add("ada/closed", {}, private=True)
     assert preflight(client, "closed", private=False)["result"]["private"] is True
 

@@ -178,7 +178,7 @@ def test_pickled_files_need_consent(dense, tmp_path):
     folder = write(tmp_path / "m", dense)
     with pytest.raises(ModelError, match=r"got pickled ones \(consolidated.00.pth\) in Meta's own layout") as raised:
         open_model(folder)
-    assert "--allow-pickle" in raised.value.hint
+    assert "`allow_pickle=True`" in raised.value.hint
     assert not (tmp_path / "assets").exists()
 
 

@@ -73,7 +73,7 @@ def test_an_earlier_result_is_replaced_when_told_so(tmp_path):
     a_result(tmp_path / "out")
     with pytest.raises(OutputError, match=r"which is an earlier result\.") as raised:
         OutputFolder(tmp_path / "out").check()
-    assert raised.value.hint.endswith("replace it with --overwrite.")
+    assert raised.value.hint.endswith("replace it with `overwrite=True`.")
     output = begun(tmp_path / "out", overwrite=True)
     assert (tmp_path / "out" / REPORT_NAME).exists()
     output.finish()
