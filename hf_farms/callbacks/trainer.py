@@ -96,7 +96,7 @@ def register_callback_state(state: TrainerState, name: str, saved: dict[str, Any
 
 
 def optimizer_name(args: TrainingArguments) -> str:
-    """Return the value of `--optim` as a string."""
+    """Return the value of `optim` as a string."""
     return str(getattr(args.optim, "value", args.optim))
 
 

@@ -116,7 +116,9 @@ def test_visibility_is_what_was_asked_for_or_refused(client, hub):
     assert hub.repos["ada/m"].private
     hub.add("ada/open", {})
     done = preflight(client, "open", private=True)
-    assert "repository must be private, as `private=True` was given, got 'ada/open', which is public." in done["message"]
+    assert (
+        "repository must be private, as `private=True` was given, got 'ada/open', which is public." in done["message"]
+    )
     hub.add("ada/closed", {}, private=True)
     assert preflight(client, "closed", private=False)["result"]["private"] is True
 
