@@ -59,7 +59,7 @@ def test_the_functions_write_and_return_the_same_as_the_command(folders, tmp_pat
     ("options", "error", "message"),
     [
         ({"esd": ["*"]}, ArgumentError, "esd must come with a folder for the figure, got none"),
-        ({"device": "nowhere"}, ArgumentError, "device must be one that is there, .*, got 'nowhere'"),
+        ({"device": "nowhere"}, ArgumentError, "device must exist on this machine, .*, got 'nowhere'"),
         ({"output": "."}, OutputError, "output must be a file, got the folder '.'"),
         ({"output": "f/esd.png", "figures": "f"}, OutputError, "output must be another place than the figures"),
     ],

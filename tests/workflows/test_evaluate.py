@@ -71,7 +71,7 @@ def test_a_text_of_ones_own_is_not_that_of_the_report(pruned):
         ({"text": {"windows": 3}}, "text must have fields of source, .*, got 'windows'"),
         ({"text": {"context_length": 1}}, "context_length must be an integer of at least 2, got 1"),
         ({"text": EvaluationConfig(source=None)}, "text must be one to measure on, got 'none'"),
-        ({"load": LoadOptions(device="nowhere")}, "device must be one that is there, .*, got 'nowhere'"),
+        ({"load": LoadOptions(device="nowhere")}, "device must exist on this machine, .*, got 'nowhere'"),
     ],
 )
 def test_arguments_are_checked_before_the_model_is_looked_for(options, message):
