@@ -1,4 +1,4 @@
-"""What all commands share: output formats, warnings, errors and interrupts. Options are in options.py.
+"""Output of all commands: formats, results, hints, notes and progress. Errors and warnings are in guard.py.
 
 Data goes to stdout; progress, warnings, hints and errors go to stderr. The rules are those of the `hf` command.
 """
@@ -7,27 +7,21 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import os
 import sys
-import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, ParamSpec
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import typer
 
-from hf_farms.errors import ArgumentError, HfFarmsError, HfFarmsWarning
-from hf_farms.hub.failure_budget import failure_budget
-from hf_farms.privacy.masking import mask_error, mask_secrets
 from hf_farms.progress import Progress
-from hf_farms_cli.interrupts import interrupts
+from hf_farms_cli.guard import guarded, if_interrupted, shown_warnings
 from hf_farms_cli.messages import in_options
 from hf_farms_cli.options import FORMATS, Format
 from hf_farms_cli.progress import Lines, bars, reported
-from hf_farms_cli.streams import IS_MAIN, err, out, say
+from hf_farms_cli.streams import IS_MAIN, err, escaped, out, say
 
 __all__ = [
     "IS_MAIN",
@@ -46,14 +40,9 @@ __all__ = [
     "stages",
 ]
 
-P = ParamSpec("P")
-
-# What a warning has said is not said again by a note.
-_warned: set[str] = set()
-
 
 def check_format(name: str, quiet: bool, json: bool = False) -> Format:
-    """The format of the output, which is set for both streams.
+    """Return the format of the output, and set it for both streams.
 
     Args:
         name: of --format; `auto` becomes `agent` where `hf` sees a coding agent, else `human`.
@@ -80,7 +69,7 @@ def check_format(name: str, quiet: bool, json: bool = False) -> Format:
 
 
 def _no_foreign_bars() -> None:
-    """No progress bars of huggingface_hub and datasets."""
+    """Switch off the progress bars of huggingface_hub and datasets."""
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -89,20 +78,20 @@ def _no_foreign_bars() -> None:
 
 
 def print_done(message: str, shown: Format, **fields: object) -> None:
-    """Say what was done and where it is; None is left out.
+    """Print a success and where its results are; fields that are None are left out.
 
     Human: `✓ message` and a line per field. Agent: `field=value` in one line. JSON: the fields. Quiet: the first.
     """
-    found = {name: str(value) for name, value in fields.items() if value is not None}
+    values = {name: str(value) for name, value in fields.items() if value is not None}
     if shown == "json":
-        say(json.dumps(found))
+        say(json.dumps(values))
     elif shown == "quiet":
-        say(next(iter(found.values()), ""))
+        say(next(iter(values.values()), ""))
     elif shown == "agent":
-        say(" ".join(f"{name}={value}" for name, value in found.items()) or message)
+        say(" ".join(f"{name}={value}" for name, value in values.items()) or message)
     else:
-        out.print(f"[green]{_tick()}[/green] {_plain(message)}")
-        for name, value in found.items():
+        out.print(f"[green]{_tick()}[/green] {escaped(message)}")
+        for name, value in values.items():
             out.print(f"  {name}: {value}", markup=False)
 
 
@@ -114,137 +103,26 @@ def _tick() -> str:
     return "✓"
 
 
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
 def print_hint(text: str, shown: Format) -> None:
-    """What may help next, on stderr; nothing if quiet."""
+    """Print advice for the next step on stderr; nothing if quiet."""
     if shown != "quiet":
-        err.print(f"[dim]Hint:[/dim] {_plain(text)}")
+        err.print(f"[dim]Hint:[/dim] {escaped(text)}")
 
 
 def print_remark(text: str, shown: Format) -> None:
-    """What belongs to a table: below it for people, on stderr for programs that read the table."""
+    """Print a caption: below the table for people, on stderr for programs that read the table."""
     (out if shown == "human" else err).print(text, markup=False)
 
 
 def print_notes(notes: Sequence[str]) -> None:
-    """What a reader must know of a result, on stderr."""
+    """Print the notes of a result on stderr, without those that a warning has told already."""
     for note in notes:
-        if note not in _warned:
+        if note not in shown_warnings:
             err.print(f"Note: {in_options(note)}", markup=False)
 
 
-def guarded(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn expected errors into one sentence and exit status 1, or 2 for a wrong command line.
-
-    `--debug` keeps the traceback.
-    """
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        debug = bool(kwargs.get("debug"))
-        try:
-            with _quiet_libraries(debug), failure_budget():
-                command(*args, **kwargs)
-        except KeyboardInterrupt as interrupt:
-            _say_interrupted(interrupt)
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            # The reader of our output (such as `head`) has seen enough; nothing may be flushed to it at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(141) from None
-        except (typer.Exit, typer.Abort, typer.BadParameter):
-            raise
-        except Exception as error:
-            mask_error(error)
-            if debug:
-                raise
-            if interrupts.asked:
-                _say_interrupted(error)
-                raise typer.Exit(130) from None
-            _explain(error)
-            raise typer.Exit(2 if isinstance(error, ArgumentError) else 1) from None
-
-    return run
-
-
-def _say_interrupted(error: BaseException) -> None:
-    interrupts.said = True
-    err.print(" ".join(["Interrupted.", *getattr(error, "__notes__", ())]), markup=False)
-
-
-def _explain(error: Exception) -> None:
-    hint = getattr(error, "hint", None)
-    if type(error).__name__ == "OutOfMemoryError":  # of torch, for any device
-        hint = "Free memory of the device, or choose another --device."
-    elif not isinstance(error, (HfFarmsError, ValueError, OSError)):
-        err.print(traceback.format_exc(), markup=False)
-        hint = "This should not happen. Report it with the output of `hf-farms env`."
-    err.print(f"[red]Error:[/red] {_plain(in_options(' '.join(str(error).split())))}")
-    if hint:
-        err.print(f"[dim]Hint:[/dim] {_plain(in_options(hint))}")
-
-
-@contextmanager
-def if_interrupted(sentence: str, *, there: Path | None = None) -> Iterator[None]:
-    """What Ctrl-C leaves behind, and how to go on.
-
-    Args:
-        sentence: shown after "Interrupted."
-        there: the unfinished work; without it nothing is said.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if (interrupts.asked or isinstance(error, KeyboardInterrupt)) and (there is None or there.exists()):
-            error.add_note(sentence)
-        raise
-
-
-@contextmanager
-def _quiet_libraries(debug: bool) -> Iterator[None]:
-    """Our own warnings as a line on stderr; those of other libraries only with `--debug`."""
-
-    def show(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
-        if issubclass(category, HfFarmsWarning):
-            _warned.add(str(message))
-            err.print(f"[yellow]Warning:[/yellow] {_plain(in_options(str(message)))}")
-        elif debug:
-            err.print(f"{category.__name__}: {message}", markup=False)
-
-    _warned.clear()
-    with warnings.catch_warnings(), _masked_logs():
-        warnings.showwarning = show
-        yield
-
-
-@contextmanager
-def _masked_logs() -> Iterator[None]:
-    """No secrets in what libraries log, such as the URL of a request that is made again."""
-    make = logging.getLogRecordFactory()
-
-    def masked(*args: Any, **options: Any) -> logging.LogRecord:
-        record = make(*args, **options)
-        # Of arguments that do not fit, logging itself says so.
-        with suppress(TypeError, ValueError):
-            record.msg, record.args = mask_secrets(record.getMessage()), ()
-        if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None:
-            mask_error(record.exc_info[1])
-        return record
-
-    logging.setLogRecordFactory(masked)
-    try:
-        yield
-    finally:
-        logging.setLogRecordFactory(make)
-
-
 def quiet_transformers() -> None:
-    """No progress bars and remarks of transformers between ours. Imports transformers."""
+    """Switch off progress bars and log messages of transformers. Imports transformers."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()

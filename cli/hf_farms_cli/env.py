@@ -1,4 +1,4 @@
-"""`hf-farms env`: what a bug report needs to know of the machine. Works where torch does not, and asks nobody."""
+"""`hf-farms env`: versions, hardware and settings for a bug report. Works without torch and without the network."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def env_command(
 
 
 def environment() -> dict[str, Any]:
-    """Everything that is shown, in its order; None: not there."""
+    """Return all facts in the order in which they are printed; None: not installed or unknown."""
     return {
         "hf-farms": _version("hf-farms"),
         "python": platform.python_version(),
@@ -78,7 +78,7 @@ def _memory() -> float | None:
 
 
 def _torch() -> dict[str, Any]:
-    """What torch sees; an installation that does not start is what the report may be about."""
+    """Return the hardware that torch sees, or its error: a broken installation may be the bug."""
     try:
         import torch
 

@@ -42,9 +42,11 @@ def eval_command(
         typer.Option(help="Tasks, groups or tags of lm-eval, with commas between, such as hellaswag,arc_easy."),
     ] = None,
     num_fewshot: Annotated[
-        int | None, typer.Option(help="Examples before each question  [default: what the task says]")
+        int | None, typer.Option(help="Examples before each question  [default: as each task says]")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only so many questions from the start of each task.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Number of questions from the start of each task  [default: all]")
+    ] = None,
     batch_size: Annotated[str, typer.Option(help="Questions at once; `auto`: as many as fit.")] = "8",
     include_path: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder with tasks of your own, as YAML files of lm-eval.")
@@ -53,7 +55,7 @@ def eval_command(
         bool | None,
         typer.Option(
             "--base/--no-base",
-            help="Ask the dense model the same questions, for a paired comparison  [default: where MODEL is a folder "
+            help="Measure the dense model too, for a paired comparison  [default: where MODEL is a folder "
             "that `hf-farms prune` wrote]",
             show_default=False,
         ),
@@ -78,7 +80,7 @@ def eval_command(
         ),
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the results to this JSON file.")] = None,
-    dtype: Annotated[str, typer.Option(help="Load as this dtype; `auto`: the checkpoint's own.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Load the model as this dtype; `auto`: the checkpoint's own.")] = "auto",
     device: DeviceOption = None,
     stream: Annotated[
         bool | None,

@@ -1,4 +1,4 @@
-"""How the results of `eval` are shown."""
+"""Tables of `eval`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["print_evaluation"]
 
 
 def print_evaluation(result: EvaluationReport, shown: Format) -> None:
-    """Print results in the format asked for."""
+    """Print the results in the given format."""
     rows = _rows(result)
     if shown == "json":
         say(result.to_json(), newline=False)
@@ -41,7 +41,7 @@ def _remark(p: PerplexityScore) -> str:
 
 
 def _rows(result: EvaluationReport) -> list[tuple[str, ...]]:
-    """Name, value, its error, dense value, difference, its error, of how many."""
+    """Return rows of name, value, its error, dense value, difference, its error, and the number of samples."""
     rows: list[tuple[str, ...]] = []
     if (p := result.perplexity) is not None:
         rows.append(_row("perplexity", p.value, None, p.dense, None, f"{p.num_tokens} tokens", digits=2))

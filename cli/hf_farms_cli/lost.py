@@ -1,4 +1,4 @@
-"""Output that cannot be written: a full disk, or a device that takes nothing."""
+"""Errors of stdout and stderr themselves: a full disk, or a device that accepts no data."""
 
 from __future__ import annotations
 
@@ -14,58 +14,58 @@ __all__ = ["PrintError", "close_streams", "printing", "say_lost"]
 
 
 class PrintError(OutputError):
-    """What was printed could not be written."""
+    """stdout could not be written."""
 
 
 @contextmanager
 def printing() -> Iterator[None]:
-    """Turn what a stdout that cannot write raises into one sentence.
+    """Turn an error of stdout into one sentence.
 
     Raises:
-        PrintError: it could not be written, for another reason than a reader who has seen enough.
+        PrintError: stdout could not be written, for another reason than a closed pipe.
     """
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        _lead_nowhere(sys.stdout)
+        _discard(sys.stdout)
         raise PrintError(
-            f"stdout must take what is printed, got an error: {error.strerror or error}.",
+            f"stdout must be writable, got an error: {error.strerror or error}.",
             hint="Free some space, or send the output elsewhere.",
         ) from error
 
 
 def say_lost(error: BaseException) -> None:
-    """Say what `printing` raised, where no command is there to say it."""
+    """Print an error of `printing` where no command is running that could."""
     with suppress(OSError):
         print(f"Error: {error}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def close_streams() -> bool:
-    """Write what is still to be written; Python's own try at its exit ends with a traceback and another status.
+    """Flush both streams. Python's own attempt at exit ends with a traceback and another exit status.
 
     Returns:
-        Whether stdout took it.
+        Whether stdout was written.
     """
     with suppress(OSError, ValueError, AttributeError):
         try:
             sys.stderr.flush()
         except OSError:
-            _lead_nowhere(sys.stderr)
+            _discard(sys.stderr)
     try:
         with printing():
             if sys.stdout is not None and not sys.stdout.closed:
                 sys.stdout.flush()
     except BrokenPipeError:
-        _lead_nowhere(sys.stdout)
+        _discard(sys.stdout)
     except PrintError as error:
         say_lost(error)
         return False
     return True
 
 
-def _lead_nowhere(stream: TextIO) -> None:
-    """What a stream still holds is dropped."""
+def _discard(stream: TextIO) -> None:
+    """Drop the data that a stream still holds."""
     with suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,4 +1,4 @@
-"""Progress of long work, with the time left: bars for people at a terminal, a few lines for files and programs."""
+"""Progress with the time left: bars for people at a terminal, a few lines for files and programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Bars", "Lines", "bars", "reported"]
 
-# Short stages are two lines, and hours are not silent.
+# A short stage prints two lines, and a long one prints at least every ten minutes.
 STEP, SECONDS_AT_LEAST, SECONDS_AT_MOST = 0.1, 10.0, 600.0
 
 # Stages that the library names after its functions.
@@ -46,7 +46,7 @@ def reported(show: Progress = no_progress) -> Progress:
 
 
 class Bars:
-    """A bar per stage, which appears with its first step."""
+    """Show a bar per stage, from its first step on."""
 
     def __init__(self, progress: rich.progress.Progress) -> None:
         self._progress = progress
@@ -61,7 +61,7 @@ class Bars:
 
 @contextmanager
 def bars(console: Console) -> Iterator[Bars]:
-    """Bars while open; they vanish at the end."""
+    """Show bars while open; they disappear at the end."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -81,7 +81,7 @@ def bars(console: Console) -> Iterator[Bars]:
         TextColumn("left"),
         console=console,
         transient=True,
-        # The speed is that of all steps: a block of a large model takes longer than the 30 seconds that rich looks at.
+        # The average over all steps: a block of a large model takes longer than the 30 seconds that rich averages over.
         speed_estimate_period=float("inf"),
     ) as progress:
         yield Bars(progress)
@@ -96,7 +96,7 @@ class _Begun:
 
 
 class Lines:
-    """A line when a stage begins and ends, between them one for each tenth, but not more often than every few seconds.
+    """Print a line when a stage begins and ends, and one for each tenth, but at most one every few seconds.
 
     Args:
         show: prints a line.
@@ -118,7 +118,7 @@ class Lines:
         due = waited >= SECONDS_AT_LEAST and (steps >= STEP * total or waited >= SECONDS_AT_MOST)
         if steps and (due or done == total):
             begun.shown_at, begun.shown_done = now, done
-            # What an earlier run has done took no time in this one.
+            # Steps of an earlier run took no time in this one.
             left = (now - begun.at) / (done - begun.done) * (total - done)
             self._print(f"{stage}: {done} of {total}, {_duration(now - begun.at)} so far, {_duration(left)} left")
 

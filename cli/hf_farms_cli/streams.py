@@ -14,14 +14,14 @@ from hf_farms_cli.lost import printing
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-__all__ = ["IS_MAIN", "Stream", "err", "out", "say"]
+__all__ = ["IS_MAIN", "Stream", "err", "escaped", "out", "say"]
 
-# Of several launched processes one speaks.
+# Only the first of several launched processes prints.
 IS_MAIN = is_main_process()
 
 
 class Stream:
-    """stdout or stderr. rich is imported with the first line; styles are for people at a terminal."""
+    """stdout or stderr. The first line imports rich; styles are for people at a terminal."""
 
     def __init__(self, *, stderr: bool) -> None:
         self._stderr, self._styled = stderr, True
@@ -29,7 +29,7 @@ class Stream:
 
     @property
     def console(self) -> Console:
-        """The console of rich behind it."""
+        """The console of rich that prints."""
         if self._console is None:
             from rich.console import Console
 
@@ -42,13 +42,13 @@ class Stream:
         """Whether a person is looking at it."""
         return self._styled and self.console.is_terminal
 
-    def style(self, wanted: bool) -> None:
+    def style(self, allowed: bool) -> None:
         """Allow or forbid colours and bars."""
-        if wanted != self._styled:
-            self._styled, self._console = wanted, None
+        if allowed != self._styled:
+            self._styled, self._console = allowed, None
 
     def print(self, text: RenderableType, *, markup: bool = True, soft_wrap: bool = True) -> None:
-        """Print text, not wrapped and without secrets, or whatever rich can draw."""
+        """Print text without wrapping, with secrets masked; or anything that rich can draw."""
         if isinstance(text, str):
             text = mask_secrets(text)
         try:
@@ -57,14 +57,21 @@ class Stream:
         except BrokenPipeError:
             raise
         except OSError:
-            pass  # of stderr: work must not end because nobody can be told how far it is
+            pass  # stderr: a broken progress display must not end the work
 
 
 out, err = Stream(stderr=False), Stream(stderr=True)
 
 
+def escaped(text: str) -> str:
+    """Return text that rich prints as it is, brackets included."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
 def say(text: str, *, newline: bool = True) -> None:
-    """Print data to stdout as it is, but for secrets."""
+    """Print data to stdout as it is, with secrets masked."""
     if IS_MAIN:
         with printing():
             typer.echo(mask_secrets(text), nl=newline)

@@ -1,4 +1,4 @@
-"""How results are shown at the end."""
+"""Tables of spectra, of comparisons and of a pruned model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _draw(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) ->
 
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD)
     for index, heading in enumerate(headings):
-        # Names are folded where the terminal is too narrow for them, numbers never.
+        # Names wrap on a narrow terminal, numbers never do.
         table.add_column(heading, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
@@ -50,16 +50,16 @@ def _draw(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) ->
 
 
 def print_spectra(report: SpectralReport, shown: Format, *, by_layer: bool) -> None:
-    """Print alpha by block or by layer in the format asked for."""
+    """Print alpha by block or by layer in the given format."""
     if shown == "json":
         say(report.to_json(), newline=False)
     elif shown == "quiet":
         for block in report.blocks:
             say(_number(block.alpha, 4, none=""))
     else:
-        what = "layer" if by_layer else "block"
+        unit = "layer" if by_layer else "block"
         rows = _layers(report) if by_layer else _blocks(report)
-        print_table(f"{report.model}: alpha by {what}", (what, "alpha", "± stderr", "windows"), rows, shown)
+        print_table(f"{report.model}: alpha by {unit}", (unit, "alpha", "± stderr", "windows"), rows, shown)
         size = _size(measurement_of(report).window_rows)
         print_remark(f"{size}, fit {report.config.fit}. {MEANING}", shown)
         print_notes(report.notes)
@@ -90,21 +90,21 @@ def _layers(report: SpectralReport) -> list[tuple[str, ...]]:
 
 
 def print_comparison(comparison: SpectralComparison, shown: Format, *, by_layer: bool) -> None:
-    """Print the alphas of two models and their difference in the format asked for."""
+    """Print the alphas of two models and their difference in the given format."""
     if shown == "json":
         say(comparison.to_json(), newline=False)
     elif shown == "quiet":
         for block in comparison.blocks:
             say(_number(block.alpha.difference, 4, none=""))
     else:
-        what = "layer" if by_layer else "block"
-        title = f"alpha by {what}: {comparison.first} (first), {comparison.second} (second)"
+        unit = "layer" if by_layer else "block"
+        title = f"alpha by {unit}: {comparison.first} (first), {comparison.second} (second)"
         rows = [
             (item.name, *_difference(item.alpha))
             for block in comparison.blocks
             for item in (block.layers if by_layer else (block,))
         ]
-        print_table(title, (what, "first", "second", "difference", "± stderr", ">2 stderr"), rows, shown)
+        print_table(title, (unit, "first", "second", "difference", "± stderr", ">2 stderr"), rows, shown)
         size = _size(comparison.config.window_rows)
         print_remark(f"{size}, fit {comparison.config.fit}. * beyond two standard errors. {MEANING}", shown)
         print_notes(comparison.notes)
@@ -122,7 +122,7 @@ def _difference(alpha: AlphaDifference) -> tuple[str, str, str, str, str]:
 
 
 def print_result(report: PruneReport, folder: Path, url: str | None, shown: Format) -> None:
-    """Print the result of a prune in the format asked for."""
+    """Print the result of a prune in the given format."""
     if shown == "json":
         say(report.to_json(), newline=False)
     elif shown == "quiet":

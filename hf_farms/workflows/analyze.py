@@ -37,7 +37,7 @@ def analyze_checkpoint(
     allow_pickle: bool = False,
     progress: Progress | None = None,
 ) -> SpectralReport:
-    """Measure every layer of a checkpoint, with a report and figures on disk; what `hf-farms analyze` does.
+    """Measure every layer of a checkpoint, with a report and figures on disk, as `hf-farms analyze` does.
 
     Weights are read one by one: memory does not grow with the model. Processes that `accelerate launch` started share
     the layers, and the first one writes.

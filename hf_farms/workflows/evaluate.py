@@ -36,7 +36,7 @@ __all__ = ["evaluate_checkpoint"]
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """What is measured, after all checks.
+    """Measurements to make, after all checks.
 
     Attributes:
         target: the model.
@@ -69,7 +69,7 @@ def evaluate_checkpoint(
     progress: Progress | None = None,
     on_stored: Callable[[str], None] | None = None,
 ) -> EvaluationReport:
-    """Measure perplexity, sparsity and tasks of lm-eval; what `hf-farms eval` does.
+    """Measure perplexity, sparsity and tasks of lm-eval, as `hf-farms eval` does.
 
     Results of a folder that `prune_checkpoint` wrote go into its report and its card too, as soon as they are known.
 
@@ -80,7 +80,7 @@ def evaluate_checkpoint(
             mapping changes fields of that, such as `{"max_windows": 4}`; one that names another source begins with the
             defaults.
         tasks: names of tasks, groups or tags of lm-eval. They need the extra: pip install "hf-farms[eval]".
-        num_fewshot: examples before each question; None: what each task says.
+        num_fewshot: examples before each question; None: as each task says.
         limit: only so many questions from the start of each task; None: all.
         batch_size: questions at once; "auto": as many as fit.
         include_path: a folder with tasks of your own, as YAML files of lm-eval.

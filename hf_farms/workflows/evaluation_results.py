@@ -1,4 +1,4 @@
-"""Results of `eval`: made of what was measured, put into the report of a pruned model, and shown."""
+"""Scores -> an evaluation report, which is merged into the report of a pruned model."""
 
 from __future__ import annotations
 
@@ -43,12 +43,19 @@ __all__ = [
 ]
 
 # Perplexities of one model on two kinds of device differ by less than this share.
-SAME = 0.01
+TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
 class EvaluationScores:
-    """What one model came to."""
+    """Scores of one model.
+
+    Attributes:
+        dtype: of the weights.
+        nll: of the text; None where it was not measured.
+        zeros: of the weights; None where they were not counted.
+        tasks: of lm-eval.
+    """
 
     dtype: str
     nll: TextNll | None = None
@@ -57,31 +64,31 @@ class EvaluationScores:
 
 
 def known_perplexity(
-    mine: EvaluationScores, text: EvaluationConfig | None, report: PruneReport | None
+    scores: EvaluationScores, text: EvaluationConfig | None, report: PruneReport | None
 ) -> PerplexityRecord | None:
-    """What the report says of the same text."""
-    there = report.perplexity if report is not None else None
-    if there is None or mine.nll is None or text is None:
+    """Return the perplexity in the report if it is of the same text and windows."""
+    record = report.perplexity if report is not None else None
+    if record is None or scores.nll is None or text is None:
         return None
-    return None if _differences(text, mine.nll.context_length, there) else there
+    return None if _differences(text, scores.nll.context_length, record) else record
 
 
 def warn_of_another_text(result: EvaluationReport, report: PruneReport) -> None:
-    """Say it when a perplexity cannot go into the report, which has one of another text or other windows."""
-    if (score := result.perplexity) is None or (there := report.perplexity) is None:
+    """Warn when a perplexity cannot go into the report, which has one of another text or other windows."""
+    if (score := result.perplexity) is None or (record := report.perplexity) is None:
         return
-    if different := _differences(score.config, score.context_length, there):
+    if differences := _differences(score.config, score.context_length, record):
         warnings.warn(
-            f"the report keeps its perplexity of {there.config.source}: this one was measured otherwise "
-            f"({'; '.join(different)}) and is only printed.",
+            f"the report keeps its perplexity of {record.config.source}: this one was measured differently "
+            f"({'; '.join(differences)}) and is not stored.",
             HfFarmsWarning,
             stacklevel=2,
         )
 
 
-def _differences(text: EvaluationConfig, context_length: int, there: PerplexityRecord) -> list[str]:
-    """What tells two measurements apart; of the context lengths those count that the models allowed."""
-    mine, theirs = (
+def _differences(text: EvaluationConfig, context_length: int, record: PerplexityRecord) -> list[str]:
+    """Return the differences between two measurements; the context lengths compared are those that were used."""
+    new, recorded = (
         {
             "text": config.source,
             "column": config.column,
@@ -90,38 +97,38 @@ def _differences(text: EvaluationConfig, context_length: int, there: PerplexityR
             "context length": length,
             "windows": config.max_windows or "all",
         }
-        for config, length in ((text, context_length), (there.config, there.context_length))
+        for config, length in ((text, context_length), (record.config, record.context_length))
     )
     return [
-        f"{name} {value or 'none'}, there {theirs[name] or 'none'}"
-        for name, value in mine.items()
-        if not _is_same(name, value, theirs[name])
+        f"{name} {value or 'none'}, there {recorded[name] or 'none'}"
+        for name, value in new.items()
+        if not _is_same(name, value, recorded[name])
     ]
 
 
-def _is_same(name: str, mine: object, theirs: object) -> bool:
-    if name == "text" and isinstance(mine, str) and isinstance(theirs, str):
-        return same_place(mine, theirs)
-    return mine == theirs
+def _is_same(name: str, one: object, other: object) -> bool:
+    if name == "text" and isinstance(one, str) and isinstance(other, str):
+        return same_place(one, other)
+    return one == other
 
 
 def warn_of_other_weights(
-    mine: EvaluationScores, known: PerplexityRecord | None, report: PruneReport
+    scores: EvaluationScores, known: PerplexityRecord | None, report: PruneReport
 ) -> PerplexityRecord | None:
-    """Say it when a report is of other weights than those that were measured.
+    """Warn when a report is of other weights than those that were measured.
 
     Returns:
-        What the report says of the same text, if it is of these weights.
+        The perplexity in the report, if it is of these weights.
     """
-    different = []
-    if mine.zeros is not None and not math.isclose(mine.zeros.sparsity, report.sparsity):
-        different.append(f"sparsity {mine.zeros.sparsity:.4f}, there {report.sparsity:.4f}")
-    if known is not None and mine.nll is not None and not _agrees(mine.nll.perplexity, known):
-        different.append(f"perplexity {mine.nll.perplexity:.4g}, there {known.pruned:.4g}")
+    differences = []
+    if scores.zeros is not None and not math.isclose(scores.zeros.sparsity, report.sparsity):
+        differences.append(f"sparsity {scores.zeros.sparsity:.4f}, there {report.sparsity:.4f}")
+    if known is not None and scores.nll is not None and not _agrees(scores.nll.perplexity, known):
+        differences.append(f"perplexity {scores.nll.perplexity:.4g}, there {known.pruned:.4g}")
         known = None
-    if different:
+    if differences:
         warnings.warn(
-            f"the weights are not those that {REPORT_NAME} describes ({'; '.join(different)}). Its own numbers stay "
+            f"the weights are not those that {REPORT_NAME} describes ({'; '.join(differences)}). Its own numbers stay "
             "as they are.",
             HfFarmsWarning,
             stacklevel=2,
@@ -129,13 +136,13 @@ def warn_of_other_weights(
     return known
 
 
-def _agrees(perplexity: float, there: PerplexityRecord) -> bool:
-    return there.pruned is None or math.isclose(perplexity, there.pruned, rel_tol=SAME)
+def _agrees(perplexity: float, record: PerplexityRecord) -> bool:
+    return record.pruned is None or math.isclose(perplexity, record.pruned, rel_tol=TOLERANCE)
 
 
 def make_result(
     name: str,
-    mine: EvaluationScores,
+    scores: EvaluationScores,
     *,
     text: EvaluationConfig | None,
     notes: Sequence[str],
@@ -143,29 +150,29 @@ def make_result(
     base: str | None,
     dense: EvaluationScores | None = None,
 ) -> EvaluationReport:
-    """What is written and shown.
+    """Build the report of an evaluation.
 
     Args:
         name: of the model.
-        mine: what it came to.
+        scores: of the model.
         text: of the perplexity.
-        notes: what a reader must know.
-        known: what its report says of the same text.
+        notes: for the reader.
+        known: the perplexity in the report of the model, of the same text.
         base: name of the dense model.
-        dense: what the dense model came to.
+        dense: scores of the dense model; None where it was not measured.
     """
-    tasks = compare_tasks(mine.tasks, dense.tasks if dense is not None else ())
-    few = {task.task: task for task in tasks if task.num_samples < (task.total_samples or 0)}
-    perplexity = _perplexity(text, mine.nll, known, dense.nll if dense is not None else None)
+    tasks = compare_tasks(scores.tasks, dense.tasks if dense is not None else ())
+    limited = {task.task: task for task in tasks if task.num_samples < (task.total_samples or 0)}
+    perplexity = _perplexity(text, scores.nll, known, dense.nll if dense is not None else None)
     compared = dense is not None or (perplexity is not None and perplexity.dense is not None)
     return EvaluationReport(
         model=name,
-        dtype=mine.dtype,
+        dtype=scores.dtype,
         base=base if compared else None,
         perplexity=perplexity,
-        sparsity=_sparsity(mine.zeros),
+        sparsity=_sparsity(scores.zeros),
         tasks=tasks,
-        notes=(*notes, *(f"{t.task}: {t.num_samples} of {t.total_samples} questions." for t in few.values())),
+        notes=(*notes, *(f"{t.task}: {t.num_samples} of {t.total_samples} questions." for t in limited.values())),
     )
 
 
@@ -178,15 +185,15 @@ def _sparsity(zeros: Zeros | None) -> SparsityScore | None:
 
 
 def _perplexity(
-    text: EvaluationConfig | None, mine: TextNll | None, known: PerplexityRecord | None, dense: TextNll | None
+    text: EvaluationConfig | None, nll: TextNll | None, known: PerplexityRecord | None, dense: TextNll | None
 ) -> PerplexityScore | None:
-    if mine is None or text is None:
+    if nll is None or text is None:
         return None
     score = PerplexityScore(
-        config=text, context_length=mine.context_length, num_tokens=mine.num_tokens, value=mine.perplexity
+        config=text, context_length=nll.context_length, num_tokens=nll.num_tokens, value=nll.perplexity
     )
     if dense is not None:
-        difference, stderr = mine.difference(dense)
+        difference, stderr = nll.difference(dense)
         return replace(score, dense=dense.perplexity, nll_difference=difference, nll_difference_stderr=stderr)
     if known is not None:
         return replace(
@@ -199,14 +206,14 @@ def _perplexity(
 
 
 def store(folder: Path, result: EvaluationReport) -> bool:
-    """Put results into the report of a pruned model, beside those of earlier evaluations, and render its card again.
+    """Merge results into the report of a pruned model, and render its card again.
 
     Args:
-        folder: with a report.
-        result: of the model in it.
+        folder: with the report.
+        result: of the model in the folder.
 
     Returns:
-        Whether there was anything new.
+        Whether the report has changed.
 
     Raises:
         OutputError: a file could not be written.
@@ -236,11 +243,11 @@ def store(folder: Path, result: EvaluationReport) -> bool:
     return True
 
 
-def _merged_perplexity(there: PerplexityRecord | None, result: EvaluationReport) -> PerplexityRecord | None:
+def _merged_perplexity(record: PerplexityRecord | None, result: EvaluationReport) -> PerplexityRecord | None:
     score = result.perplexity
     if score is None:
-        return there
-    if there is None:
+        return record
+    if record is None:
         return PerplexityRecord(
             config=score.config,
             context_length=score.context_length,
@@ -251,12 +258,12 @@ def _merged_perplexity(there: PerplexityRecord | None, result: EvaluationReport)
             nll_difference=score.nll_difference,
             nll_difference_stderr=score.nll_difference_stderr,
         )
-    same = not _differences(score.config, score.context_length, there)
-    if same and there.dense is None and score.dense is not None and _agrees(score.value, there):
+    is_same = not _differences(score.config, score.context_length, record)
+    if is_same and record.dense is None and score.dense is not None and _agrees(score.value, record):
         return replace(
-            there,
+            record,
             dense=score.dense,
             nll_difference=score.nll_difference,
             nll_difference_stderr=score.nll_difference_stderr,
         )
-    return there
+    return record

@@ -20,7 +20,7 @@ from hf_farms.workflows.texts import EvaluationText
 
 __all__ = ["Evaluator"]
 
-# Requests of lm-eval -> what they ask for.
+# Kind of a request of lm-eval -> its name in the progress.
 KINDS: Mapping[str, str] = {
     "loglikelihood": "choices",
     "loglikelihood_rolling": "texts",

@@ -63,7 +63,7 @@ class EvaluationTarget:
         if base:
             target._require_dense()
         if in_folder and not target.stored:
-            warnings.warn(f"{name} cannot be written to: the results are only printed.", HfFarmsWarning, stacklevel=2)
+            warnings.warn(f"{name} cannot be written to: the results are not stored.", HfFarmsWarning, stacklevel=2)
         return target
 
     def _require_dense(self) -> None:

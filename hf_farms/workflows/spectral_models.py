@@ -79,7 +79,7 @@ class SpectralMeasurement:
         """Refuse a name under which there is neither a model nor a report, at the price of one small file.
 
         Raises:
-            HfFarmsError: there is nothing, or not what it should be.
+            HfFarmsError: neither exists, or the report is damaged.
         """
         if _saved(name) is None:
             require_model(name)

@@ -113,19 +113,19 @@ def test_a_missing_perplexity_goes_into_report_and_card(folder):
     assert PruneReport.load(folder / REPORT) == report
 
 
-def test_another_text_is_only_printed(folder, tmp_path):
+def test_another_text_is_not_stored(folder, tmp_path):
     (tmp_path / "text.txt").write_text("We the people of another text. " * 300)
     before = (folder / REPORT).read_bytes()
     done = run(folder, "--text", tmp_path / "text.txt", "--context-length", 64, "--windows", 2, "--json")
     result = EvaluationReport.from_json(done.stdout)
     assert (result.perplexity.context_length, result.perplexity.num_tokens) == (64, 126)
     assert result.perplexity.dense is not None
-    assert "the report keeps its perplexity of speeches: this one was measured otherwise (text " in said(done)
-    assert "; context length 64, there 256; windows 2, there 4) and is only printed." in said(done)
-    assert said(done).count("is only printed") == 1
+    assert "the report keeps its perplexity of speeches: this one was measured differently (text " in said(done)
+    assert "; context length 64, there 256; windows 2, there 4) and is not stored." in said(done)
+    assert said(done).count("is not stored") == 1
     assert (folder / REPORT).read_bytes() == before
     done = run(folder, "--windows", 2, "--no-base", "--json")
-    assert "measured otherwise (windows 2, there 4) and is only printed." in said(done)
+    assert "measured differently (windows 2, there 4) and is not stored." in said(done)
     assert (folder / REPORT).read_bytes() == before
 
 
@@ -192,7 +192,7 @@ def test_a_folder_that_cannot_be_written_is_measured_all_the_same(folder, monkey
     replace(PruneReport.load(folder / REPORT), perplexity=None).save(folder / REPORT)
     before = (folder / REPORT).read_bytes()
     done = run(folder, "--windows", 2, "--json")
-    assert "cannot be written to: the results are only printed" in said(done)
+    assert "cannot be written to: the results are not stored" in said(done)
     assert (folder / REPORT).read_bytes() == before
 
 

@@ -155,7 +155,7 @@ def test_a_stdout_that_takes_nothing_is_one_sentence(arguments, unbuffered, work
             env=environment,
         )
     assert done.returncode == 1
-    assert done.stderr.count("Error: stdout must take what is printed, got an error: No space left on device.") == 1
+    assert done.stderr.count("Error: stdout must be writable, got an error: No space left on device.") == 1
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
 
