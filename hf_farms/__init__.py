@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from hf_farms.spectra.spectrum import layer_spectrum
     from hf_farms.workflows.analyze import analyze_checkpoint, compare_checkpoints
     from hf_farms.workflows.evaluate import evaluate_checkpoint
+    from hf_farms.workflows.prune import prune_checkpoint
 
     __version__: str
 
@@ -62,6 +63,7 @@ __all__ = [
     "layer_spectrum",
     "plan_sparsity",
     "prune",
+    "prune_checkpoint",
     "push",
     "restore",
     "select_channels",
@@ -92,6 +94,7 @@ _HOME = {
     "layer_spectrum": "spectra.spectrum",
     "plan_sparsity": "allocation.plan",
     "prune": "pruning.pruner",
+    "prune_checkpoint": "workflows.prune",
     "push": "hub",
     "restore": "s2ft.surgery",
     "select_channels": "s2ft.selection",

@@ -17,6 +17,7 @@ from hf_farms_cli.analyze import analyze_command
 from hf_farms_cli.card import card_command
 from hf_farms_cli.env import env_command
 from hf_farms_cli.eval import eval_command
+from hf_farms_cli.help import Command
 from hf_farms_cli.prune import prune_command
 from hf_farms_cli.push import push_command
 
@@ -60,7 +61,7 @@ class CommandGroup(typer.Typer):
 
         def add(function: Any) -> Any:
             text, _, examples = inspect.cleandoc(function.__doc__ or "").partition("Examples:")
-            return register(name, **{"help": text, "epilog": _examples(examples), **options})(function)
+            return register(name, **{"cls": Command, "help": text, "epilog": _examples(examples), **options})(function)
 
         return add
 

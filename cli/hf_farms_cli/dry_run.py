@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_farms_cli.console import say
 
 if TYPE_CHECKING:
-    from hf_farms.hub import PushPlan
-    from hf_farms.output.recipe import Recipe
-    from hf_farms.reports import BaseModelRecord, PruneReport
+    from hf_farms.hub import PublishableFolder, PushPlan
+    from hf_farms.workflows.prune_plan import PrunePlan
     from hf_farms_cli.options import Format
 
 __all__ = ["plan_line", "print_plan", "prune_lines", "push_lines"]
@@ -38,25 +36,25 @@ def print_plan(lines: list[str], shown: Format) -> None:
         say(f"[dry-run] {line}")
 
 
-def prune_lines(
-    recipe: Recipe, folder: Path, *, finished: PruneReport | None, base: BaseModelRecord | None, size: int | None
-) -> list[str]:
+def prune_lines(plan: PrunePlan) -> list[str]:
     """The plan of a prune, without the push."""
-    from hf_farms.output.folder import OutputFolder
-
-    state = "is finished" if finished else "is continued" if OutputFolder(folder).partial.exists() else "new"
-    free = shutil.disk_usage(next(p for p in folder.absolute().parents if p.exists())).free
+    recipe, output, size = plan.recipe, plan.output, None
+    # Of a finished folder the Hub is not asked.
+    base = plan.finished.base if plan.finished is not None else plan.model.base_model
+    if plan.finished is None:
+        size = plan.model.weights_size
+    state = "is finished" if plan.finished else "is continued" if output.partial.exists() else "new"
+    free = shutil.disk_usage(next(p for p in output.path.absolute().parents if p.exists())).free
     expected = f"about {_readable(size)}" if size else "unknown"
     licences = base.files if base is not None else ()
-    files = (*ARTEFACTS, *licences)
     lines = [
         *recipe.describe(),
-        f"output: {folder} ({state})",
+        f"output: {output.path} ({state})",
         f"size: {expected}, {_readable(free)} free",
         f"sparsity: {recipe.prune.sparsity:.2%} of the weights of the pruned layers",
-        f"files: {', '.join(files)}",
+        f"files: {', '.join((*ARTEFACTS, *licences))}",
     ]
-    if base is not None:
+    if base is not None and not base.local:
         licence = base.license_name or base.license or "no licence named"
         lines.append(f"base: {base.repo_id} at {base.revision} ({licence}{', gated' if base.gated else ''})")
     return lines
@@ -71,9 +69,10 @@ def plan_line(plan: PushPlan | None) -> str:
     return f"{plan.repo_id} ({'exists' if plan.exists else 'new'}, {visible}, {where})"
 
 
-def push_lines(folder: Path, plan: PushPlan, report: object) -> list[str]:
+def push_lines(plan: PushPlan) -> list[str]:
     """The plan of a push: where to, how sparse, which files."""
-    return [f"repository: {plan_line(plan)}", *_sparsity_lines(report), *_file_lines(folder, plan)]
+    assert plan.folder is not None
+    return [f"repository: {plan_line(plan)}", *_sparsity_lines(plan.folder.report), *_file_lines(plan.folder, plan)]
 
 
 def _sparsity_lines(report: object) -> list[str]:
@@ -84,14 +83,14 @@ def _sparsity_lines(report: object) -> list[str]:
     return [f"sparsity: {report.sparsity:.2%} of the pruned layers, {report.parameter_sparsity:.2%} of all parameters"]
 
 
-def _file_lines(folder: Path, plan: PushPlan) -> list[str]:
+def _file_lines(folder: PublishableFolder, plan: PushPlan) -> list[str]:
     from hf_farms import hub
 
-    sizes = {name: path.stat().st_size for name, path in hub.published_files(folder).items()}
-    left = hub.read_contents(folder).left_out()
+    sizes = {name: path.stat().st_size for name, path in folder.contents.files.items()}
+    left = folder.contents.left_out()
     return [
         *(f"file: {name} ({_readable(size)})" for name, size in sizes.items()),
-        *(f"removed: {name}, weights of an earlier model" for name in hub.replaced_weights(plan.files, folder)),
+        *(f"removed: {name}, weights of an earlier model" for name in hub.replaced_weights(plan.files, folder.path)),
         *([f"left out: {left}"] if left else []),
         f"total: {len(sizes)} files, {_readable(sum(sizes.values()))}",
     ]

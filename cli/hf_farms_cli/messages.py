@@ -40,8 +40,8 @@ OPTIONS = {
 EXPRESSIONS = {
     r"CalibrationConfig\(source='self'\)": "--calibration self",
     r"EvaluationConfig\(source=None\)": "--evaluation none",
-    r"push\(overwrite=True\)": "--yes",
-    r"push\(revision=\.\.\.\)": "--revision",
+    r"(push|write_folder_card)\(overwrite=True\)": "--yes",
+    r"push\(revision=\.\.\.\)": "--push-revision",
     r"write_card\(report, '(.+)'\)": r"`hf-farms card \1 --yes`",
     r"error\.__cause__": "--debug",
     r"prune_checkpoint": "`hf-farms prune`",

@@ -1,10 +1,12 @@
-"""`hf-farms prune MODEL`: the options. What happens is in pipeline.py."""
+"""`hf-farms prune MODEL`: prune a model into a folder, and push it."""
 
 from __future__ import annotations
 
+import shlex
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,114 +15,115 @@ from hf_farms.config import (
     METHODS,
     CalibrationConfig,
     EvaluationConfig,
+    LoadOptions,
     PruneConfig,
 )
+from hf_farms.errors import HubError
 from hf_farms.files.paths import with_home, with_name
 from hf_farms.output.local_paths import load_local_paths
 from hf_farms.output.recipe import Recipe
 from hf_farms_cli.console import check_format, guarded, if_interrupted, print_remark, quiet_transformers, stages
 from hf_farms_cli.dry_run import plan_line, print_plan, prune_lines
 from hf_farms_cli.options import (
+    CALIBRATION,
+    EVALUATION,
+    HUB,
+    PRUNING,
+    RESULT,
     AllowPickleOption,
+    BranchOption,
     DebugOption,
+    DeviceOption,
     DryRunOption,
+    DtypeOption,
+    ForeignOption,
     FormatOption,
     JsonOption,
+    MessageOption,
     PrivateOption,
     QuietOption,
+    RequestOption,
     RevisionOption,
+    StreamOption,
     TokenOption,
     UsageError,
+    check_branch,
     check_device,
     check_repo_id,
     complete,
     given,
+    model_argument,
     usage,
+    use_token,
 )
-from hf_farms_cli.push import ForeignOption, MessageOption, RequestOption, check_hub, finish_prune, use_token
 from hf_farms_cli.shown_command import shown_command
 
 if TYPE_CHECKING:
-    from hf_farms.config import Allocation, Method
+    from hf_farms.hub import PushPlan
+    from hf_farms.reports import PruneReport
+    from hf_farms.workflows.prune_plan import PrunePlan
+    from hf_farms_cli.options import Format
 
-PRUNE, CALIBRATION, EVALUATION = PruneConfig(), CalibrationConfig(), EvaluationConfig()
+__all__ = ["prune_command"]
 
-# What a recipe says too, and what only a push needs.
-RECIPE_OPTIONS = (
-    *("sparsity", "method", "pattern", "allocation", "spread", "dtype", "revision", "seed", "context_length"),
-    *("calibration", "calibration_column", "calibration_subset", "calibration_split"),
-    *("calibration_samples", "calibration_length"),
-    *("evaluation", "evaluation_column", "evaluation_subset", "evaluation_split", "evaluation_windows"),
+PRUNE, TEXT, TEST = PruneConfig(), CalibrationConfig(), EvaluationConfig()
+
+pruning, calibrating, evaluating, writing, pushing = (
+    partial(typer.Option, rich_help_panel=panel) for panel in (PRUNING, CALIBRATION, EVALUATION, RESULT, HUB)
 )
-PUSH_OPTIONS = ("repo_id", "private", "create_pr", "commit_message", "yes")
 
 
 @guarded
 def prune_command(
     context: typer.Context,
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="Hub id, folder, `demo`, or the recipe.yaml of an earlier run.",
-            metavar="MODEL",
-            autocompletion=complete(["demo"]),
-        ),
-    ],
-    sparsity: Annotated[float, typer.Option("-s", "--sparsity", help="Zeros as a fraction of the pruned layers.")] = (
-        PRUNE.sparsity
-    ),
-    method: Annotated[
-        str, typer.Option(help=f"{', '.join(METHODS)}.", autocompletion=complete(METHODS))
-    ] = PRUNE.method,
+    model: Annotated[str, model_argument(", or the recipe.yaml of an earlier run")],
+    revision: RevisionOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = None,
+    stream: StreamOption = None,
+    allow_pickle: AllowPickleOption = False,
+    sparsity: Annotated[
+        float, pruning("-s", "--sparsity", help="Zeros as a fraction of the pruned layers.")
+    ] = PRUNE.sparsity,
+    method: Annotated[str, pruning(help=f"{', '.join(METHODS)}.", autocompletion=complete(METHODS))] = PRUNE.method,
     pattern: Annotated[
         str,
-        typer.Option(
+        pruning(
             help="`unstructured`; `2:4` or any N:M: N of every M neighbours stay; `N:8`: each block has its own N.",
             autocompletion=complete(["unstructured", "2:4", "4:8", "N:8"]),
         ),
     ] = PRUNE.pattern,
     allocation: Annotated[
         str,
-        typer.Option(
-            help=f"How it is spread over blocks: {', '.join(ALLOCATIONS)}.", autocompletion=complete(ALLOCATIONS)
-        ),
+        pruning(help=f"How it is spread over blocks: {', '.join(ALLOCATIONS)}.", autocompletion=complete(ALLOCATIONS)),
     ] = PRUNE.allocation,
-    spread: Annotated[float, typer.Option(help="How far block sparsities may differ (epsilon).")] = PRUNE.spread,
+    spread: Annotated[float, pruning(help="How far block sparsities may differ (epsilon).")] = PRUNE.spread,
     calibration: Annotated[
         str,
-        typer.Option(
+        calibrating(
             help="`speeches` (inside the package), `self` (written by the model), a text file, a table (JSON, JSONL, "
             "CSV, TSV, parquet, Arrow), or a dataset id."
         ),
-    ] = CALIBRATION.source,
-    calibration_column: Annotated[str, typer.Option(help="Text column of a table or dataset.")] = CALIBRATION.column,
-    calibration_subset: Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")] = None,
-    calibration_split: Annotated[str, typer.Option(help="Split of a Hub dataset.")] = CALIBRATION.split,
-    calibration_samples: Annotated[int, typer.Option(help="Number of sequences.")] = CALIBRATION.num_sequences,
-    calibration_length: Annotated[int, typer.Option(help="Tokens in a sequence.")] = CALIBRATION.sequence_length,
-    seed: Annotated[int, typer.Option(help="Seed of the calibration sequences.")] = CALIBRATION.seed,
+    ] = TEXT.source,
+    calibration_column: Annotated[str, calibrating(help="Text column of a table or dataset.")] = TEXT.column,
+    calibration_subset: Annotated[str | None, calibrating(help="Configuration of a Hub dataset.")] = TEXT.subset,
+    calibration_split: Annotated[str, calibrating(help="Split of a Hub dataset.")] = TEXT.split,
+    calibration_samples: Annotated[int, calibrating(help="Number of sequences.")] = TEXT.num_sequences,
+    calibration_length: Annotated[int, calibrating(help="Tokens in a sequence.")] = TEXT.sequence_length,
+    seed: Annotated[int, calibrating(help="Seed of the calibration sequences.")] = TEXT.seed,
     evaluation: Annotated[
-        str, typer.Option(help="Text to measure perplexity on, as for --calibration; `none` for no perplexity.")
-    ] = str(EVALUATION.source),
-    evaluation_column: Annotated[str, typer.Option(help="Text column of a table or dataset.")] = EVALUATION.column,
-    evaluation_subset: Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")] = None,
-    evaluation_split: Annotated[str, typer.Option(help="Split of a Hub dataset.")] = EVALUATION.split,
-    evaluation_windows: Annotated[int, typer.Option(help="Windows from the start of the text; 0: all.")] = (
-        EVALUATION.max_windows or 0
+        str, evaluating(help="Text to measure perplexity on, as for --calibration; `none` for no perplexity.")
+    ] = str(TEST.source),
+    evaluation_column: Annotated[str, evaluating(help="Text column of a table or dataset.")] = TEST.column,
+    evaluation_subset: Annotated[str | None, evaluating(help="Configuration of a Hub dataset.")] = TEST.subset,
+    evaluation_split: Annotated[str, evaluating(help="Split of a Hub dataset.")] = TEST.split,
+    evaluation_windows: Annotated[int, evaluating(help="Windows from the start of the text; 0: all.")] = (
+        TEST.max_windows or 0
     ),
-    context_length: Annotated[int, typer.Option(help="Tokens in a window of the perplexity.")] = (
-        EVALUATION.context_length
-    ),
-    baseline: Annotated[
-        bool,
-        typer.Option(
-            "--baseline/--no-baseline",
-            help="Measure the perplexity of uniform sparsity too, for comparison: takes a second pruning.",
-        ),
-    ] = True,
+    context_length: Annotated[int, evaluating(help="Tokens in a window of the perplexity.")] = TEST.context_length,
     output: Annotated[
         Path | None,
-        typer.Option(
+        writing(
             "-o",
             "--output",
             help="Folder  [default: ./<model>-<allocation>-<method>-<percent>; beside MODEL if this runs in it]",
@@ -128,29 +131,26 @@ def prune_command(
     ] = None,
     overwrite: Annotated[
         bool,
-        typer.Option(
+        writing(
             "--overwrite",
-            help="Replace an earlier result, and unfinished work of other settings; never what others wrote.",
+            help="Replace an earlier result, and unfinished work of other settings; never files of others.",
         ),
     ] = False,
-    dtype: Annotated[str, typer.Option(help="Load and save as this dtype; `auto`: the checkpoint's own.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="Device; a GPU if there is one, else the CPU.")] = None,
-    stream: Annotated[
-        bool | None,
-        typer.Option(
-            "--stream/--no-stream",
-            help="Leave the blocks on disk and load one at a time; the result is the same  [default: where the model "
-            "would take more than half of the free memory]",
+    # Not a setting of the recipe: the weights are the same.
+    baseline: Annotated[
+        bool,
+        writing(
+            "--baseline/--no-baseline",
+            help="Measure the perplexity of uniform sparsity too, for comparison: takes a second pruning.",
         ),
-    ] = None,
-    revision: RevisionOption = None,
-    allow_pickle: AllowPickleOption = False,
-    push: Annotated[bool, typer.Option("--push", help="Upload the result to the Hub.")] = False,
+    ] = True,
+    push: Annotated[bool, pushing("--push", help="Upload the result to the Hub.")] = False,
     repo_id: Annotated[
-        str | None, typer.Option(help="Repository for --push  [default: <user>/<name of the output folder>]")
+        str | None, pushing(help="Repository for --push  [default: <user>/<name of the output folder>]")
     ] = None,
     private: PrivateOption = None,
     create_pr: RequestOption = False,
+    push_revision: BranchOption = None,
     commit_message: MessageOption = None,
     yes: ForeignOption = False,
     token: TokenOption = None,
@@ -169,102 +169,119 @@ def prune_command(
     hf-farms prune Qwen/Qwen3-0.6B --push --dry-run
     """
     shown = check_format(format_, quiet, json_)
-    if not push and (there := given(context, PUSH_OPTIONS)):
-        raise UsageError(f"{there[0]} must come with --push, got it without. Add --push, or leave it out.")
-    if model.lower().endswith((".yaml", ".yml")):
-        if there := given(context, RECIPE_OPTIONS):
-            raise UsageError(
-                f"{there[0]} must be left out beside a recipe, which says it, got both. Edit {model}, or name a model."
-            )
-        recipe = Recipe.load(model).located(load_local_paths(Path(model).parent))
-    else:
-        model = with_name(model)
-        with usage():
-            recipe = Recipe(
-                model=model,
-                revision=revision,
-                dtype=dtype,
-                prune=PruneConfig(
-                    sparsity=sparsity,
-                    method=cast("Method", method),
-                    pattern=pattern,
-                    allocation=cast("Allocation", allocation),
-                    spread=spread,
-                ),
-                calibration=CalibrationConfig(
-                    source=calibration,
-                    column=calibration_column,
-                    subset=calibration_subset,
-                    split=calibration_split,
-                    num_sequences=calibration_samples,
-                    sequence_length=calibration_length,
-                    seed=seed,
-                ),
-                evaluation=EvaluationConfig(
-                    source=None if evaluation == "none" else evaluation,
-                    column=evaluation_column,
-                    subset=evaluation_subset,
-                    split=evaluation_split,
-                    context_length=context_length,
-                    max_windows=evaluation_windows or None,
-                ),
-            )
+    if not push and (options := given(context, panels=[HUB], but=["push", "token"])):
+        raise UsageError(f"{options[0]} must come with --push, got it without. Add --push, or leave it out.")
+    check_branch(push_revision, create_pr)
+    recipe, file = _recipe(context, model)
+    with usage():
+        load = LoadOptions(device=device, stream=stream, allow_pickle=allow_pickle)
     check_repo_id(repo_id)
     use_token(token)
-    from hf_farms.output.folder import OutputFolder
-    from hf_farms.workflows.finished import check_before_work, default_folder
+    from hf_farms.workflows.prune_plan import plan_prune
 
-    folder = with_home(output) or default_folder(recipe)
-    texts = dict(zip(("the calibration text", "the evaluation text"), recipe.texts(), strict=True))
-    reads = {"the model": recipe.model, "the recipe": model if model != recipe.model else None, **texts}
-    place = OutputFolder(folder, overwrite=overwrite, reads=reads)
-    report = check_before_work(recipe, place, overwrite=overwrite, baseline=baseline)
-    base = target = None
-    if report is None or push:
-        # The Hub is asked first: torch takes seconds to load.
-        base, target = check_hub(
-            recipe,
-            folder,
-            push=push,
-            repo_id=repo_id,
-            private=private,
-            create_pr=create_pr,
-            overwrite=yes,
-            allow_pickle=allow_pickle,
+    plan = plan_prune(recipe, with_home(output), load=load, baseline=baseline, overwrite=overwrite, recipe_file=file)
+    target = None
+    if push:
+        from hf_farms.workflows.push import plan_result_push
+
+        target = plan_result_push(
+            plan, repo_id, private=private, create_pr=create_pr, revision=push_revision, allow_foreign_files=yes
         )
-    from hf_farms import hub
-    from hf_farms.workflows.prune import run_prune
+    if plan.finished is not None:
+        print_remark(f"{plan.output.path} is finished already: nothing was pruned.", shown)
+    if dry_run:
+        print_plan([*prune_lines(plan), f"push: {plan_line(target)}"], shown)
+        return
+    check_device(device, dtype)
+    _run(plan, target, shown, private=private, commit_message=commit_message, yes=yes)
+
+
+def _recipe(context: typer.Context, model: str) -> tuple[Recipe, Path | None]:
+    """The recipe of the options, or that of a file, and the file."""
+    if not model.lower().endswith((".yaml", ".yml")):
+        with usage():
+            return _recipe_of(with_name(model), context.params), None
+    if options := given(context, panels=[PRUNING, CALIBRATION, EVALUATION], names=["dtype", "revision"]):
+        raise UsageError(
+            f"{options[0]} must be left out beside a recipe, which says it, got both. Edit {model}, or name a model."
+        )
+    return Recipe.load(model).located(load_local_paths(Path(model).parent)), Path(model)
+
+
+def _recipe_of(model: str, options: dict[str, Any]) -> Recipe:
+    return Recipe(
+        model=model,
+        revision=options["revision"],
+        dtype=options["dtype"],
+        prune=PruneConfig(
+            **{name: options[name] for name in ("sparsity", "method", "pattern", "allocation", "spread")}
+        ),
+        calibration=CalibrationConfig(
+            source=options["calibration"],
+            column=options["calibration_column"],
+            subset=options["calibration_subset"],
+            split=options["calibration_split"],
+            num_sequences=options["calibration_samples"],
+            sequence_length=options["calibration_length"],
+            seed=options["seed"],
+        ),
+        evaluation=EvaluationConfig(
+            source=None if options["evaluation"] == "none" else options["evaluation"],
+            column=options["evaluation_column"],
+            subset=options["evaluation_subset"],
+            split=options["evaluation_split"],
+            context_length=options["context_length"],
+            max_windows=options["evaluation_windows"] or None,
+        ),
+    )
+
+
+def _run(
+    plan: PrunePlan,
+    target: PushPlan | None,
+    shown: Format,
+    *,
+    private: bool | None,
+    commit_message: str | None,
+    yes: bool,
+) -> None:
+    """Carry out the plans, and print the result."""
+    from hf_farms.hub import create_repository
     from hf_farms_cli.tables import print_result
 
-    check_device(device, dtype)
-    size = hub.weights_size(recipe.model, revision=recipe.revision) if report is None else None
-    place.check_space(size or 0)
-    if report is not None:
-        print_remark(f"{folder} is finished already: nothing was pruned.", shown)
-    if dry_run:
-        lines = prune_lines(recipe, folder, finished=report, base=base, size=size)
-        print_plan([*lines, f"push: {plan_line(target)}"], shown)
-        return
+    report, url = plan.finished, None
     if target is not None:
-        hub.create_repository(target)
+        target = create_repository(target)
     if report is None:
-        quiet_transformers()
-        note = f"Unfinished work is in {place.partial}: the same command goes on with it."
-        with if_interrupted(note, there=place.partial), place.locked(), stages(shown) as progress:
-            report = run_prune(
-                recipe,
-                folder,
-                overwrite=overwrite,
-                device=device,
-                stream=stream,
-                allow_pickle=allow_pickle,
-                baseline=baseline,
-                repo_id=target.repo_id if target is not None else None,
-                progress=progress,
-                command=shown_command(sys.argv),
-                base=base,
-            )
-    url = None
+        report = _prune(plan, target.repo_id if target is not None else None, shown)
     if target is not None:
-        url = finish_prune(folder, target, private=private, commit_message=commit_message, yes=yes)
-    print_result(report, folder, url, shown)
+        options = [] if private is None else ["--private" if private else "--no-private"]
+        options += ["--commit-message", commit_message] if commit_message else []
+        options += ["--yes"] if yes else []
+        url = _push(plan.output.path, target, options, commit_message=commit_message)
+    print_result(report, plan.output.path, url, shown)
+
+
+def _prune(plan: PrunePlan, repo_id: str | None, shown: Format) -> PruneReport:
+    from hf_farms.workflows.prune import run_prune
+
+    quiet_transformers()
+    partial_folder = plan.output.partial
+    note = f"Unfinished work is in {partial_folder}: the same command goes on with it."
+    with if_interrupted(note, there=partial_folder), stages(shown) as progress:
+        return run_prune(plan, repo_id=repo_id, command=shown_command(sys.argv), progress=progress)
+
+
+def _push(folder: Path, target: PushPlan, options: list[str], *, commit_message: str | None) -> str:
+    """Upload the result; whatever happens, say how the upload is finished."""
+    from hf_farms.workflows.push import push_result
+
+    where = ["--create-pr"] if target.create_pr else []
+    where += ["--push-revision", target.revision] if target.revision is not None else []
+    again = shlex.join(["hf-farms", "push", str(folder), "--repo-id", target.repo_id, *where, *options])
+    note = f"The pruned model is complete in {folder}. Run: {again}"
+    try:
+        with if_interrupted(note):
+            return push_result(folder, target, commit_message=commit_message)
+    except HubError as error:
+        raise HubError(str(error), hint=f"{error.hint or ''} {note}".strip()) from error

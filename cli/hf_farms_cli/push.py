@@ -1,66 +1,54 @@
-"""`hf-farms push DIR`, and what `hf-farms prune --push` shares with it."""
+"""`hf-farms push DIR`: upload a finished folder."""
 
 from __future__ import annotations
 
-import os
 import shlex
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from hf_farms.errors import HubError, ModelError, OutputError
+from hf_farms.errors import HfFarmsWarning, OutputError
 from hf_farms_cli.console import check_format, guarded, if_interrupted, print_done
 from hf_farms_cli.dry_run import print_plan, push_lines
 from hf_farms_cli.options import (
+    HUB,
+    BranchOption,
     DebugOption,
     DryRunOption,
+    ForeignOption,
     FormatOption,
     JsonOption,
+    MessageOption,
     PrivateOption,
     QuietOption,
+    RequestOption,
     TokenOption,
     UsageError,
+    check_branch,
     check_repo_id,
+    use_token,
 )
 
-if TYPE_CHECKING:
-    from hf_farms.hub import PushPlan
-    from hf_farms.output.recipe import Recipe
-    from hf_farms.reports import BaseModelRecord
-
-__all__ = [
-    "ForeignOption",
-    "MessageOption",
-    "RequestOption",
-    "check_hub",
-    "finish_prune",
-    "push_command",
-    "use_token",
-]
-
-ForeignOption = Annotated[
-    bool, typer.Option("-y", "--yes", help="Push into a repository with files that hf-farms did not write, too.")
-]
-RequestOption = Annotated[
-    bool, typer.Option("--create-pr", help="Open a pull request, or continue the one of an earlier run.")
-]
-MessageOption = Annotated[str | None, typer.Option(help="Title of the commit and the pull request.")]
+__all__ = ["push_command"]
 
 
 @guarded
 def push_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `hf-farms prune` or `save_pretrained` wrote.")],
     repo_id: Annotated[
-        str | None, typer.Option(help="Repository  [default: <user>/<name of DIR>]", show_default=False)
+        str | None,
+        typer.Option(help="Repository  [default: <user>/<name of DIR>]", show_default=False, rich_help_panel=HUB),
     ] = None,
     private: PrivateOption = None,
     create_pr: RequestOption = False,
-    revision: Annotated[str | None, typer.Option(help="Branch to write to; made if it is not there.")] = None,
+    push_revision: BranchOption = None,
+    revision: Annotated[str | None, typer.Option("--revision", hidden=True)] = None,
     commit_message: MessageOption = None,
     yes: ForeignOption = False,
-    dry_run: DryRunOption = False,
     token: TokenOption = None,
+    dry_run: DryRunOption = False,
     format_: FormatOption = "auto",
     json_: JsonOption = False,
     quiet: QuietOption = False,
@@ -75,131 +63,41 @@ def push_command(
     """
     shown = check_format(format_, quiet, json_)
     check_repo_id(repo_id)
-    if create_pr and revision is not None:
-        raise UsageError(f"revision must be left out beside --create-pr, got {revision!r}. A pull request is its own.")
+    push_revision = _branch(push_revision, revision)
+    check_branch(push_revision, create_pr)
     use_token(token)
     from hf_farms import hub
     from hf_farms.files.paths import with_name
     from hf_farms.reports import REPORT_NAME
 
-    folder = Path(with_name(str(folder)))
-
-    hub.check_folder(folder)
-    report = hub.folder_report(folder)
-    if report is None and repo_id is None:
+    result = hub.check_publishable(with_name(str(folder)))
+    if result.report is None and repo_id is None:
         raise OutputError(
-            f"folder must hold {REPORT_NAME} to be pushed under its own name, got {str(folder)!r} without one.",
-            hint=f"Say where to: hf-farms push {shlex.quote(str(folder))} --repo-id NAME",
+            f"folder must hold {REPORT_NAME} to be pushed under its own name, got {str(result.path)!r} without one.",
+            hint=f"Say where to: hf-farms push {shlex.quote(str(result.path))} --repo-id NAME",
         )
     plan = hub.plan_push(
-        folder, repo_id, private=private, create_pr=create_pr, revision=revision, overwrite=yes, create=False
+        result, repo_id, private=private, create_pr=create_pr, revision=push_revision, allow_foreign_files=yes
     )
     if dry_run:
-        print_plan(push_lines(folder, plan, report), shown)
+        print_plan(push_lines(plan), shown)
         return
-    _name_in_card(folder, plan.repo_id)
+    from hf_farms.workflows.push import push_result
+
     with if_interrupted("The same command uploads the rest."):
-        url = hub.push(
-            folder,
-            plan.repo_id,
-            private=private,
-            create_pr=create_pr,
-            revision=revision,
-            commit_message=commit_message,
-            overwrite=yes,
-        )
-    print_done(f"Pushed {folder}", shown, url=url)
+        url = push_result(result.path, plan, commit_message=commit_message)
+    print_done(f"Pushed {result.path}", shown, url=url)
 
 
-def _name_in_card(folder: Path, repo_id: str) -> None:
-    """Write a card of ours again if its quick start names another repository."""
-    from hf_farms_cards import write_card
-    from hf_farms_cards.card import is_ours, repo_of
-
-    from hf_farms.reports.folders import load_report
-
-    card = folder / "README.md"
-    if is_ours(card) and repo_of(card) != repo_id:
-        write_card(load_report(folder), folder, repo_id=repo_id)
-
-
-def use_token(token: str | None) -> None:
-    """Let everything in this process use a token: downloads by transformers and datasets too."""
-    if token:
-        os.environ["HF_TOKEN"] = token
-
-
-def check_hub(
-    recipe: Recipe,
-    folder: Path,
-    *,
-    push: bool,
-    repo_id: str | None,
-    private: bool | None,
-    create_pr: bool,
-    overwrite: bool,
-    allow_pickle: bool,
-) -> tuple[BaseModelRecord | None, PushPlan | None]:
-    """Ask the Hub whether the dense model and all texts are there, and whether the result may be pushed.
-
-    Returns:
-        What it says of the dense model, and where the result goes; nothing was made there yet.
-    """
-    from hf_farms import hub
-    from hf_farms.data.datasets import check_dataset
-    from hf_farms.hub.base_model import fetch_base_model, read_base_model
-    from hf_farms.licences import generated_name
-    from hf_farms.loading.meta_layout import find_meta_checkpoint
-
-    if Path(recipe.model).is_file():
-        raise ModelError(f"model must be a folder or a hub id, got the file {recipe.model!r}.")
-    # Meta's own layout needs another repository or consent: that is found out from the list of files.
-    find_meta_checkpoint(recipe.model, revision=recipe.revision, allow_pickle=allow_pickle)
-    base = fetch_base_model(recipe.model, revision=recipe.revision)
-    for source in recipe.texts():
-        check_dataset(source)
-    if not push:
-        return base, None
-    licensed = base
-    if licensed is None and recipe.model != "demo" and Path(recipe.model).is_dir():
-        licensed = read_base_model(Path(recipe.model))
-    plan = hub.preflight(
-        generated_name(licensed, folder.absolute().name),
-        repo_id=repo_id,
-        private=private,
-        base=base,
-        folder=folder,
-        create_pr=create_pr,
-        overwrite=overwrite,
-        create=False,
+def _branch(push_revision: str | None, revision: str | None) -> str | None:
+    """The branch by the name of the option now, or by its earlier one."""
+    if revision is None:
+        return push_revision
+    if push_revision is not None:
+        raise UsageError(f"push_revision must be given once, got --revision {revision!r} too. Leave --revision out.")
+    warnings.warn(
+        "--revision of push is now called --push-revision, as --revision is that of a model everywhere else.",
+        HfFarmsWarning,
+        stacklevel=2,
     )
-    return base, plan
-
-
-def finish_prune(folder: Path, plan: PushPlan, *, private: bool | None, commit_message: str | None, yes: bool) -> str:
-    """Upload the result of a prune; whatever happens, say how the upload is finished.
-
-    Returns:
-        The URL.
-    """
-    from hf_farms import hub
-
-    options = ["--create-pr"] if plan.create_pr else []
-    options += [] if private is None else ["--private" if private else "--no-private"]
-    options += ["--commit-message", commit_message] if commit_message else []
-    options += ["--yes"] if yes else []
-    again = shlex.join(["hf-farms", "push", str(folder), "--repo-id", plan.repo_id, *options])
-    there = f"The pruned model is complete in {folder}. Run: {again}"
-    try:
-        with if_interrupted(there):
-            _name_in_card(folder, plan.repo_id)
-            return hub.push(
-                folder,
-                plan.repo_id,
-                private=private,
-                create_pr=plan.create_pr,
-                commit_message=commit_message,
-                overwrite=yes,
-            )
-    except HubError as error:
-        raise HubError(str(error), hint=f"{error.hint or ''} {there}".strip()) from error
+    return revision

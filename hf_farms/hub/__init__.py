@@ -13,22 +13,27 @@ staging.py           a copy of the files to push, without private paths and secr
 upload.py            the upload, to a branch or a pull request
 """
 
-from hf_farms.hub.base_model import weights_size
 from hf_farms.hub.contents import read_contents
-from hf_farms.hub.folders import check_folder, folder_report, published_files, replaced_weights
+from hf_farms.hub.folders import (
+    PublishableFolder,
+    check_folder,
+    check_publishable,
+    folder_report,
+    replaced_weights,
+)
 from hf_farms.hub.preflight import PushPlan, create_repository, preflight
 from hf_farms.hub.upload import plan_push, push
 
 __all__ = [
+    "PublishableFolder",
     "PushPlan",
     "check_folder",
+    "check_publishable",
     "create_repository",
     "folder_report",
     "plan_push",
     "preflight",
-    "published_files",
     "push",
     "read_contents",
     "replaced_weights",
-    "weights_size",
 ]

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hf_farms.demo import demo_model
 from hf_farms.errors import HfFarmsWarning, ModelError
 from hf_farms.files.own_files import is_own_file
 from hf_farms.hub.client import client, hub_errors, with_retries
 from hf_farms.reports import BaseModelRecord
 
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
+
 __all__ = [
     "LICENCE_FILE",
     "TIMEOUT",
     "WEIGHTS",
+    "ask_model",
     "base_model_of",
     "fetch_base_model",
-    "is_on_the_hub",
     "read_base_model",
     "weights_size",
 ]
@@ -34,44 +36,57 @@ WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.
 LICENCE_FILE = re.compile(r"(LICEN[CS]E|USE_POLICY|NOTICE)([-_.][^/]*)?", re.IGNORECASE)
 
 
-def is_on_the_hub(model: str) -> bool:
-    """Whether a model's name is a hub id, and not `demo` or a folder."""
-    return model != "demo" and not Path(model).is_dir()
-
-
-def fetch_base_model(model: str, *, revision: str | None = None, token: str | None = None) -> BaseModelRecord | None:
-    """Ask the Hub about the dense model, in one call, or two where it is gated.
-
-    With the Hub switched off (HF_HUB_OFFLINE), what is in the cache answers, with a warning where the card is missing.
+def ask_model(name: str, *, revision: str | None = None, token: str | None = None) -> ModelInfo:
+    """Ask the Hub about a model, in one request: commit, card, and the files with their sizes.
 
     Args:
-        model: `demo`, a folder, or a hub id.
+        name: a hub id.
         revision: branch, tag or commit.
         token: None: the one that is logged in.
 
-    Returns:
-        None for `demo` and folders.
+    Raises:
+        ModelError: it does not exist, or is not open to this token.
+        HubError: the Hub refused the token or cannot be reached.
+    """
+    with hub_errors(name, action="ask", revision=revision):
+        api = client(token)
+        return with_retries(
+            lambda: api.model_info(name, revision=revision, timeout=TIMEOUT, files_metadata=True),
+            what=f"Asking for {name}",
+        )
+
+
+def fetch_base_model(
+    name: str, *, revision: str | None = None, token: str | None = None, info: ModelInfo | None = None
+) -> BaseModelRecord:
+    """Describe a model on the Hub; of one that is gated, access is checked too.
+
+    With the Hub switched off (HF_HUB_OFFLINE), the cache answers, with a warning where it lacks the card.
+
+    Args:
+        name: a hub id.
+        revision: branch, tag or commit.
+        token: None: the one that is logged in.
+        info: the answer of the Hub, if it was asked already.
 
     Raises:
-        ModelError: not there, no access, or not in the cache and the Hub is switched off.
+        ModelError: it does not exist, access was not granted, or it is not in the cache and the Hub is switched off.
         HubError: the Hub refused the token or cannot be reached.
     """
     from huggingface_hub import constants
 
-    if not is_on_the_hub(model):
-        return None
     if constants.HF_HUB_OFFLINE:
-        with hub_errors(model, action="ask", revision=revision):
-            return _cached(model, revision)
-    with hub_errors(model, action="ask", revision=revision):
-        api, what = client(token), f"Asking for {model}"
-        info = with_retries(lambda: api.model_info(model, revision=revision, timeout=TIMEOUT), what=what)
-        if info.gated:
-            with_retries(lambda: api.auth_check(model), what=what)
+        with hub_errors(name, action="ask", revision=revision):
+            return _cached(name, revision)
+    if info is None:
+        info = ask_model(name, revision=revision, token=token)
+    if info.gated:
+        with hub_errors(name, action="ask", revision=revision):
+            with_retries(lambda: client(token).auth_check(name), what=f"Asking for {name}")
     card = _plain_card(info.card_data)
     tagged = [tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")]
     return _record(
-        model,
+        name,
         info.sha,
         {"license": tagged, "pipeline_tag": info.pipeline_tag} | {key: value for key, value in card.items() if value},
         gated=bool(info.gated),
@@ -178,37 +193,17 @@ def _first(value: object) -> str | None:
     return next(iter(_texts(value)), None)
 
 
-def weights_size(model: str, *, revision: str | None = None, token: str | None = None) -> int | None:
+def weights_size(sizes: Mapping[str, int]) -> int | None:
     """Bytes of a model's weight files; a pruned copy in the same dtype takes as many.
 
     Args:
-        model: `demo`, a folder, or a hub id.
-        revision: of a hub id.
-        token: None: the one that is logged in.
+        sizes: bytes of each file of a model, by its name.
 
     Returns:
-        None where it cannot be known: the Hub is switched off, or the files have other names.
-
-    Raises:
-        HubError: the Hub refused or could not be reached.
+        None where the weights have names that are not known here.
     """
-    from huggingface_hub import constants
-
-    folder = demo_model() if model == "demo" else Path(model)
-    if folder.is_dir():
-        sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
-    elif constants.HF_HUB_OFFLINE:
-        return None
-    else:
-        api = client(token)
-        with hub_errors(model, action="ask", revision=revision):
-            info = with_retries(
-                lambda: api.model_info(model, revision=revision, files_metadata=True), what=f"Asking for {model}"
-            )
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     for ending in (".safetensors", ".bin"):
-        found = [size for name, size in sizes.items() if name.endswith(ending) and WEIGHTS.fullmatch(name)]
-        if found:
-            return sum(found)
-    original = [size for name, size in sizes.items() if name.startswith("consolidated.")]
-    return sum(original) or None
+        weights = [size for name, size in sizes.items() if name.endswith(ending) and WEIGHTS.fullmatch(name)]
+        if weights:
+            return sum(weights)
+    return sum(size for name, size in sizes.items() if name.startswith("consolidated.")) or None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,8 @@ from hf_farms.files.own_files import is_own_file
 from hf_farms.files.shards import SHARD_OF, weight_map
 from hf_farms.hub.base_model import WEIGHTS
 from hf_farms.hub.contents import Contents, read_contents
-from hf_farms.output.folder import OutputFolder
+from hf_farms.output.allowed_paths import PARTIAL, named_folder, partial_folder
+from hf_farms.output.existing_results import remove_leftovers
 from hf_farms.reports import REPORT_NAME
 
 if TYPE_CHECKING:
@@ -21,19 +23,18 @@ if TYPE_CHECKING:
     from hf_farms.reports import Report
 
 __all__ = [
+    "PublishableFolder",
     "check_folder",
     "check_publishable",
     "folder_report",
     "is_published",
     "is_unfinished_push",
-    "published_files",
     "replaced_weights",
 ]
 
 INDEX = "model.safetensors.index.json"
 # Every new repository may have these.
 INITIAL = frozenset({".gitattributes", "README.md"})
-# Weights that transformers would look for, in the root of a repository.
 
 
 def check_folder(folder: str | Path) -> Path:
@@ -46,8 +47,8 @@ def check_folder(folder: str | Path) -> Path:
         OutputError: it is not there, or a file is missing or damaged.
     """
     folder = Path(folder)
-    unfinished = OutputFolder(folder)
-    if unfinished.path.name.endswith(".partial") or (not os.path.exists(folder) and os.path.exists(unfinished.partial)):
+    named = named_folder(folder)
+    if named.name.endswith(PARTIAL) or (not os.path.exists(folder) and os.path.exists(partial_folder(named))):
         raise OutputError(
             f"folder must be finished, got {str(folder)!r}, whose work is not.",
             hint="Run the `prune_checkpoint` that began it again: it goes on where it stopped.",
@@ -59,19 +60,32 @@ def check_folder(folder: str | Path) -> Path:
             f"folder must hold config.json and *.safetensors, got {str(folder)!r}.",
             hint="Name the folder that `prune_checkpoint` wrote.",
         )
-    unfinished.remove_leftovers()
+    remove_leftovers(folder)
     _check_weights(folder)
     return folder
 
 
-def check_publishable(folder: str | Path) -> Contents:
-    """Refuse a folder that would be incomplete on the Hub, as what it needs is a link to another place.
+@dataclass(frozen=True)
+class PublishableFolder:
+    """A folder that was found complete.
 
-    Returns:
-        What of it belongs to the model, and what does not.
+    Attributes:
+        path: of the folder.
+        contents: the files that belong to the model, and those that do not.
+        report: None of a folder that `save_pretrained` wrote.
+    """
+
+    path: Path
+    contents: Contents
+    report: Report | None
+
+
+def check_publishable(folder: str | Path) -> PublishableFolder:
+    """Refuse a folder that would be incomplete on the Hub, because a link stands where a file should be.
 
     Raises:
         OutputError: as `check_folder`, or a link, a pipe or a device stands where a file should be.
+        DataError: its report is damaged, or of a newer version of hf-farms.
     """
     folder = check_folder(folder)
     contents = read_contents(folder)
@@ -86,7 +100,7 @@ def check_publishable(folder: str | Path) -> Contents:
             )
     if not any(name.endswith(".safetensors") for name in contents.files):
         raise OutputError(f"folder must hold *.safetensors to be pushed, got none but links in {str(folder)!r}.")
-    return contents
+    return PublishableFolder(folder, contents, folder_report(folder))
 
 
 def _check_weights(folder: Path) -> None:
@@ -175,11 +189,6 @@ def is_unfinished_push(api: HfApi, repo_id: str, revision: str | None, folder: P
     """
     found = api.verify_repo_checksums(repo_id, revision=revision, local_dir=folder)
     return {*found.missing_paths, *(mismatch["path"] for mismatch in found.mismatches)} <= INITIAL
-
-
-def published_files(folder: Path) -> dict[str, Path]:
-    """What a push sends: names in the repository, and where they are."""
-    return dict(read_contents(folder).files)
 
 
 def is_published(api: HfApi, repo_id: str, there: Sequence[str], folder: Path) -> bool:

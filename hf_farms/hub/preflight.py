@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_farms.errors import HfFarmsWarning, HubError
 from hf_farms.hub.client import client, hub_errors, with_retries
-from hf_farms.hub.folders import INITIAL, is_unfinished_push
+from hf_farms.hub.folders import INITIAL, PublishableFolder, is_unfinished_push
 from hf_farms.reports import REPORT_NAME, BaseModelRecord
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ class PushPlan:
         revision: branch; None: main.
         create_pr: whether it becomes a pull request.
         files: what is at that revision already.
+        ready: whether the repository and the branch are there and may be written to.
+        folder: the folder that will be pushed; None: it is not there yet, and not checked.
     """
 
     repo_id: str
@@ -39,6 +41,8 @@ class PushPlan:
     revision: str | None = None
     create_pr: bool = False
     files: tuple[str, ...] = ()
+    ready: bool = False
+    folder: PublishableFolder | None = None
 
 
 def preflight(
@@ -50,7 +54,7 @@ def preflight(
     folder: Path | None = None,
     revision: str | None = None,
     create_pr: bool = False,
-    overwrite: bool = False,
+    allow_foreign_files: bool = False,
     create: bool = True,
     token: str | None = None,
 ) -> PushPlan:
@@ -65,7 +69,7 @@ def preflight(
         folder: what will be pushed, if it is there already: a push of it that stopped half-way is known by it.
         revision: branch that is written to, made if it is not there; None: main.
         create_pr: a pull request is written to, nothing else.
-        overwrite: whether files that hf-farms did not write may be mixed with these.
+        allow_foreign_files: write to a repository with files that hf-farms did not write, too.
         create: make the repository if it is not there; without it nothing is changed.
         token: None: the one that is logged in.
 
@@ -92,19 +96,22 @@ def preflight(
         plan = _plan(api, target, private, base, revision=revision, create_pr=create_pr, user=account["name"])
         if plan.exists and not create_pr:
             with_retries(lambda: api.auth_check(target, write=True), what="Asking for write access")
-        if not overwrite:
+        if not allow_foreign_files:
             _check_contents(api, plan, folder)
-    if create:
-        create_repository(plan, token=token)
-    return plan
+    return create_repository(plan, token=token) if create else plan
 
 
-def create_repository(plan: PushPlan, *, token: str | None = None) -> None:
-    """Make the repository of a plan, if it is not there, and the branch.
+def create_repository(plan: PushPlan, *, token: str | None = None) -> PushPlan:
+    """Create the repository of a plan, if it is not there, and the branch; once.
+
+    Returns:
+        The plan, which is ready now.
 
     Raises:
-        HubError: it may not be made, or not be written to.
+        HubError: it may not be created, or not be written to.
     """
+    if plan.ready:
+        return plan
     api = client(token)
     with hub_errors(plan.repo_id, action="push"):
         if not plan.exists:
@@ -118,6 +125,7 @@ def create_repository(plan: PushPlan, *, token: str | None = None) -> None:
             with_retries(
                 lambda: api.create_branch(plan.repo_id, branch=branch, exist_ok=True), what=f"Creating branch {branch}"
             )
+    return replace(plan, ready=True)
 
 
 def _account(api: HfApi) -> dict[str, Any]:

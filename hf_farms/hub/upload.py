@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
 from hf_farms.hub.client import client, hub_errors, with_retries
 from hf_farms.hub.contents import read_contents
-from hf_farms.hub.folders import check_publishable, folder_report, is_published, replaced_weights
-from hf_farms.hub.preflight import PushPlan, preflight
+from hf_farms.hub.folders import PublishableFolder, check_publishable, is_published, replaced_weights
+from hf_farms.hub.preflight import PushPlan, create_repository, preflight
 from hf_farms.hub.staging import staged_files
 from hf_farms.privacy.masking import mask_secrets
 
@@ -34,6 +34,7 @@ def push(
     commit_message: str | None = None,
     overwrite: bool = False,
     token: str | None = None,
+    plan: PushPlan | None = None,
 ) -> str:
     """Upload a finished folder.
 
@@ -54,6 +55,8 @@ def push(
         commit_message: title of the commit and of the pull request; None: "Upload <name of the folder>".
         overwrite: whether a repository with files that hf-farms did not write may be written to.
         token: None: the one that is logged in.
+        plan: of `plan_push` or `preflight`: where to, checked already. It says all of the above but the message and
+            the token, which then are left out.
 
     Returns:
         URL of the repository, the branch or the pull request.
@@ -65,16 +68,23 @@ def push(
         ValueError: as in `preflight`.
     """
     folder = Path(folder)
-    plan = plan_push(
-        folder,
-        repo_id,
-        private=private,
-        create_pr=create_pr,
-        revision=revision,
-        overwrite=overwrite,
-        create=True,
-        token=token,
-    )
+    if plan is None:
+        plan = plan_push(
+            folder,
+            repo_id,
+            private=private,
+            create_pr=create_pr,
+            revision=revision,
+            allow_foreign_files=overwrite,
+            token=token,
+        )
+    else:
+        _check_alone(
+            plan, repo_id=repo_id, private=private, create_pr=create_pr, revision=revision, overwrite=overwrite
+        )
+    if plan.folder is None or plan.folder.path != folder:
+        check_publishable(folder)
+    plan = create_repository(plan, token=token)
     message = commit_message or f"Upload {folder.absolute().name}"
     contents = read_contents(folder)
     if left := contents.left_out():
@@ -92,26 +102,59 @@ def push(
         return _upload(client(token), plan, copy, message, name=str(folder))
 
 
-def plan_push(folder: str | Path, repo_id: str | None = None, **options: Any) -> PushPlan:
-    """What `push` checks before the upload: that the folder is complete, and may be pushed there.
+def plan_push(
+    folder: str | Path | PublishableFolder,
+    repo_id: str | None = None,
+    *,
+    private: bool | None = None,
+    create_pr: bool = False,
+    revision: str | None = None,
+    allow_foreign_files: bool = False,
+    create: bool = False,
+    token: str | None = None,
+) -> PushPlan:
+    """Check all that `push` needs before the upload: the folder is complete, and may be pushed there.
 
     Args:
-        folder: as for `push`.
+        folder: as for `push`; one that was checked already is not checked again.
         repo_id: as for `push`.
-        options: of `preflight`.
+        private: as for `push`.
+        create_pr: as for `push`.
+        revision: as for `push`.
+        allow_foreign_files: write to a repository with files that hf-farms did not write, too.
+        create: create the repository if it is not there; without it nothing is changed.
+        token: as for `push`.
 
     Raises:
         OutputError: as `push`, and the others too.
     """
     from hf_farms.licences import generated_name
 
-    folder = Path(folder)
-    check_publishable(folder)
-    base = getattr(folder_report(folder), "base", None)
+    if not isinstance(folder, PublishableFolder):
+        folder = check_publishable(folder)
+    base = getattr(folder.report, "base", None)
     if base is not None and not base.gated and not base.local:
-        base = replace(base, gated=_is_gated(base.repo_id, options.get("token")))
-    name = generated_name(base, folder.absolute().name)
-    return preflight(name, repo_id=repo_id, base=base, folder=folder, **options)
+        base = replace(base, gated=_is_gated(base.repo_id, token))
+    plan = preflight(
+        generated_name(base, folder.path.absolute().name),
+        repo_id=repo_id,
+        private=private,
+        base=base,
+        folder=folder.path,
+        revision=revision,
+        create_pr=create_pr,
+        allow_foreign_files=allow_foreign_files,
+        create=create,
+        token=token,
+    )
+    return replace(plan, folder=folder)
+
+
+def _check_alone(plan: PushPlan, **options: object) -> None:
+    """Refuse options that the plan says already."""
+    for name, value in options.items():
+        if value not in (None, False):
+            raise ValueError(f"{name} must be left out beside a plan, got {value!r}. The plan is for {plan.repo_id!r}.")
 
 
 def _is_gated(repo_id: str, token: str | None) -> bool:

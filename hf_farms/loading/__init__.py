@@ -1,7 +1,8 @@
 """Load models: resolve a name, find the files, open the blocks or load the whole model.
 
 opening.py           load a model into memory, or open its checkpoint
-names.py             resolve a name: demo, folder or Hub id
+names.py             parse a name: demo, folder or Hub id; ask the Hub about it, once
+resolution.py        find the folder or repository that transformers loads
 files.py             weight files, architecture, quantisation method
 devices.py           devices, free memory, dtypes
 missing_weights.py   refuse a checkpoint that does not match its config.json

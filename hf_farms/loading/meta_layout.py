@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_farms.errors import ModelError
-from hf_farms.hub.base_model import TIMEOUT, is_on_the_hub
+from hf_farms.hub.base_model import TIMEOUT
 from hf_farms.hub.client import client, hub_errors, with_retries
 from hf_farms.loading.meta_conversion import convert_weights
 from hf_farms.loading.meta_tokenizer import TOKENIZER_FILES, convert_tokenizer
+from hf_farms.loading.names import ModelRef
 from hf_farms.output.folder import writing
 
 __all__ = ["MetaCheckpoint", "find_meta_checkpoint"]
@@ -33,13 +34,13 @@ class MetaCheckpoint:
     """A model in Meta's layout, and what is loaded in its place.
 
     Attributes:
-        name: as the user gave it.
+        model: as the user gave it.
         sibling: repository of the same model that transformers can load; None: it is converted.
         revision: commit of the original on the Hub; None of a folder.
         shards: names of the weight files.
     """
 
-    name: str
+    model: ModelRef
     sibling: str | None = None
     revision: str | None = None
     shards: tuple[str, ...] = ()
@@ -48,7 +49,7 @@ class MetaCheckpoint:
     def note(self) -> str:
         """What the reader of a result must know."""
         used = f"{self.sibling!r} was loaded in its place" if self.sibling else "it was converted"
-        return f"{self.name!r} has Meta's own layout, without a {CONFIG}: {used}."
+        return f"{self.model.name!r} has Meta's own layout, without a {CONFIG}: {used}."
 
     def transformers_path(self, *, tokenizer: bool = True) -> str:
         """Name of a repository or a folder that transformers can load; converted at most once, into the Hub's cache.
@@ -93,34 +94,32 @@ class MetaCheckpoint:
 
     def _source(self, files: Iterable[str]) -> Path:
         """A folder that holds these files, as far as they exist."""
-        if not is_on_the_hub(self.name):
-            return Path(self.name)
+        if self.model.folder is not None:
+            return self.model.folder
         from huggingface_hub import snapshot_download
 
-        with hub_errors(self.name, action="ask", revision=self.revision):
-            where = snapshot_download(
-                self.name, revision=self.revision, allow_patterns=list(files), library_name="hf-farms"
+        name = self.model.name
+        with hub_errors(name, action="ask", revision=self.revision):
+            return Path(
+                snapshot_download(name, revision=self.revision, allow_patterns=list(files), library_name="hf-farms")
             )
-        return Path(where)
 
     def _key(self) -> str:
         """A folder name for what exactly is converted."""
-        if is_on_the_hub(self.name):
-            return f"{self.name.replace('/', '--')}-{self.revision}"
-        folder = Path(self.name).resolve()
+        if self.model.folder is None:
+            return f"{self.model.name.replace('/', '--')}-{self.revision}"
+        folder = self.model.folder.resolve()
         stats = [(folder / file).stat() for file in (PARAMS, *self.shards)]
         content = repr((str(folder), [(stat.st_size, stat.st_mtime_ns) for stat in stats]))
         return f"{folder.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
-def find_meta_checkpoint(
-    name: str, *, revision: str | None = None, allow_pickle: bool = False
-) -> MetaCheckpoint | None:
+def find_meta_checkpoint(model: ModelRef, *, allow_pickle: bool = False) -> MetaCheckpoint | None:
     """Recognise a model in Meta's layout, before anything but a list of files is fetched.
 
     Args:
-        name: `demo`, a folder, or a hub id.
-        revision: of a hub id; the repository beside it has others, and is not looked for then.
+        model: `demo`, a folder, or a hub id; with a revision, the repository beside it is not looked for, which has
+            others.
         allow_pickle: convert pickled weights where there is no such repository; no code in them is run.
 
     Returns:
@@ -130,33 +129,35 @@ def find_meta_checkpoint(
         ModelError: Mistral's own layout, a missing shard, or pickled weights without consent.
         HubError: the Hub cannot be reached, and the model is not in the cache.
     """
-    sibling, doubt = None, ""
-    if is_on_the_hub(name):
-        if _cached(name, CONFIG, revision) is not None:
-            return None
-        files, commit = _files_on_hub(name, revision)
-        if commit is None or _is_original(name, files):
-            sibling, doubt = _find_sibling(name) if revision is None else (None, "")
-        if sibling is not None:
-            return MetaCheckpoint(name=name, sibling=sibling, revision=commit)
-    elif name == "demo":
+    if model.kind == "demo":
+        return None
+    sibling, doubt, commit = None, "", None
+    if model.folder is not None:
+        files = [path.name for path in model.folder.iterdir() if path.is_file()]
+    elif _cached(model.name, CONFIG, model.revision) is not None:
         return None
     else:
-        files, commit = [path.name for path in Path(name).iterdir() if path.is_file()], None
-    if not _is_original(name, files):
+        files, commit = _files_on_hub(model)
+        if commit is None or _is_original(model.name, files):
+            sibling, doubt = _find_sibling(model.name) if model.revision is None else (None, "")
+        if sibling is not None:
+            return MetaCheckpoint(model=model, sibling=sibling, revision=commit)
+    if not _is_original(model.name, files):
         return None
-    if not is_on_the_hub(name) and (Path(name).resolve().parent / CONFIG).is_file():
+    if model.folder is not None and (model.folder.resolve().parent / CONFIG).is_file():
         raise ModelError(
-            f"model folder must have a {CONFIG}, got {name!r} without.", hint="Name the folder above it, which has one."
+            f"model folder must have a {CONFIG}, got {model.name!r} without.",
+            hint="Name the folder above it, which has one.",
         )
-    shards = _shards(name, files)
+    shards = _shards(model.name, files)
     if not allow_pickle:
         raise ModelError(
-            f"weights must be safetensors, got pickled ones ({shards[0]}) in Meta's own layout in {name!r}{doubt}.",
-            hint="Convert them with `allow_pickle=True` (no code in them is run), or name a repository of this model "
-            f"that has a {CONFIG}.",
+            f"weights must be safetensors, got pickled ones ({shards[0]}) in Meta's own layout in {model.name!r}"
+            f"{doubt}.",
+            hint="Convert them with `allow_pickle=True` (no code in them is run), or name a repository of this model that "
+            f"has a {CONFIG}.",
         )
-    return MetaCheckpoint(name=name, revision=commit, shards=shards)
+    return MetaCheckpoint(model=model, revision=commit, shards=shards)
 
 
 def _is_original(name: str, files: Iterable[str]) -> bool:
@@ -182,18 +183,12 @@ def _shards(name: str, files: Iterable[str]) -> tuple[str, ...]:
     return tuple(numbered[number] for number in sorted(numbered))
 
 
-def _files_on_hub(name: str, revision: str | None) -> tuple[list[str], str | None]:
-    """Names of the files and the commit; with the Hub switched off, of what is in the cache."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        cached = _cached(name, PARAMS, revision)
-        return ([path.name for path in cached.parent.iterdir()], cached.parent.name) if cached else ([], None)
-    with hub_errors(name, action="ask", revision=revision):
-        info = with_retries(
-            lambda: client().model_info(name, revision=revision, timeout=TIMEOUT), what=f"Asking for {name}"
-        )
-    return [file.rfilename for file in info.siblings or ()], info.sha
+def _files_on_hub(model: ModelRef) -> tuple[list[str], str | None]:
+    """Names of the files and the commit; with the Hub switched off, of those in the cache."""
+    if model.info is not None:
+        return [file.rfilename for file in model.info.siblings or ()], model.info.sha
+    cached = _cached(model.name, PARAMS, model.revision)
+    return ([path.name for path in cached.parent.iterdir()], cached.parent.name) if cached else ([], None)
 
 
 def _cached(name: str, file: str, revision: str | None) -> Path | None:

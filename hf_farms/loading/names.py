@@ -1,95 +1,135 @@
-"""A model's name -> where transformers can load it."""
+"""A model's name -> what it names: the demo model, a folder, or a repository, which the Hub is asked about once."""
 
 from __future__ import annotations
 
-import warnings
+import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from hf_farms.demo import demo_model
-from hf_farms.errors import HfFarmsWarning, ModelError
+from hf_farms.errors import ModelError
+from hf_farms.hub.base_model import ask_model, fetch_base_model, read_base_model, weights_size
 from hf_farms.hub.client import hub_errors
-from hf_farms.loading.meta_layout import find_meta_checkpoint
 from hf_farms.loading.refusals import ADAPTER, adapter_error, refuse_pointers, refuse_special_files
 
-__all__ = ["DEMO", "ResolvedModel", "find_model", "require_model", "resolve"]
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
+
+    from hf_farms.reports import BaseModelRecord
+
+__all__ = ["DEMO", "ModelKind", "ModelRef", "require_model", "resolve"]
 
 DEMO = "demo"
+ModelKind = Literal["demo", "folder", "hub"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResolvedModel:
-    """Where transformers can load a model.
+@dataclass(frozen=True)
+class ModelRef:
+    """A model by name. The Hub is asked about it at most once, when the first answer is needed.
 
     Attributes:
-        path: a folder or a hub id.
-        revision: of the hub id.
-        notes: what a reader of a result must know: another repository, or a conversion.
+        name: as the user gave it.
+        kind: the demo model, a folder on this machine, or a repository on the Hub.
+        revision: branch, tag or commit on the Hub.
     """
 
-    path: str
+    name: str
+    kind: ModelKind
     revision: str | None = None
-    notes: tuple[str, ...] = ()
 
+    @classmethod
+    def parse(cls, model: str | Path | ModelRef, revision: str | None = None) -> ModelRef:
+        """Return what a name names: `demo`, a folder, or a hub id, looked for in this order.
 
-def find_model(
-    name: str, *, revision: str | None = None, allow_pickle: bool = False, tokenizer: bool = True
-) -> ResolvedModel:
-    """Find what transformers can load for a name.
+        Args:
+            model: the name; a `ModelRef` is returned as it is.
+            revision: of a hub id.
+        """
+        if isinstance(model, ModelRef):
+            return model
+        name = str(model)
+        # Path.is_dir raises for a name that is too long.
+        kind: ModelKind = "demo" if name == DEMO else "folder" if name.strip() and os.path.isdir(name) else "hub"
+        return cls(name, kind, revision)
 
-    For a model in Meta's own layout that is another repository or a converted copy, which is said by a warning.
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the user; None for the demo model and for repositories."""
+        return Path(self.name) if self.kind == "folder" else None
 
-    Args:
-        name: `demo`, a folder, or a hub id.
-        revision: of a hub id.
-        allow_pickle: convert pickled weights in Meta's layout.
-        tokenizer: whether a tokenizer is converted too.
+    @property
+    def path(self) -> str:
+        """What transformers is given: a folder or a hub id."""
+        return str(demo_model()) if self.kind == "demo" else self.name
 
-    Raises:
-        ModelError: a folder without a model, a file, no name that a hub id could have, or as `find_meta_checkpoint`.
-        HubError: the Hub cannot be reached.
-    """
-    path = resolve(name)
-    original = find_meta_checkpoint(path, revision=revision, allow_pickle=allow_pickle)
-    if original is None:
-        return ResolvedModel(path=path, revision=revision)
-    warnings.warn(original.note, HfFarmsWarning, stacklevel=2)
-    return ResolvedModel(path=original.transformers_path(tokenizer=tokenizer), notes=(original.note,))
+    @cached_property
+    def info(self) -> ModelInfo | None:
+        """The answer of the Hub, with the sizes of files; None for local models, and with the Hub switched off.
+
+        Raises:
+            ModelError: there is no such repository, or it is not open to this token.
+            HubError: the Hub refused the token or cannot be reached.
+        """
+        from huggingface_hub import constants
+
+        if self.kind != "hub" or constants.HF_HUB_OFFLINE:
+            return None
+        return ask_model(self.name, revision=self.revision)
+
+    @cached_property
+    def base_model(self) -> BaseModelRecord | None:
+        """Licence, languages and commit, from the Hub or from the card in a folder; None where neither says any.
+
+        Raises:
+            ModelError: as `fetch_base_model`.
+            HubError: as `fetch_base_model`.
+        """
+        if self.kind == "hub":
+            return fetch_base_model(self.name, revision=self.revision, info=self.info)
+        return read_base_model(self.folder) if self.folder is not None else None
+
+    @property
+    def weights_size(self) -> int | None:
+        """Bytes of the weight files; None where they cannot be known.
+
+        Raises:
+            ModelError: as `info`.
+            HubError: as `info`.
+        """
+        if self.kind != "hub":
+            files = (path for path in Path(self.path).iterdir() if path.is_file())
+            return weights_size({path.name: path.stat().st_size for path in files})
+        siblings = self.info.siblings if self.info is not None else None
+        return weights_size({file.rfilename: file.size or 0 for file in siblings or ()})
+
+    def check(self) -> None:
+        """Refuse a folder without a model, a file, and what cannot be a hub id, without asking the Hub.
+
+        Raises:
+            ModelError: the name or the folder, with what is missing.
+        """
+        name = self.name
+        if not name.strip():
+            raise ModelError(f"model must be a hub id, a folder or `demo`, got {name!r}.")
+        if self.folder is not None:
+            _check_folder(self.folder, name)
+        elif self.kind == "hub" and os.path.isfile(name):
+            raise ModelError(f"model must be a folder or a hub id, got the file {name!r}.")
+        elif self.kind == "hub" and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+            raise ModelError(f"model must be a hub id or an existing folder, got {name!r}. Check the path.")
 
 
 def resolve(name: str) -> str:
-    """The folder of `demo`, a folder, or a hub id.
+    """Return the folder of `demo`, a folder, or a hub id.
 
     Raises:
         ModelError: a folder without a model, a file, or no name that a hub id could have.
     """
-    if name == DEMO:
-        return str(demo_model())
-    if not name.strip():
-        raise ModelError(f"model must be a hub id, a folder or `demo`, got {name!r}.")
-    folder = Path(name)
-    if folder.is_dir():
-        refuse_special_files(folder)
-        if not (folder / "config.json").is_file():
-            if (folder / "params.json").is_file() and any(folder.glob("consolidated.*")):
-                return name
-            if (folder / ADAPTER).is_file():
-                raise adapter_error(name, folder / ADAPTER)
-            raise ModelError(
-                f"model folder must have a config.json, got {name!r} without.",
-                hint="Name a folder that save_pretrained wrote.",
-            )
-        refuse_pointers(folder)
-        if (folder / ADAPTER).is_file():
-            raise adapter_error(name, folder / ADAPTER)
-        if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-            raise ModelError(f"model folder must have weights (*.safetensors), got {name!r} without.")
-        return name
-    if folder.is_file():
-        raise ModelError(f"model must be a folder or a hub id, got the file {name!r}.")
-    if name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise ModelError(f"model must be a hub id or an existing folder, got {name!r}. Check the path.")
-    return name
+    model = ModelRef.parse(name)
+    model.check()
+    return model.path
 
 
 def require_model(name: str) -> None:
@@ -103,3 +143,21 @@ def require_model(name: str) -> None:
 
     with hub_errors(name, action="load"):
         cached_file(resolve(name), "config.json", _raise_exceptions_for_missing_entries=False)
+
+
+def _check_folder(folder: Path, name: str) -> None:
+    refuse_special_files(folder)
+    if not (folder / "config.json").is_file():
+        if (folder / "params.json").is_file() and any(folder.glob("consolidated.*")):
+            return
+        if (folder / ADAPTER).is_file():
+            raise adapter_error(name, folder / ADAPTER)
+        raise ModelError(
+            f"model folder must have a config.json, got {name!r} without.",
+            hint="Name a folder that save_pretrained wrote.",
+        )
+    refuse_pointers(folder)
+    if (folder / ADAPTER).is_file():
+        raise adapter_error(name, folder / ADAPTER)
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise ModelError(f"model folder must have weights (*.safetensors), got {name!r} without.")

@@ -27,8 +27,9 @@ from hf_farms.loading.devices import find_device, free_memory, parse_dtype, requ
 from hf_farms.loading.files import architecture_of, quantisation_of, weight_files
 from hf_farms.loading.missing_weights import check_complete, list_names
 from hf_farms.loading.model_config import read_config
-from hf_farms.loading.names import find_model
+from hf_farms.loading.names import ModelRef
 from hf_farms.loading.refusals import custom_code_error
+from hf_farms.loading.resolution import find_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,7 +74,7 @@ class LoadedModel:
 
 
 def load_model(
-    name: str,
+    model: str | Path | ModelRef,
     *,
     dtype: str = "auto",
     device: str | None = None,
@@ -83,10 +84,10 @@ def load_model(
     allow_pickle: bool = False,
     head: bool = True,
 ) -> LoadedModel:
-    """Load a model and its tokenizer.
+    """Load a model and its tokenizer. The options beside `tokenizer` and `head` are those of `LoadOptions`.
 
     Args:
-        name: `demo`, a folder, or a hub id, looked for in this order.
+        model: `demo`, a folder, or a hub id, looked for in this order; or one that was looked up already.
         dtype: "auto" is the dtype of the checkpoint.
         device: None is a GPU if there is one, else the CPU.
         revision: of a hub id.
@@ -102,8 +103,10 @@ def load_model(
             tokenizer, or quantised and to be streamed.
     """
     weights_dtype, where = parse_dtype(dtype), find_device(device)
+    ref = ModelRef.parse(model, revision)
+    name = ref.name
     with hub_errors(name, action="load"):
-        place = find_model(name, revision=revision, allow_pickle=allow_pickle, tokenizer=bool(tokenizer))
+        place = find_model(ref, allow_pickle=allow_pickle, tokenizer=bool(tokenizer))
         path, revision = place.path, place.revision
         config = read_config(name, path, revision)
         method = quantisation_of(config)
@@ -115,21 +118,21 @@ def load_model(
         if weights_dtype == "auto" and method is None:
             require_computing(config.dtype or files.dtype, name)
         options = META if streamed else {}
-        model, info = checkpoint.load(files, dtype=weights_dtype, **options)
-        absent = check_complete(model, info, name=name, head=head and model.can_generate())
+        loaded, info = checkpoint.load(files, dtype=weights_dtype, **options)
+        absent = check_complete(loaded, info, name=name, head=head and loaded.can_generate())
         if streamed:
-            source: ModelBlockSource = StreamedBlockSource(model, files, device=where, absent=absent)
+            source: ModelBlockSource = StreamedBlockSource(loaded, files, device=where, absent=absent)
         else:
             if method is None:
-                _restore_padding(model, files)
-            model.to(where)  # type: ignore[arg-type]
-            align_weights(model)
-            source = ModelBlockSource(model)
+                _restore_padding(loaded, files)
+            loaded.to(where)  # type: ignore[arg-type]
+            align_weights(loaded)
+            source = ModelBlockSource(loaded)
     words = _load_tokenizer(name, path, revision, needed=tokenizer) if tokenizer is not False else None
     notes = place.notes
     if absent:
         notes = (*notes, f"The checkpoint has no weights for the head or pooler ({list_names(absent)}).")
-    return LoadedModel(model, words, source, tuple(checkpoint.weights), absent, notes)
+    return LoadedModel(loaded, words, source, tuple(checkpoint.weights), absent, notes)
 
 
 class _Checkpoint:
@@ -244,7 +247,7 @@ def open_model(
     """
     name = str(name)
     with hub_errors(name, action="load"):
-        place = find_model(name, revision=revision, allow_pickle=allow_pickle, tokenizer=False)
+        place = find_model(ModelRef.parse(name, revision), allow_pickle=allow_pickle, tokenizer=False)
         path, revision = place.path, place.revision
         config = read_config(name, path, revision)
         method = quantisation_of(config)

@@ -13,7 +13,7 @@ from hf_farms.files.path_checks import check_file, check_not_cached, choose_anot
 from hf_farms.files.paths import is_inside, is_same, kind_of, nearest
 from hf_farms.output.existing_results import STATE
 
-__all__ = ["PARTIAL", "Reads", "check_apart", "check_folder", "check_output_file"]
+__all__ = ["PARTIAL", "Reads", "check_apart", "check_folder", "check_output_file", "named_folder", "partial_folder"]
 
 # Suffix of a folder with unfinished work.
 PARTIAL = ".partial"
@@ -21,6 +21,25 @@ PARTIAL = ".partial"
 # The inputs of a command: description -> folder, file, `demo`, or a name without a path (a Hub id).
 Reads = Mapping[str, str | Path | None]
 MODEL = "the model"
+
+
+def named_folder(path: str | Path) -> Path:
+    """Return the path of a result with a name at its end; of `.` and `..` that is the path they lead to.
+
+    Raises:
+        OutputError: the root of a disk.
+    """
+    folder = Path(path)
+    if folder.name in ("", ".."):
+        folder = Path(os.path.realpath(path))
+    if not folder.name:
+        raise OutputError(f"output must be a folder with a name, got {str(path)!r}. Choose another `output`.")
+    return folder
+
+
+def partial_folder(folder: Path) -> Path:
+    """Return the path of unfinished work: beside the folder that it becomes."""
+    return folder.with_name(folder.name + PARTIAL)
 
 
 def check_apart(path: Path, reads: Reads, *, argument: str = "output", replaces: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hf_farms.files.atomic_writes import UNFINISHED_FILE
 from hf_farms.files.paths import kind_of
 from hf_farms.reports import REPORT_NAME
 
-__all__ = ["CARD_MARK", "RECIPE_NAME", "STATE", "check_target", "check_unfinished", "is_result"]
+__all__ = ["CARD_MARK", "RECIPE_NAME", "STATE", "check_target", "check_unfinished", "is_result", "remove_leftovers"]
 
 RECIPE_NAME = "recipe.yaml"
 # The folder of unfinished work.
@@ -38,6 +39,11 @@ TOKENIZER = frozenset(
 )
 # Files of file managers.
 SYSTEM = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the state of unfinished work that a kill may have left in a finished folder."""
+    shutil.rmtree(folder / STATE, ignore_errors=True)
 
 
 def check_target(folder: Path, *, overwrite: bool) -> None:

@@ -18,8 +18,8 @@ from hf_farms.errors import OutputError
 from hf_farms.files.atomic_writes import UNFINISHED_FILE, replacing, write_text, writing
 from hf_farms.files.path_checks import check_file, check_name
 from hf_farms.files.paths import kind_of, nearest
-from hf_farms.output.allowed_paths import PARTIAL, Reads, check_folder
-from hf_farms.output.existing_results import STATE, check_target, check_unfinished
+from hf_farms.output.allowed_paths import PARTIAL, Reads, check_folder, named_folder, partial_folder
+from hf_farms.output.existing_results import STATE, check_target, check_unfinished, remove_leftovers
 from hf_farms.output.recipe import Recipe
 
 __all__ = ["OutputFolder", "replacing", "writing"]
@@ -43,12 +43,8 @@ class OutputFolder:
     """
 
     def __init__(self, path: str | Path, *, overwrite: bool = False, reads: Reads | None = None) -> None:
-        self.path = Path(path)
-        if self.path.name in ("", ".."):
-            self.path = Path(os.path.realpath(path))
-        if not self.path.name:
-            raise OutputError(f"output must be a folder with a name, got {str(path)!r}. Choose another `output`.")
-        self.partial = self.path.with_name(self.path.name + PARTIAL)
+        self.path = named_folder(path)
+        self.partial = partial_folder(self.path)
         self.state = self.partial / STATE
         self._overwrite, self._reads = overwrite, reads or {}
         self._fingerprint: Mapping[str, object] = {}
@@ -215,12 +211,8 @@ class OutputFolder:
             # The state goes last, and what was replaced with it: a kill in between must not leave a folder that nobody
             # can continue.
             self.partial.rename(self.path)
-        self.remove_leftovers()
+        remove_leftovers(self.path)
         return self.path
-
-    def remove_leftovers(self) -> None:
-        """Remove what a kill during `finish` may have left."""
-        shutil.rmtree(self.path / STATE, ignore_errors=True)
 
 
 def _short(value: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from hf_farms.errors import HfFarmsWarning, ModelError
@@ -19,45 +19,30 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hf_farms.metrics.nll import TextNll
-    from hf_farms.output.folder import OutputFolder
-    from hf_farms.output.recipe import Recipe
     from hf_farms.progress import Progress
+    from hf_farms.workflows.prune_plan import PrunePlan
 
 __all__ = ["uniform_nll"]
 
 
 def uniform_nll(
-    recipe: Recipe,
-    text: EvaluationText,
-    batches: Sequence[Tensor],
-    output: OutputFolder,
-    *,
-    device: str | None,
-    allow_pickle: bool,
-    progress: Progress,
+    plan: PrunePlan, text: EvaluationText, batches: Sequence[Tensor], *, progress: Progress
 ) -> TextNll | None:
-    """NLL of the text when every block loses the same share; None, with a warning, where the model cannot be had so.
+    """Measure the text when every block loses the same share; None, with a warning, where the model cannot be streamed.
 
     The dense blocks are read from disk one at a time, beside whatever is in memory, and the pruned ones are kept only
     until they are measured: a pass of pruning and one of measuring more, and the size of the model on disk meanwhile.
     """
+    output = plan.output
     folder = output.state / "uniform"
 
     def measure() -> TextNll:
-        loaded = load_model(
-            recipe.model,
-            dtype=recipe.dtype,
-            device=device,
-            revision=recipe.revision,
-            tokenizer=False,
-            stream=True,
-            allow_pickle=allow_pickle,
-        )
+        loaded = load_model(plan.model, **asdict(replace(plan.load, stream=True)), tokenizer=False)
         source = loaded.source
         source.attach(CheckpointWriter(loaded.model, folder, len(source), records=folder / "blocks"))
         prune(
             source,
-            replace(recipe.prune, allocation="uniform"),
+            replace(plan.recipe.prune, allocation="uniform"),
             calibration=batches,
             activations=folder / "activations",
             progress=lambda stage, done, total: progress(f"{stage} (uniform)", done, total),
@@ -65,10 +50,10 @@ def uniform_nll(
         return text.measure(loaded, progress, "Uniform perplexity")
 
     try:
-        found = output.load_or_compute("uniform_perplexity.json", measure, save_nll, load_nll)
+        nll = output.load_or_compute("uniform_perplexity.json", measure, save_nll, load_nll)
     except ModelError as error:
         # What is only there for comparison must not stand in the way of the result.
         warnings.warn(f"Uniform sparsity was not measured: {error}", HfFarmsWarning, stacklevel=2)
-        found = None
+        nll = None
     shutil.rmtree(folder, ignore_errors=True)
-    return found
+    return nll

@@ -1,27 +1,28 @@
-"""From a recipe to a finished folder, stage by stage; then to the Hub."""
+"""Prune a model into a finished folder, stage by stage."""
 
 from __future__ import annotations
 
 import json
 import math
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from hf_farms_cards import write_card
 
 from hf_farms.blocks import BlockSource, StreamedBlockSource
-from hf_farms.errors import HfFarmsWarning, ModelError
-from hf_farms.files.atomic_writes import write_text
+from hf_farms.config import CalibrationConfig, EvaluationConfig, LoadOptions, PruneConfig
+from hf_farms.config.checks import check
+from hf_farms.errors import HfFarmsWarning, ModelError, NoEffectWarning
+from hf_farms.files.atomic_writes import write_text, writing
 from hf_farms.files.own_files import foreign_texts
-from hf_farms.hub.base_model import read_base_model
+from hf_farms.files.paths import with_home, with_name
 from hf_farms.hub.licence_files import copy_licence_files
-from hf_farms.loading.names import DEMO
+from hf_farms.loading.names import ModelRef
 from hf_farms.loading.opening import LoadedModel, load_model
 from hf_farms.output.checkpoint import CheckpointWriter
 from hf_farms.output.fingerprint import fingerprint
-from hf_farms.output.folder import OutputFolder, writing
 from hf_farms.output.local_paths import save_local_paths
 from hf_farms.output.recipe import RECIPE_NAME, Recipe
 from hf_farms.progress import Progress, no_progress, one_stage
@@ -33,6 +34,7 @@ from hf_farms.registries import ALLOCATIONS
 from hf_farms.reports import REPORT_NAME, BaseModelRecord, PruneReport, SpectralReport
 from hf_farms.spectra.analysis import analyze
 from hf_farms.workflows.baseline import uniform_nll
+from hf_farms.workflows.prune_plan import PrunePlan, plan_prune
 from hf_farms.workflows.texts import Calibration, EvaluationText, perplexity_record, same_text_note
 
 if TYPE_CHECKING:
@@ -40,143 +42,210 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from hf_farms.config import PruneConfig
     from hf_farms.metrics.nll import TextNll
+    from hf_farms.output.folder import OutputFolder
 
-__all__ = ["run_prune"]
+__all__ = ["prune_checkpoint", "run_prune"]
 
 GENERATION = "generation_config.json"
 
 
-def run_prune(
-    recipe: Recipe,
-    folder: Path,
+def prune_checkpoint(
+    model: str | Path,
+    output: str | Path,
     *,
-    overwrite: bool,
-    device: str | None,
-    repo_id: str | None,
-    progress: Progress = no_progress,
-    command: str | None = None,
-    stream: bool | None = None,
-    allow_pickle: bool = False,
+    config: PruneConfig | None = None,
+    calibration: CalibrationConfig | None = None,
+    evaluation: EvaluationConfig | None = None,
+    load: LoadOptions | None = None,
     baseline: bool = True,
-    base: BaseModelRecord | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> PruneReport:
-    """Do what the recipe says; `folder` appears when everything in it is complete.
+    """Prune a model into a folder that transformers loads, as `hf-farms prune` does.
 
-    What an earlier run of the same finished in `DIR.partial` is taken from there.
+    The folder holds the pruned checkpoint, tokenizer, licence files, report, recipe, figures and card. Unfinished work
+    lies in `OUTPUT.partial`; the same call continues it. A folder that the same settings finished is not written again:
+    its report is returned, with a warning. To prune a model in memory, call `prune`.
 
     Args:
-        recipe: model and settings.
-        folder: for the result.
-        overwrite: whether it may be replaced.
-        device: where to compute; None: a GPU if there is one.
-        repo_id: where the model will be found, for the card.
+        model: hub id, folder, or `demo`.
+        output: folder for the result; it appears when it is complete.
+        config: method, sparsity, pattern and allocation.
+        calibration: the text that activations are measured on.
+        evaluation: the text that perplexity is measured on; `EvaluationConfig(source=None)` for none.
+        load: dtype, device, streaming and revision.
+        baseline: measure the perplexity of uniform sparsity too, for comparison; takes a second pruning.
+        overwrite: replace an earlier result, and unfinished work of other settings; never the files of others.
+        progress: called with the name of a stage, steps done and steps in all.
+
+    Returns:
+        The report: sparsity, spectra and perplexity before and after.
+
+    Raises:
+        ValueError: an argument of another type, or out of range.
+        OutputError: the folder must not be replaced, the disk is too small, or `OUTPUT.partial` holds the beginning of
+            another result.
+        ModelError: the model is not found, cannot be loaded or cannot be pruned.
+        DataError: a text is not found or too short.
+        HubError: the Hub cannot be reached.
+
+    Example:
+        >>> from hf_farms import PruneConfig, prune_checkpoint
+        >>> report = prune_checkpoint("demo", "demo-pruned", config=PruneConfig(sparsity=0.6))  # doctest: +SKIP
+    """
+    check(isinstance(model, str | Path), "model", "a hub id, a folder or 'demo'", model, "Of a model, call prune.")
+    check(isinstance(output, str | Path), "output", "the path of a folder", output)
+    load = _given("load", load, LoadOptions)
+    recipe = Recipe(
+        model=with_name(str(model)),
+        revision=load.revision,
+        dtype=load.dtype,
+        prune=_given("config", config, PruneConfig),
+        calibration=_given("calibration", calibration, CalibrationConfig),
+        evaluation=_given("evaluation", evaluation, EvaluationConfig),
+    )
+    plan = plan_prune(recipe, with_home(Path(output)), load=load, baseline=baseline, overwrite=overwrite)
+    if plan.finished is not None:
+        warnings.warn(f"{plan.output.path} is finished already: nothing was pruned.", NoEffectWarning, stacklevel=2)
+        return plan.finished
+    return run_prune(plan, progress=progress or no_progress)
+
+
+def run_prune(
+    plan: PrunePlan, *, repo_id: str | None = None, command: str | None = None, progress: Progress = no_progress
+) -> PruneReport:
+    """Carry out a plan; the folder appears when everything in it is complete.
+
+    Stages that an earlier run of the same plan finished in `DIR.partial` are taken from there.
+
+    Args:
+        plan: of `plan_prune`.
+        repo_id: repository of the result, for the card.
+        command: the command line that asked for it, for the report and the card.
         progress: is told of every step.
-        command: the command line that asked for it, for the card.
-        stream: as for `load_model`.
-        allow_pickle: as for `load_model`.
-        baseline: measure the perplexity of uniform sparsity too.
-        base: what the Hub says of the dense model.
 
     Raises:
         OutputError: the disk is too small, or `DIR.partial` holds the beginning of something else.
     """
-    output = OutputFolder(folder, overwrite=overwrite)
-    loaded = load_model(
-        recipe.model,
-        dtype=recipe.dtype,
-        device=device,
-        revision=recipe.revision,
-        # One that is not needed goes along too.
-        tokenizer=recipe.needs_tokenizer or None,
-        stream=stream,
-        allow_pickle=allow_pickle,
-        head=recipe.evaluation.source is not None or (recipe.prune.needs_calibration and _writes_itself(recipe)),
-    )
-    check_method(loaded.source, recipe.prune)
-    text = EvaluationText(recipe.evaluation, loaded) if recipe.evaluation.source is not None else None
-    calibration = Calibration(recipe, loaded)
-    output.check_space(_bytes_needed(loaded, calibration.known, baseline=baseline))
-    partial = _begin(output, recipe, loaded, calibration, text)
-    left = _left_out(recipe.model)
-    spectra = output.load_or_compute(
-        "spectra.json",
-        lambda: analyze(loaded.source, recipe.prune.measurement(), progress=one_stage(progress, "Measuring spectra")),
-        SpectralReport.save,
-        SpectralReport.load,
-    )
-    base = _with_licence(recipe.model, base, partial)
-    dense = text.measure_once(loaded, progress, "Dense perplexity", output) if text else None
-    batches, notes = calibration.batches(output)
-    scores = _scores(loaded.source, recipe.prune, batches, output, progress)
-    even = _is_even(loaded.source, recipe.prune, spectra, scores)
-    uniform = None
-    if text and baseline and not even:
-        uniform = uniform_nll(
-            recipe, text, batches, output, device=device, allow_pickle=allow_pickle, progress=progress
+    with plan.output.locked():
+        return _Run(plan, progress).finish(repo_id=repo_id, command=command)
+
+
+class _Run:
+    """The stages of a prune, each taken from `DIR.partial` if it is there.
+
+    Args:
+        plan: of `plan_prune`.
+        progress: is told of every step.
+    """
+
+    def __init__(self, plan: PrunePlan, progress: Progress) -> None:
+        recipe, self._output = plan.recipe, plan.output
+        self._plan, self._recipe, self._progress = plan, recipe, progress
+        writes_itself = recipe.prune.needs_calibration and recipe.calibration.source == "self"
+        self._loaded = load_model(
+            plan.model,
+            **asdict(plan.load),
+            # One that is not needed goes along too.
+            tokenizer=recipe.needs_tokenizer or None,
+            head=recipe.evaluation.source is not None or writes_itself,
         )
-    report = _prune(loaded, recipe, batches, spectra, scores, output, progress, left=left)
-    pruned = _pruned_nll(text, loaded, progress) if text else None
-    if baseline and even and recipe.prune.allocation != "uniform":
-        uniform = pruned
-    texts = (*(text.notes if text else ()), *same_text_note(recipe))
-    if text and pruned is None:
-        texts = (*texts, "The perplexity of the pruned model is not finite.")
-    report = replace(
-        report,
-        perplexity=perplexity_record(recipe.evaluation, report.dtype, dense=dense, pruned=pruned, uniform=uniform),
-        base=base,
-        command=command,
-        notes=(*loaded.notes, *report.notes, *notes, *texts, *spectra.notes),
-    )
-    _describe(partial, recipe, report, repo_id)
-    output.finish()
-    save_local_paths(folder, recipe.places())
-    return report
+        check_method(self._loaded.source, recipe.prune)
+        self._text = EvaluationText(recipe.evaluation, self._loaded) if recipe.evaluation.source is not None else None
+        self._calibration = Calibration(recipe, self._loaded)
+
+    def finish(self, *, repo_id: str | None, command: str | None) -> PruneReport:
+        """Run all stages; the folder gets its name."""
+        output, text, recipe = self._output, self._text, self._recipe
+        output.check_space(_bytes_needed(self._loaded, self._calibration.known, baseline=self._plan.baseline))
+        partial = self._begin()
+        left = _left_out(self._plan.model)
+        spectra = self._spectra()
+        base = _with_licence(self._plan.model, partial)
+        dense = text.measure_once(self._loaded, self._progress, "Dense perplexity", output) if text else None
+        batches, notes = self._calibration.batches(output)
+        scores = _scores(self._loaded.source, recipe.prune, batches, output, self._progress)
+        even = _is_even(self._loaded.source, recipe.prune, spectra, scores)
+        uniform = None if even else self._uniform(batches)
+        report = self._prune(batches, spectra, scores, left=left)
+        pruned = _pruned_nll(text, self._loaded, self._progress) if text else None
+        if even and self._plan.baseline and recipe.prune.allocation != "uniform":
+            uniform = pruned
+        texts = (*(text.notes if text else ()), *same_text_note(recipe))
+        if text and pruned is None:
+            texts = (*texts, "The perplexity of the pruned model is not finite.")
+        report = replace(
+            report,
+            perplexity=perplexity_record(recipe.evaluation, report.dtype, dense=dense, pruned=pruned, uniform=uniform),
+            base=base,
+            command=command,
+            notes=(*self._loaded.notes, *report.notes, *notes, *texts, *spectra.notes),
+        )
+        _describe(partial, recipe, report, repo_id)
+        output.finish()
+        save_local_paths(output.path, recipe.places())
+        return report
+
+    def _begin(self) -> Path:
+        tokens = {"calibration": self._calibration.known, "evaluation": [self._text.ids] if self._text else []}
+        loaded = self._loaded
+        device = loaded.source.device.type
+        return self._output.resume_or_start(
+            fingerprint(self._recipe.flat(), weights=loaded.weights, tokens=tokens, device=device)
+        )
+
+    def _spectra(self) -> SpectralReport:
+        measurement, tick = self._recipe.prune.measurement(), one_stage(self._progress, "Measuring spectra")
+        return self._output.load_or_compute(
+            "spectra.json",
+            lambda: analyze(self._loaded.source, measurement, progress=tick),
+            SpectralReport.save,
+            SpectralReport.load,
+        )
+
+    def _uniform(self, batches: Sequence[Tensor]) -> TextNll | None:
+        if self._text is None or not self._plan.baseline:
+            return None
+        return uniform_nll(self._plan, self._text, batches, progress=self._progress)
+
+    def _prune(
+        self, batches: Sequence[Tensor], spectra: SpectralReport, scores: list[float] | None, *, left: Sequence[str]
+    ) -> PruneReport:
+        """Prune the model into `DIR.partial`, and measure it again."""
+        loaded, output, config = self._loaded, self._output, self._recipe.prune
+        source = loaded.source
+        writer = CheckpointWriter(
+            loaded.model, output.partial, len(source), records=output.state / "blocks", absent=loaded.absent
+        )
+        source.attach(writer)
+        report = prune(
+            source,
+            config,
+            calibration=batches,
+            spectra=spectra,
+            scores=scores,
+            activations=_activations(source, output),
+            progress=self._progress,
+        ).report
+        # Of the files that are left out, all but the generation config make the tokenizer.
+        tokenizer = None if set(left) - {GENERATION} else loaded.tokenizer
+        writer.finish(tokenizer, [source.metadata(index).name for index in range(len(source))])
+        if GENERATION in left:
+            (output.partial / GENERATION).unlink(missing_ok=True)
+        tick = one_stage(self._progress, "Measuring spectra again")
+        seen = replace(report.calibration, config=self._recipe.calibration) if report.calibration else None
+        after = analyze(source, config.measurement(), progress=tick)
+        return replace(report, model=self._recipe.model, after=after, calibration=seen)
 
 
-def _writes_itself(recipe: Recipe) -> bool:
-    return recipe.calibration.source == "self"
+Config = TypeVar("Config", PruneConfig, CalibrationConfig, EvaluationConfig, LoadOptions)
 
 
-def _prune(
-    loaded: LoadedModel,
-    recipe: Recipe,
-    batches: Sequence[Tensor],
-    spectra: SpectralReport,
-    scores: list[float] | None,
-    output: OutputFolder,
-    progress: Progress,
-    *,
-    left: Sequence[str],
-) -> PruneReport:
-    """Prune the model into `DIR.partial`, and measure it again."""
-    source = loaded.source
-    writer = CheckpointWriter(
-        loaded.model, output.partial, len(source), records=output.state / "blocks", absent=loaded.absent
-    )
-    source.attach(writer)
-    report = prune(
-        source,
-        recipe.prune,
-        calibration=batches,
-        spectra=spectra,
-        scores=scores,
-        activations=_activations(source, output),
-        progress=progress,
-    ).report
-    # Of the files that are left out, all but the generation config make the tokenizer.
-    tokenizer = None if set(left) - {GENERATION} else loaded.tokenizer
-    writer.finish(tokenizer, [source.metadata(index).name for index in range(len(source))])
-    if GENERATION in left:
-        (output.partial / GENERATION).unlink(missing_ok=True)
-    return replace(
-        report,
-        model=recipe.model,
-        after=analyze(source, recipe.prune.measurement(), progress=one_stage(progress, "Measuring spectra again")),
-        calibration=replace(report.calibration, config=recipe.calibration) if report.calibration else None,
-    )
+def _given(name: str, config: Config | None, kind: type[Config]) -> Config:
+    """The config of the caller, or the defaults."""
+    check(config is None or isinstance(config, kind), name, f"a {kind.__name__}", config)
+    return kind() if config is None else config
 
 
 def _activations(source: BlockSource, output: OutputFolder) -> Path | None:
@@ -219,38 +288,26 @@ def _pruned_nll(text: EvaluationText, loaded: LoadedModel, progress: Progress) -
     return None
 
 
-def _with_licence(model: str, base: BaseModelRecord | None, folder: Path) -> BaseModelRecord | None:
+def _with_licence(model: ModelRef, folder: Path) -> BaseModelRecord | None:
     """Put the licence files of the dense model beside the pruned one, and their names into its record."""
-    if base is not None:
-        return replace(base, files=copy_licence_files(base, folder))
-    if model != DEMO and Path(model).is_dir():
-        base, files = read_base_model(Path(model)), copy_licence_files(Path(model), folder)
-        return replace(base, files=files) if base is not None else None
-    return None
+    base, origin = model.base_model, model.folder or model.base_model
+    files = copy_licence_files(origin, folder) if origin is not None else ()
+    return replace(base, files=files) if base is not None else None
 
 
-def _left_out(model: str) -> tuple[str, ...]:
+def _left_out(model: ModelRef) -> tuple[str, ...]:
     """Texts of a local model that are links out of its folder: they are read, and not put into the result."""
-    left = foreign_texts(Path(model)) if model != DEMO and Path(model).is_dir() else ()
+    left = foreign_texts(model.folder) if model.folder is not None else ()
     if left:
         do = "leads to another place: it is" if len(left) == 1 else "lead to other places: they are"
         warnings.warn(
-            f"{', '.join(left)} of {model!r} {do} read and not copied, and the result has no "
+            f"{', '.join(left)} of {model.name!r} {do} read and not copied, and the result has no "
             f"{'generation config' if set(left) == {GENERATION} else 'tokenizer'} of its own. Put the files themselves "
             "there to have them copied.",
             HfFarmsWarning,
             stacklevel=2,
         )
     return left
-
-
-def _begin(
-    output: OutputFolder, recipe: Recipe, loaded: LoadedModel, calibration: Calibration, text: EvaluationText | None
-) -> Path:
-    tokens = {"calibration": calibration.known, "evaluation": [text.ids] if text else []}
-    return output.resume_or_start(
-        fingerprint(recipe.flat(), weights=loaded.weights, tokens=tokens, device=loaded.source.device.type)
-    )
 
 
 def _bytes_needed(loaded: LoadedModel, batches: Sequence[Tensor], *, baseline: bool) -> int:

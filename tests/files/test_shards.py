@@ -122,7 +122,7 @@ def test_a_shard_in_a_folder_below_is_read(sharded):
     last.rename(sharded / "sub" / last.name)
     rename(sharded, f"sub/{last.name}")
     assert len(open_model(sharded)) == 3
-    assert f"sub/{last.name}" in hub.published_files(sharded)
+    assert f"sub/{last.name}" in hub.read_contents(sharded).files
 
 
 @pytest.mark.parametrize(

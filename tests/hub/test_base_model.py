@@ -10,9 +10,10 @@ from hub_client import environment
 from local_hub import LocalHub
 from processes import finished
 
-from hf_farms.hub.base_model import fetch_base_model, read_base_model
+from hf_farms.hub.base_model import read_base_model
 from hf_farms.hub.licence_files import copy_licence_files
 from hf_farms.licences import duties_of, generated_name
+from hf_farms.loading.names import ModelRef
 from hf_farms.reports import BaseModelRecord
 
 # Describe a model, fetch its licence files into a folder, print the record or the error.
@@ -193,8 +194,8 @@ def test_what_a_folder_says_of_itself(tmp_path, monkeypatch):
 
 
 def test_demo_and_folders_have_no_record_but_carry_their_licence(tmp_path):
-    assert fetch_base_model("demo") is None
-    assert fetch_base_model(str(tmp_path)) is None
+    assert ModelRef.parse("demo").base_model is None
+    assert ModelRef.parse(tmp_path).base_model is None
     dense, out = tmp_path / "dense", tmp_path / "out"
     dense.mkdir()
     out.mkdir()

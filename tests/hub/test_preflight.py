@@ -76,7 +76,7 @@ def test_files_of_somebody_else_are_not_mixed_with_ours(client, hub):
         "pytorch_model.bin, tokenizer.json)." in done["message"]
     )
     assert "`push(overwrite=True)`" in done["hint"]
-    assert preflight(client, overwrite=True)["result"]["exists"]
+    assert preflight(client, allow_foreign_files=True)["result"]["exists"]
     # The owner of the repository decides what becomes of a pull request.
     assert preflight(client, create_pr=True)["result"]["create_pr"]
 

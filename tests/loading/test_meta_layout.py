@@ -18,6 +18,7 @@ from hf_farms.demo import demo_text
 from hf_farms.errors import HfFarmsError, HfFarmsWarning, ModelError
 from hf_farms.loading.meta_conversion import _halves_from_pairs
 from hf_farms.loading.meta_layout import find_meta_checkpoint
+from hf_farms.loading.names import ModelRef
 from hf_farms.loading.opening import load_model, open_model
 
 # Commands, one after the other in one process: status, stdout and stderr of each.
@@ -259,8 +260,8 @@ def test_what_cannot_be_converted_is_named(how, answer, dense, tmp_path, monkeyp
 def test_other_folders_are_not_taken_for_it(dense, tmp_path):
     dense.save_pretrained(tmp_path)
     (tmp_path / "params.json").write_text("{}", encoding="utf-8")
-    assert find_meta_checkpoint(str(tmp_path)) is None
-    assert find_meta_checkpoint("demo") is None
+    assert find_meta_checkpoint(ModelRef.parse(tmp_path)) is None
+    assert find_meta_checkpoint(ModelRef.parse("demo")) is None
 
 
 def train_tokenizer(folder):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_farms.errors import OutputError
-from hf_farms.output.existing_results import RECIPE_NAME
+from hf_farms.output.existing_results import RECIPE_NAME, remove_leftovers
 from hf_farms.output.fingerprint import fingerprint, hash_of_file, hash_of_tokens
 from hf_farms.output.folder import OutputFolder
 from hf_farms.reports import REPORT_NAME, base, versions
@@ -212,7 +212,7 @@ def test_a_kill_at_the_end_leaves_nothing_behind(tmp_path):
     output.partial.rename(tmp_path / "out")
     (tmp_path / "out.old.partial").mkdir()
     (tmp_path / "out.old.partial" / "theirs").touch()
-    OutputFolder(tmp_path / "out").remove_leftovers()
+    remove_leftovers(tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out.old.partial"]
     assert not list((tmp_path / "out").iterdir())
 

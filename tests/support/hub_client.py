@@ -26,13 +26,15 @@ time.sleep = brief
 from typer.testing import CliRunner
 from hf_farms import hub
 from hf_farms.data.datasets import check_dataset
+from hf_farms.loading.names import ModelRef
 from hf_farms_cli.app import app
 
 def call(name, arguments, options):
     if name == "cli":
         done = CliRunner().invoke(app, arguments)
         return {"status": done.exit_code, "stdout": done.stdout, "stderr": done.stderr}
-    function = check_dataset if name == "check_dataset" else getattr(hub, name)
+    functions = {"check_dataset": check_dataset, "weights_size": lambda name: ModelRef.parse(name).weights_size}
+    function = functions.get(name) or getattr(hub, name)
     result = function(*arguments, **options)
     return {"result": vars(result) if hasattr(result, "__dict__") else result}
 
@@ -44,7 +46,7 @@ for line in sys.stdin:
         said = call(*json.loads(line))
     except Exception as error:
         said = {"error": type(error).__name__, "message": str(error), "hint": getattr(error, "hint", None)}
-    print(json.dumps({**said, "waits": waits}), file=answers, flush=True)
+    print(json.dumps({**said, "waits": waits}, default=str), file=answers, flush=True)
 """
 
 

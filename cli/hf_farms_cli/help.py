@@ -1,0 +1,31 @@
+"""`--help`: options under the titles of their panels, without boxes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typer.core import TyperCommand
+
+__all__ = ["Command"]
+
+
+class Command(TyperCommand):
+    """A command whose help has a section for each panel of its options.
+
+    typer draws panels with rich only. Help without boxes is read by programs too, and starts without rich.
+    """
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments, then a section for each panel, in the order of the options."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            title = "Arguments" if param.param_type_name == "argument" else getattr(param, "rich_help_panel", None)
+            if title is None:
+                # --help is the last parameter, and the last section has options of its kind.
+                title = next(reversed(sections), "Options") if param.is_eager else "Options"
+            if record is not None:
+                sections.setdefault(title, []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)

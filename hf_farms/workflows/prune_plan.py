@@ -1,0 +1,166 @@
+"""A prune before the work: the output folder, the texts and the Hub are checked. Loads no torch."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hf_farms.config import LoadOptions, default_output_name
+from hf_farms.data.datasets import check_dataset
+from hf_farms.data.texts import check_source, check_text
+from hf_farms.errors import HfFarmsWarning, OutputError
+from hf_farms.files.paths import is_inside
+from hf_farms.hub.folders import check_folder
+from hf_farms.loading.meta_layout import find_meta_checkpoint
+from hf_farms.loading.names import ModelRef
+from hf_farms.output.allowed_paths import check_apart
+from hf_farms.output.existing_results import remove_leftovers
+from hf_farms.output.folder import OutputFolder
+from hf_farms.output.local_paths import load_local_paths
+from hf_farms.output.recipe import RECIPE_NAME, Recipe
+from hf_farms.reports import REPORT_NAME, PruneReport
+
+__all__ = ["PrunePlan", "default_folder", "plan_prune"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunePlan:
+    """A prune whose input and output were checked.
+
+    Attributes:
+        recipe: model and settings.
+        model: that is pruned.
+        output: folder of the result.
+        load: how the model is loaded.
+        baseline: measure the perplexity of uniform sparsity too.
+        finished: the report of the folder, if it is complete and came from the same recipe: it is used as it is.
+    """
+
+    recipe: Recipe
+    model: ModelRef
+    output: OutputFolder
+    load: LoadOptions
+    baseline: bool = True
+    finished: PruneReport | None = None
+
+
+def plan_prune(
+    recipe: Recipe,
+    folder: Path | None = None,
+    *,
+    load: LoadOptions | None = None,
+    baseline: bool = True,
+    overwrite: bool = False,
+    recipe_file: Path | None = None,
+) -> PrunePlan:
+    """Refuse what cannot end well, before anything is loaded or uploaded.
+
+    Args:
+        recipe: model and settings.
+        folder: for the result; None: `default_folder`.
+        load: how the model is loaded; dtype and revision are those of the recipe.
+        baseline: measure the perplexity of uniform sparsity too.
+        overwrite: whether an earlier result may be replaced.
+        recipe_file: the file that the recipe was read from, which must not be overwritten.
+
+    Raises:
+        OutputError: the folder must not be replaced, is where no result may be, or does not fit on the disk.
+        DataError: a text cannot be read, is not there, or has no text where it should.
+        ModelError: the model is not there, not open to this token, or has a layout that cannot be loaded.
+        HubError: the Hub cannot be reached.
+    """
+    calibration, evaluation = recipe.texts()
+    output = OutputFolder(
+        folder if folder is not None else default_folder(recipe),
+        overwrite=overwrite,
+        reads={
+            "the model": recipe.model,
+            "the recipe": recipe_file,
+            "the calibration text": calibration,
+            "the evaluation text": evaluation,
+        },
+    )
+    plan = PrunePlan(
+        recipe=recipe,
+        model=ModelRef.parse(recipe.model, recipe.revision),
+        output=output,
+        load=replace(load or LoadOptions(), dtype=recipe.dtype, revision=recipe.revision),
+        baseline=baseline,
+    )
+    output.check_name()
+    # Said first: a model that is pruned into itself must not be called a result of other settings.
+    check_apart(output.path, {"the model": recipe.model}, replaces=True)
+    if not overwrite and (finished := _finished(recipe, output.path, baseline=baseline)):
+        remove_leftovers(output.path)
+        return replace(plan, finished=finished)
+    output.check()
+    _check_texts(recipe)
+    _check_model(plan)
+    return plan
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """Return the place of a result that was given none: here, or beside a model whose folder this runs in."""
+    name = default_output_name(recipe.model, recipe.prune)
+    model = Path(recipe.model)
+    if not os.path.isdir(model) or not is_inside(Path.cwd(), model):
+        return Path(name)
+    return Path(os.path.relpath(os.path.realpath(model.parent))) / name
+
+
+def _check_texts(recipe: Recipe) -> None:
+    """Read local texts as far as needed to refuse one without text."""
+    for config, needed in ((recipe.calibration, recipe.prune.needs_calibration), (recipe.evaluation, True)):
+        if config.source is None or config.source == "self":
+            continue
+        if needed:
+            check_text(config.source, column=config.column)
+        else:
+            check_source(config.source)
+
+
+def _check_model(plan: PrunePlan) -> None:
+    """Ask the Hub for the model and all texts, in one request each."""
+    plan.model.check()
+    # Meta's own layout needs another repository or consent, which the list of files tells.
+    find_meta_checkpoint(plan.model, allow_pickle=plan.load.allow_pickle)
+    _ = plan.model.base_model  # access to a gated model
+    for source in plan.recipe.texts():
+        check_dataset(source)
+    plan.output.check_space(plan.model.weights_size or 0)
+
+
+def _finished(recipe: Recipe, folder: Path, *, baseline: bool) -> PruneReport | None:
+    """Return the report of a complete folder, if it came from the same recipe.
+
+    Raises:
+        OutputError: it came from another one.
+    """
+    if not (folder / REPORT_NAME).is_file() or not (folder / RECIPE_NAME).is_file():
+        return None
+    places = load_local_paths(folder)
+    given = recipe.absolute() if places else recipe
+    different = given.differences(Recipe.load(folder / RECIPE_NAME).located(places))
+    if different:
+        raise OutputError(
+            f"output must be a new folder, got {str(folder)!r} with other settings ({'; '.join(different)}).",
+            hint="Choose another `output`, or replace it with `overwrite=True`.",
+        )
+    try:
+        check_folder(folder)
+    except OutputError as error:
+        raise OutputError(
+            str(error), hint="Write it again with `overwrite=True`, or choose another `output`."
+        ) from error
+    report = PruneReport.load(folder / REPORT_NAME)
+    measured = report.perplexity
+    if baseline and measured is not None and measured.uniform is None and recipe.prune.allocation != "uniform":
+        warnings.warn(
+            f"{folder} is used as it is, without the perplexity of uniform sparsity. To measure it, prune again with "
+            "`overwrite=True`.",
+            HfFarmsWarning,
+            stacklevel=2,
+        )
+    return report

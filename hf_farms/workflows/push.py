@@ -1,0 +1,77 @@
+"""Push a result: checked before a prune, uploaded after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hf_farms import hub
+from hf_farms.licences import generated_name
+from hf_farms.workflows.card import name_in_card
+from hf_farms.workflows.prune_plan import PrunePlan
+
+__all__ = ["plan_result_push", "push_result"]
+
+
+def plan_result_push(
+    prune: PrunePlan,
+    repo_id: str | None = None,
+    *,
+    private: bool | None = None,
+    create_pr: bool = False,
+    revision: str | None = None,
+    allow_foreign_files: bool = False,
+) -> hub.PushPlan:
+    """Check that the result of a prune may be pushed, before the work; nothing is created.
+
+    Args:
+        prune: the work; of a finished one the folder is checked too.
+        repo_id: as for `push`.
+        private: as for `push`.
+        create_pr: as for `push`.
+        revision: as for `push`.
+        allow_foreign_files: write to a repository with files that hf-farms did not write, too.
+
+    Raises:
+        HubError: as `preflight`.
+        OutputError: as `plan_push`, of a finished folder.
+    """
+    folder = prune.output.path
+    if prune.finished is not None:
+        return hub.plan_push(
+            folder,
+            repo_id,
+            private=private,
+            create_pr=create_pr,
+            revision=revision,
+            allow_foreign_files=allow_foreign_files,
+        )
+    base = prune.model.base_model
+    return hub.preflight(
+        generated_name(base, folder.absolute().name),
+        repo_id=repo_id,
+        private=private,
+        base=base,
+        folder=folder,
+        revision=revision,
+        create_pr=create_pr,
+        allow_foreign_files=allow_foreign_files,
+        create=False,
+    )
+
+
+def push_result(folder: Path, plan: hub.PushPlan, *, commit_message: str | None = None) -> str:
+    """Upload a finished folder, whose card names the repository; no check is repeated.
+
+    Args:
+        folder: of the result.
+        plan: of `plan_result_push` or `plan_push`.
+        commit_message: as for `push`.
+
+    Returns:
+        URL of the repository, the branch or the pull request.
+
+    Raises:
+        HubError: the Hub refused or could not be reached; the folder is complete.
+    """
+    name_in_card(folder, plan.repo_id)
+    return hub.push(folder, commit_message=commit_message, plan=plan)
