@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from hf_farms.blocks import Block, BlockSource, LayerView, ModelBlockSource, count_zeros
-from hf_farms.config import PruneConfig
+from hf_farms.config import CalibrationConfig, PruneConfig
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
 from hf_farms.pruning.calibration_pass import Batch, CalibrationPass, calibration_batches
 from hf_farms.pruning.checks import check_method
@@ -40,13 +40,15 @@ class PruneResult:
 
     Attributes:
         report: targets, measured sparsity, spectra before pruning.
+        model: the pruned model, modified in place; None for a `BlockSource`.
     """
 
     report: PruneReport
+    model: nn.Module | None = None
 
 
 def prune(
-    model: nn.Module | BlockSource,
+    model: nn.Module | BlockSource | str | Path,
     config: PruneConfig | None = None,
     *,
     calibration: Iterable[Batch] | None = None,
@@ -57,7 +59,7 @@ def prune(
 ) -> PruneResult:
     """Set the least important weights of every matrix inside the blocks to zero, in place.
 
-    Embeddings, norms, routers and the head are not modified. HiddenStates of a block are measured with the previous
+    Embeddings, norms, routers and the head are not modified. Activations of a block are measured with the previous
     blocks already pruned. The total sparsity is met exactly, or as closely as the pattern allows.
 
     Time: two forward passes of the calibration data through the blocks (one to measure, one to propagate). Memory: its
@@ -65,10 +67,12 @@ def prune(
     for experts at most 4 GiB at once.
 
     Args:
-        model: a model, or a `BlockSource`, whose `commit` is called for each finished block.
+        model: a model; or a hub id, a folder or `demo`, which is loaded, and not written anywhere (for a folder on
+            disk, call `prune_checkpoint`); or a `BlockSource`, whose `commit` is called for each finished block.
         config: method, sparsity, pattern, allocation.
         calibration: token ids `(b, n)` or `(n,)`, or mappings of model inputs, each of any length; required by Wanda
-            and SparseGPT. Tokens masked by an `attention_mask` are not counted.
+            and SparseGPT. Tokens masked by an `attention_mask` are not counted. None: for a model loaded by name, the
+            sequences of `CalibrationConfig()`.
         spectra: spectra of this model, measured with `config.measurement()`; None to measure them now.
         scores: scores of this model's blocks before pruning, for an allocation that needs activations; None to measure
             them now.
@@ -76,7 +80,7 @@ def prune(
         progress: called with the stage ("analyze", "capture", "score", "prune"), finished steps and all steps.
 
     Returns:
-        The report: targets, measured sparsity, spectra before pruning.
+        The report (targets, measured sparsity, spectra before pruning) and the model.
 
     Raises:
         DataError: the method needs calibration data and got none, or token ids exceed the vocabulary.
@@ -84,6 +88,9 @@ def prune(
             (the message names the layer).
     """
     config = config or PruneConfig()
+    notes: tuple[str, ...] = ()
+    if isinstance(model, str | Path):
+        model, calibration, notes = _load(model, config, calibration)
     source = ModelBlockSource(model) if isinstance(model, nn.Module) else model
     check_layers(source, config)
     batches = calibration_batches(calibration, source, config) if config.needs_calibration else []
@@ -106,7 +113,25 @@ def prune(
     for note in (unmeasured_note(source, layers), sparse_note(layers)):
         if note is not None:
             warnings.warn(note, HfFarmsWarning, stacklevel=2)
-    return PruneResult(make_report(source, config, blocks, spectra, batches, removals))
+    report = make_report(source, config, blocks, spectra, batches, removals)
+    report = replace(report, notes=(*report.notes, *notes))
+    return PruneResult(report, model if isinstance(model, nn.Module) else None)
+
+
+def _load(
+    name: str | Path, config: PruneConfig, calibration: Iterable[Batch] | None
+) -> tuple[nn.Module, Iterable[Batch] | None, tuple[str, ...]]:
+    """Load a model by name, and the default calibration sequences where none are given."""
+    # Not at the top: a model in memory needs none of it.
+    from hf_farms.data.calibration import calibration_sequences
+    from hf_farms.loading.opening import load_model
+
+    needs_text = calibration is None and config.needs_calibration
+    loaded = load_model(name, tokenizer=needs_text, head=False)
+    if not needs_text:
+        return loaded.model, calibration, loaded.notes
+    sequences, notes = calibration_sequences(CalibrationConfig(), model=loaded.model, tokenizer=loaded.tokenizer)
+    return loaded.model, sequences, (*loaded.notes, *notes)
 
 
 def _prune_blocks(

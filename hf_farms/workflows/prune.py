@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["prune_checkpoint", "run_prune"]
 
 GENERATION = "generation_config.json"
+IN_MEMORY = "To prune a model in memory, call prune."
 
 
 def prune_checkpoint(
@@ -94,7 +95,9 @@ def prune_checkpoint(
         >>> from hf_farms import PruneConfig, prune_checkpoint
         >>> report = prune_checkpoint("demo", "demo-pruned", config=PruneConfig(sparsity=0.6))  # doctest: +SKIP
     """
-    check(isinstance(model, str | Path), "model", "a hub id, a folder or 'demo'", model, "Of a model, call prune.")
+    # A model in memory may print as hundreds of lines.
+    given = type(model).__name__ if hasattr(model, "modules") else model
+    check(isinstance(model, str | Path), "model", "a hub id, a folder or 'demo'", given, IN_MEMORY)
     check(isinstance(output, str | Path), "output", "the path of a folder", output)
     load = _given("load", load, LoadOptions)
     recipe = Recipe(
@@ -109,7 +112,9 @@ def prune_checkpoint(
     if plan.finished is not None:
         warnings.warn(f"{plan.output.path} is finished already: nothing was pruned.", NoEffectWarning, stacklevel=2)
         return plan.finished
-    return run_prune(plan, progress=progress or no_progress)
+    # What does the same on a command line, for the card.
+    command = f"hf-farms prune {RECIPE_NAME}{'' if baseline else ' --no-baseline'}"
+    return run_prune(plan, command=command, progress=progress or no_progress)
 
 
 def run_prune(
@@ -244,7 +249,8 @@ Config = TypeVar("Config", PruneConfig, CalibrationConfig, EvaluationConfig, Loa
 
 def _given(name: str, config: Config | None, kind: type[Config]) -> Config:
     """The config of the caller, or the defaults."""
-    check(config is None or isinstance(config, kind), name, f"a {kind.__name__}", config)
+    article = "an" if kind is EvaluationConfig else "a"
+    check(config is None or isinstance(config, kind), name, f"{article} {kind.__name__}", config)
     return kind() if config is None else config
 
 

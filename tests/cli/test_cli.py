@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -369,6 +370,32 @@ def test_help_shows_the_defaults_of_the_configs():
     shown = " ".join(run("prune", "--help").stdout.split())
     for words in ("--push", "[default: 0.5]", "[default: wanda]", "[default: farms]", "Examples:"):
         assert words in shown
+
+
+def test_help_has_a_section_for_each_kind_of_option():
+    shown = run("prune", "--help").stdout
+    titles = re.findall(r"^(\w+):$", shown, re.MULTILINE)
+    sections = ["Model", "Pruning", "Calibration", "Evaluation", "Result", "Hub", "Output"]
+    assert titles == ["Arguments", *sections, "Examples"] or titles == ["Arguments", *sections]
+    parts = dict(zip(sections, re.split(r"^\w+:$", shown, flags=re.MULTILINE)[2:], strict=False))
+    for title, option in {
+        "Model": "--revision",
+        "Pruning": "--spread",
+        "Calibration": "--seed",
+        "Evaluation": "--context-length",
+        "Result": "--overwrite",
+        "Hub": "--push-revision",
+        "Output": "--help",
+    }.items():
+        assert f"{option} " in parts[title], parts[title]
+
+
+@pytest.mark.parametrize("option", ["--push-revision", "--commit-message", "--repo-id"])
+def test_options_of_a_push_need_one(option, tmp_path):
+    done = run("prune", "demo", option, "x", "-o", tmp_path / "out")
+    assert done.exit_code == 2
+    assert f"{option} must come with --push, got it without" in " ".join(done.stderr.split())
+    assert not list(tmp_path.iterdir())
 
 
 def test_version():

@@ -131,7 +131,9 @@ def test_a_pull_request_is_continued_and_not_opened_twice(client, hub):
 
 def test_a_branch_is_made_and_main_stays(client, hub):
     hub.add("ada/model", {"README.md": b"# Here"})
-    done = client.cli("push", "pruned", "--repo-id", "model", "--revision", "half", "-q", "--commit-message", "Half")
+    done = client.cli(
+        "push", "pruned", "--repo-id", "model", "--push-revision", "half", "-q", "--commit-message", "Half"
+    )
     assert done["stdout"].strip() == f"{hub.endpoint}/ada/model/tree/half"
     assert hub.files("ada/model", "half") == contents(client.folder / "pruned")
     assert hub.files("ada/model") == {"README.md": b"# Here"}
@@ -295,3 +297,47 @@ def test_a_disk_that_is_too_small_is_named_before_anything_is_made(client, hub):
     said = refused(client.cli("prune", "meta/huge", "--push"))
     assert "output must fit on the disk, got " in said
     assert not made(hub)
+
+
+def test_the_earlier_name_of_the_branch_still_works_with_a_warning(client, hub):
+    done = client.cli("push", "pruned", "--revision", "half", "-q")
+    assert done["status"] == 0, done
+    assert done["stdout"].strip() == f"{hub.endpoint}/ada/pruned/tree/half"
+    assert "--revision of push is now called --push-revision" in " ".join(done["stderr"].split())
+    assert "--revision " not in client.cli("push", "--help")["stdout"].replace("--push-revision ", "")
+    said = refused(client.cli("push", "pruned", "--revision", "a", "--push-revision", "b"), status=2)
+    assert "push_revision must be given once" in said or "--push-revision must be given once" in said
+    said = refused(client.cli("push", "pruned", "--push-revision", "b", "--create-pr"), status=2)
+    assert "must be left out beside --create-pr, got 'b'" in said
+
+
+def test_each_check_of_a_push_runs_once(client, hub):
+    assert client.cli("push", "pruned", "-q")["status"] == 0
+    for request in ("GET /api/whoami-v2", "GET /api/models/ada/pruned", "POST /api/repos/create"):
+        assert hub.requests.count(request) == 1, hub.requests
+    hub.requests.clear()
+    assert client.cli("push", "pruned", "-q")["status"] == 0
+    asked = ("GET /api/whoami-v2", "GET /api/models/ada/pruned", "GET /api/models/ada/pruned/tree/main")
+    for request in (*asked, "GET /api/models/ada/pruned/auth-check/write"):
+        assert hub.requests.count(request) == 1, hub.requests
+    assert not any("repos/create" in request for request in hub.requests)
+
+
+def test_the_hub_is_asked_once_about_each_repository_of_a_prune(client, hub):
+    """The requests of a first `prune HUB_ID --push`; those of transformers and of the upload are in the number."""
+    files = {path.name: path.read_bytes() for path in demo_model().iterdir() if path.is_file()}
+    hub.add("meta/once", {**files, "README.md": b"---\nlicense: mit\n---\n", "LICENSE": b"terms"})
+    done = client.cli(*PRUNE[:1], "meta/once", *PRUNE[2:-1], "--push", "--repo-id", "ada/once", "-o", "once")
+    assert done["status"] == 0, done
+    first = next(i for i, request in enumerate(hub.requests) if "/resolve/" in request)
+    # transformers asks about the model once more before its first file.
+    assert hub.requests[: first - 1] == [
+        "GET /api/models/meta/once",
+        "GET /api/whoami-v2",
+        "GET /api/models/ada/once",
+        "POST /api/repos/create",
+        "GET /api/models/ada/once/auth-check/write",
+    ]
+    uploading = next(i for i, request in enumerate(hub.requests) if "validate-yaml" in request)
+    assert "LICENSE" in hub.requests[uploading - 1]
+    assert len(hub.requests) == 52, hub.requests

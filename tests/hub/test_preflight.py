@@ -150,3 +150,13 @@ def test_sizes_of_models(client, hub):
     assert client("weights_size", "meta/old")["result"] == 9
     hub.add("meta/original", {"consolidated.00.pth": b"x" * 7})
     assert client("weights_size", "meta/original")["result"] == 7
+
+
+def test_a_plan_is_all_that_a_push_needs(client, hub):
+    plan = client("push_as_planned", client.folder, "ada/planned")
+    assert plan["result"] == f"{hub.endpoint}/ada/planned"
+    assert sum("whoami" in request for request in hub.requests) == 1
+    for option in ({"private": True}, {"revision": "v2"}, {"create_pr": True}, {"overwrite": True}):
+        done = client("push_as_planned", client.folder, "ada/planned", **option)
+        assert done["error"] == "ValueError"
+        assert f"{next(iter(option))} must be left out beside a plan" in done["message"]

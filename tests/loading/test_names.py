@@ -1,10 +1,13 @@
 """Names of models; how much memory is free, told from the files of control groups."""
 
+from pathlib import Path
+
 import pytest
 
+from hf_farms.demo import demo_model
 from hf_farms.errors import ModelError
 from hf_farms.loading.devices import _cgroup_memory, free_memory
-from hf_farms.loading.names import resolve
+from hf_farms.loading.names import ModelRef, resolve
 
 V1_UNLIMITED = 9223372036854771712
 
@@ -62,3 +65,28 @@ def test_a_file_is_no_model(tmp_path, monkeypatch):
 def test_a_model_without_a_name_is_not_the_working_folder(name):
     with pytest.raises(ModelError, match=f"model must be a hub id, a folder or `demo`, got '{name}'"):
         resolve(name)
+
+
+def test_a_name_is_the_demo_model_a_folder_or_a_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "demo").mkdir()
+    demo, folder, hub = ModelRef.parse("demo"), ModelRef.parse("here"), ModelRef.parse("ada/m", "v1")
+    assert [model.kind for model in (demo, folder, hub)] == ["demo", "folder", "hub"]
+    assert [model.folder for model in (demo, folder, hub)] == [None, Path("here"), None]
+    assert (demo.path, folder.path, hub.path) == (str(demo_model()), "here", "ada/m")
+    assert hub.revision == "v1"
+    assert ModelRef.parse(hub, "v2") is hub
+    assert ModelRef.parse("x" * 5000).kind == "hub"
+
+
+def test_what_is_local_is_not_asked_of_the_hub(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    (tmp_path / "model.safetensors").write_bytes(b"12345")
+    folder = ModelRef.parse(tmp_path)
+    assert folder.info is None
+    assert folder.base_model.license == "mit"
+    assert folder.base_model.local
+    assert folder.weights_size == 5
+    assert ModelRef.parse("demo").base_model is None
+    assert ModelRef.parse("demo").weights_size == (demo_model() / "model.safetensors").stat().st_size

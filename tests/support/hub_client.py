@@ -33,7 +33,11 @@ def call(name, arguments, options):
     if name == "cli":
         done = CliRunner().invoke(app, arguments)
         return {"status": done.exit_code, "stdout": done.stdout, "stderr": done.stderr}
-    functions = {"check_dataset": check_dataset, "weights_size": lambda name: ModelRef.parse(name).weights_size}
+    functions = {
+        "check_dataset": check_dataset,
+        "weights_size": lambda name: ModelRef.parse(name).weights_size,
+        "push_as_planned": lambda folder, to, **more: hub.push(folder, plan=hub.plan_push(folder, to), **more),
+    }
     function = functions.get(name) or getattr(hub, name)
     result = function(*arguments, **options)
     return {"result": vars(result) if hasattr(result, "__dict__") else result}
