@@ -19,6 +19,7 @@ from hf_farms_cli.options import (
     RevisionOption,
     UsageError,
     complete,
+    model_argument,
     usage,
 )
 
@@ -30,14 +31,7 @@ DEFAULT = FarmsConfig()
 
 @guarded
 def analyze_command(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="Hub id, folder, `demo`, or a report that --output wrote.",
-            metavar="MODEL",
-            autocompletion=complete(["demo"]),
-        ),
-    ],
+    model: Annotated[str, model_argument(", or a report that --output wrote")],
     compare: Annotated[
         str | None, typer.Option(metavar="OTHER", help="Compare with this model, measured in the same way.")
     ] = None,

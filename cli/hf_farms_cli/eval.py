@@ -14,11 +14,13 @@ from hf_farms_cli.options import (
     AllowPickleOption,
     DebugOption,
     DeviceOption,
+    DtypeOption,
     FormatOption,
     JsonOption,
     ModelArgument,
     QuietOption,
     RevisionOption,
+    StreamOption,
     complete,
     usage,
 )
@@ -80,17 +82,9 @@ def eval_command(
         ),
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the results to this JSON file.")] = None,
-    dtype: Annotated[str, typer.Option(help="Load the model as this dtype; `auto`: the checkpoint's own.")] = "auto",
+    dtype: DtypeOption = "auto",
     device: DeviceOption = None,
-    stream: Annotated[
-        bool | None,
-        typer.Option(
-            "--stream/--no-stream",
-            help="Leave the blocks on disk and load one at a time  [default: where the model would take more than half "
-            "of the free memory]",
-            show_default=False,
-        ),
-    ] = None,
+    stream: StreamOption = None,
     revision: RevisionOption = None,
     allow_pickle: AllowPickleOption = False,
     format_: FormatOption = "auto",
