@@ -6,19 +6,16 @@ Symbols: a_l alpha, L number of alphas, f_l factor.
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from hf_farms.allocation.sparsity import reliability
-from hf_farms.config import LR_MAPS, FarmsLRConfig, LRMap
+from hf_farms.config import FarmsLRConfig
+from hf_farms.registries import LR_MAPS
 from hf_farms.reports import LayerRecord, SpectralReport
 
 __all__ = ["allocate_lr", "lr_factors", "smoothed"]
-
-# t of the sigmoid map (Model Balancing).
-SIGMOID_TEMPERATURE = 10.0
 
 
 class _Unit(NamedTuple):
@@ -115,7 +112,7 @@ def _layer_unit(layer: LayerRecord, included: bool) -> _Unit:
 def lr_factors(
     alphas: Sequence[float],
     *,
-    map: LRMap = "linear",  # noqa: A002 - the papers' word
+    map: str = "linear",  # noqa: A002 - the papers' word
     min_scale: float = 0.5,
     max_scale: float = 1.5,
     stderr: Sequence[float | None] | None = None,
@@ -143,48 +140,14 @@ def lr_factors(
     Raises:
         ValueError: unknown map, alphas not above 1, or scales that are not positive and ordered.
     """
-    if map not in LR_MAPS:
-        raise ValueError(f"map must be one of {', '.join(LR_MAPS)}, got {map!r}.")
+    entry = LR_MAPS[map]
     if not 0 < min_scale <= max_scale < math.inf:
         raise ValueError(f"scales must be 0 < min_scale <= max_scale, got {min_scale!r} and {max_scale!r}.")
     if not all(math.isfinite(a) and a > 1 for a in alphas):
         raise ValueError(f"alphas must be finite and above 1, got {list(alphas)!r}.")
     if not alphas or min(alphas) == max(alphas):
         return [1.0] * len(alphas)
-    factors = {
-        "linear": lambda: _linear(alphas, min_scale, max_scale),
-        "sqrt": lambda: _proportional(alphas, math.sqrt),
-        "log2": lambda: _proportional(alphas, math.log2),
-        "step": lambda: _step(alphas, min_scale, max_scale, len(alphas) - (0 if released_step else 1)),
-        "sigmoid": lambda: _sigmoid(alphas, min_scale, max_scale),
-    }[map]()
+    options = {"min_scale": min_scale, "max_scale": max_scale, "released_step": released_step}
+    factors = entry.load()(alphas, **{name: options[name] for name in entry.options})
     trust = 1.0 if stderr is None else reliability(alphas, stderr)
     return [1 + trust * (factor - 1) for factor in factors]
-
-
-def _linear(alphas: Sequence[float], low: float, high: float) -> list[float]:
-    smallest, span = min(alphas), max(alphas) - min(alphas)
-    return [low + (high - low) * (a - smallest) / span for a in alphas]
-
-
-def _proportional(alphas: Sequence[float], g: Callable[[float], float]) -> list[float]:
-    values = [g(a) for a in alphas]
-    return [value * len(values) / math.fsum(values) for value in values]
-
-
-def _step(alphas: Sequence[float], low: float, high: float, steps: int) -> list[float]:
-    """Map ranks linearly; equal alphas get their mean rank."""
-    ordered = sorted(alphas)
-    first = {a: ordered.index(a) for a in ordered}
-    ranks = [first[a] + (ordered.count(a) - 1) / 2 for a in alphas]
-    return [low + (high - low) * rank / steps for rank in ranks]
-
-
-def _sigmoid(alphas: Sequence[float], low: float, high: float) -> list[float]:
-    mean = statistics.fmean(alphas)
-    factors = []
-    for a in alphas:
-        strength = math.log10(high) if a > mean else -math.log10(low)
-        # tanh(x / 2) = 2 sigmoid(x) - 1, without overflow.
-        factors.append(10 ** (strength * math.tanh(SIGMOID_TEMPERATURE * (a - mean) / 2)))
-    return factors

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
 from hf_farms.config.checks import check, check_choice, is_count, is_number
 from hf_farms.config.renamed import renamed
 from hf_farms.config.spectra import FarmsConfig
+from hf_farms.registries import LR_MAPS
 
 __all__ = ["LR_MAPS", "LR_QUANTITIES", "LR_UNITS", "FarmsLRConfig", "LRMap", "LRQuantity", "LRUnit"]
 
-LRMap = Literal["linear", "sqrt", "log2", "step", "sigmoid"]
+LRMap = Annotated[str, LR_MAPS]
 LRUnit = Literal["block", "layer"]
 LRQuantity = Literal["lr", "weight_decay", "both", "constant_decay"]
 
-LR_MAPS: tuple[LRMap, ...] = ("linear", "sqrt", "log2", "step", "sigmoid")
-LR_UNITS: tuple[LRUnit, ...] = ("block", "layer")
-LR_QUANTITIES: tuple[LRQuantity, ...] = ("lr", "weight_decay", "both", "constant_decay")
+LR_UNITS: tuple[LRUnit, ...] = get_args(LRUnit)
+LR_QUANTITIES: tuple[LRQuantity, ...] = get_args(LRQuantity)
 
 
 @renamed(farms="spectra")

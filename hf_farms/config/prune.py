@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated
 
 from hf_farms.config.checks import check, check_choice, is_count, is_number
 from hf_farms.config.renamed import renamed
@@ -24,8 +24,9 @@ __all__ = [
     "default_output_name",
 ]
 
-Method = Literal["magnitude", "wanda", "sparsegpt"]
-Allocation = Literal["uniform", "farms", "alpha"]
+# Names, as they are registered when a config is made.
+Method = Annotated[str, METHODS]
+Allocation = Annotated[str, ALLOCATIONS]
 
 UNSTRUCTURED = "unstructured"
 
@@ -51,9 +52,9 @@ class PruneConfig:
     """
 
     sparsity: float = 0.5
-    method: str = "wanda"
+    method: Method = "wanda"
     pattern: str = UNSTRUCTURED
-    allocation: str = "farms"
+    allocation: Allocation = "farms"
     spread: float = 0.1
     shrink: bool = True
     max_sparsity: float = 0.999

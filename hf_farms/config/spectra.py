@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
 from hf_farms.config.checks import check, check_choice, is_count, is_number
 from hf_farms.registries import FITS
 
 __all__ = ["BLOCK_SCORES", "FITS", "BlockScore", "FarmsConfig", "Fit"]
 
-Fit = Literal["mid", "peak", "goodness_of_fit"]
+Fit = Annotated[str, FITS]
 BlockScore = Literal["mean", "median", "trimmed", "standardised"]
 
-BLOCK_SCORES: tuple[BlockScore, ...] = ("mean", "median", "trimmed", "standardised")
+BLOCK_SCORES: tuple[BlockScore, ...] = get_args(BlockScore)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class FarmsConfig:
     window_rows: int | Literal["auto"] | None = "auto"
     aspect_ratio: float = 1.0
     windows_per_dim: int | Literal["auto"] = "auto"
-    fit: str = "mid"
+    fit: Fit = "mid"
     tail_divisor: float = 2.0
     released_peak_bound: bool = False
     block_score: BlockScore = "mean"

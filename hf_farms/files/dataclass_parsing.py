@@ -9,7 +9,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hf_farms.files.documents import Document, DocumentError, Key, short_repr
 
@@ -50,7 +50,8 @@ def parse_dataclass(document: Document, kind: type[T]) -> T:
 
     Args:
         document: the parsed file.
-        kind: a dataclass whose fields are text, numbers, booleans, None, literals, tuples, mappings or dataclasses.
+        kind: a dataclass whose fields are text, numbers, booleans, None, literals, registered names,
+            tuples, mappings or dataclasses.
 
     Raises:
         DocumentError: an entry is missing, unknown, of another type, or out of range; names its line where known.
@@ -67,6 +68,8 @@ def _build(value: Any, hint: Any, path: tuple[Key, ...]) -> Any:
         return _build_dataclass(value, hint, path)  # type: ignore[arg-type]
     if origin in (Union, types.UnionType):
         return _build_union(value, get_args(hint), path)
+    if origin is Annotated:
+        return _build_registered(value, hint, path)
     if origin is tuple:
         return _build_tuple(value, get_args(hint), path)
     if origin in (dict, Mapping):
@@ -102,7 +105,7 @@ def _build_dataclass(value: Any, kind: type, path: tuple[Key, ...]) -> Any:
 
 @cache
 def _hints(kind: type) -> dict[str, Any]:
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     # Old names of options, which the dataclass itself translates.
     old_names = getattr(kind, "RENAMED_FIELDS", {})
     return hints | {old: hints[new] for old, new in old_names.items()}
@@ -123,6 +126,14 @@ def _build_union(value: Any, hints: tuple[Any, ...], path: tuple[Key, ...]) -> A
     # An error inside a section names the wrong entry, which is more useful than the type of the section.
     deeper = [error for error in failures if error.path != path]
     raise deeper[0] if deeper else _Mismatch(path, " or ".join(_describe(hint) for hint in hints), value=value)
+
+
+def _build_registered(value: Any, hint: Any, path: tuple[Key, ...]) -> str:
+    """Return a name if the registry in the annotation has it."""
+    names = get_args(hint)[1]
+    if not isinstance(value, str) or value not in names:
+        raise _Mismatch(path, f"one of {', '.join(names)}", value=value)
+    return value
 
 
 def _build_tuple(value: Any, hints: tuple[Any, ...], path: tuple[Key, ...]) -> tuple[Any, ...]:

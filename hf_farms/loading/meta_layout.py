@@ -154,8 +154,8 @@ def find_meta_checkpoint(model: ModelRef, *, allow_pickle: bool = False) -> Meta
         raise ModelError(
             f"weights must be safetensors, got pickled ones ({shards[0]}) in Meta's own layout in {model.name!r}"
             f"{doubt}.",
-            hint="Convert them with `allow_pickle=True` (no code in them is run), or name a repository of this model that "
-            f"has a {CONFIG}.",
+            hint="Convert them with `allow_pickle=True` (no code in them is run), or name a repository of this model "
+            f"that has a {CONFIG}.",
         )
     return MetaCheckpoint(model=model, revision=commit, shards=shards)
 

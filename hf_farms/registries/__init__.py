@@ -4,11 +4,26 @@ base.py                Entry, Registry, and the import of the function that an e
 methods.py             METHODS: rules that choose the weights to remove
 allocations.py         ALLOCATIONS: rules that spread a total sparsity over the blocks
 fits.py                FITS: rules that say where the tail of a spectrum starts
+lr_maps.py             LR_MAPS: maps from alphas to factors on the learning rate
 """
 
-from hf_farms.registries.allocations import ALLOCATIONS, Allocation
+from hf_farms.registries.allocations import ALLOCATIONS, AllocationEntry
 from hf_farms.registries.base import Entry, Needs, Registry, load
-from hf_farms.registries.fits import FITS, Fit
-from hf_farms.registries.methods import METHODS, Method
+from hf_farms.registries.fits import FITS, FitEntry
+from hf_farms.registries.lr_maps import LR_MAPS, LRMapEntry
+from hf_farms.registries.methods import METHODS, MethodEntry
 
-__all__ = ["ALLOCATIONS", "FITS", "METHODS", "Allocation", "Entry", "Fit", "Method", "Needs", "Registry", "load"]
+__all__ = [
+    "ALLOCATIONS",
+    "FITS",
+    "LR_MAPS",
+    "METHODS",
+    "AllocationEntry",
+    "Entry",
+    "FitEntry",
+    "LRMapEntry",
+    "MethodEntry",
+    "Needs",
+    "Registry",
+    "load",
+]

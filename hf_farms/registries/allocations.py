@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from hf_farms.registries.base import Entry, Registry, check_path
 
-__all__ = ["ALLOCATIONS", "Allocation"]
+__all__ = ["ALLOCATIONS", "AllocationEntry"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Allocation(Entry):
+class AllocationEntry(Entry):
     """A rule that gives each block its sparsity.
 
     The function is called with a `hf_farms.allocation.plan.BlockScores` and a `PruneConfig`, and returns the sparsity
@@ -69,17 +69,17 @@ ALPHAS_ALIKE = (
     "same sparsity."
 )
 
-ALLOCATIONS: Registry[Allocation] = Registry(
+ALLOCATIONS: Registry[AllocationEntry] = Registry(
     "allocation",
     {
-        "uniform": Allocation(
+        "uniform": AllocationEntry(
             needs="nothing",
             function="hf_farms.allocation.plan:uniform",
             sentence="Every block has the same sparsity.",
             even=True,
             sentence_if_even="Every block has the same sparsity.",
         ),
-        "farms": Allocation(
+        "farms": AllocationEntry(
             needs="windows",
             function="hf_farms.allocation.plan:by_score",
             sentence="Less trained blocks are pruned more, as estimated by alpha, the exponent of the tail of their "
@@ -89,7 +89,7 @@ ALLOCATIONS: Registry[Allocation] = Registry(
             options=("spread", "shrink"),
             citation=ALPHAPRUNING,
         ),
-        "alpha": Allocation(
+        "alpha": AllocationEntry(
             needs="matrix",
             function="hf_farms.allocation.plan:by_score",
             sentence="Less trained blocks are pruned more, as estimated by alpha, the exponent of the tail of their "

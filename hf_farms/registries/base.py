@@ -58,6 +58,10 @@ class Registry(dict[str, E]):
         super().__init__(entries)
         self.option = option
 
+    def __getitem__(self, name: str) -> E:
+        # What is no text may have no hash.
+        return super().__getitem__(name) if isinstance(name, str) else self.__missing__(name)
+
     def __missing__(self, name: str) -> E:
         raise ValueError(f"{self.option} must be one of {', '.join(self)}, got {name!r}.")
 

@@ -7,13 +7,13 @@ from typing import Literal
 
 from hf_farms.registries.base import Entry, Registry
 
-__all__ = ["FITS", "Fit"]
+__all__ = ["FITS", "FitEntry"]
 
 Precision = Literal["float32", "float64"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit(Entry):
+class FitEntry(Entry):
     """A rule that fits the tail of a spectrum.
 
     The function is called with eigenvalues `(b, N)`, ascending and not negative, and a `FarmsConfig`, and returns a
@@ -32,24 +32,24 @@ class Fit(Entry):
             raise ValueError(f"needs must be 'nothing' for a fit, which is given eigenvalues, got {self.needs!r}.")
 
 
-FITS: Registry[Fit] = Registry(
+FITS: Registry[FitEntry] = Registry(
     "fit",
     {
-        "mid": Fit(
+        "mid": FitEntry(
             needs="nothing",
             function="hf_farms.spectra.powerlaw:fit_mid",
             sentence="The tail starts at eigenvalue N / {tail_divisor:g} of N, in ascending order.",
             options=("tail_divisor",),
             precision="float32",
         ),
-        "peak": Fit(
+        "peak": FitEntry(
             needs="nothing",
             function="hf_farms.spectra.powerlaw:fit_peak",
             sentence="The tail starts where the law fits best (smallest Kolmogorov-Smirnov distance), near the peak of "
             "the histogram of the eigenvalues.",
             options=("released_peak_bound",),
         ),
-        "goodness_of_fit": Fit(
+        "goodness_of_fit": FitEntry(
             needs="nothing",
             function="hf_farms.spectra.powerlaw:fit_goodness",
             sentence="The tail starts where the law fits best (smallest Kolmogorov-Smirnov distance) among all "

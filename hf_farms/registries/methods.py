@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from hf_farms.registries.base import Entry, Registry, check_path
 
-__all__ = ["METHODS", "Method"]
+__all__ = ["METHODS", "MethodEntry"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(Entry):
+class MethodEntry(Entry):
     """A pruning method.
 
     The function is called with the weight `(out, in)`, the numbers that `statistic` prepared (None without one) and a
@@ -57,16 +57,16 @@ SPARSEGPT = """\
   note      = {arXiv:2301.00774}
 }"""
 
-METHODS: Registry[Method] = Registry(
+METHODS: Registry[MethodEntry] = Registry(
     "method",
     {
-        "magnitude": Method(
+        "magnitude": MethodEntry(
             needs="nothing",
             function="hf_farms.pruning.magnitude:magnitude",
             sentence="Magnitude pruning: in each row of a weight matrix, the weights of smallest magnitude were set to "
             "zero.",
         ),
-        "wanda": Method(
+        "wanda": MethodEntry(
             needs="activations",
             function="hf_farms.pruning.wanda:wanda",
             statistic="hf_farms.pruning.wanda:InputNorm",
@@ -74,7 +74,7 @@ METHODS: Registry[Method] = Registry(
             "smallest product of magnitude and input norm were set to zero.",
             citation=WANDA,
         ),
-        "sparsegpt": Method(
+        "sparsegpt": MethodEntry(
             needs="activations",
             function="hf_farms.pruning.sparsegpt:sparsegpt",
             statistic="hf_farms.pruning.sparsegpt:InputProducts",

@@ -1,6 +1,7 @@
 """An allocation that is one function and one entry is found everywhere, also one that needs activations."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,15 +10,15 @@ from hf_farms import PruneConfig, PruneReport, analyze, plan_sparsity, prune
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.errors import DataError
 from hf_farms.pruning.scoring import score_blocks
-from hf_farms.registries import ALLOCATIONS, Allocation
+from hf_farms.registries import ALLOCATIONS, AllocationEntry
 
-DEPTH = Allocation(
+DEPTH = AllocationEntry(
     needs="nothing",
     function="registry_entries:deeper_is_sparser",
     sentence="Blocks lose more the deeper they are.",
     citation="@misc{depth}",
 )
-OUTLIERS = Allocation(
+OUTLIERS = AllocationEntry(
     needs="activations",
     function="hf_farms.allocation.plan:by_score",
     score="registry_entries:mean_outlier",
@@ -114,7 +115,7 @@ def test_scores_that_are_there_already_are_used(added, llama, monkeypatch):
     config = PruneConfig(method="magnitude", allocation="outliers", shrink=False)
     with monkeypatch.context() as patch:
         # Nothing is measured: without scores this function would be missed.
-        patch.setitem(ALLOCATIONS, "outliers", Allocation(**{**vars(OUTLIERS), "score": "registry_entries:missing"}))
+        patch.setitem(ALLOCATIONS, "outliers", replace(OUTLIERS, score="registry_entries:missing"))
         ids = [torch.arange(20)]
         targets = [b.target for b in prune(llama, config, calibration=ids, scores=[1, 2, 3]).report.blocks]
         with pytest.raises(AttributeError, match="missing"):
@@ -123,7 +124,7 @@ def test_scores_that_are_there_already_are_used(added, llama, monkeypatch):
 
 
 def test_a_function_that_returns_no_sparsity_for_each_block_is_refused(monkeypatch, llama):
-    entry = Allocation(needs="nothing", function="registry_entries:too_many", sentence="")
+    entry = AllocationEntry(needs="nothing", function="registry_entries:too_many", sentence="")
     monkeypatch.setitem(ALLOCATIONS, "many", entry)
     with pytest.raises(ValueError, match="allocation 'many' must return a sparsity between 0 and 1 for each of 3"):
         prune(llama, PruneConfig(method="magnitude", allocation="many"))

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from hf_farms import registries
-from hf_farms.registries import METHODS, Allocation, Entry, Method, Registry, load
+from hf_farms.registries import METHODS, AllocationEntry, Entry, MethodEntry, Registry, load
 
 ALL = [getattr(registries, name) for name in registries.__all__ if isinstance(getattr(registries, name), Registry)]
 LIGHT = """
@@ -33,6 +33,8 @@ def test_an_unknown_name_is_refused_with_the_known_ones(registry):
     names = ", ".join(registry)
     with pytest.raises(ValueError, match=f"^{registry.option} must be one of {names}, got 'unknown'.$"):
         registry["unknown"]
+    with pytest.raises(ValueError, match=f"^{registry.option} must be one of {names}, got \\['unknown'\\].$"):
+        registry[["unknown"]]
 
 
 def test_a_name_of_a_registry_is_text():
@@ -56,10 +58,19 @@ def test_the_sentence_of_an_entry_has_values_of_the_config():
     [
         (lambda: Entry(needs="time", function="m:f", sentence=""), "needs must be one of nothing, .* got 'time'"),
         (lambda: Entry(needs="nothing", function="m.f", sentence=""), "function must be an import path .* got 'm.f'"),
-        (lambda: Method(needs="activations", function="m:f", sentence=""), "statistic must be given exactly where"),
-        (lambda: Method(needs="windows", function="m:f", sentence=""), "needs must be 'nothing' or 'activations'"),
-        (lambda: Allocation(needs="activations", function="m:f", sentence=""), "score must be given exactly where"),
-        (lambda: Allocation(needs="gradients", function="m:f", sentence=""), "needs must be nothing, windows, matrix"),
+        (
+            lambda: MethodEntry(needs="activations", function="m:f", sentence=""),
+            "statistic must be given",
+        ),
+        (lambda: MethodEntry(needs="windows", function="m:f", sentence=""), "needs must be 'nothing' or 'activations'"),
+        (
+            lambda: AllocationEntry(needs="activations", function="m:f", sentence=""),
+            "score must be given",
+        ),
+        (
+            lambda: AllocationEntry(needs="gradients", function="m:f", sentence=""),
+            "needs must be nothing, windows",
+        ),
     ],
 )
 def test_an_entry_that_cannot_work_is_refused(make, message):

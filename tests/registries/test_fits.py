@@ -11,9 +11,9 @@ from hf_farms import FarmsConfig, PruneConfig, SpectralReport, layer_spectrum, p
 from hf_farms.config import CalibrationConfig, EvaluationConfig
 from hf_farms.errors import DataError
 from hf_farms.output.recipe import Recipe
-from hf_farms.registries import FITS, Fit
+from hf_farms.registries import FITS, FitEntry
 
-LARGEST = Fit(
+LARGEST = FitEntry(
     needs="nothing", function="registry_entries:fit_largest", sentence="The tail is the largest of {windows_per_dim}."
 )
 # The field of a PruneConfig that says how spectra are measured.
@@ -76,4 +76,4 @@ def test_a_removed_fit_is_refused(monkeypatch, hf_farms):
 
 def test_a_fit_is_given_eigenvalues_and_nothing_else():
     with pytest.raises(ValueError, match="needs must be 'nothing' for a fit"):
-        Fit(needs="windows", function="m:f", sentence="")
+        FitEntry(needs="windows", function="m:f", sentence="")

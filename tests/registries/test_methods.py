@@ -6,9 +6,9 @@ from hf_farms_cards import render_card
 
 from hf_farms import PruneConfig, PruneReport, prune
 from hf_farms.errors import DataError
-from hf_farms.registries import METHODS, Method
+from hf_farms.registries import METHODS, MethodEntry
 
-FIRST = Method(
+FIRST = MethodEntry(
     needs="nothing",
     function="registry_entries:remove_first",
     sentence="First: the first {sparsity:.0%} of every matrix were set to zero.",

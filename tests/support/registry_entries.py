@@ -36,3 +36,8 @@ def fit_largest(eigenvalues, config):
 
     size = eigenvalues.new_full((len(eigenvalues),), float(eigenvalues.shape[-1]))
     return TailFit(size, torch.zeros_like(size), eigenvalues[:, -1])
+
+
+def largest_only(alphas, *, max_scale):
+    """A map: the largest alpha gets the largest scale, all others keep the learning rate."""
+    return [max_scale if alpha == max(alphas) else 1.0 for alpha in alphas]

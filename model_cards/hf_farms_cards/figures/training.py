@@ -11,6 +11,7 @@ from typing import Any
 from hf_farms.config import FarmsLRConfig
 from hf_farms.files.atomic_writes import write_text
 from hf_farms.files.path_checks import check_within
+from hf_farms.registries import LR_MAPS
 from hf_farms.reports.lr_history import LRHistoryEntry
 from hf_farms.reports.training import FarmsLRRecord, S2FTRecord
 from hf_farms_cards.figures.blocks import dark_of
@@ -66,9 +67,7 @@ def section(record: FarmsLRRecord) -> dict[str, Any]:
         "rates": record,
         "moved": moved,
         "quantity": QUANTITIES[config.quantity] if config else QUANTITIES["lr"],
-        "scales": None
-        if config is None or config.map in ("sqrt", "log2")
-        else f"scales {config.min_scale:g} to {config.max_scale:g}",
+        "map": LR_MAPS[config.map].describe(config) if config else None,
         "last": last,
         "first_blocks": {block.name: block for block in record.measurements[0].blocks},
         "seconds": f"{math.fsum(line.seconds for line in record.measurements):.1f}",
