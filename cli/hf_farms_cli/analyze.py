@@ -24,7 +24,7 @@ from hf_farms_cli.options import (
 )
 
 if TYPE_CHECKING:
-    from hf_farms.config import BlockScore, Fit
+    from hf_farms.config import BlockScore
 
 DEFAULT = FarmsConfig()
 
@@ -91,7 +91,7 @@ def analyze_command(
             window_rows=None if window_rows == "none" else _count_or_auto("window_rows", window_rows),
             aspect_ratio=aspect_ratio,
             windows_per_dim=_count_or_auto("windows_per_dim", windows_per_dim),
-            fit=cast("Fit", fit),
+            fit=fit,
             tail_divisor=tail_divisor,
             released_peak_bound=released_peak_bound,
             block_score=cast("BlockScore", block_score),
