@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
 from hf_farms.config.checks import check, check_choice, is_number
 from hf_farms.config.renamed import renamed
 from hf_farms.config.spectra import FarmsConfig
+from hf_farms.registries import STRATEGIES
 
 __all__ = [
     "S2FT_KEEPS",
     "S2FT_LAYOUTS",
     "S2FT_ROLES",
-    "S2FT_STRATEGIES",
     "S2FTConfig",
     "S2FTKeep",
     "S2FTLayout",
@@ -23,16 +23,16 @@ __all__ = [
 ]
 
 S2FTRole = Literal["q", "k", "v", "o", "gate", "up", "down"]
-S2FTStrategy = Literal["random", "weight", "activation", "product", "gradient"]
+# A name, as it is registered when a config is made.
+S2FTStrategy = Annotated[str, STRATEGIES]
 S2FTKeep = Literal["largest", "smallest"]
 S2FTLayout = Literal["indexed", "permuted"]
 S2FTBudgets = Literal["uniform", "farms"]
 
-S2FT_ROLES: tuple[S2FTRole, ...] = ("q", "k", "v", "o", "gate", "up", "down")
-S2FT_STRATEGIES: tuple[S2FTStrategy, ...] = ("random", "weight", "activation", "product", "gradient")
-S2FT_KEEPS: tuple[S2FTKeep, ...] = ("largest", "smallest")
-S2FT_LAYOUTS: tuple[S2FTLayout, ...] = ("indexed", "permuted")
-S2FT_BUDGETS: tuple[S2FTBudgets, ...] = ("uniform", "farms")
+S2FT_ROLES: tuple[S2FTRole, ...] = get_args(S2FTRole)
+S2FT_KEEPS: tuple[S2FTKeep, ...] = get_args(S2FTKeep)
+S2FT_LAYOUTS: tuple[S2FTLayout, ...] = get_args(S2FTLayout)
+S2FT_BUDGETS: tuple[S2FTBudgets, ...] = get_args(S2FTBudgets)
 
 
 @renamed(farms="spectra")
@@ -84,7 +84,7 @@ class S2FTConfig:
         for role in self.roles:
             check_choice("roles", role, S2FT_ROLES)
         check(len(set(self.roles)) == len(self.roles), "roles", "different from each other", self.roles)
-        check_choice("strategy", self.strategy, S2FT_STRATEGIES)
+        check_choice("strategy", self.strategy, STRATEGIES)
         check_choice("keep", self.keep, S2FT_KEEPS)
         check(isinstance(self.seed, int) and 0 <= self.seed < 2**63, "seed", "an integer of at least 0", self.seed)
         check_choice("budget_allocation", self.budget_allocation, S2FT_BUDGETS)
@@ -96,4 +96,4 @@ class S2FTConfig:
     @property
     def needs_data(self) -> bool:
         """Whether the strategy reads calibration batches."""
-        return self.strategy in ("activation", "product", "gradient")
+        return STRATEGIES[self.strategy].needs_data

@@ -5,6 +5,7 @@ methods.py             METHODS: rules that choose the weights to remove
 allocations.py         ALLOCATIONS: rules that spread a total sparsity over the blocks
 fits.py                FITS: rules that say where the tail of a spectrum starts
 lr_maps.py             LR_MAPS: maps from alphas to factors on the learning rate
+strategies.py          STRATEGIES: scores of heads and channels, by which S2FT selects
 """
 
 from hf_farms.registries.allocations import ALLOCATIONS, AllocationEntry
@@ -12,12 +13,14 @@ from hf_farms.registries.base import Entry, Needs, Registry, load
 from hf_farms.registries.fits import FITS, FitEntry
 from hf_farms.registries.lr_maps import LR_MAPS, LRMapEntry
 from hf_farms.registries.methods import METHODS, MethodEntry
+from hf_farms.registries.strategies import STRATEGIES, StrategyEntry
 
 __all__ = [
     "ALLOCATIONS",
     "FITS",
     "LR_MAPS",
     "METHODS",
+    "STRATEGIES",
     "AllocationEntry",
     "Entry",
     "FitEntry",
@@ -25,5 +28,6 @@ __all__ = [
     "MethodEntry",
     "Needs",
     "Registry",
+    "StrategyEntry",
     "load",
 ]

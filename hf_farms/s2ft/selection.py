@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from hf_farms.blocks.coupling import Member, Structure
@@ -13,7 +12,7 @@ from hf_farms.config import S2FTConfig
 from hf_farms.errors import ModelError
 from hf_farms.s2ft.budgets import unit_counts
 from hf_farms.s2ft.coupled import CoupledModel
-from hf_farms.s2ft.unit_norms import Batches, unit_norms
+from hf_farms.s2ft.unit_norms import Batches, unit_scores
 
 __all__ = ["Batches", "Selection", "choose_channels", "select_channels"]
 
@@ -82,15 +81,11 @@ def choose_channels(
         for index, structures in enumerate(coupled.structures)
     ]
     counts = unit_counts(coupled, [[len(units) for units in block] for block in free])
-    norms = None
-    if config.strategy != "random":
-        norms = unit_norms(coupled.source, coupled.structures, config, calibration)
-    generator = torch.Generator().manual_seed(config.seed)
+    scores = unit_scores(coupled, calibration if config.needs_data else None)
     channels: dict[str, tuple[int, ...]] = {}
     for b, structures in enumerate(coupled.structures):
         for s, structure in enumerate(structures):
-            scores = torch.rand(structure.units, generator=generator) if norms is None else norms[b][s]
-            units = _best_units(scores, free[b][s], counts[b][s], largest=norms is None or config.keep == "largest")
+            units = _best_units(scores[b][s], free[b][s], counts[b][s], largest=config.keep == "largest")
             for member in structure.trained(config.roles) if units else ():
                 channels[member.layer.name] = tuple(member.channels(units).tolist())
     return Selection(config, channels)

@@ -1,4 +1,4 @@
-"""Norms of heads and channels: of their weights, activations, or gradients.
+"""Norms of heads and channels: of their weights, activations, or gradients. `STRATEGIES` names the functions.
 
 Memory: one sum of squares per channel.
 """
@@ -16,51 +16,90 @@ from hf_farms.blocks import LayerView, ModelBlockSource
 from hf_farms.blocks.coupling import Member, Structure
 from hf_farms.config import S2FTConfig
 from hf_farms.errors import DataError, ModelError
+from hf_farms.registries import STRATEGIES
+from hf_farms.s2ft.coupled import CoupledModel
 
-__all__ = ["Batches", "unit_norms"]
+__all__ = [
+    "Batches",
+    "activation_norms",
+    "gradient_norms",
+    "product_norms",
+    "random_scores",
+    "unit_scores",
+    "weight_norms",
+]
 
 Batches = Iterable[Mapping[str, Any]]
 Structures = Sequence[Sequence[Structure]]
 
 
-def unit_norms(
-    source: ModelBlockSource,
-    structures: Structures,
-    config: S2FTConfig,
-    calibration: Batches | None,
-) -> list[list[Tensor]]:
-    """Norm of every unit, `(units,)` float32 on the CPU, for each block and structure.
-
-    weight: of the trained weights that belong to the unit. activation: of what o or down is multiplied with, over all
-    tokens that an `attention_mask` does not hide. product: one times the other. gradient: of the loss by the trained
-    weights, root of the sum over batches.
+def unit_scores(coupled: CoupledModel, calibration: Batches | None) -> list[list[Tensor]]:
+    """Score every unit by the strategy of the config: `(units,)` on the CPU, for each block and structure.
 
     Raises:
         DataError: no batches, or a model that gives no loss for them.
-        ModelError: norms that are not finite, or a layer that the data do not reach.
+        ModelError: scores that are not finite, or a layer that the data do not reach.
+        ValueError: a strategy that does not return a score for every unit.
     """
-    views = {view.name: view for index in range(len(source)) for view in source.open(index).layers}
-    weights = activations = None
-    if config.strategy in ("weight", "product"):
-        weights = _map(structures, lambda s: _over_members(s, config, lambda view: view.read().float().square(), views))
-    if config.strategy in ("activation", "product"):
-        assert calibration is not None
-        activations = _activations(source, structures, views, calibration)
-    if config.strategy == "gradient":
-        assert calibration is not None
-        squares = _gradients(source, structures, config, views, calibration)
-    elif weights is None or activations is None:
-        squares = weights or activations or []
-    else:
-        squares = [[w * a for w, a in zip(*pair, strict=True)] for pair in zip(weights, activations, strict=True)]
-    for found, numbers in zip(structures, squares, strict=True):
-        for structure, values in zip(found, numbers, strict=True):
+    strategy = coupled.config.strategy
+    scores: list[list[Tensor]] = STRATEGIES[strategy].load()(coupled, calibration)
+    expected = [[(structure.units,) for structure in block] for block in coupled.structures]
+    if (shapes := [[tuple(values.shape) for values in block] for block in scores]) != expected:
+        raise ValueError(f"strategy {strategy!r} must return scores of shapes {expected}, got {shapes}.")
+    for structures, block in zip(coupled.structures, scores, strict=True):
+        for structure, values in zip(structures, block, strict=True):
             if not bool(values.isfinite().all()):
                 raise ModelError(
                     f"norms of heads and channels must be finite, got NaN or infinity in "
                     f"{structure.members[-1].layer.name}."
                 )
-    return [[values.sqrt() for values in numbers] for numbers in squares]
+    return scores
+
+
+def random_scores(coupled: CoupledModel, calibration: Batches | None) -> list[list[Tensor]]:
+    """Draw a number for every unit; either `keep` selects the same units."""
+    config = coupled.config
+    generator = torch.Generator().manual_seed(config.seed)
+    sign = 1 if config.keep == "largest" else -1
+    return _map(coupled.structures, lambda structure: sign * torch.rand(structure.units, generator=generator))
+
+
+def weight_norms(coupled: CoupledModel, calibration: Batches | None) -> list[list[Tensor]]:
+    """Measure the trained weights that belong to each unit."""
+    return _roots(_weights(coupled))
+
+
+def activation_norms(coupled: CoupledModel, calibration: Batches) -> list[list[Tensor]]:
+    """Measure the inputs of o or down, over all tokens that an `attention_mask` does not hide."""
+    return _roots(_activations(coupled.source, coupled.structures, _views(coupled), calibration))
+
+
+def product_norms(coupled: CoupledModel, calibration: Batches) -> list[list[Tensor]]:
+    """Multiply the norm of each unit's weights by that of its activation."""
+    weights = _weights(coupled)
+    activations = _activations(coupled.source, coupled.structures, _views(coupled), calibration)
+    return _roots([[w * a for w, a in zip(*pair, strict=True)] for pair in zip(weights, activations, strict=True)])
+
+
+def gradient_norms(coupled: CoupledModel, calibration: Batches) -> list[list[Tensor]]:
+    """Measure the gradient of the loss by each unit's trained weights, root of the sum of squares over batches."""
+    return _roots(_gradients(coupled.source, coupled.structures, coupled.config, calibration))
+
+
+def _views(coupled: CoupledModel) -> dict[str, LayerView]:
+    source = coupled.source
+    return {view.name: view for index in range(len(source)) for view in source.open(index).layers}
+
+
+def _weights(coupled: CoupledModel) -> list[list[Tensor]]:
+    views, config = _views(coupled), coupled.config
+    return _map(
+        coupled.structures, lambda s: _over_members(s, config, lambda view: view.read().float().square(), views)
+    )
+
+
+def _roots(squares: list[list[Tensor]]) -> list[list[Tensor]]:
+    return [[values.sqrt() for values in block] for block in squares]
 
 
 def _map(structures: Structures, call: Callable[[Structure], Tensor]) -> list[list[Tensor]]:
@@ -122,7 +161,6 @@ def _gradients(
     source: ModelBlockSource,
     structures: Structures,
     config: S2FTConfig,
-    views: Mapping[str, LayerView],
     calibration: Batches,
 ) -> list[list[Tensor]]:
     """Sum the squared gradients of each unit; each gradient is freed as soon as it has been added."""
@@ -149,7 +187,7 @@ def _gradients(
             loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
             if loss is None:
                 raise DataError(
-                    "calibration batches must give a loss for strategy 'gradient', got none.",
+                    f"calibration batches must give a loss for strategy {config.strategy!r}, got none.",
                     hint='Add "labels" to the batches.',
                 )
             loss.backward()

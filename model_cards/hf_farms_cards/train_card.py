@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from hf_farms.config import FarmsLRConfig, S2FTConfig
+from hf_farms.registries import STRATEGIES
 from hf_farms.reports.training import FarmsLRRecord, S2FTRecord, TrainReport
 from hf_farms_cards.figures.blocks import dark_of
 from hf_farms_cards.figures.training import LR, section, selected_by_block
@@ -58,6 +59,7 @@ def trained_card(
         "share": report.num_trained / report.num_parameters if known else None,  # type: ignore[operator]
         "measured": measured,
         "evaluated": any(name.startswith("eval_") for name in report.metrics),
+        "strategy": STRATEGIES[report.s2ft.config.strategy].describe(report.s2ft.config) if report.s2ft else None,
         **_selection(report.s2ft),
         "snippet": _snippet(report),
         "quick_start": quick_start(name, task, checkpoint, pruned=False),

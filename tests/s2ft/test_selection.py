@@ -13,7 +13,7 @@ from hf_farms import S2FTConfig, select_channels
 from hf_farms.errors import DataError, HfFarmsWarning, ModelError
 from hf_farms.s2ft.coupled import CoupledModel
 from hf_farms.s2ft.selection import Selection
-from hf_farms.s2ft.unit_norms import unit_norms
+from hf_farms.s2ft.unit_norms import unit_scores
 
 
 @pytest.fixture
@@ -262,7 +262,7 @@ def test_dropout_has_no_say(batches, strategy):
     coupled = CoupledModel(model, config)
     for training in (False, True):
         model.train(training)
-        norms.append(unit_norms(coupled.source, coupled.structures, config, batches))
+        norms.append(unit_scores(coupled, batches))
     assert all(torch.equal(a, b) for pair in zip(*norms, strict=True) for a, b in zip(*pair, strict=True))
 
 

@@ -41,3 +41,18 @@ def fit_largest(eigenvalues, config):
 def largest_only(alphas, *, max_scale):
     """A map: the largest alpha gets the largest scale, all others keep the learning rate."""
     return [max_scale if alpha == max(alphas) else 1.0 for alpha in alphas]
+
+
+def count_down(coupled, calibration):
+    """A strategy: the first unit of every structure has the highest score; reads the calibration data."""
+    import torch
+
+    assert len(list(calibration)) == 2
+    return [[-torch.arange(structure.units).float() for structure in block] for block in coupled.structures]
+
+
+def one_score(coupled, calibration):
+    """A strategy that scores one unit only."""
+    import torch
+
+    return [[torch.ones(1) for _ in block] for block in coupled.structures]
