@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from hf_farms.errors import ModelError
 from hf_farms.files.shards import ENDINGS, shard_names
 from hf_farms.hub.client import with_retries
 from hf_farms.loading.refusals import custom_code_error
+from hf_farms.registries import CHECKPOINT_FORMATS
 
-__all__ = ["architecture_of", "quantisation_of", "weight_files"]
+__all__ = ["architecture_of", "find_pickled", "find_safetensors", "quantisation_of", "weight_files"]
 
-SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
+SAFETENSORS, PICKLED, INDEX = "model.safetensors", "pytorch_model.bin", ".index.json"
 
 
 def weight_files(name: str, path: str, revision: str | None, *, allow_pickle: bool) -> list[Path]:
@@ -38,23 +40,30 @@ def weight_files(name: str, path: str, revision: str | None, *, allow_pickle: bo
         return Path(local) if local else None
 
     _check_indices(Path(path))
-    for file_name in (SAFETENSORS, PICKLED):
-        # As in transformers, a single file takes precedence over shards.
-        single = find(file_name)
-        index = None if single else find(f"{file_name}.index.json")
-        if not index and not single:
+    for entry in CHECKPOINT_FORMATS.values():
+        file = None if entry.converted else entry.load()(find)
+        if file is None:
             continue
-        if file_name == PICKLED and not allow_pickle:
+        if entry.pickled and not allow_pickle:
             raise ModelError(
                 f"weights must be safetensors, got pickled ones in {name!r}.",
                 hint="Convert them with transformers (save_pretrained), or allow them: `allow_pickle=True`.",
             )
-        if single:
-            return [single]
-        assert index is not None
-        return [_require_shard(find(shard), shard, index) for shard in shard_names(index)]
+        if not file.name.endswith(INDEX):
+            return [file]
+        return [_require_shard(find(shard), shard, file) for shard in shard_names(file)]
     _require_absent(path, revision)
     raise ModelError(f"model must have weights ({SAFETENSORS}, or shards with an index), got {name!r} without them.")
+
+
+def find_safetensors(find: Callable[[str], Path | None]) -> Path | None:
+    """Find safetensors, or the index of their shards. As in transformers, a single file takes precedence."""
+    return find(SAFETENSORS) or find(SAFETENSORS + INDEX)
+
+
+def find_pickled(find: Callable[[str], Path | None]) -> Path | None:
+    """Find pickled weights, or the index of their shards."""
+    return find(PICKLED) or find(PICKLED + INDEX)
 
 
 def _require_absent(path: str, revision: str | None) -> None:

@@ -46,10 +46,9 @@ class MetaCheckpoint:
     shards: tuple[str, ...] = ()
 
     @property
-    def note(self) -> str:
-        """What the reader of a result must know."""
-        used = f"{self.sibling!r} was loaded in its place" if self.sibling else "it was converted"
-        return f"{self.model.name!r} has Meta's own layout, without a {CONFIG}: {used}."
+    def replaced_by(self) -> str:
+        """The end of the note for the reader of a result."""
+        return f"{self.sibling!r} was loaded in its place" if self.sibling else "it was converted"
 
     def transformers_path(self, *, tokenizer: bool = True) -> str:
         """Name of a repository or a folder that transformers can load; converted at most once, into the Hub's cache.

@@ -13,6 +13,7 @@ from hf_farms.errors import ModelError
 from hf_farms.hub.base_model import ask_model, fetch_base_model, read_base_model, weights_size
 from hf_farms.hub.client import hub_errors
 from hf_farms.loading.refusals import ADAPTER, adapter_error, refuse_pointers, refuse_special_files
+from hf_farms.registries import CHECKPOINT_FORMATS, FormatEntry
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -148,7 +149,7 @@ def require_model(name: str) -> None:
 def _check_folder(folder: Path, name: str) -> None:
     refuse_special_files(folder)
     if not (folder / "config.json").is_file():
-        if (folder / "params.json").is_file() and any(folder.glob("consolidated.*")):
+        if any(entry.converted and _has_files(folder, entry) for entry in CHECKPOINT_FORMATS.values()):
             return
         if (folder / ADAPTER).is_file():
             raise adapter_error(name, folder / ADAPTER)
@@ -159,5 +160,10 @@ def _check_folder(folder: Path, name: str) -> None:
     refuse_pointers(folder)
     if (folder / ADAPTER).is_file():
         raise adapter_error(name, folder / ADAPTER)
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+    if not any(_has_files(folder, entry) for entry in CHECKPOINT_FORMATS.values()):
         raise ModelError(f"model folder must have weights (*.safetensors), got {name!r} without.")
+
+
+def _has_files(folder: Path, entry: FormatEntry) -> bool:
+    """Whether a folder has a file for each of the patterns of a format."""
+    return all(any(path.is_file() for path in folder.glob(pattern)) for pattern in entry.files)

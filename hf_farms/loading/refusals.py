@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_farms.errors import ModelError
 from hf_farms.files.paths import special_kind
+from hf_farms.registries import CHECKPOINT_FORMATS
 
 __all__ = ["ADAPTER", "adapter_error", "custom_code_error", "refuse_pointers", "refuse_special_files"]
 
@@ -15,10 +16,8 @@ ADAPTER = "adapter_config.json"
 POINTER = b"version https://git-lfs.github.com/spec/"
 # A pointer has three short lines.
 POINTER_BYTES = 1024
-# The files that are read. Others, such as pictures of the card, may be pointers.
+# The files that are read, beside those of the formats. Others, such as pictures of the card, may be pointers.
 READ_FILES = (
-    "*.safetensors",
-    "*.bin",
     "*.pth",
     "*.json",
     "*.model",
@@ -28,13 +27,17 @@ READ_FILES = (
 )
 
 
+def _read_files() -> set[str]:
+    return {*READ_FILES, *(pattern for entry in CHECKPOINT_FORMATS.values() for pattern in entry.files)}
+
+
 def refuse_special_files(folder: Path) -> None:
     """Refuse a model folder with pipes, sockets or devices, also behind links: reading them could block for ever.
 
     Raises:
         ModelError: a model file is a special file.
     """
-    for path in sorted({path for pattern in READ_FILES for path in folder.glob(pattern)}):
+    for path in sorted({path for pattern in _read_files() for path in folder.glob(pattern)}):
         if (kind := special_kind(path)) is not None:
             raise ModelError(
                 f"files of a model must be regular, got the {kind} {str(path)!r}.",
@@ -48,7 +51,7 @@ def refuse_pointers(folder: Path) -> None:
     Raises:
         ModelError: a model file is a git-lfs pointer.
     """
-    pointers = sorted({path.name for pattern in READ_FILES for path in folder.glob(pattern) if _is_pointer(path)})
+    pointers = sorted({path.name for pattern in _read_files() for path in folder.glob(pattern) if _is_pointer(path)})
     if pointers:
         more = f" and {len(pointers) - 1} more" if len(pointers) > 1 else ""
         raise ModelError(

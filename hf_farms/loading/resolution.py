@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Protocol
 
 from hf_farms.errors import HfFarmsWarning
-from hf_farms.loading.meta_layout import find_meta_checkpoint
 from hf_farms.loading.names import ModelRef
+from hf_farms.registries import CHECKPOINT_FORMATS
 
-__all__ = ["ResolvedModel", "find_model"]
+__all__ = ["Replacement", "ResolvedModel", "find_model", "find_replacement"]
+
+
+class Replacement(Protocol):
+    """A model in a format that transformers cannot read, as the function of a `FormatEntry` finds it."""
+
+    @property
+    def replaced_by(self) -> str:
+        """The end of the note for the reader of a result, such as "it was converted"."""
+
+    def transformers_path(self, *, tokenizer: bool) -> str:
+        """Return a repository or a folder that transformers can load; a copy is converted at most once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,20 +42,44 @@ class ResolvedModel:
 def find_model(model: ModelRef, *, allow_pickle: bool = False, tokenizer: bool = True) -> ResolvedModel:
     """Find the files that transformers can load.
 
-    For a model in Meta's own layout that is another repository or a converted copy, which is said by a warning.
+    For a model in a format that transformers cannot read (`CHECKPOINT_FORMATS`) these are another repository or a
+    converted copy, with a warning.
 
     Args:
         model: `demo`, a folder, or a hub id.
-        allow_pickle: convert pickled weights in Meta's layout.
+        allow_pickle: convert pickled weights.
         tokenizer: whether a tokenizer is converted too.
 
     Raises:
-        ModelError: a folder without a model, a file, no name that a hub id could have, or as `find_meta_checkpoint`.
+        ModelError: a folder without a model, a file, no name that a hub id could have, or as `find_replacement`.
         HubError: the Hub cannot be reached.
     """
     model.check()
-    original = find_meta_checkpoint(model, allow_pickle=allow_pickle)
-    if original is None:
+    found = find_replacement(model, allow_pickle=allow_pickle)
+    if found is None:
         return ResolvedModel(path=model.path, revision=model.revision)
-    warnings.warn(original.note, HfFarmsWarning, stacklevel=2)
-    return ResolvedModel(path=original.transformers_path(tokenizer=tokenizer), notes=(original.note,))
+    replacement, note = found
+    warnings.warn(note, HfFarmsWarning, stacklevel=2)
+    return ResolvedModel(path=replacement.transformers_path(tokenizer=tokenizer), notes=(note,))
+
+
+def find_replacement(model: ModelRef, *, allow_pickle: bool = False) -> tuple[Replacement, str] | None:
+    """Recognise a model in a format that transformers cannot read, before any weights are downloaded.
+
+    Args:
+        model: `demo`, a folder, or a hub id.
+        allow_pickle: accept pickled weights; no code in them is run.
+
+    Returns:
+        What is loaded instead, and the note for readers; None: transformers reads it, or the format is not known.
+
+    Raises:
+        ModelError: a checkpoint that is incomplete, or pickled without consent.
+        HubError: the Hub cannot be reached, and the model is not in the cache.
+    """
+    for entry in CHECKPOINT_FORMATS.values():
+        if entry.converted:
+            replacement: Replacement | None = entry.load()(model, allow_pickle=allow_pickle)
+            if replacement is not None:
+                return replacement, entry.sentence.format(name=model.name, replaced_by=replacement.replaced_by)
+    return None

@@ -6,10 +6,12 @@ allocations.py         ALLOCATIONS: rules that spread a total sparsity over the 
 fits.py                FITS: rules that say where the tail of a spectrum starts
 lr_maps.py             LR_MAPS: maps from alphas to factors on the learning rate
 strategies.py          STRATEGIES: scores of heads and channels, by which S2FT selects
+checkpoint_formats.py  CHECKPOINT_FORMATS: files in which a model may be stored
 """
 
 from hf_farms.registries.allocations import ALLOCATIONS, AllocationEntry
 from hf_farms.registries.base import Entry, Needs, Registry, load
+from hf_farms.registries.checkpoint_formats import CHECKPOINT_FORMATS, FormatEntry
 from hf_farms.registries.fits import FITS, FitEntry
 from hf_farms.registries.lr_maps import LR_MAPS, LRMapEntry
 from hf_farms.registries.methods import METHODS, MethodEntry
@@ -17,6 +19,7 @@ from hf_farms.registries.strategies import STRATEGIES, StrategyEntry
 
 __all__ = [
     "ALLOCATIONS",
+    "CHECKPOINT_FORMATS",
     "FITS",
     "LR_MAPS",
     "METHODS",
@@ -24,6 +27,7 @@ __all__ = [
     "AllocationEntry",
     "Entry",
     "FitEntry",
+    "FormatEntry",
     "LRMapEntry",
     "MethodEntry",
     "Needs",

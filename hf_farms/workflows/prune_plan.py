@@ -13,8 +13,8 @@ from hf_farms.data.texts import check_source, check_text
 from hf_farms.errors import HfFarmsWarning, OutputError
 from hf_farms.files.paths import is_inside
 from hf_farms.hub.folders import check_folder
-from hf_farms.loading.meta_layout import find_meta_checkpoint
 from hf_farms.loading.names import ModelRef
+from hf_farms.loading.resolution import find_replacement
 from hf_farms.output.allowed_paths import check_apart
 from hf_farms.output.existing_results import remove_leftovers
 from hf_farms.output.folder import OutputFolder
@@ -125,7 +125,7 @@ def _check_model(plan: PrunePlan) -> None:
     """Ask the Hub for the model and all texts, in one request each."""
     plan.model.check()
     # Meta's own layout needs another repository or consent, which the list of files tells.
-    find_meta_checkpoint(plan.model, allow_pickle=plan.load.allow_pickle)
+    find_replacement(plan.model, allow_pickle=plan.load.allow_pickle)
     _ = plan.model.base_model  # access to a gated model
     for source in plan.recipe.texts():
         check_dataset(source)

@@ -56,3 +56,25 @@ def one_score(coupled, calibration):
     import torch
 
     return [[torch.ones(1) for _ in block] for block in coupled.structures]
+
+
+class ToyCheckpoint:
+    """A checkpoint of one file, which names the folder of the model that is loaded instead."""
+
+    def __init__(self, path):
+        self._path = path
+        self.replaced_by = "its twin was loaded"
+
+    def transformers_path(self, *, tokenizer):
+        return self._path.read_text()
+
+
+def find_toy(model, *, allow_pickle):
+    """A converted format: a folder with a file weights.toy."""
+    path = model.folder / "weights.toy" if model.folder is not None else None
+    return ToyCheckpoint(path) if path is not None and path.is_file() else None
+
+
+def find_other_name(find):
+    """A format that transformers reads: safetensors under another name."""
+    return find("other.safetensors")
