@@ -45,7 +45,9 @@ def block_scores(blocks: Sequence[Sequence[LayerAlpha]], rule: BlockScore) -> li
     roles = [_average_by_role(layers) for layers in blocks]
     if rule == "standardised":
         roles = _standardise(roles)
-    combine = {"median": _median, "trimmed": _trimmed}.get(rule, _mean)
+    if rule not in COMBINE:
+        raise ValueError(f"block_score must be one of {', '.join(COMBINE)}, got {rule!r}.")
+    combine = COMBINE[rule]
     return [combine(list(estimates.values())) if estimates else None for estimates in roles]
 
 
@@ -95,3 +97,7 @@ def _standardise(blocks: list[dict[str, Estimate]]) -> list[dict[str, Estimate]]
         }
         for estimates in blocks
     ]
+
+
+# Once the roles are brought to one scale, "standardised" is a mean.
+COMBINE = {"mean": _mean, "median": _median, "trimmed": _trimmed, "standardised": _mean}

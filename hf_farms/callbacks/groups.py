@@ -175,7 +175,7 @@ class LayerwiseGroups:
 
     def _scale(self, group: Group, target: Group, factor: float) -> None:
         lr = 1.0 if self._quantity == "weight_decay" else factor
-        decay = {"weight_decay": factor, "both": factor, "constant_decay": 1 / factor}.get(self._quantity, 1.0)
+        decay = {"lr": 1.0, "weight_decay": factor, "both": factor, "constant_decay": 1 / factor}[self._quantity]
         # A rate that is a tensor is shared with the scheduler: not changed in place.
         target["lr"] = group["lr"] if lr == 1.0 else group["lr"] * lr
         if group.get("weight_decay") is not None:

@@ -3,9 +3,10 @@ from statistics import stdev
 
 import pytest
 
+from hf_farms.allocation.block_scores import COMBINE, block_scores
 from hf_farms.allocation.plan import plan_sparsity, spread_note
 from hf_farms.allocation.sparsity import allocate_sparsity
-from hf_farms.config import PruneConfig
+from hf_farms.config import BLOCK_SCORES, PruneConfig
 from hf_farms.spectra.analysis import analyze
 
 
@@ -57,3 +58,9 @@ def test_the_note_says_what_shrinkage_did(llama):
     assert spread_note(replace(report, blocks=report.blocks[:1]), PruneConfig()) is None
     assert spread_note(report, PruneConfig(allocation="uniform")) is None
     assert spread_note(report, PruneConfig(shrink=False)) is None
+
+
+def test_an_unknown_block_score_is_refused():
+    with pytest.raises(ValueError, match="block_score must be one of mean, median, trimmed, standardised, got 'mode'"):
+        block_scores([[]], "mode")
+    assert set(COMBINE) == set(BLOCK_SCORES)
