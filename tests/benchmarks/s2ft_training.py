@@ -1,9 +1,10 @@
 """What a training step costs: full fine-tuning, LoRA (peft) and S2FT on one model, in turn.
 
     python tests/benchmarks/s2ft_training.py MODEL [--settings 4x256] [--budget 0.01645]
-    python tests/benchmarks/s2ft_training.py --shapes llama2-7b --device cuda [--settings 1x512 4x512 16x512 2x1024]
+    python tests/benchmarks/s2ft_training.py --shapes tiny --settings 2x16   # a small try
 
-MODEL is a folder or hub id of a causal language model; --shapes draws a random one on the device instead (bfloat16).
+MODEL is a folder or hub id of a causal language model; --shapes draws a random one instead (bfloat16). The same steps
+on a GPU are sections of gpu.py.
 A setting is batch x tokens. LoRA adapts all linear layers, without dropout: with rank 16, and with the rank whose
 number of parameters comes nearest to S2FT's. Every arm makes its steps (forward, backward, fused AdamW) on the same
 weights; arms take turns, --rounds times. Memory: the most that was allocated on the GPU, or the largest resident set
@@ -32,7 +33,6 @@ SHAPES = {
     "llama2-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
     "tiny": {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2, "num_attention_heads": 4},
 }
-GPU_SETTINGS = ["1x512", "4x512", "16x512", "2x1024"]
 RANK = 16
 
 
@@ -59,15 +59,19 @@ def lora(model, options, rank):
         LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules="all-linear"),
         autocast_adapter_dtype=False,
     )
-    yield wrapped
-    wrapped.unload()
+    try:
+        yield wrapped
+    finally:
+        wrapped.unload()
 
 
 @contextmanager
 def s2ft(model, options, **changes):
     apply_s2ft(model, S2FTConfig(budget=options.budget, **changes))
-    yield model
-    restore(model)
+    try:
+        yield model
+    finally:
+        restore(model)
 
 
 def matching_rank(model, options):
@@ -77,6 +81,19 @@ def matching_rank(model, options):
     with lora(model, options, 1) as wrapped:
         one = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
     return max(1, round(trained / one))
+
+
+def arms_of(model, options):
+    """Label and context manager of each arm by its name."""
+    rank = matching_rank(model, options)
+    return {
+        "full": ("full", full),
+        "lora16": (f"LoRA r={RANK}", lambda m, o: lora(m, o, RANK)),
+        "lora=": (f"LoRA r={rank}", lambda m, o: lora(m, o, rank)),
+        "indexed": ("S2FT", s2ft),
+        "permuted": ("S2FT permuted", lambda m, o: s2ft(m, o, layout="permuted")),
+        "two": ("S2FT two products", lambda m, o: s2ft(m, o, write_back=False)),
+    }
 
 
 def peak_alone(name, setting, options):
@@ -150,7 +167,7 @@ def compare(model, setting, arms, options):
             try:
                 seconds, *rest = measure(arm, model, batch, options)
             except torch.OutOfMemoryError:
-                restore(model)
+                model.zero_grad()
                 continue
             found.setdefault(name, ([], rest))[0].extend(seconds)
     if options.child:
@@ -191,15 +208,7 @@ def main():
     model = load(options)
     if options.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    rank = matching_rank(model, options)
-    arms = {
-        "full": ("full", full),
-        "lora16": (f"LoRA r={RANK}", lambda m, o: lora(m, o, RANK)),
-        "lora=": (f"LoRA r={rank}", lambda m, o: lora(m, o, rank)),
-        "indexed": ("S2FT", s2ft),
-        "permuted": ("S2FT permuted", lambda m, o: s2ft(m, o, layout="permuted")),
-        "two": ("S2FT two products", lambda m, o: s2ft(m, o, write_back=False)),
-    }
+    arms = arms_of(model, options)
     chosen = {name: arms[name] for name in options.arms or arms}
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} threads"
     kept = " with activation checkpointing" if options.checkpointing else ""
@@ -209,7 +218,7 @@ def main():
         "| saved MiB | of full | of LoRA |"
     )
     print("|" + "---|" * 12)
-    for setting in options.settings or (GPU_SETTINGS if options.shapes else ["4x256"]):
+    for setting in options.settings or ["4x256"]:
         compare(model, setting, chosen, options)
 
 

@@ -8,10 +8,10 @@
     python tests/benchmarks/spectra.py weightwatcher MODEL
     python tests/benchmarks/spectra.py size               seconds against the width of a layer
     python tests/benchmarks/spectra.py stream             memory on checkpoints of several sizes
-    python tests/benchmarks/spectra.py gpu                a LLaMA-2-7B in random weights; needs CUDA and torch only
 
-MODEL is a folder that transformers loads. Both sides of a ratio are timed in turn in one run, after one run to warm up;
-medians are printed. What would take hours is timed on an evenly spread sample and scaled up, and the output says so.
+MODEL is a folder that transformers loads; spectra on a GPU are sections of gpu.py. Both sides of a ratio are timed in
+turn in one run, after one run to warm up; medians are printed. What would take hours is timed on an evenly
+spread sample and scaled up, and the output says so.
 `weightwatcher` needs `pip install weightwatcher==0.7.7` (the 0.7 series; it leaves torch, transformers and
 huggingface_hub as they are, `pip install --dry-run` shows it).
 """
@@ -44,8 +44,6 @@ def parse_arguments():
     stream = command("stream", "stream")
     stream.add_argument("--gigabytes", type=float, nargs="+", default=[2.8, 8.5])
     stream.add_argument("--folder", help="where the checkpoints are written for the while")
-    gpu = command("gpu", "gpu", model_shapes="llama2-7b", blocks=32, sample=28, index=4.0, repeats=3, device="cuda")
-    gpu.add_argument("--skip-svd", action="store_true", help="leave out the svdvals loop over the paper's windows")
     deviation = command("deviation", "quality", scale=0.25, blocks=32)
     deviation.add_argument("model", nargs="?")
     deviation.add_argument("--synthetic", action="store_true")
