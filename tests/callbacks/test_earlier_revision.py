@@ -18,11 +18,16 @@ WRITTEN = Path(__file__).parents[1] / "golden" / "90059e8"
 FARMS_LR, S2FT = FarmsLRConfig(start=0, interval=3, min_eigenvalues=4), S2FTConfig(budget=0.1)
 CALLBACKS = {"farms_lr": lambda: FarmsLRCallback(FARMS_LR), "s2ft": lambda: S2FTCallback(S2FT)}
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*")
+# The latter: names that have changed since.
+pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*", "ignore:.* is named .* now:DeprecationWarning")
 
 
 def weights(folder):
     return load_file(folder / "checkpoint-8" / "model.safetensors")
+
+
+def history(folder):
+    return [json.loads(line) for line in (folder / "farms_lr.jsonl").read_text().splitlines()]
 
 
 def distance(a, b):
@@ -47,12 +52,12 @@ def test_a_training_goes_on_and_ends_as_one_in_peace(name, tmp_path):
 def test_the_learning_rates_of_the_checkpoint_go_on(tmp_path):
     shutil.copytree(WRITTEN / "farms_lr", tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed" / "checkpoint-8")
-    before = (WRITTEN / "farms_lr" / "farms_lr.jsonl").read_text().splitlines()
+    before = history(WRITTEN / "farms_lr")
     training(tmp_path / "resumed", CALLBACKS["farms_lr"](), save_strategy="no").train(resume_from_checkpoint=True)
-    after = (tmp_path / "resumed" / "farms_lr.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in before] == [json.loads(line)["step"] for line in after] == [0, 3, 6]
-    assert before[:2] == after[:2]
-    for old, new in zip(*(json.loads(lines[2])["blocks"] for lines in (before, after)), strict=True):
+    after = history(tmp_path / "resumed")
+    assert [entry["step"] for entry in before] == [entry["step"] for entry in after] == [0, 3, 6]
+    assert [entry["blocks"] for entry in before[:2]] == [entry["blocks"] for entry in after[:2]]
+    for old, new in zip(before[2]["blocks"], after[2]["blocks"], strict=True):
         assert new["factor"] == pytest.approx(old["factor"], rel=1e-3)
 
 
