@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from hf_farms.allocation.sparsity import reliability
-from hf_farms.config import FarmsLRConfig
+from hf_farms.config import LR_MAPS, FarmsLRConfig
+from hf_farms.config.checks import check, check_arguments, is_real
 from hf_farms.registries import LR_MAPS
 from hf_farms.reports import LayerRecord, SpectralReport
 
@@ -37,6 +38,7 @@ def allocate_lr(report: SpectralReport, *, config: FarmsLRConfig | None = None) 
     Returns:
         Factor by layer name; 1 for excluded layers. With unit "block", all layers of a block have the same factor.
     """
+    check_arguments(allocate_lr, report=report, config=config)
     config = config or FarmsLRConfig()
     units = list(_units(report, config))
     included = [unit for unit in units if unit.alpha is not None]
@@ -112,11 +114,11 @@ def _layer_unit(layer: LayerRecord, included: bool) -> _Unit:
 def lr_factors(
     alphas: Sequence[float],
     *,
-    map: str = "linear",  # noqa: A002 - the papers' word
-    min_scale: float = 0.5,
-    max_scale: float = 1.5,
+    map: str = FarmsLRConfig.map,  # noqa: A002 - the papers' word
+    min_scale: float = FarmsLRConfig.min_scale,
+    max_scale: float = FarmsLRConfig.max_scale,
     stderr: Sequence[float | None] | None = None,
-    released_step: bool = False,
+    released_step: bool = FarmsLRConfig.released_step,
 ) -> list[float]:
     """Map alphas to learning-rate factors (TempBalance, NeurIPS 2023; `sigmoid`: Model Balancing, arXiv 2410.12178).
 
@@ -141,10 +143,11 @@ def lr_factors(
         ValueError: unknown map, alphas not above 1, or scales that are not positive and ordered.
     """
     entry = LR_MAPS[map]
-    if not 0 < min_scale <= max_scale < math.inf:
+    if not (is_real(min_scale) and is_real(max_scale) and 0 < min_scale <= max_scale < math.inf):
         raise ValueError(f"scales must be 0 < min_scale <= max_scale, got {min_scale!r} and {max_scale!r}.")
-    if not all(math.isfinite(a) and a > 1 for a in alphas):
-        raise ValueError(f"alphas must be finite and above 1, got {list(alphas)!r}.")
+    check(isinstance(alphas, Sequence), "alphas", "a list of numbers", alphas)
+    ok = all(is_real(a) and math.isfinite(a) and a > 1 for a in alphas)
+    check(ok, "alphas", "finite and above 1", list(alphas))
     if not alphas or min(alphas) == max(alphas):
         return [1.0] * len(alphas)
     options = {"min_scale": min_scale, "max_scale": max_scale, "released_step": released_step}

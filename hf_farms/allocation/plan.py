@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from hf_farms.allocation.sparsity import allocate_sparsity, reliability
 from hf_farms.config import PruneConfig
+from hf_farms.config.checks import check_arguments
 from hf_farms.registries import ALLOCATIONS
 from hf_farms.reports import SpectralReport
 
@@ -45,6 +46,7 @@ def plan_sparsity(report: SpectralReport, *, config: PruneConfig | None = None) 
     Raises:
         ValueError: the report was not measured as the allocation requires, or the allocation needs activations.
     """
+    check_arguments(plan_sparsity, report=report, config=config)
     config = config or PruneConfig()
     entry = ALLOCATIONS[config.allocation]
     sizes = [block.num_weights for block in report.blocks]

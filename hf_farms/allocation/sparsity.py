@@ -8,6 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from hf_farms.config import PruneConfig
+from hf_farms.config.checks import check, is_real
+
 __all__ = ["allocate_sparsity", "apportion", "apportion_groups", "reliability"]
 
 
@@ -18,7 +21,7 @@ def allocate_sparsity(
     target: float,
     spread: float,
     stderr: Sequence[float | None] | None = None,
-    bounds: tuple[float, float] = (0.0, 0.999),
+    bounds: tuple[float, float] = (0.0, PruneConfig.max_sparsity),
 ) -> list[float]:
     """Distribute a total sparsity over blocks: blocks with higher scores lose more weights.
 
@@ -53,18 +56,16 @@ def allocate_sparsity(
 def _check_arguments(
     scores: Sequence[float], sizes: Sequence[int], target: float, spread: float, bounds: tuple[float, float]
 ) -> None:
+    for name, numbers in {"scores": scores, "sizes": sizes}.items():
+        check(isinstance(numbers, Sequence) and not isinstance(numbers, str), name, "a list of numbers", numbers)
     if not scores or len(scores) != len(sizes):
         raise ValueError(f"scores must have the length of sizes, at least 1, got {len(scores)} and {len(sizes)}.")
-    if not all(math.isfinite(b) for b in scores):
-        raise ValueError(f"scores must be finite, got {list(scores)!r}.")
-    if not all(p > 0 for p in sizes):
-        raise ValueError(f"sizes must be positive, got {list(sizes)!r}.")
-    if not 0 <= target < 1:
-        raise ValueError(f"target must be at least 0 and below 1, got {target!r}.")
-    if not 0 <= spread < 1:
-        raise ValueError(f"spread must be at least 0 and below 1, got {spread!r}.")
-    if not 0 <= bounds[0] <= bounds[1] <= 1:
-        raise ValueError(f"bounds must be ordered and between 0 and 1, got {bounds!r}.")
+    check(all(is_real(b) and math.isfinite(b) for b in scores), "scores", "finite", list(scores))
+    check(all(is_real(p) and p > 0 for p in sizes), "sizes", "positive", list(sizes))
+    check(is_real(target) and 0 <= target < 1, "target", "at least 0 and below 1", target)
+    check(is_real(spread) and 0 <= spread < 1, "spread", "at least 0 and below 1", spread)
+    pair = isinstance(bounds, tuple | list) and len(bounds) == 2 and all(is_real(bound) for bound in bounds)
+    check(pair and 0 <= bounds[0] <= bounds[1] <= 1, "bounds", "ordered and between 0 and 1", bounds)
 
 
 def reliability(scores: Sequence[float], stderr: Sequence[float | None]) -> float:

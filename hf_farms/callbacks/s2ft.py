@@ -33,7 +33,7 @@ from hf_farms.reports import REPORT_NAME
 from hf_farms.s2ft.checks import check_plain
 from hf_farms.s2ft.coupled import CoupledModel
 from hf_farms.s2ft.saving import CONFIG_NAME, WEIGHTS_NAME, save_selection
-from hf_farms.s2ft.selection import Batches, Selection, choose_channels
+from hf_farms.s2ft.selection import Batches, Selection, check_selections, choose_channels
 from hf_farms.s2ft.surgery import apply_selection, selection_of, summary
 from hf_farms.s2ft.trainable import print_trainable_parameters
 
@@ -91,6 +91,7 @@ class S2FTCallback(TrainerCallback):
         exclude: Selection | Sequence[Selection] = (),
         selection: Selection | None = None,
     ) -> None:
+        check_selections(calibration, exclude, selection)
         config = None if config is None else as_config(S2FTConfig, config)
         if selection is not None and config not in (None, selection.config):
             raise ValueError("config must be left out if there is a selection, which has its own, got another one.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
-from hf_farms.config.checks import check, check_choice, is_count, is_number
+from hf_farms.config.checks import check, check_choice, check_fields, is_count, is_number, is_word
 from hf_farms.config.renamed import renamed
 from hf_farms.config.spectra import FarmsConfig
 from hf_farms.registries import LR_MAPS
@@ -76,14 +76,15 @@ class FarmsLRConfig:
         )
         start, interval = self.start, self.interval
         check(
-            start == "warmup" or (is_number(start) and start >= 0 and (isinstance(start, int) or start < 1)),
+            is_word(start, "warmup") or (is_number(start) and start >= 0 and (isinstance(start, int) or start < 1)),
             "start",
             "'warmup', a step, or a fraction of all steps below 1",
             start,
         )
         check(
-            interval == "epoch" or is_count(interval) or (isinstance(interval, float) and 0 < interval < 1),
+            is_word(interval, "epoch") or is_count(interval) or (isinstance(interval, float) and 0 < interval < 1),
             "interval",
             "'epoch', a positive number of steps, or a fraction of all steps between 0 and 1",
             interval,
         )
+        check_fields(self)

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from hf_farms.config.checks import check, check_choice, is_count, is_number
+from hf_farms.config.checks import check, check_choice, check_fields, is_count, is_number, is_seed
 from hf_farms.config.renamed import renamed
 from hf_farms.config.spectra import FarmsConfig
 from hf_farms.files.paths import folder_name
@@ -29,6 +29,7 @@ Method = Annotated[str, METHODS]
 Allocation = Annotated[str, ALLOCATIONS]
 
 UNSTRUCTURED = "unstructured"
+PATTERN = re.compile(rf"{UNSTRUCTURED}|(N|[1-9]\d*):[1-9]\d*")
 
 
 @renamed(farms="spectra")
@@ -78,9 +79,10 @@ class PruneConfig:
             "above 0 and at most 1",
             self.max_sparsity,
         )
+        check_fields(self)
 
     def _check_pattern(self) -> None:
-        ok = self.pattern == UNSTRUCTURED or bool(re.fullmatch(r"(N|[1-9]\d*):[1-9]\d*", str(self.pattern)))
+        ok = isinstance(self.pattern, str) and PATTERN.fullmatch(self.pattern) is not None
         check(ok, "pattern", "'unstructured', 'N:M' with two numbers such as '2:4', or such as 'N:8'", self.pattern)
         if self.group is None:
             return
@@ -150,7 +152,9 @@ class CalibrationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check(bool(self.source), "calibration source", "'speeches', 'self', a file or a dataset id", self.source)
+        _check_text(self.source, "calibration source", "'speeches', 'self', a file or a dataset id")
+        _check_text(self.column, "column", "the name of a column")
+        _check_text(self.split, "split", "the name of a split")
         check(is_count(self.num_sequences), "num_sequences", "a positive integer", self.num_sequences)
         check(
             isinstance(self.sequence_length, int) and self.sequence_length >= 2,
@@ -158,7 +162,8 @@ class CalibrationConfig:
             "an integer of at least 2",
             self.sequence_length,
         )
-        check(isinstance(self.seed, int) and 0 <= self.seed < 2**63, "seed", "an integer of at least 0", self.seed)
+        check(is_seed(self.seed), "seed", "an integer of at least 0", self.seed)
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +200,15 @@ class EvaluationConfig:
             "None or a positive integer",
             self.max_windows,
         )
+        if self.source is not None:
+            _check_text(self.source, "evaluation source", "'speeches', a file, a dataset id or None")
+        _check_text(self.column, "column", "the name of a column")
+        _check_text(self.split, "split", "the name of a split")
+        check_fields(self)
+
+
+def _check_text(value: object, name: str, constraint: str) -> None:
+    check(isinstance(value, str) and value.strip() != "", name, constraint, value)
 
 
 def default_output_name(model: str, config: PruneConfig) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
-from hf_farms.config.checks import check, check_choice, is_number
+from hf_farms.config.checks import check, check_choice, check_fields, is_number, is_seed
 from hf_farms.config.renamed import renamed
 from hf_farms.config.spectra import FarmsConfig
 from hf_farms.registries import STRATEGIES
@@ -78,20 +78,20 @@ class S2FTConfig:
             self.budget,
             "It is a fraction: 0.01 trains 1% of the parameters.",
         )
-        several = isinstance(self.roles, Iterable) and not isinstance(self.roles, str) and bool(tuple(self.roles))
-        check(several, "roles", f"a tuple with some of {', '.join(S2FT_ROLES)}", self.roles)
-        object.__setattr__(self, "roles", tuple(self.roles))
+        several = isinstance(self.roles, Iterable) and not isinstance(self.roles, str | Mapping)
+        roles = tuple(self.roles) if several else ()
+        check(bool(roles), "roles", f"a tuple with some of {', '.join(S2FT_ROLES)}", self.roles)
+        object.__setattr__(self, "roles", roles)
         for role in self.roles:
             check_choice("roles", role, S2FT_ROLES)
         check(len(set(self.roles)) == len(self.roles), "roles", "different from each other", self.roles)
         check_choice("strategy", self.strategy, STRATEGIES)
         check_choice("keep", self.keep, S2FT_KEEPS)
-        check(isinstance(self.seed, int) and 0 <= self.seed < 2**63, "seed", "an integer of at least 0", self.seed)
+        check(is_seed(self.seed), "seed", "an integer of at least 0", self.seed)
         check_choice("budget_allocation", self.budget_allocation, S2FT_BUDGETS)
         check(is_number(self.spread) and 0 <= self.spread < 1, "spread", "at least 0 and below 1", self.spread)
-        check(isinstance(self.spectra, FarmsConfig), "spectra", "a FarmsConfig", self.spectra)
         check_choice("layout", self.layout, S2FT_LAYOUTS)
-        check(isinstance(self.write_back, bool), "write_back", "True or False", self.write_back)
+        check_fields(self)
 
     @property
     def needs_data(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, get_args
 
-from hf_farms.config.checks import check, check_choice, is_count, is_number
+from hf_farms.config.checks import check, check_choice, check_fields, is_count, is_number, is_word
 from hf_farms.registries import FITS
 
 __all__ = ["BLOCK_SCORES", "FITS", "BlockScore", "FarmsConfig", "Fit"]
@@ -46,8 +46,18 @@ class FarmsConfig:
 
     def __post_init__(self) -> None:
         rows, windows = self.window_rows, self.windows_per_dim
-        check(rows in ("auto", None) or is_count(rows), "window_rows", "'auto', None or a positive integer", rows)
-        check(windows == "auto" or is_count(windows), "windows_per_dim", "'auto' or a positive integer", windows)
+        check(
+            rows is None or is_word(rows, "auto") or is_count(rows),
+            "window_rows",
+            "'auto', None or a positive integer",
+            rows,
+        )
+        check(
+            is_word(windows, "auto") or is_count(windows),
+            "windows_per_dim",
+            "'auto' or a positive integer",
+            windows,
+        )
         check(
             is_number(self.aspect_ratio) and 0 < self.aspect_ratio < float("inf"),
             "aspect_ratio",
@@ -66,6 +76,7 @@ class FarmsConfig:
             divisor,
             "The tail begins at eigenvalue N / tail_divisor: 1 leaves nothing of it.",
         )
+        check_fields(self)
 
     @classmethod
     def paper(cls) -> FarmsConfig:

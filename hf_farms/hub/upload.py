@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_farms.config.checks import check_arguments
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
 from hf_farms.hub.client import client, hub_errors, with_retries
 from hf_farms.hub.contents import read_contents
@@ -67,6 +68,17 @@ def push(
         HubError: the Hub refused or could not be reached; the folder is untouched.
         ValueError: as in `preflight`.
     """
+    check_arguments(
+        push,
+        folder=folder,
+        repo_id=repo_id,
+        private=private,
+        create_pr=create_pr,
+        revision=revision,
+        commit_message=commit_message,
+        overwrite=overwrite,
+        token=token,
+    )
     folder = Path(folder)
     if plan is None:
         plan = plan_push(

@@ -7,6 +7,9 @@ from typing import Any
 import datasets
 import evaluate
 
+from hf_farms.blocks.model_checks import check_blocks
+from hf_farms.config import EvaluationConfig
+from hf_farms.config.checks import check
 from hf_farms.metrics.nll import text_nll
 
 __all__ = ["Perplexity"]
@@ -74,9 +77,12 @@ class Perplexity(evaluate.Metric):  # type: ignore[misc]
         predictions: list[str],
         model: Any,
         tokenizer: Any,
-        context_length: int = 512,
+        context_length: int = EvaluationConfig.context_length,
         max_windows: int | None = None,
     ) -> dict[str, Any]:
+        check_blocks(model)
+        check(callable(tokenizer), "tokenizer", "the tokenizer of the model", tokenizer)
+        EvaluationConfig(context_length=context_length, max_windows=max_windows)  # checks them
         ids = tokenizer("\n\n".join(predictions), verbose=False)["input_ids"]
         result = text_nll(model, ids, context_length=context_length, max_windows=max_windows)
         return {

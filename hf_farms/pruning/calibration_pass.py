@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hf_farms.blocks import Block, BlockCall, BlockSource, TokenMask
 from hf_farms.config import PruneConfig
+from hf_farms.data.batches import named_batches
 from hf_farms.errors import DataError
 from hf_farms.progress import Progress
 from hf_farms.pruning.hidden_states import HiddenStates
@@ -83,16 +84,4 @@ def calibration_batches(
         raise DataError(
             f"calibration must be given for {needing}, got None.", hint=f"Pass token ids, or choose {other}."
         )
-    batches = [{"input_ids": b} if isinstance(b, Tensor) else dict(b) for b in calibration]
-    for batch in batches:
-        ids = batch.get("input_ids")
-        if ids is not None and ids.ndim == 1:
-            batch.update({name: value[None] for name, value in batch.items()})
-        if ids is not None and ids.numel() and source.vocabulary and int(ids.max()) >= source.vocabulary:
-            raise DataError(
-                f"calibration token ids must be below {source.vocabulary}, got {int(ids.max())}. "
-                "Use the tokenizer of this model."
-            )
-    if not any(next(iter(batch.values())).numel() for batch in batches):
-        raise DataError("calibration must hold at least one token, got none.")
-    return batches
+    return named_batches(calibration, vocabulary=source.vocabulary)

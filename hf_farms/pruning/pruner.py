@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_farms.blocks import Block, BlockSource, LayerView, ModelBlockSource, count_zeros
+from hf_farms.blocks.model_checks import check_blocks
 from hf_farms.config import CalibrationConfig, PruneConfig
+from hf_farms.config.checks import check_arguments
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
 from hf_farms.pruning.calibration_pass import Batch, CalibrationPass, calibration_batches
 from hf_farms.pruning.checks import check_method
@@ -87,10 +89,12 @@ def prune(
         ModelError: no blocks, layers that are not matrices or do not fit the pattern, NaN in weights or activations
             (the message names the layer).
     """
+    check_arguments(prune, config=config, spectra=spectra, activations=activations)
     config = config or PruneConfig()
     notes: tuple[str, ...] = ()
     if isinstance(model, str | Path):
         model, calibration, notes = _load(model, config, calibration)
+    check_blocks(model, also=", a hub id, a folder, 'demo'")
     source = ModelBlockSource(model) if isinstance(model, nn.Module) else model
     check_layers(source, config)
     batches = calibration_batches(calibration, source, config) if config.needs_calibration else []

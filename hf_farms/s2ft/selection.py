@@ -8,13 +8,16 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from hf_farms.blocks.coupling import Member, Structure
+from hf_farms.blocks.model_checks import check_model
 from hf_farms.config import S2FTConfig
+from hf_farms.config.checks import check, check_arguments
+from hf_farms.data.batches import check_batches
 from hf_farms.errors import ModelError
 from hf_farms.s2ft.budgets import unit_counts
 from hf_farms.s2ft.coupled import CoupledModel
 from hf_farms.s2ft.unit_norms import Batches, unit_scores
 
-__all__ = ["Batches", "Selection", "choose_channels", "select_channels"]
+__all__ = ["Batches", "Selection", "check_selections", "choose_channels", "select_channels"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,9 @@ def select_channels(
         ValueError: a role that the model does not have, a budget too small for a single unit, a strategy without data.
         ModelError: roles whose weights are experts.
     """
+    check_model(model)
+    check_arguments(select_channels, config=config)
+    check_selections(calibration, exclude)
     config = config or S2FTConfig()
     return choose_channels(CoupledModel(model, config), calibration=calibration, exclude=exclude)
 
@@ -97,6 +103,22 @@ def _check_calibration(config: S2FTConfig, calibration: Batches | None) -> None:
             f"calibration must be given for strategy {config.strategy!r}, got None. Pass some batches, about 1% of the "
             "training data."
         )
+
+
+def check_selections(calibration: object, exclude: object, selection: object = None) -> None:
+    """Refuse arguments of S2FT that are no batches and no selections.
+
+    Raises:
+        DataError: calibration that is no list of batches.
+        ValueError: exclude or selection of another type.
+    """
+    if calibration is not None:
+        check_batches(calibration)
+    several = [exclude] if isinstance(exclude, Selection) else exclude
+    ok = isinstance(several, Sequence) and all(isinstance(each, Selection) for each in several)
+    check(ok, "exclude", "a Selection or a list of them", exclude, "select_channels and load_selection return one.")
+    ok = selection is None or isinstance(selection, Selection)
+    check(ok, "selection", "a Selection or None", selection, "select_channels and load_selection return one.")
 
 
 def _check_roles(coupled: CoupledModel) -> None:

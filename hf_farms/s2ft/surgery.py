@@ -12,14 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from hf_farms.blocks import LayerMetadata
-from hf_farms.blocks.coupling import module_channels, undo_orders
+from hf_farms.blocks.coupling import (
+    module_channels,
+    undo_orders,
+)
+from hf_farms.blocks.model_checks import check_model
 from hf_farms.config import S2FTConfig
+from hf_farms.config.checks import check_arguments
 from hf_farms.errors import NoEffectWarning
 from hf_farms.s2ft.checks import check_module, check_plain, check_unshared
 from hf_farms.s2ft.coupled import CoupledModel
 from hf_farms.s2ft.layers import InOriginalOrder, SelectiveLayer, selective_class
 from hf_farms.s2ft.permuting import move_selected_first
-from hf_farms.s2ft.selection import Batches, Selection, choose_channels
+from hf_farms.s2ft.selection import Batches, Selection, check_selections, choose_channels
 
 __all__ = ["apply_s2ft", "apply_selection", "restore", "selection_of", "selective_layers", "summary", "write_back"]
 
@@ -67,6 +72,9 @@ def apply_s2ft(
         ValueError: as `select_channels`; or the model has S2FT on it already.
         ModelError: a model that is quantised, sharded, offloaded, not loaded, or has adapters on it.
     """
+    check_model(model)
+    check_arguments(apply_s2ft, config=config)
+    check_selections(calibration, exclude, selection)
     check_plain(model)
     if selection is None:
         coupled = CoupledModel(model, config or S2FTConfig())
@@ -119,6 +127,7 @@ def restore(model: M) -> M:
     Returns:
         The model.
     """
+    check_model(model)
     applied: _Applied | None = model.__dict__.pop(MARK, None)
     if applied is None:
         return model

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hf_farms.blocks import LayerView, ModelBlockSource
 from hf_farms.blocks.coupling import Member, Structure
 from hf_farms.config import S2FTConfig
+from hf_farms.data.batches import check_batch
 from hf_farms.errors import DataError, ModelError
 from hf_farms.registries import STRATEGIES
 from hf_farms.s2ft.coupled import CoupledModel
@@ -213,12 +214,9 @@ def _only_these_learn(model: nn.Module, parameters: Iterable[nn.Parameter]) -> I
 
 def _batches(model: nn.Module, calibration: Batches) -> Iterator[dict[str, Any]]:
     device, count = next(model.parameters()).device, 0
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
     for batch in calibration:
-        if not isinstance(batch, Mapping):
-            raise DataError(
-                f"calibration batches must be mappings, as the model takes them, got {type(batch).__name__}.",
-                hint="Pass a DataLoader with the collator of the training.",
-            )
+        check_batch(batch, count, vocabulary=vocabulary)
         count += 1
         yield {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
     if count == 0:

@@ -11,7 +11,9 @@ from torch import nn
 
 from hf_farms.allocation.block_scores import LayerAlpha, block_scores
 from hf_farms.blocks import BlockReader, LayerMetadata, LayerView, ModelBlockSource
+from hf_farms.blocks.model_checks import check_blocks
 from hf_farms.config import FarmsConfig
+from hf_farms.config.checks import check_arguments
 from hf_farms.distributed import ONE_PROCESS, Ranks, all_rank_results, assign_to_ranks
 from hf_farms.errors import ModelError
 from hf_farms.reports import BlockSpectrum, LayerRecord, SpectralReport
@@ -73,7 +75,9 @@ def analyze(
         ModelError: no measurable layers, NaN in a weight (the message names the layer), or a missing or incomplete
             checkpoint.
     """
+    check_arguments(analyze, config=config, outside=outside)
     config = config or FarmsConfig()
+    device = _device(device)
     source = _reader(model, outside=outside)
     rows = model_rows(source, config)
     tasks, skipped = _tasks(source, config, rows, outside=outside)
@@ -102,6 +106,13 @@ def analyze(
     )
 
 
+def _device(device: str | torch.device | None) -> torch.device | None:
+    try:
+        return None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be None or a device such as 'cpu' or 'cuda:0', got {device!r}.") from error
+
+
 def _reader(model: nn.Module | BlockReader | str | Path, *, outside: bool) -> BlockReader:
     if isinstance(model, nn.Module):
         return ModelBlockSource(model)
@@ -110,6 +121,7 @@ def _reader(model: nn.Module | BlockReader | str | Path, *, outside: bool) -> Bl
         from hf_farms.loading.opening import open_model
 
         return open_model(model, head=outside)
+    check_blocks(model, also=", a hub id, a folder, 'demo'")
     return model
 
 

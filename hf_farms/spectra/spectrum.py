@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_farms.config import FarmsConfig
+from hf_farms.config.checks import check, check_arguments
 from hf_farms.registries import FITS
 from hf_farms.spectra.esd import windows_eigenvalues
 from hf_farms.spectra.powerlaw import fit_tail
@@ -79,7 +80,21 @@ def layer_spectrum(weight: Tensor, config: FarmsConfig | None = None) -> LayerSp
     Raises:
         ValueError: the weight is a vector, is empty, or contains NaN or infinity.
     """
+    check_arguments(layer_spectrum, config=config)
+    _check_weight(weight)
     return layer_spectra([weight], config)[0]
+
+
+def _check_weight(weight: object) -> None:
+    if not isinstance(weight, Tensor):
+        remedy = "Pass its weight." if isinstance(weight, nn.Module) else "Make one with torch.as_tensor."
+        check(False, "weight", "a torch.Tensor", weight, remedy)
+        return
+    check(weight.layout == torch.strided, "weight", "dense", weight.layout, "Pass weight.to_dense().")
+    check(not weight.is_meta, "weight", "in memory", "a meta tensor", "Load the weight first.")
+    # Eight bits are scaled numbers of a quantised layer.
+    ok = weight.is_complex() or (weight.is_floating_point() and weight.element_size() > 1)
+    check(ok, "weight", "of a float or complex dtype of at least 16 bits", weight.dtype, "Pass the dequantised weight.")
 
 
 def layer_spectra(
