@@ -6,6 +6,7 @@ import json
 import shutil
 from typing import TYPE_CHECKING
 
+from hf_farms.files.names import RECIPE, REPORT
 from hf_farms_cli.console import say
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ ARTEFACTS = (
     "config",
     "tokenizer",
     "README.md",
-    "hf_farms_report.json",
-    "recipe.yaml",
+    REPORT,
+    RECIPE,
     "figures",
 )
 

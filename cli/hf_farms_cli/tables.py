@@ -139,11 +139,8 @@ def print_result(report: PruneReport, folder: Path, url: str | None, shown: Form
 
 
 def _pruned(report: PruneReport) -> list[tuple[str, ...]]:
-    before = {b.index: b for b in report.before.blocks} if report.before else {}
-    after = {b.index: b for b in report.after.blocks} if report.after else {}
     rows: list[tuple[str, ...]] = []
-    for block in report.blocks:
-        dense, pruned = before.get(block.index), after.get(block.index)
+    for block, dense, pruned in report.blocks_with_spectra():
         alphas = (
             _number(dense.alpha if dense else None),
             _number(dense.alpha_stderr if dense else None, 4),

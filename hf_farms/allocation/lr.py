@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from hf_farms.allocation.sparsity import reliability
-from hf_farms.config import LR_MAPS, FarmsLRConfig
+from hf_farms.config import FarmsLRConfig
 from hf_farms.config.checks import check, check_arguments, is_real
 from hf_farms.registries import LR_MAPS
 from hf_farms.reports import LayerRecord, SpectralReport
@@ -89,7 +89,7 @@ def _mixed(alpha: float | None, earlier: float | None, keep: float) -> float | N
 
 def _units(report: SpectralReport, config: FarmsLRConfig) -> Iterator[_Unit]:
     def is_included(layer: LayerRecord) -> bool:
-        return layer.num_eigenvalues >= config.min_eigenvalues and layer.role != "router"
+        return layer.num_eigenvalues >= config.min_eigenvalues and layer.counts
 
     units = []
     for block in report.blocks:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_farms.blocks.inputs import TokenMask, expert_inputs, linear_inputs
+from hf_farms.config.roles import counts
 from hf_farms.errors import ModelError
 
 __all__ = ["BlockMetadata", "Kind", "LayerMetadata", "LayerStore", "LayerView", "Part"]
@@ -92,6 +93,11 @@ class LayerMetadata:
     parameter: str = ""
     part: Part = field(default=WHOLE, repr=False)
 
+    @property
+    def counts(self) -> bool:
+        """Whether it is pruned and counts in its block; routers do not."""
+        return counts(self.role)
+
 
 @dataclass(frozen=True)
 class BlockMetadata:
@@ -143,6 +149,11 @@ class LayerView:
     def role(self) -> str:
         """Role of the layer: q, k, v, o, gate, up, down, ..."""
         return self.metadata.role
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is pruned and counts in its block; routers do not."""
+        return self.metadata.counts
 
     @property
     def device(self) -> torch.device:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+from hf_farms.config import CalibrationConfig
 from hf_farms.data.table_rows import reason
 from hf_farms.data.text_files import is_file_name, read_file, require_file
 from hf_farms.data.text_tables import texts_of_rows
@@ -31,7 +32,13 @@ class Tokenizer(Protocol):
         """Return the token ids of a text, as `{"input_ids": [...]}`."""
 
 
-def read_text(source: str, *, column: str = "text", subset: str | None = None, split: str = "train") -> str:
+def read_text(
+    source: str,
+    *,
+    column: str = CalibrationConfig.column,
+    subset: str | None = CalibrationConfig.subset,
+    split: str = CalibrationConfig.split,
+) -> str:
     """Read a source as one long text; rows of a table or dataset are joined by an empty line.
 
     Args:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_farms.errors import ModelError, OutputError
+from hf_farms.files.names import WEIGHTS_INDEX
 from hf_farms.files.own_files import is_own_file
 from hf_farms.files.shards import SHARD_OF, weight_map
 from hf_farms.hub.base_model import WEIGHTS
@@ -32,7 +33,6 @@ __all__ = [
     "replaced_weights",
 ]
 
-INDEX = "model.safetensors.index.json"
 # Every new repository may have these.
 INITIAL = frozenset({".gitattributes", "README.md"})
 
@@ -90,8 +90,8 @@ def check_publishable(folder: str | Path) -> PublishableFolder:
     folder = check_folder(folder)
     contents = read_contents(folder)
     needed = ["config.json", *_weights(folder)]
-    if (folder / INDEX).exists() and not (folder / "model.safetensors").exists():
-        needed.append(INDEX)
+    if (folder / WEIGHTS_INDEX).exists() and not (folder / "model.safetensors").exists():
+        needed.append(WEIGHTS_INDEX)
     for name in needed:
         if name not in contents.files:
             raise OutputError(
@@ -154,8 +154,8 @@ def _weights(folder: Path) -> list[str]:
             f"{stem}-{number:0{len(found['number'])}d}-of-{found['count']}.safetensors"
             for number in range(1, count + 1)
         }
-    if numbered and "model.safetensors" not in names and not (folder / INDEX).exists():
-        names.add(INDEX)
+    if numbered and "model.safetensors" not in names and not (folder / WEIGHTS_INDEX).exists():
+        names.add(WEIGHTS_INDEX)
     return sorted(names | set(_indexed(folder)))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_farms.errors import ModelError
+from hf_farms.files.names import WEIGHTS_INDEX
 from hf_farms.output.folder import writing
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def convert_weights(folder: Path, shards: Sequence[str], target: Path) -> None:
             weight_map |= dict.fromkeys(names, file)
         total = sum(shape.numel() for shape in shapes.values()) * state[names[0]].itemsize
         index_text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
-        (target / "model.safetensors.index.json").write_text(index_text + "\n", encoding="utf-8")
+        (target / WEIGHTS_INDEX).write_text(index_text + "\n", encoding="utf-8")
 
 
 def _read_shard(path: Path) -> dict[str, Tensor]:

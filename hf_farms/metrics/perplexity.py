@@ -10,6 +10,7 @@ import evaluate
 from hf_farms.blocks.model_checks import check_blocks
 from hf_farms.config import EvaluationConfig
 from hf_farms.config.checks import check
+from hf_farms.metrics.citations import WANDA, WIKITEXT
 from hf_farms.metrics.nll import text_nll
 
 __all__ = ["Perplexity"]
@@ -39,24 +40,7 @@ Example:
     >>> metric = evaluate.load(path("perplexity"))
     >>> metric.compute(predictions=texts, model=model, tokenizer=tokenizer, context_length=2048)["perplexity"]
 """
-CITATION = """
-@inproceedings{sun2024wanda,
-  title={A Simple and Effective Pruning Approach for Large Language Models},
-  author={Sun, Mingjie and Liu, Zhuang and Bair, Anna and Kolter, J. Zico},
-  booktitle={International Conference on Learning Representations},
-  year={2024},
-  eprint={2306.11695},
-  archivePrefix={arXiv}
-}
-@inproceedings{merity2017wikitext,
-  title={Pointer Sentinel Mixture Models},
-  author={Merity, Stephen and Xiong, Caiming and Bradbury, James and Socher, Richard},
-  booktitle={International Conference on Learning Representations},
-  year={2017},
-  eprint={1609.07843},
-  archivePrefix={arXiv}
-}
-"""
+CITATION = WANDA + WIKITEXT
 
 
 class Perplexity(evaluate.Metric):  # type: ignore[misc]

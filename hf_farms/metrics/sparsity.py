@@ -7,6 +7,7 @@ from typing import Any
 import datasets
 import evaluate
 
+from hf_farms.metrics.citations import WANDA
 from hf_farms.metrics.sparsity_count import count_model_zeros
 
 __all__ = ["Sparsity"]
@@ -32,16 +33,7 @@ Example:
     >>> from hf_farms.metrics import path
     >>> evaluate.load(path("sparsity")).compute(model=model)["sparsity"]
 """
-CITATION = """
-@inproceedings{sun2024wanda,
-  title={A Simple and Effective Pruning Approach for Large Language Models},
-  author={Sun, Mingjie and Liu, Zhuang and Bair, Anna and Kolter, J. Zico},
-  booktitle={International Conference on Learning Representations},
-  year={2024},
-  eprint={2306.11695},
-  archivePrefix={arXiv}
-}
-"""
+CITATION = WANDA
 
 
 class Sparsity(evaluate.Metric):  # type: ignore[misc]

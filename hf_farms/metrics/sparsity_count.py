@@ -73,7 +73,7 @@ def count_model_zeros(model: nn.Module | BlockSource, *, progress: Callable[[int
 def _count_block(source: BlockReader, index: int) -> tuple[int, int]:
     zeros = weights = 0
     for layer in source.open(index).layers:
-        if layer.role != "router":
+        if layer.counts:
             weight = layer.read()
             zeros += count_zeros(weight)
             weights += weight.numel()

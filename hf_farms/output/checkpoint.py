@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hf_farms.blocks import TensorFiles
 from hf_farms.files.atomic_writes import replacing, write_text, writing
+from hf_farms.files.names import WEIGHTS, WEIGHTS_INDEX
 from hf_farms.files.path_checks import check_within
 from hf_farms.output.code_references import drop_code_references
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["CheckpointWriter"]
-
-INDEX = "model.safetensors.index.json"
 
 
 class CheckpointWriter:
@@ -103,12 +102,12 @@ class CheckpointWriter:
             if tokenizer is not None:
                 tokenizer.save_pretrained(aside)
             drop_code_references(aside)
-            (aside / "model.safetensors").rename(aside / self._shard_name(self._shards - 1))
+            (aside / WEIGHTS).rename(aside / self._shard_name(self._shards - 1))
             check_within(self._folder, [file.name for file in aside.iterdir()])
             for file in aside.iterdir():
                 file.replace(self._folder / file.name)
             aside.rmdir()
-            with replacing(self._folder / INDEX, aside=self._records) as path:
+            with replacing(self._folder / WEIGHTS_INDEX, aside=self._records) as path:
                 path.write_text(json.dumps(self._index(), indent=2) + "\n", encoding="utf-8")
 
     def _index(self) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from hf_farms.errors import OutputError
+from hf_farms.files import names
 from hf_farms.files.atomic_writes import UNFINISHED_FILE
 from hf_farms.files.paths import kind_of
 from hf_farms.reports import REPORT_NAME
 
 __all__ = ["CARD_MARK", "RECIPE_NAME", "STATE", "check_target", "check_unfinished", "is_result", "remove_leftovers"]
 
-RECIPE_NAME = "recipe.yaml"
+RECIPE_NAME = names.RECIPE
 # The folder of unfinished work.
 STATE = ".hf-farms-unfinished"
 # A tag in the metadata of every card.
@@ -26,7 +27,7 @@ LICENCE = re.compile(r"(LICEN[CS]E|USE_POLICY|NOTICE)([-_.].*)?", re.IGNORECASE)
 HF_FARMS = frozenset({REPORT_NAME, RECIPE_NAME, "README.md"})
 FIGURES = frozenset({"figures/blocks.png", "figures/blocks-dark.png"})
 # Files that save_pretrained of models and tokenizers writes.
-MODEL = frozenset({"config.json", "generation_config.json", "model.safetensors.index.json"})
+MODEL = frozenset({names.MODEL_CONFIG, "generation_config.json", names.WEIGHTS_INDEX})
 TOKENIZER = frozenset(
     {
         *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),

@@ -22,7 +22,7 @@ L = TypeVar("L", LayerMetadata, LayerView)
 
 def prunable_layers(layers: Sequence[L]) -> list[L]:
     """Return all layers except routers: few weights, which select the expert of every token."""
-    return [layer for layer in layers if layer.role != "router"]
+    return [layer for layer in layers if layer.counts]
 
 
 def check_layers(source: BlockSource, config: PruneConfig) -> None:
@@ -43,7 +43,7 @@ def check_layers(source: BlockSource, config: PruneConfig) -> None:
                     f"layers to prune must be without adapters, got one in {layer.name}.",
                     hint="Merge it first: model = model.merge_and_unload().",
                 )
-            if config.group and layer.role != "router" and layer.shape[1] % config.group[1]:
+            if config.group and layer.counts and layer.shape[1] % config.group[1]:
                 raise ModelError(
                     f"inputs of every layer must be a multiple of {config.group[1]} for pattern {config.pattern!r}, "
                     f"got {layer.shape[1]} in {layer.name}.",

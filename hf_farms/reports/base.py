@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from hf_farms.config.checks import check
 from hf_farms.errors import DataError
+from hf_farms.files import names
 from hf_farms.files.atomic_writes import write_text, writing
 from hf_farms.files.dataclass_parsing import parse_dataclass
 from hf_farms.files.documents import DocumentError, load_json, read_text, short_repr
@@ -34,7 +35,7 @@ __all__ = [
 # Of all files that hold configs or reports. 2: the option `farms` of configs is named `spectra`.
 SCHEMA_VERSION = 2
 READABLE_VERSIONS = range(1, SCHEMA_VERSION + 1)
-REPORT_NAME = "hf_farms_report.json"
+REPORT_NAME = names.REPORT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from hf_farms.config import FarmsLRConfig, S2FTConfig
 from hf_farms.errors import DataError
 from hf_farms.files.dataclass_parsing import parse_dataclass
 from hf_farms.files.documents import Document, DocumentError, load_json, read_text
+from hf_farms.files.names import MODEL_CONFIG, SELECTED_CHANNELS, SELECTION
 from hf_farms.reports.base import REPORT_NAME
 from hf_farms.reports.lr_history import HISTORY_NAME, read_history
 from hf_farms.reports.metrics import best_step, last_logged, number, trained_metrics
@@ -27,8 +28,7 @@ from hf_farms.reports.training import (
 
 __all__ = ["load_report", "report_kind", "s2ft_record", "training_report"]
 
-STATE, CONFIG = "trainer_state.json", "config.json"
-S2FT_CONFIG, S2FT_CHANNELS = "s2ft_config.json", "s2ft_adapter.safetensors"
+STATE = "trainer_state.json"
 CHECKPOINT = "checkpoint-"
 
 
@@ -67,7 +67,7 @@ def training_report(folder: str | Path) -> TrainReport | None:
     """
     folder = Path(folder)
     folders = [folder, *_checkpoints(folder)]
-    state, config, s2ft = (_read_first(folders, name) for name in (STATE, CONFIG, S2FT_CONFIG))
+    state, config, s2ft = (_read_first(folders, name) for name in (STATE, MODEL_CONFIG, SELECTION))
     history = (folder.parent if folder.name.startswith(CHECKPOINT) else folder) / HISTORY_NAME
     log = list(state.get("log_history", ()))
     try:
@@ -151,7 +151,7 @@ def _channels(folders: Iterable[Path]) -> dict[str, range]:
     """Return, for each layer, a range as long as the number of selected channels."""
     from safetensors import safe_open
 
-    path = next((path for folder in folders if (path := folder / S2FT_CHANNELS).is_file()), None)
+    path = next((path for folder in folders if (path := folder / SELECTED_CHANNELS).is_file()), None)
     if path is None:
         return {}
     with safe_open(path, framework="numpy") as file:

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 __all__ = ["HISTORY_NAME", "BlockFactor", "LRHistoryEntry", "LRMeasurement", "LayerFactor", "read_history"]
 
-HISTORY_NAME = "farms_lr.jsonl"
+HISTORY_NAME = names.HISTORY
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from hf_farms.config import CalibrationConfig, PruneConfig
 from hf_farms.reports.base import Report
 from hf_farms.reports.evaluation import PerplexityRecord, TaskRecord
-from hf_farms.reports.spectral import SpectralReport
+from hf_farms.reports.spectral import BlockSpectrum, SpectralReport
 
 __all__ = ["BaseModelRecord", "BlockSparsity", "CalibrationRecord", "LayerSparsity", "PruneReport"]
 
@@ -127,3 +128,10 @@ class PruneReport(Report):
     tasks: tuple[TaskRecord, ...] = ()
     command: str | None = None
     notes: tuple[str, ...] = ()
+
+    def blocks_with_spectra(self) -> Iterator[tuple[BlockSparsity, BlockSpectrum | None, BlockSpectrum | None]]:
+        """Yield every block with its spectrum before and after pruning; None where it was not measured."""
+        before = {block.index: block for block in self.before.blocks} if self.before else {}
+        after = {block.index: block for block in self.after.blocks} if self.after else {}
+        for block in self.blocks:
+            yield block, before.get(block.index), after.get(block.index)

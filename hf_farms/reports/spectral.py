@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from hf_farms.config import FarmsConfig
+from hf_farms.config.roles import counts
 from hf_farms.reports.base import Report
 
 __all__ = ["BlockSpectrum", "LayerRecord", "SpectralReport"]
@@ -30,6 +31,11 @@ class LayerRecord:
     alpha_hat: float | None
     entropy: float
     tail_min: float | None = None
+
+    @property
+    def counts(self) -> bool:
+        """Whether it counts in its block; routers do not."""
+        return counts(self.role)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from hf_farms.config import S2FTConfig
 from hf_farms.errors import DataError
+from hf_farms.files import names
 from hf_farms.files.atomic_writes import replacing, write_text
 from hf_farms.files.dataclass_parsing import parse_dataclass
 from hf_farms.files.documents import Document, load_json, read_text
@@ -24,7 +25,7 @@ from hf_farms.s2ft.selection import Selection
 
 __all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "load_selection", "save_selection"]
 
-CONFIG_NAME, WEIGHTS_NAME = "s2ft_config.json", "s2ft_adapter.safetensors"
+CONFIG_NAME, WEIGHTS_NAME = names.SELECTION, names.SELECTED_CHANNELS
 END = ".index"
 
 
@@ -65,8 +66,8 @@ def load_selection(folder: str | Path) -> Selection:
             raise ValueError(f"schema version {content['schema_version']!r}")
         config = parse_dataclass(Document(content["selection"]), S2FTConfig)
         with safe_open(path / WEIGHTS_NAME, framework="pt") as file:
-            names = sorted(name for name in file.keys() if name.endswith(END))  # noqa: SIM118 - not a mapping
-            indices = {name.removesuffix(END): file.get_tensor(name) for name in names}
+            keys = sorted(key for key in file.keys() if key.endswith(END))  # noqa: SIM118 - not a mapping
+            indices = {key.removesuffix(END): file.get_tensor(key) for key in keys}
         for name, index in indices.items():
             if index.dtype != torch.int64 or index.ndim != 1 or len(index) == 0 or bool((index.diff() <= 0).any()):
                 raise ValueError(f"an index of {name} that is not one of ascending channels")

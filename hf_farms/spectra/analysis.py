@@ -223,11 +223,7 @@ def _layer_record(layer: LayerMetadata, spectrum: LayerSpectrum) -> LayerRecord:
 
 def _with_scores(blocks: list[BlockSpectrum], config: FarmsConfig) -> tuple[BlockSpectrum, ...]:
     fitted = [
-        [
-            LayerAlpha(r.role, r.alpha, r.alpha_stderr)
-            for r in block.layers
-            if r.alpha is not None and r.role != "router"
-        ]
+        [LayerAlpha(r.role, r.alpha, r.alpha_stderr) for r in block.layers if r.alpha is not None and r.counts]
         for block in blocks
     ]
     scores = block_scores(fitted, config.block_score)

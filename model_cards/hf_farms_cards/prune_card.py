@@ -107,11 +107,7 @@ def _recovery(perplexity: PerplexityRecord | None) -> float | None:
 
 def _block_rows(report: PruneReport) -> list[dict[str, Any]]:
     """Return the rows of the block table."""
-    before = {block.index: block for block in report.before.blocks} if report.before else {}
-    after = {block.index: block for block in report.after.blocks} if report.after else {}
-    return [
-        {"block": block, "before": before.get(block.index), "after": after.get(block.index)} for block in report.blocks
-    ]
+    return [{"block": block, "before": before, "after": after} for block, before, after in report.blocks_with_spectra()]
 
 
 def _perplexity_rows(perplexity: PerplexityRecord | None, *, even: bool) -> list[dict[str, Markup]]:

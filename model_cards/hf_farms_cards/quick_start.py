@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_farms.files.documents import DocumentError, load_json, read_text
+from hf_farms.files.names import MODEL_CONFIG, RECIPE
 from hf_farms.files.own_files import is_own_file
 from hf_farms.privacy.publishing import published_text
 from hf_farms_cards.tasks import Task, task_of
@@ -40,8 +41,8 @@ class Checkpoint:
     @classmethod
     def of(cls, folder: Path) -> Checkpoint:
         """Read the metadata from a folder; missing or damaged files count as unknown."""
-        names = _read_json(folder / "config.json").get("architectures")
-        recipe = folder / "recipe.yaml"
+        names = _read_json(folder / MODEL_CONFIG).get("architectures")
+        recipe = folder / RECIPE
         return cls(
             architecture=names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None,
             chat=(folder / "chat_template.jinja").is_file()
