@@ -26,23 +26,32 @@ class FarmsLRConfig:
     """Layer-wise learning rates from alphas (TempBalance, NeurIPS 2023; Model Balancing, arXiv 2410.12178).
 
     Attributes:
-        map: from alphas to factors on the learning rate: "linear", "sqrt", "log2", "step" (by rank) or "sigmoid".
-        min_scale: factor where alpha is smallest (the best trained). Not used by "sqrt" and "log2", whose mean is 1.
-        max_scale: factor where alpha is largest.
-        released_step: the "step" of the released code, which never reaches max_scale.
-        unit: what gets one factor: a "block", or every "layer" for itself, which the log then has too.
-        quantity: what the factor is applied to: "lr", "weight_decay", "both", or "constant_decay": the learning rate,
-            with weight decay divided by it, so that AdamW's decay (lr times weight decay) stays as it is.
-        shrink: shrink factors to 1 by the reliability of the alphas, so that pure noise changes nothing.
-        normalise: divide by the mean factor, weighted by parameters.
-        skip_ends: leave the first and the last unit at factor 1.
-        min_eigenvalues: layers with fewer stay at factor 1.
-        outside: embeddings and head take part; else they stay at factor 1.
-        start: the first measurement: "warmup" (when it is over), a step, or a fraction of all steps.
-        interval: steps between measurements, a fraction of all steps, or "epoch".
-        frozen: measure once and keep those factors.
-        smoothing: share of the earlier alphas in every new one, in [0, 1).
-        spectra: how spectra are measured.
+        map: from alphas to factors on the learning rate. "linear" is the published default; "step" (by rank) ignores
+            how far alphas lie apart; "sigmoid" follows Model Balancing; "sqrt" and "log2" change little and have mean
+            1.
+        min_scale: factor where alpha is smallest (best trained). Move it towards 1 if training becomes slow. "sqrt" and
+            "log2" ignore both scales.
+        max_scale: factor where alpha is largest. Lower it if training becomes unstable.
+        released_step: use the "step" map of the released code, which never reaches max_scale. Set it only to reproduce
+            published numbers.
+        unit: share one factor in a "block", or give every "layer" its own. Layers are noisier, and the log grows with
+            them.
+        quantity: where the factor is applied: "lr", "weight_decay" or "both". "constant_decay" scales the learning rate
+            and divides weight decay by the same factor, so that AdamW's decay per step stays as it is.
+        shrink: move factors towards 1 when alphas differ by little more than noise. Turn it off only to reproduce
+            published numbers.
+        normalise: divide by the mean factor, weighted by parameters. Set it to keep the mean learning rate unchanged.
+        skip_ends: leave the first and the last unit at factor 1. Set it when these are unlike the others.
+        min_eigenvalues: smallest spectrum that gets a factor. Raise it if small layers jump between measurements.
+        outside: give embeddings and head factors too. Off by default: their spectra say less about training, and they
+            are large to measure.
+        start: first measurement: "warmup" (when it is over), a step, or a fraction of all steps. Spectra of a model
+            that has hardly been trained say little, so start later for training from scratch.
+        interval: steps between measurements, a fraction of all steps, or "epoch". Each one costs an `analyze` of the
+            model, so raise it for large models.
+        frozen: measure once and keep those factors. Set it for short fine-tuning.
+        smoothing: share of the earlier alphas in every new one, in [0, 1). Raise it if factors jump.
+        spectra: how spectra are measured. Change it for another window size or fit; see `FarmsConfig`.
     """
 
     map: LRMap = "linear"

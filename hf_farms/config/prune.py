@@ -35,21 +35,26 @@ PATTERN = re.compile(rf"{UNSTRUCTURED}|(N|[1-9]\d*):[1-9]\d*")
 @renamed(farms="spectra")
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
-    """What is removed, and by which rule.
+    """How many weights are removed, and by which rule.
 
     Attributes:
-        sparsity: zeros as a fraction of the weights of the pruned layers, in [0, 1); hit to the weight.
-        method: "magnitude" (|W|), "wanda" (|W| times the norm of the layer's input, arXiv 2306.11695) or "sparsegpt"
-            (what stays makes up for what goes, arXiv 2301.00774).
-        pattern: where zeros may be. "unstructured": anywhere. "2:4" or any other "N:M": N of every M neighbours in a
-            row stay, in all blocks alike. "N:8", with the letter: every block has its own N (AlphaPruning), so that
-            the total comes as near to the sparsity as whole numbers allow.
-        allocation: how the total is spread over blocks. "uniform"; "farms": by block-mean alpha over windows;
-            "alpha": the same map on whole-matrix alpha (AlphaPruning, arXiv 2410.10912).
-        spread: epsilon of the map; block sparsities lie within (1 - spread) / (1 + spread) of each other.
-        shrink: scale the spread by the reliability of the block scores, so that pure noise changes nothing.
-        max_sparsity: no block is pruned further than this (unless the target itself is higher).
-        spectra: how spectra are measured.
+        sparsity: fraction of the weights of the pruned layers that become zero, in [0, 1); met to the weight. Start at
+            0.5 or lower: quality falls quickly above it.
+        method: "wanda" (|W| times the norm of the layer's input, arXiv 2306.11695) needs calibration data and one pass
+            over it. "sparsegpt" (arXiv 2301.00774) also updates the remaining weights: slower, more memory. "magnitude"
+            (|W|) needs no data and loses most quality.
+        pattern: where zeros may be. "unstructured" allows them anywhere and keeps most quality. Choose "2:4" (or
+            another "N:M": keep N of every M consecutive weights) for hardware that accelerates it; "N:8", with the
+            letter, chooses N for each block (AlphaPruning) and needs a sparsity that groups of 8 can come near to.
+        allocation: how sparsity is distributed over blocks. "farms" prunes badly trained blocks more, by alpha over
+            windows; "alpha" is the same map on whole matrices (AlphaPruning, arXiv 2410.10912), slower to measure;
+            "uniform" measures nothing and is the baseline.
+        spread: how far block sparsities may lie apart, within (1 - spread) / (1 + spread) of each other. Raise it to
+            0.2 for high sparsity; 0 is uniform.
+        shrink: reduce the spread when the block scores differ by little more than noise. Turn it off only to reproduce
+            published numbers.
+        max_sparsity: upper limit for one block, unless the target itself is higher. Lower it if single blocks collapse.
+        spectra: how spectra are measured. Change it for another window size or fit; see `FarmsConfig`.
     """
 
     sparsity: float = 0.5
@@ -132,15 +137,17 @@ class CalibrationConfig:
     """The sequences that activations are measured on.
 
     Attributes:
-        source: "speeches" (public-domain English text inside the package), "self" (sampled from the model itself), a
-            text file, a table (JSON, JSON lines, CSV, TSV, parquet, Arrow; each also as .gz, .bz2 or .xz), or the id of
-            a dataset on the Hub. BENCHMARKS.md has the comparison.
-        column: the column that holds the text, for tables and datasets.
-        subset: the configuration of a Hub dataset ("en" of allenai/c4).
-        split: the split of a Hub dataset.
-        num_sequences: how many.
-        sequence_length: tokens in each; lowered, with a note, to the context length of the model.
-        seed: of the choice of passages, or of the sampling.
+        source: "speeches" (public-domain English text inside the package), "self" (sampled from the model itself, for
+            other languages), a text file, a table (JSON, JSON lines, CSV, TSV, parquet, Arrow; each also as .gz, .bz2
+            or .xz), or the id of a dataset on the Hub. Text of the kind that the model will be used on gives the best
+            result.
+        column: column that holds the text, for tables and datasets.
+        subset: configuration of a Hub dataset ("en" of allenai/c4). None takes the default one.
+        split: split of a Hub dataset. Keep it apart from the split that you evaluate on.
+        num_sequences: number of sequences. The papers use 128; time and memory for hidden states grow with it.
+        sequence_length: tokens in each, lowered to the context length of the model. Longer sequences cost time and
+            memory in proportion.
+        seed: of the choice of passages, or of the sampling. Change it to see how much the choice of data matters.
     """
 
     source: str = "speeches"
@@ -171,13 +178,14 @@ class EvaluationConfig:
     """The text that perplexity is measured on.
 
     Attributes:
-        source: "speeches" (held-out public-domain text inside the package), a file or a dataset, as for calibration;
-            None: no perplexity.
-        column: the column that holds the text.
-        subset: the configuration of a Hub dataset.
-        split: the split of a Hub dataset.
-        context_length: tokens in a window; lowered, with a note, to the context length of the model.
-        max_windows: how many windows from the start of the text; None: all.
+        source: "speeches" (held-out public-domain text inside the package), a file or a dataset, as for calibration.
+            None skips the evaluation and saves a pass over the text for each model.
+        column: column that holds the text, for tables and datasets.
+        subset: configuration of a Hub dataset. None takes the default one.
+        split: split of a Hub dataset. Use one that the model was neither calibrated nor trained on.
+        context_length: tokens in a window, lowered to the context length of the model. Perplexities of different
+            lengths do not compare; the papers use 2048.
+        max_windows: number of windows from the start of the text. Fewer are faster and less exact; None takes all.
     """
 
     source: str | None = "speeches"

@@ -41,22 +41,28 @@ class S2FTConfig:
     """Which heads and channels are trained, and how (S2FT, arXiv 2412.06289).
 
     Attributes:
-        budget: trained share of the model's parameters, in (0, 1). Shared out over blocks and, in a block, equally
-            between attention and feed-forward network; what whole heads leave over goes to the latter.
-        roles: layers that are trained: of the selected heads "o", "v", "q", "k", of the selected feed-forward channels
-            "down", "up", "gate".
-        strategy: what is selected by: "random", or the norm of a unit's "weight", of its "activation", their "product",
-            or of its "gradient". The last three need calibration data.
-        keep: the units of the "smallest" or of the "largest" norm. Not used by "random".
-        seed: of the random strategy.
-        budget_allocation: "uniform" over blocks, or "farms": badly trained blocks (larger alpha) get more.
-        spread: epsilon of the map from alphas to budgets; they lie within (1 - spread) / (1 + spread) of each other.
-        spectra: how spectra are measured for the allocation "farms".
-        layout: "indexed": selected channels stay where they are; "permuted": heads and channels are moved, on both
-            sides of the coupled layers, until the selected ones lie together. Checkpoints have the original order.
-        write_back: write the trained slice into the weight after every step, so that one product serves all. False
-            adds a second product instead, for weights that must not change while training because something else
-            reads them too, and for optimizers that evaluate the loss inside a step (LBFGS); more time and memory.
+        budget: trained fraction of the model's parameters, in (0, 1). It is divided over blocks and, in a block,
+            equally between attention and feed-forward network; what whole heads leave over goes to the latter. Memory
+            for gradients and optimizer grows with it.
+        roles: layers that are trained: "o", "v", "q", "k" of the selected heads, "down", "up", "gate" of the selected
+            feed-forward channels. The default follows the paper; more roles mean fewer heads and channels for the same
+            budget.
+        strategy: how heads and channels are selected. "random" needs no data and is the paper's choice; "weight" takes
+            their norm; "activation", "product" (of both) and "gradient" need calibration data and passes over it.
+        keep: train the units of the "smallest" or of the "largest" norm. "random" ignores it.
+        seed: of the strategy "random". Change it to see how much the choice matters.
+        budget_allocation: give every block the same share ("uniform"), or badly trained blocks with a larger alpha more
+            ("farms"), which costs an `analyze` of the model.
+        spread: how far the budgets of blocks may lie apart, within (1 - spread) / (1 + spread) of each other. Only
+            "farms" reads it.
+        spectra: how spectra are measured for the allocation "farms". Change it for another window size or fit; see
+            `FarmsConfig`.
+        layout: "indexed" leaves selected channels where they are. "permuted" moves heads and channels together, as in
+            the paper; it gained no time on a CPU, and copies every moved weight in a state dict. Checkpoints always
+            have the original order.
+        write_back: write the trained slice into the weight after every step. Set False for weights that something else
+            reads and that must not change while training, and for optimizers that evaluate the loss inside a step
+            (LBFGS); it costs a second product, with more time and memory.
     """
 
     budget: float = 0.01

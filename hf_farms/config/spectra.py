@@ -21,19 +21,23 @@ class FarmsConfig:
     """How a weight's spectrum is measured (FARMS, arXiv 2506.06280, section 3).
 
     Attributes:
-        window_rows: rows r of a window. "auto": one size for the whole model, an eighth of the smaller side of the
-            layers that hold most parameters; layers that such a window does not fit into are left out. A number is
-            lowered for layers that are smaller, until r rows and round(Q r) columns fit. None: the whole matrix, no
-            windows.
-        aspect_ratio: Q = columns / rows of a window.
-        windows_per_dim: windows along each side, evenly spread. "auto": 8.
-        fit: where the tail starts. "mid": at the median; "peak": by KS distance, near the fullest bin of the
-            histogram of log10 eigenvalues; "goodness_of_fit": by KS distance among all eigenvalues.
-        tail_divisor: the `mid` tail starts at index int(N / tail_divisor); above 1, as 1 leaves no tail.
-        released_peak_bound: reproduce the unit slip of the released `peak` (log10 of the lower bound compared with
-            the eigenvalue itself), to compare with published numbers.
-        block_score: how the alphas of a block's roles become one number: "mean" (as published), "median", "trimmed"
-            (mean without the extremes) or "standardised" (mean after each role is brought to one mean and deviation).
+        window_rows: rows r of a window. "auto" takes one size for the whole model, an eighth of the smaller side of the
+            layers that hold most parameters, and leaves out layers that are smaller. Set a number to compare models of
+            different sizes (it is lowered for smaller layers); larger windows cost the cube of their size. None
+            measures whole matrices without windows: slower, and biased by the shape of a layer.
+        aspect_ratio: Q = columns / rows of a window. Keep 1 unless you reproduce a paper: alphas of different Q do not
+            compare.
+        windows_per_dim: windows along each side, evenly spread. "auto" is 8. More windows lower the standard error a
+            little; time grows with their square.
+        fit: where the tail starts. "mid" (at the median) is the fastest and did best in BENCHMARKS.md. "peak" (by KS
+            distance near the fullest bin of the histogram) and "goodness_of_fit" (by KS distance among all eigenvalues)
+            follow the papers and need float64.
+        tail_divisor: start of the "mid" tail, at index int(N / tail_divisor). Raise it, above 1, for a longer tail that
+            reaches into the bulk of the spectrum; other fits ignore it.
+        released_peak_bound: reproduce the units bug of the authors' released "peak" code. Set it only to compare with
+            published numbers.
+        block_score: how the alphas of a block become one number. "mean" is as published; "median" and "trimmed" resist
+            a single unusual layer; "standardised" gives every role the same weight. None costs time.
     """
 
     window_rows: int | Literal["auto"] | None = "auto"
