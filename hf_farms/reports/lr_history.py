@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from hf_farms.files import names
+
 __all__ = ["HISTORY_NAME", "BlockFactor", "LRHistoryEntry", "LRMeasurement", "LayerFactor", "read_history"]
 
 HISTORY_NAME = names.HISTORY
