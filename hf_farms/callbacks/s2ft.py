@@ -35,6 +35,8 @@ from hf_farms.s2ft.coupled import CoupledModel
 from hf_farms.s2ft.saving import CONFIG_NAME, WEIGHTS_NAME, save_selection
 from hf_farms.s2ft.selection import Batches, Selection, check_selections, choose_channels
 from hf_farms.s2ft.surgery import apply_selection, selection_of, summary
+from hf_farms.s2ft.selection import Batches, Selection, choose_channels
+from hf_farms.s2ft.surgery import apply_selection, count_parameters, selection_of, summary
 from hf_farms.s2ft.trainable import print_trainable_parameters
 
 __all__ = ["S2FTCallback"]
@@ -138,12 +140,14 @@ class S2FTCallback(TrainerCallback):
         if uses_reentrant_checkpointing(args):
             # A checkpointed block has gradients only if its input requires one.
             model.enable_input_require_grads()
-        self._log(args, state, model)
+        coupled = self._coupled_of(model)
+        self._log(args, state, coupled)
         if state.is_world_process_zero and not self._printed:
-            print_trainable_parameters(model, self._coupled_of(model))
+            print_trainable_parameters(model, coupled)
 
-    def _log(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
-        logs = {f"s2ft/{name}": number for name, number in summary(model, self._coupled_of(model)).items()}
+    def _log(self, args: TrainingArguments, state: TrainerState, coupled: CoupledModel) -> None:
+        model = coupled.model
+        logs = {f"s2ft/{name}": number for name, number in summary(model, coupled).items()}
         state.log_history.append({**logs, "epoch": state.epoch or 0.0, "step": state.global_step})
         log_to_trackers(args, state, logs, model)
 
@@ -162,15 +166,14 @@ class S2FTCallback(TrainerCallback):
         selection = selection_of(model)
         if selection is None:
             return
-        numbers = summary(model, self._coupled_of(model))
-        trained = int(numbers["trainable_parameters"])
+        num_trained, num_parameters = count_parameters(model)
         with warn_on_failure():
             record_training(
                 args,
                 state,
                 model,
-                num_trained=trained,
-                num_parameters=round(trained / numbers["trainable_share"]),
+                num_trained=num_trained,
+                num_parameters=num_parameters,
                 s2ft=(selection.config, selection.channels),
             )
             if state.is_world_process_zero:
@@ -211,10 +214,10 @@ class S2FTCallback(TrainerCallback):
         return True
 
     def _coupled_of(self, model: nn.Module) -> CoupledModel:
-        """Return the structures of this model, from the start of S2FT if this callback has changed it."""
-        if self._coupled is None or self._coupled.model is not model:
-            self._coupled = CoupledModel(model, self.config)
-        return self._coupled
+        """Return the structures of this model, those of `_choose_and_apply` if it has just changed this model."""
+        # Not kept: a callback that outlives its training must not keep the model in memory.
+        coupled, self._coupled = self._coupled, None
+        return coupled if coupled is not None and coupled.model is model else CoupledModel(model, self.config)
 
 
 def _warn_no_effect(reason: str) -> bool:

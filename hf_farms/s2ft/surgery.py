@@ -26,7 +26,16 @@ from hf_farms.s2ft.layers import InOriginalOrder, SelectiveLayer, selective_clas
 from hf_farms.s2ft.permuting import move_selected_first
 from hf_farms.s2ft.selection import Batches, Selection, check_selections, choose_channels
 
-__all__ = ["apply_s2ft", "apply_selection", "restore", "selection_of", "selective_layers", "summary", "write_back"]
+__all__ = [
+    "apply_s2ft",
+    "apply_selection",
+    "count_parameters",
+    "restore",
+    "selection_of",
+    "selective_layers",
+    "summary",
+    "write_back",
+]
 
 # Attribute of the model with the selection, and with what `restore` needs.
 MARK = "_hf_farms_s2ft"
@@ -202,13 +211,21 @@ def summary(model: nn.Module, coupled: CoupledModel | None = None) -> dict[str, 
     selection = selection_of(model)
     assert selection is not None, "the model must have S2FT on it"
     layers = (coupled or CoupledModel(model, selection.config)).layers
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     counts: dict[str, float] = defaultdict(int)
     for name, channels in selection.channels.items():
         counts[f"channels/{layers[name].role}"] += len(channels)
+    trained, parameters = count_parameters(model)
+    return {"trainable_parameters": trained, "trainable_share": trained / parameters, **counts}
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Return the number of trained parameters, and of all parameters of the plain model.
+
+    Args:
+        model: with S2FT on it.
+    """
     trained = sum(layer.selected.numel() for _, layer in selective_layers(model))
-    share = trained / (parameters - trained)
-    return {"trainable_parameters": trained, "trainable_share": share, **counts}
+    return trained, sum(parameter.numel() for parameter in model.parameters()) - trained
 
 
 def _channels_by_module(coupled: CoupledModel, selection: Selection) -> dict[nn.Module, tuple[Tensor, bool]]:

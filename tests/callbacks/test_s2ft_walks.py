@@ -1,6 +1,8 @@
 """A start of S2FTCallback searches the model once."""
 
+import gc
 import sys
+import weakref
 from collections import Counter
 
 import pytest
@@ -58,6 +60,17 @@ def test_a_training_searches_the_model_once(config, early, calls, tmp_path):
     assert selection_of(run.model) == select_channels(tiny("llama"), config, calibration=batches())
 
 
+@EARLY
+def test_a_callback_does_not_keep_the_model_of_its_training(early, tmp_path):
+    callback = S2FTCallback(CONFIGS["default"])
+    run = trainer(tmp_path, callback, early=early, max_steps=1)
+    run.train()
+    model = weakref.ref(run.model)
+    del run
+    gc.collect()
+    assert model() is None
+
+
 def test_functions_search_the_model_once_each(calls):
     model = tiny("llama")
     selection = select_channels(model, CONFIGS["default"])
@@ -81,7 +94,7 @@ def test_a_model_that_is_selective_already_is_searched_once(calls, tmp_path):
     calls.clear()
     run = trainer(tmp_path, S2FTCallback(CONFIGS["default"]), model=model, max_steps=1)
     run.train()
-    assert calls["ModelBlockSource"] == 1
+    assert calls == {"ModelBlockSource": 1, "coupled_structures": BLOCKS}
     # And a plain model again after `restore`.
     calls.clear()
     restore(model)
