@@ -93,8 +93,8 @@ class PlaceboCallback(FarmsLRCallback):
         super().__init__(config)
         self._kind, self._seed = kind, seed
 
-    def _remember(self, report, state):
-        super()._remember(report, state)
+    def _store(self, report, state):
+        super()._store(report, state)
         self.memory["factors"] = placebo_factors(
             self._kind, self.memory["factors"], report, unit=self.config.unit, seed=self._seed
         )
