@@ -22,7 +22,7 @@ REPORTS = {
 
 
 def schema_of(report: type) -> dict[str, Any]:
-    """The schema of what `to_json` writes: no field missing, none beside them."""
+    """Return the JSON schema of the output of `to_json`; all fields are required, no others are allowed."""
     schema = TypeAdapter(report).json_schema(mode="serialization")
     for part in (schema, *schema.get("$defs", {}).values()):
         if "properties" in part:
@@ -34,7 +34,7 @@ def schema_of(report: type) -> dict[str, Any]:
 
 
 def text_of(report: type) -> str:
-    """The file."""
+    """Return the text of the schema file."""
     return json.dumps(schema_of(report), indent=2, ensure_ascii=False) + "\n"
 
 

@@ -22,10 +22,10 @@ def main() -> None:
         with printing() if "--debug" not in sys.argv else nullcontext():
             run()
     except KeyboardInterrupt:
-        interrupts.asked = True
+        interrupts.received = True
     except SystemExit as end:
         status = end.code
-        if not interrupts.asked:
+        if not interrupts.received:
             if not close_streams() and not status:
                 raise SystemExit(1) from None
             raise
@@ -34,8 +34,8 @@ def main() -> None:
         raise SystemExit(1) from None
     finally:
         interrupts.forget_handler()
-    if interrupts.asked:
-        if not interrupts.said:  # commands have their own answer; this is before and after them
+    if interrupts.received:
+        if not interrupts.reported:  # commands have their own answer; this is before and after them
             print("Interrupted.", file=sys.stderr)  # noqa: T201
         raise SystemExit(status)
 

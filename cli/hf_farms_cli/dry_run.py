@@ -1,4 +1,4 @@
-"""What --dry-run shows: where a result will go, how large and how sparse it will be."""
+"""Output of --dry-run: destination, size and sparsity of a result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plan_line", "print_plan", "prune_lines", "push_lines"]
 
-# Of a prune, before it is known how many shards there will be.
+# Files of a pruned model; the number of shards is not known before the prune.
 ARTEFACTS = (
     "model-*.safetensors",
     "config",
@@ -29,7 +29,7 @@ ARTEFACTS = (
 
 
 def print_plan(lines: list[str], shown: Format) -> None:
-    """Print what would be done, in the format asked for."""
+    """Print the plan in the given format."""
     if shown == "json":
         say(json.dumps({"dry_run": True, "plan": lines}, indent=2))
         return
@@ -38,9 +38,9 @@ def print_plan(lines: list[str], shown: Format) -> None:
 
 
 def prune_lines(plan: PrunePlan) -> list[str]:
-    """The plan of a prune, without the push."""
+    """Return the lines that describe the plan of a prune, without the push."""
     recipe, output, size = plan.recipe, plan.output, None
-    # Of a finished folder the Hub is not asked.
+    # No Hub request for a finished folder.
     base = plan.finished.base if plan.finished is not None else plan.model.base_model
     if plan.finished is None:
         size = plan.model.weights_size
@@ -62,7 +62,7 @@ def prune_lines(plan: PrunePlan) -> list[str]:
 
 
 def plan_line(plan: PushPlan | None) -> str:
-    """Where a push goes, in words."""
+    """Describe the destination of a push in one line."""
     if plan is None:
         return "no"
     visible = {True: "private", False: "public", None: "visibility as the namespace has it"}[plan.private]
@@ -71,7 +71,7 @@ def plan_line(plan: PushPlan | None) -> str:
 
 
 def push_lines(plan: PushPlan) -> list[str]:
-    """The plan of a push: where to, how sparse, which files."""
+    """Return the lines that describe a push: repository, sparsity, files."""
     assert plan.folder is not None
     return [f"repository: {plan_line(plan)}", *_sparsity_lines(plan.folder.report), *_file_lines(plan.folder, plan)]
 
@@ -98,7 +98,7 @@ def _file_lines(folder: PublishableFolder, plan: PushPlan) -> list[str]:
 
 
 def _readable(size: int) -> str:
-    """Bytes in the unit that fits."""
+    """Format a number of bytes with a suitable unit."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

@@ -55,7 +55,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             mask_error(error)
             if debug:
                 raise
-            if interrupts.asked:
+            if interrupts.received:
                 _print_interrupt(error)
                 raise typer.Exit(130) from None
             _print_error(error)
@@ -65,7 +65,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def _print_interrupt(error: BaseException) -> None:
-    interrupts.said = True
+    interrupts.reported = True
     err.print(" ".join(["Interrupted.", *getattr(error, "__notes__", ())]), markup=False)
 
 
@@ -92,7 +92,7 @@ def if_interrupted(sentence: str, *, there: Path | None = None) -> Iterator[None
     try:
         yield
     except BaseException as error:
-        if (interrupts.asked or isinstance(error, KeyboardInterrupt)) and (there is None or there.exists()):
+        if (interrupts.received or isinstance(error, KeyboardInterrupt)) and (there is None or there.exists()):
             error.add_note(sentence)
         raise
 

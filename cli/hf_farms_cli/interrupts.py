@@ -1,4 +1,4 @@
-"""Ctrl-C, remembered: libraries turn the exception into another one, or drop it, while they are being imported."""
+"""Record of Ctrl-C, because libraries replace or drop the exception while they are being imported."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ __all__ = ["Interrupts", "interrupts"]
 
 
 class Interrupts:
-    """What happened to this process.
+    """State of Ctrl-C in this process.
 
     Attributes:
-        asked: Ctrl-C was pressed.
-        said: the user was told so.
+        received: whether Ctrl-C was pressed.
+        reported: whether the message was printed.
     """
 
     def __init__(self) -> None:
-        self.asked = self.said = False
+        self.received = self.reported = False
 
     def watch(self) -> None:
-        """Notice Ctrl-C from now on; it raises KeyboardInterrupt as before."""
+        """Record Ctrl-C from now on; it raises KeyboardInterrupt as before."""
         signal.signal(signal.SIGINT, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self.received = True
         signal.default_int_handler(number, frame)
 
     def check(self) -> None:
         """Raise a KeyboardInterrupt that was dropped."""
-        if self.asked and not self.said:
+        if self.received and not self.reported:
             raise KeyboardInterrupt
 
     def forget_handler(self) -> None:
-        """What still runs at the exit of Python is ended by another Ctrl-C, without a traceback."""
+        """Restore the default handler, so that another Ctrl-C ends the exit of Python without a traceback."""
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         # Where Ctrl-C ended an exec of text (as dataclasses do), Python ends by the signal whatever the status, until
         # another text was executed.

@@ -60,7 +60,7 @@ FORMATS = ("auto", *get_args(Format))
 
 
 def complete(values: Sequence[str]) -> Callable[[str], list[str]]:
-    """What the shell offers for an option that takes one of these values: `autocompletion=complete(METHODS)`."""
+    """Return the shell completion of an option with a fixed set of values: `autocompletion=complete(METHODS)`."""
 
     def beginning_with(incomplete: str) -> list[str]:
         return [value for value in values if value.startswith(incomplete)]

@@ -197,7 +197,7 @@ def prune_command(
 
 
 def _recipe(context: typer.Context, model: str) -> tuple[Recipe, Path | None]:
-    """The recipe of the options, or that of a file, and the file."""
+    """Return the recipe, and the file that it was read from; None if it was built from the options."""
     if not model.lower().endswith((".yaml", ".yml")):
         with usage():
             return _recipe_of(with_name(model), context.params), None

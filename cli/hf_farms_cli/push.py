@@ -90,7 +90,7 @@ def push_command(
 
 
 def _branch(push_revision: str | None, revision: str | None) -> str | None:
-    """The branch by the name of the option now, or by its earlier one."""
+    """Return the branch given by --push-revision, or by the deprecated --revision."""
     if revision is None:
         return push_revision
     if push_revision is not None:

@@ -1,4 +1,4 @@
-"""The command line as it may be published."""
+"""The command line for the report and the card, without secrets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["shown_command"]
 
 
 def shown_command(argv: Sequence[str]) -> str:
-    """A command line as it may be published: quoted, without the token, secrets and paths to private places.
+    """Return a command line that is safe to publish: quoted, without the token, secrets and private paths.
 
     Args:
         argv: as of `sys.argv`.

@@ -128,7 +128,7 @@ class PruneConfig:
         return "activations" in (METHODS[self.method].needs, ALLOCATIONS[self.allocation].needs)
 
     def measurement(self) -> FarmsConfig:
-        """The spectral measurement that this allocation is planned on."""
+        """Return the spectral measurement that this allocation is planned on."""
         return self.spectra.whole_matrix() if ALLOCATIONS[self.allocation].needs == "matrix" else self.spectra
 
 
@@ -220,7 +220,7 @@ def _check_text(value: object, name: str, constraint: str) -> None:
 
 
 def default_output_name(model: str, config: PruneConfig) -> str:
-    """The folder and repository name of a pruned model, such as `Llama-2-7b-farms-wanda-50`, or with `-2of4` behind it.
+    """Return the name of the folder and repository of a pruned model, such as `Llama-2-7b-farms-wanda-50-2of4`.
 
     Args:
         model: hub id, folder or `demo`.

@@ -84,9 +84,9 @@ class FarmsConfig:
 
     @classmethod
     def paper(cls) -> FarmsConfig:
-        """The paper's setting for pruning: 15 x 15 windows of 2000 rows, Q = 1, released `peak`."""
+        """Return the paper's setting for pruning: 15 x 15 windows of 2000 rows, Q = 1, released `peak`."""
         return cls(window_rows=2000, aspect_ratio=1.0, windows_per_dim=15, fit="peak", released_peak_bound=True)
 
     def whole_matrix(self) -> FarmsConfig:
-        """The same fit on the whole matrix: the measurement of AlphaPruning (allocation `alpha`)."""
+        """Return the same fit on whole matrices: the measurement of AlphaPruning (allocation `alpha`)."""
         return replace(self, window_rows=None)

@@ -67,7 +67,7 @@ def fetch_base_model(
         name: a hub id.
         revision: branch, tag or commit.
         token: None: the one that is logged in.
-        info: the answer of the Hub, if it was asked already.
+        info: of the Hub, if it was fetched already.
 
     Raises:
         ModelError: it does not exist, access was not granted, or it is not in the cache and the Hub is switched off.
@@ -95,10 +95,10 @@ def fetch_base_model(
 
 
 def read_base_model(folder: Path) -> BaseModelRecord | None:
-    """What the card and the licence files in a folder say of the dense model.
+    """Read the record of the dense model from the card and the licence files of a folder.
 
     Returns:
-        None where there are neither.
+        None if the folder has neither.
     """
     record = base_model_of(folder)
     return record if _card_of(folder) or record.files else None
@@ -110,13 +110,13 @@ def base_model_of(folder: Path) -> BaseModelRecord:
 
 
 def _cached(model: str, revision: str | None) -> BaseModelRecord:
-    """The record of a model that is on this machine."""
+    """Read the record of a model from the cache."""
     from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 
     for file in ("config.json", "params.json", "README.md"):
-        found = try_to_load_from_cache(model, file, revision=revision)
-        if isinstance(found, str):
-            snapshot = Path(found).parent
+        cached = try_to_load_from_cache(model, file, revision=revision)
+        if isinstance(cached, str):
+            snapshot = Path(cached).parent
             card: dict[str, Any] | None = {}
             if try_to_load_from_cache(model, "README.md", revision=revision) is not _CACHED_NO_EXIST:
                 card = _card_of(snapshot)
@@ -142,7 +142,7 @@ def _card_of(folder: Path) -> dict[str, Any] | None:
     if not (folder / "README.md").is_file():  # a pipe of that name would be waited for
         return None
     try:
-        # As ModelCard.load reads it, which prints a remark where there is no front matter.
+        # Same parsing as ModelCard.load, which prints a remark if the card has no front matter.
         text = (folder / "README.md").read_bytes().decode("utf-8")
         return _plain_card(ModelCard(text, ignore_metadata_errors=True).data) if REGEX_YAML_BLOCK.search(text) else {}
     except Exception:  # a card is text of others: yaml and the card class raise their own

@@ -38,13 +38,13 @@ INITIAL = frozenset({".gitattributes", "README.md"})
 
 
 def check_folder(folder: str | Path) -> Path:
-    """Refuse a folder that is no complete checkpoint, before anything is sent.
+    """Refuse a folder that is not a complete checkpoint, before anything is uploaded.
 
     Returns:
         The folder.
 
     Raises:
-        OutputError: it is not there, or a file is missing or damaged.
+        OutputError: it does not exist, or a file is missing or damaged.
     """
     folder = Path(folder)
     named = named_folder(folder)
@@ -67,7 +67,7 @@ def check_folder(folder: str | Path) -> Path:
 
 @dataclass(frozen=True)
 class PublishableFolder:
-    """A folder that was found complete.
+    """A folder that was checked to be complete.
 
     Attributes:
         path: of the folder.
@@ -108,9 +108,9 @@ def _check_weights(folder: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     tensors = _indexed(folder)
-    there = {path.name for path in folder.glob("*.safetensors") if path.is_file()}
+    files = {path.name for path in folder.glob("*.safetensors") if path.is_file()}
     # A link of another name is neither read nor pushed.
-    names = {name for name in there if is_own_file(folder / name) or WEIGHTS.fullmatch(name)} | set(tensors)
+    names = {name for name in files if is_own_file(folder / name) or WEIGHTS.fullmatch(name)} | set(tensors)
     for name in sorted(names):
         try:
             if not (folder / name).is_file():
@@ -122,39 +122,39 @@ def _check_weights(folder: Path) -> None:
             raise _damaged(folder / name) from error
         if lost:
             raise OutputError(
-                f"folder must hold all its weights, got {name!r} without {min(lost)!r}, which the index has there, in "
+                f"folder must hold all its weights, got {name!r} without {min(lost)!r}, which the index lists, in "
                 f"{str(folder)!r}.",
                 hint="Write the folder again.",
             )
 
 
 def _indexed(folder: Path) -> dict[str, set[str]]:
-    """Shard -> the tensors that the indices of the folder have in it."""
-    found: dict[str, set[str]] = {}
+    """Return the names of the tensors that the indices of the folder list, by shard."""
+    tensors: dict[str, set[str]] = {}
     for index in sorted(folder.glob("*.safetensors.index.json")):
         if not index.is_file():
             continue
         try:
             for tensor, name in weight_map(index).items():
-                found.setdefault(name, set()).add(tensor)
+                tensors.setdefault(name, set()).add(tensor)
         except ModelError as error:
             if error.__cause__ is not None:
                 raise _damaged(index) from error
             raise OutputError(str(error), hint="Write the folder again.") from error
-    return found
+    return tensors
 
 
 def _weights(folder: Path) -> list[str]:
-    """The files that transformers would load, and all others of its names: what a copy must have."""
+    """List the weight files that a complete copy needs: those that transformers loads or could load."""
     names = {path.name for path in folder.iterdir() if WEIGHTS.fullmatch(path.name) and path.suffix == ".safetensors"}
-    numbered = [found for name in names if (found := SHARD_OF.fullmatch(name))]
-    for found in numbered:
-        stem, count = found["stem"], int(found["count"])
+    shards = [shard for name in names if (shard := SHARD_OF.fullmatch(name))]
+    for shard in shards:
+        stem, count = shard["stem"], int(shard["count"])
         names |= {
-            f"{stem}-{number:0{len(found['number'])}d}-of-{found['count']}.safetensors"
+            f"{stem}-{number:0{len(shard['number'])}d}-of-{shard['count']}.safetensors"
             for number in range(1, count + 1)
         }
-    if numbered and "model.safetensors" not in names and not (folder / WEIGHTS_INDEX).exists():
+    if shards and "model.safetensors" not in names and not (folder / WEIGHTS_INDEX).exists():
         names.add(WEIGHTS_INDEX)
     return sorted(names | set(_indexed(folder)))
 
@@ -167,33 +167,33 @@ def _damaged(path: Path) -> OutputError:
 
 
 def folder_report(folder: Path) -> Report | None:
-    """The report of a folder; None: it has none, as what `save_pretrained` wrote.
+    """Read the report of a folder; None if it has none, such as one that `save_pretrained` wrote.
 
     Raises:
-        DataError: it is damaged, or of a newer version of hf-farms.
+        DataError: the report is damaged, or of a newer version of hf-farms.
     """
     from hf_farms.reports.folders import load_report
 
     return load_report(folder) if (folder / REPORT_NAME).is_file() else None
 
 
-def replaced_weights(there: Sequence[str], folder: Path) -> list[str]:
-    """Weights in a repository that would be loaded beside those of a folder, or instead of them."""
-    return [name for name in there if WEIGHTS.fullmatch(name) and not (folder / name).is_file()]
+def replaced_weights(remote_files: Sequence[str], folder: Path) -> list[str]:
+    """List weight files of a repository that would be loaded in addition to those of a folder, or instead of them."""
+    return [name for name in remote_files if WEIGHTS.fullmatch(name) and not (folder / name).is_file()]
 
 
 def is_unfinished_push(api: HfApi, repo_id: str, revision: str | None, folder: Path) -> bool:
-    """Whether everything in a repository is in the folder too: an upload of it that stopped half-way.
+    """Whether the repository holds nothing but files of the folder: an interrupted upload of it.
 
-    The card may have been written again meanwhile.
+    The card may have been rewritten in the meantime.
     """
-    found = api.verify_repo_checksums(repo_id, revision=revision, local_dir=folder)
-    return {*found.missing_paths, *(mismatch["path"] for mismatch in found.mismatches)} <= INITIAL
+    checksums = api.verify_repo_checksums(repo_id, revision=revision, local_dir=folder)
+    return {*checksums.missing_paths, *(mismatch["path"] for mismatch in checksums.mismatches)} <= INITIAL
 
 
-def is_published(api: HfApi, repo_id: str, there: Sequence[str], folder: Path) -> bool:
-    """Whether everything in the folder, as it is sent, is in the repository too."""
-    # What is missing is known without reading all files.
+def is_published(api: HfApi, repo_id: str, remote_files: Sequence[str], folder: Path) -> bool:
+    """Whether the repository already holds every file of the staged folder."""
+    # Compare names first, as checksums need all files to be read.
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} <= set(
-        there
+        remote_files
     ) and not api.verify_repo_checksums(repo_id, local_dir=folder).mismatches

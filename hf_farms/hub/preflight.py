@@ -1,4 +1,4 @@
-"""May this be pushed there? Asked before hours of work, and before anything is created."""
+"""Pre-push checks, run before any expensive work and before anything is created."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ __all__ = ["PushPlan", "create_repository", "preflight"]
 
 @dataclass(frozen=True, kw_only=True)
 class PushPlan:
-    """Where a push will go.
+    """Destination of a push.
 
     Attributes:
         repo_id: `namespace/name`.
-        user: whose token it is.
-        exists: whether the repository is there already.
-        private: visibility that it has or will have; None: what the namespace makes of a new one.
+        user: owner of the token.
+        exists: whether the repository exists already.
+        private: visibility that it has or will have; None: the default of the namespace.
         revision: branch; None: main.
-        create_pr: whether it becomes a pull request.
-        files: what is at that revision already.
-        ready: whether the repository and the branch are there and may be written to.
-        folder: the folder that will be pushed; None: it is not there yet, and not checked.
+        create_pr: whether to open a pull request.
+        files: names of the files at that revision.
+        ready: whether the repository and the branch exist and are writable.
+        folder: the folder to push, checked; None: it does not exist yet.
     """
 
     repo_id: str
@@ -58,7 +58,7 @@ def preflight(
     create: bool = True,
     token: str | None = None,
 ) -> PushPlan:
-    """Make sure that a push will be possible, before hours of work: token, name, contents, write access.
+    """Check that a push will be possible, before hours of work: token, name, contents, write access.
 
     Args:
         repo_name: name of the repository under the user's own name, where no `repo_id` is given.
@@ -66,26 +66,26 @@ def preflight(
         private: visibility of a new repository; None: private if the dense model is gated, else the namespace's
             default.
         base: the dense model; its own repository is never written to.
-        folder: what will be pushed, if it is there already: a push of it that stopped half-way is known by it.
-        revision: branch that is written to, made if it is not there; None: main.
-        create_pr: a pull request is written to, nothing else.
-        allow_foreign_files: write to a repository with files that hf-farms did not write, too.
-        create: make the repository if it is not there; without it nothing is changed.
-        token: None: the one that is logged in.
+        folder: the folder to push, if it exists already; needed to recognise an interrupted push of it.
+        revision: branch to write to, created if it does not exist; None: main.
+        create_pr: write to a pull request only.
+        allow_foreign_files: also write to a repository that contains files not written by hf-farms.
+        create: create the repository if it does not exist; False changes nothing on the Hub.
+        token: None: the token of `hf auth login`.
 
     Raises:
-        HubError: no valid token, no right to write there, somebody else's files are there, or the Hub cannot be
+        HubError: no valid token, no write access, files of somebody else in the repository, or the Hub cannot be
             reached.
         ValueError: the name cannot be a repository's, or the options exclude each other.
     """
     if create_pr and revision is not None:
         raise ValueError(f"revision must not be given with create_pr, got {revision!r}. A pull request is its own one.")
     api = client(token)
-    wanted = repo_id or repo_name
-    with hub_errors(wanted, action="push"):
+    name = repo_id or repo_name
+    with hub_errors(name, action="push"):
         account = with_retries(lambda: _account(api), what="Asking whose token it is")
     _check_role(account)
-    target = _full_name(wanted, account["name"])
+    target = _full_name(name, account["name"])
     if base is not None and target.lower() == base.repo_id.lower():
         raise HubError(
             f"repo_id must not be the dense model's own repository, got {target!r}.",
@@ -102,13 +102,13 @@ def preflight(
 
 
 def create_repository(plan: PushPlan, *, token: str | None = None) -> PushPlan:
-    """Create the repository of a plan, if it is not there, and the branch; once.
+    """Create the repository and the branch of a plan, if they do not exist.
 
     Returns:
-        The plan, which is ready now.
+        The plan, with `ready=True`.
 
     Raises:
-        HubError: it may not be created, or not be written to.
+        HubError: the repository cannot be created or written to.
     """
     if plan.ready:
         return plan
@@ -129,27 +129,27 @@ def create_repository(plan: PushPlan, *, token: str | None = None) -> PushPlan:
 
 
 def _account(api: HfApi) -> dict[str, Any]:
-    """Whose token it is; another answer stumbles here, where it is told as one."""
+    """Return the owner of the token. An unexpected answer fails here, inside `hub_errors`."""
     account = api.whoami()
     return {**account, "name": str(account["name"]), "auth": dict(account.get("auth") or {})}
 
 
 def _check_role(account: dict[str, Any]) -> None:
-    """Tokens of the roles `write` and `fineGrained` may, the latter not everywhere: that is asked later."""
+    """Refuse read-only tokens. Access of a `fineGrained` token is checked per repository later."""
     access = (account.get("auth") or {}).get("accessToken") or {}
     if access.get("role") == "read":
         raise HubError(
             f"a push must have a token that may write, got the read-only token {access.get('displayName')!r} of "
             f"{account['name']}.",
-            hint="Make one at https://huggingface.co/settings/tokens, and run `hf auth login` with it.",
+            hint="Create one at https://huggingface.co/settings/tokens, and run `hf auth login` with it.",
         )
 
 
-def _full_name(wanted: str, user: str) -> str:
+def _full_name(name: str, user: str) -> str:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-    target = wanted if "/" in wanted else f"{user}/{wanted}"
+    target = name if "/" in name else f"{user}/{name}"
     try:
         validate_repo_id(target)
     except HFValidationError as error:
@@ -160,14 +160,14 @@ def _full_name(wanted: str, user: str) -> str:
 
 
 def _check_name(target: str, base: BaseModelRecord | None) -> None:
-    """Say when the licence of the dense model asks for another name than the user gave."""
+    """Warn if the licence of the dense model requires another name than the given one."""
     from hf_farms.licences import generated_name
 
     name = target.rpartition("/")[2]
-    asked = generated_name(base, name)
-    if base is not None and asked != name:
+    required = generated_name(base, name)
+    if base is not None and required != name:
         warnings.warn(
-            f"the licence of {base.repo_id!r} asks for another name than {name!r}, such as {asked!r}. "
+            f"the licence of {base.repo_id!r} requires another name than {name!r}, such as {required!r}. "
             "Choose it with `repo_id`.",
             HfFarmsWarning,
             stacklevel=3,
@@ -184,29 +184,31 @@ def _plan(
     create_pr: bool,
     user: str,
 ) -> PushPlan:
-    """What is there, and that it is as visible as it should be."""
+    """Look the repository up, and check that its visibility is as requested."""
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     gated = base is not None and base.gated
-    wanted = private if private is not None else (True if gated else None)
+    visibility = private if private is not None else (True if gated else None)
     try:
         info = with_retries(lambda: api.model_info(target), what=f"Looking for {target}")
     except RepositoryNotFoundError as error:
-        if error.response.status_code == 401:  # of the token, which was good a moment ago
+        if error.response.status_code == 401:  # the token is refused, although it was accepted a moment ago
             raise
-        return PushPlan(repo_id=target, user=user, exists=False, private=wanted, revision=revision, create_pr=create_pr)
+        return PushPlan(
+            repo_id=target, user=user, exists=False, private=visibility, revision=revision, create_pr=create_pr
+        )
     try:
         files = with_retries(lambda: api.list_repo_files(target, revision=revision), what=f"Listing {target}")
-    except RevisionNotFoundError:  # a branch to be, which begins as a copy of main
+    except RevisionNotFoundError:  # a new branch begins as a copy of main
         files = with_retries(lambda: api.list_repo_files(target), what=f"Listing {target}")
-    if wanted and not info.private:
+    if visibility and not info.private:
         why = "the dense model is gated" if private is None else "`private=True` was given"
         raise HubError(
             f"repository must be private, as {why}, got {target!r}, which is public.",
-            hint="Make it private on its settings page, choose another `repo_id`, or say `private=False`.",
+            hint="Make it private on its settings page, choose another `repo_id`, or pass `private=False`.",
         )
-    if wanted is False and info.private:
-        warnings.warn(f"{target!r} is private and stays so; its settings page can change that.", HfFarmsWarning, 2)
+    if visibility is False and info.private:
+        warnings.warn(f"{target!r} is private and stays so; change that on its settings page.", HfFarmsWarning, 2)
     return PushPlan(
         repo_id=target,
         user=user,
@@ -219,15 +221,15 @@ def _plan(
 
 
 def _check_contents(api: HfApi, plan: PushPlan, folder: Path | None) -> None:
-    """Refuse to mix our files with those of somebody else. In a pull request the owner decides."""
+    """Refuse a repository with files not written by hf-farms. A pull request is reviewed by its owner."""
     foreign = sorted(set(plan.files) - INITIAL)
     if not foreign or REPORT_NAME in foreign or plan.create_pr:
         return
     if folder is not None and folder.is_dir() and _is_ours(api, plan, folder):
         return
-    shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+    examples = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
     raise HubError(
-        f"repository must be new or one that hf-farms wrote, got {plan.repo_id!r} with other files ({shown}).",
+        f"repository must be new or one that hf-farms wrote, got {plan.repo_id!r} with other files ({examples}).",
         hint="Choose another `repo_id`, or replace what has the same name with `push(overwrite=True)`.",
     )
 

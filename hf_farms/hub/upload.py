@@ -163,14 +163,14 @@ def plan_push(
 
 
 def _check_alone(plan: PushPlan, **options: object) -> None:
-    """Refuse options that the plan says already."""
+    """Refuse options that the plan fixes already."""
     for name, value in options.items():
         if value not in (None, False):
             raise ValueError(f"{name} must be left out beside a plan, got {value!r}. The plan is for {plan.repo_id!r}.")
 
 
 def _is_gated(repo_id: str, token: str | None) -> bool:
-    """Whether the dense model has conditions now: a prune with the Hub switched off could not know."""
+    """Whether the dense model is gated now: a prune with HF_HUB_OFFLINE could not know."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     api = client(token)
@@ -184,28 +184,28 @@ def _is_gated(repo_id: str, token: str | None) -> bool:
 
 
 def _upload(api: HfApi, plan: PushPlan, folder: Path, message: str, *, name: str) -> str:
-    # Where the endpoint has a password, it is nobody's business who reads the URL.
+    # Keep a password in the endpoint out of the printed URL.
     url = f"{mask_secrets(api.endpoint)}/{plan.repo_id}"
     revision = plan.revision
     if revision is not None:
         url = f"{url}/tree/{revision}"
     if plan.create_pr:
-        found = _open_request(api, plan, message)
-        if found is None and is_published(api, plan.repo_id, plan.files, folder):
+        existing = _open_request(api, plan, message)
+        if existing is None and is_published(api, plan.repo_id, plan.files, folder):
             warnings.warn(
                 f"{plan.repo_id!r} holds all of {name!r} already: no pull request was opened.",
                 NoEffectWarning,
                 stacklevel=3,
             )
             return url
-        # Found again before each try: an answer that was lost must not open a second one.
-        revision, url = found or with_retries(
+        # Look for it before each attempt: after a lost response, do not open a second one.
+        revision, url = existing or with_retries(
             lambda: _open_request(api, plan, message) or _new_request(api, plan, message),
             what="Opening a pull request",
         )
     # A pull request that is continued has other files than main.
-    there = list(plan.files) if not plan.create_pr else _files_at(api, plan.repo_id, revision)
-    stale = replaced_weights(there, folder)
+    remote_files = list(plan.files) if not plan.create_pr else _files_at(api, plan.repo_id, revision)
+    stale = replaced_weights(remote_files, folder)
     with_retries(
         lambda: api.upload_folder(
             repo_id=plan.repo_id,
@@ -225,7 +225,7 @@ def _files_at(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
 
 
 def _open_request(api: HfApi, plan: PushPlan, title: str) -> tuple[str, str] | None:
-    """Reference and URL of the pull request that an earlier run opened: the user's own of this title."""
+    """Return reference and URL of the user's open pull request with this title, or None."""
     requests = with_retries(
         lambda: list(api.get_repo_discussions(plan.repo_id, author=plan.user, discussion_type="pull_request")),
         what="Listing pull requests",

@@ -1,7 +1,7 @@
 """Repositories and folders in Meta's own layout, such as `meta-llama/Llama-2-7b`: recognised before any download.
 
-The repository beside it that transformers can load (`…-hf`) is used where there is one; else the weights are converted,
-with consent, as they are pickled files.
+If a sibling repository `…-hf` exists, which transformers can load, it is used. Otherwise the weights are converted;
+this needs consent because they are pickled.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ ELSEWHERE = "Name a repository of this model that has a config.json."
 
 @dataclass(frozen=True, kw_only=True)
 class MetaCheckpoint:
-    """A model in Meta's layout, and what is loaded in its place.
+    """A model in Meta's layout, and its replacement.
 
     Attributes:
         model: as the user gave it.
-        sibling: repository of the same model that transformers can load; None: it is converted.
+        sibling: repository of the same model that transformers can load; None: convert the weights.
         revision: commit of the original on the Hub; None of a folder.
         shards: names of the weight files.
     """
@@ -47,11 +47,11 @@ class MetaCheckpoint:
 
     @property
     def replaced_by(self) -> str:
-        """The end of the note for the reader of a result."""
+        """End of the note in reports and cards."""
         return f"{self.sibling!r} was loaded in its place" if self.sibling else "it was converted"
 
     def transformers_path(self, *, tokenizer: bool = True) -> str:
-        """Name of a repository or a folder that transformers can load; converted at most once, into the Hub's cache.
+        """Return a repository or folder that transformers can load; convert at most once, into the Hub's cache.
 
         Args:
             tokenizer: whether a tokenizer is needed too.
@@ -92,7 +92,7 @@ class MetaCheckpoint:
         shutil.rmtree(unfinished)
 
     def _source(self, files: Iterable[str]) -> Path:
-        """A folder that holds these files, as far as they exist."""
+        """Return a folder that holds those of these files that exist."""
         if self.model.folder is not None:
             return self.model.folder
         from huggingface_hub import snapshot_download
@@ -104,7 +104,7 @@ class MetaCheckpoint:
             )
 
     def _key(self) -> str:
-        """A folder name for what exactly is converted."""
+        """Return a folder name that identifies the files to convert."""
         if self.model.folder is None:
             return f"{self.model.name.replace('/', '--')}-{self.revision}"
         folder = self.model.folder.resolve()
@@ -114,15 +114,15 @@ class MetaCheckpoint:
 
 
 def find_meta_checkpoint(model: ModelRef, *, allow_pickle: bool = False) -> MetaCheckpoint | None:
-    """Recognise a model in Meta's layout, before anything but a list of files is fetched.
+    """Recognise a model in Meta's layout from its list of files.
 
     Args:
-        model: `demo`, a folder, or a hub id; with a revision, the repository beside it is not looked for, which has
-            others.
-        allow_pickle: convert pickled weights where there is no such repository; no code in them is run.
+        model: `demo`, a folder, or a hub id. With a revision, the sibling repository is not used, as its revisions
+            are others.
+        allow_pickle: convert pickled weights if no sibling exists; code in them is not run.
 
     Returns:
-        None: it has the layout of transformers, or none that is known.
+        None for the layout of transformers, or an unknown one.
 
     Raises:
         ModelError: Mistral's own layout, a missing shard, or pickled weights without consent.
@@ -130,7 +130,7 @@ def find_meta_checkpoint(model: ModelRef, *, allow_pickle: bool = False) -> Meta
     """
     if model.kind == "demo":
         return None
-    sibling, doubt, commit = None, "", None
+    sibling, reason, commit = None, "", None
     if model.folder is not None:
         files = [path.name for path in model.folder.iterdir() if path.is_file()]
     elif _cached(model.name, CONFIG, model.revision) is not None:
@@ -138,7 +138,7 @@ def find_meta_checkpoint(model: ModelRef, *, allow_pickle: bool = False) -> Meta
     else:
         files, commit = _files_on_hub(model)
         if commit is None or _is_original(model.name, files):
-            sibling, doubt = _find_sibling(model.name) if model.revision is None else (None, "")
+            sibling, reason = _find_sibling(model.name) if model.revision is None else (None, "")
         if sibling is not None:
             return MetaCheckpoint(model=model, sibling=sibling, revision=commit)
     if not _is_original(model.name, files):
@@ -152,7 +152,7 @@ def find_meta_checkpoint(model: ModelRef, *, allow_pickle: bool = False) -> Meta
     if not allow_pickle:
         raise ModelError(
             f"weights must be safetensors, got pickled ones ({shards[0]}) in Meta's own layout in {model.name!r}"
-            f"{doubt}.",
+            f"{reason}.",
             hint="Convert them with `allow_pickle=True` (no code in them is run), or name a repository of this model "
             f"that has a {CONFIG}.",
         )
@@ -172,7 +172,7 @@ def _is_original(name: str, files: Iterable[str]) -> bool:
 
 
 def _shards(name: str, files: Iterable[str]) -> tuple[str, ...]:
-    numbered = {int(found[1]): file for file in files if (found := SHARD.fullmatch(file))}
+    numbered = {int(match[1]): file for file in files if (match := SHARD.fullmatch(file))}
     missing = sorted(set(range(max(numbered) + 1)) - set(numbered))
     if missing:
         raise ModelError(
@@ -183,7 +183,7 @@ def _shards(name: str, files: Iterable[str]) -> tuple[str, ...]:
 
 
 def _files_on_hub(model: ModelRef) -> tuple[list[str], str | None]:
-    """Names of the files and the commit; with the Hub switched off, of those in the cache."""
+    """Return the names of the files and the commit; with HF_HUB_OFFLINE, those in the cache."""
     if model.info is not None:
         return [file.rfilename for file in model.info.siblings or ()], model.info.sha
     cached = _cached(model.name, PARAMS, model.revision)
@@ -195,14 +195,14 @@ def _cached(name: str, file: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(name, file, revision=revision)
+        cached = try_to_load_from_cache(name, file, revision=revision)
     except HFValidationError:
         return None
-    return Path(found) if isinstance(found, str) else None
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def _find_sibling(name: str) -> tuple[str | None, str]:
-    """The repository beside it that transformers can load; else why there is none, as the end of a sentence."""
+    """Return the `-hf` repository that transformers can load; or None and the reason, as the end of a sentence."""
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 

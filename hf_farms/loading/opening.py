@@ -153,7 +153,7 @@ class _Checkpoint:
         self._safe = None if allow_pickle else True
 
     def load(self, files: TensorFiles, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-        """The model, and what transformers reports of loading it; shapes that do not fit are only reported.
+        """Load the model; return it with the loading info of transformers, which also lists mismatched shapes.
 
         Args:
             files: the same weights, to tell what failed.
@@ -267,7 +267,7 @@ def open_model(
 
 
 def _dequantising(name: str, method: str) -> dict[str, Any]:
-    """What tells transformers to dequantise while it loads."""
+    """Return the options of `from_pretrained` that dequantise the weights during loading."""
     import transformers
 
     if method not in DEQUANTISED:

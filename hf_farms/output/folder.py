@@ -1,4 +1,4 @@
-"""The folder of a result: unfinished work beside it, which the same command continues."""
+"""Output folder with resumable work: `DIR.partial` holds unfinished work until the result is complete."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ T = TypeVar("T")
 
 
 class OutputFolder:
-    """A folder that appears when it is complete: the work goes to `DIR.partial`, which is renamed at the end.
+    """A folder that appears when it is complete: files are written to `DIR.partial`, which is renamed at the end.
 
-    `DIR.partial` survives a kill at any moment, and says in its state folder what it is the beginning of.
+    `DIR.partial` survives a kill at any moment. Its state folder holds the fingerprint of the run that it belongs to.
 
     Args:
-        path: the folder to be.
-        overwrite: whether an earlier result of hf-farms that is there, or the beginning of another one, may be
-            replaced. What hf-farms did not write is never replaced.
-        reads: what the command reads, which must not lie there.
+        path: the final folder.
+        overwrite: whether to replace an existing result of hf-farms or unfinished work of other settings. Files that
+            hf-farms did not write are never replaced.
+        reads: inputs of the command, which must not be inside the folder.
 
     Raises:
         OutputError: the root of a disk.
@@ -50,10 +50,10 @@ class OutputFolder:
         self._fingerprint: Mapping[str, object] = {}
 
     def check(self) -> None:
-        """Refuse what must not be replaced, before any work.
+        """Refuse to replace files that are not ours, before any work.
 
         Raises:
-            OutputError: something is there that may not be replaced, or the parent cannot be written.
+            OutputError: the folder exists and may not be replaced, or the parent cannot be written.
         """
         self.check_place()
         check_target(self.path, overwrite=self._overwrite)
@@ -70,7 +70,7 @@ class OutputFolder:
         check_name(self.path, suffix=PARTIAL)
 
     def check_place(self) -> None:
-        """Refuse a place where no result may ever be, whatever lies there.
+        """Refuse a path where no result may ever be written, whatever it contains.
 
         Raises:
             OutputError: a name that is too long or that of unfinished work; a link, a file or a special file; a disk;
@@ -82,20 +82,20 @@ class OutputFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """While open, no other process of this machine and user writes there; what may be there is checked again.
+        """Lock the folder against other processes of this machine and user, and check it again.
 
         Raises:
-            OutputError: another one does, or has finished meanwhile.
+            OutputError: another process writes to it, or has finished it in the meantime.
         """
         from filelock import FileLock, Timeout
 
-        # In the folder for temporary files, as the lock stays behind. A kill frees it.
+        # In the folder for temporary files, as the lock file is not removed. A kill releases the lock.
         key = hashlib.sha256(os.fsencode(os.path.realpath(self.path))).hexdigest()[:16]
         user = os.getuid() if hasattr(os, "getuid") else ""
-        place = Path(tempfile.gettempdir()) / f"hf-farms-{user}-{key}.lock"
-        # Everybody writes there: a link would lead the lock to a file of somebody else.
-        check_file(place, argument="lock")
-        lock = FileLock(place, timeout=0)
+        lock_path = Path(tempfile.gettempdir()) / f"hf-farms-{user}-{key}.lock"
+        # That folder is world-writable: a link could redirect the lock to a file of another user.
+        check_file(lock_path, argument="lock")
+        lock = FileLock(lock_path, timeout=0)
         try:
             with lock:
                 self.check()
@@ -107,19 +107,19 @@ class OutputFolder:
             ) from error
 
     def check_space(self, needed: int) -> None:
-        """Refuse a disk that the result does not fit on.
+        """Refuse a disk without enough space for the result.
 
         Args:
-            needed: bytes of the result; what `DIR.partial` holds of it already counts as there.
+            needed: bytes of the result; those in `DIR.partial` are subtracted.
 
         Raises:
-            OutputError: less is free.
+            OutputError: too little space is free.
         """
-        there = sum(path.stat().st_size for path in self.partial.rglob("*") if path.is_file())
+        written = sum(path.stat().st_size for path in self.partial.rglob("*") if path.is_file())
         free = shutil.disk_usage(self._parent()).free
-        if needed - there > free:
+        if needed - written > free:
             raise OutputError(
-                f"output must fit on the disk, got {free / 1e9:.3g} GB free for {(needed - there) / 1e9:.3g} GB in "
+                f"output must fit on the disk, got {free / 1e9:.3g} GB free for {(needed - written) / 1e9:.3g} GB in "
                 f"{str(self._parent())!r}.",
                 hint="Free some space, or choose another `output`.",
             )
@@ -128,13 +128,13 @@ class OutputFolder:
         return nearest(self.path.absolute().parent)
 
     def resume_or_start(self, fingerprint: Mapping[str, object]) -> Path:
-        """Continue `DIR.partial` of an earlier run of the same; a new one is made with the first thing to keep.
+        """Resume `DIR.partial` if it belongs to the same run; otherwise it is created on first write.
 
         Args:
-            fingerprint: everything that decides the bytes of the result, in a form that JSON can hold.
+            fingerprint: everything that determines the bytes of the result, as JSON-serialisable values.
 
         Raises:
-            OutputError: it is the beginning of something else.
+            OutputError: it belongs to a run with other settings.
         """
         different = self._differences(fingerprint)
         if different and not self._overwrite:
@@ -155,34 +155,34 @@ class OutputFolder:
         return self.partial
 
     def _differences(self, fingerprint: Mapping[str, object]) -> list[str] | None:
-        """What differs from the fingerprint of the unfinished work; None: there is none."""
+        """List differences from the fingerprint of the unfinished work; None if no work is unfinished."""
         try:
-            there = json.loads((self.state / "fingerprint.json").read_text(encoding="utf-8"))
+            previous = json.loads((self.state / "fingerprint.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        if not isinstance(there, dict):  # damaged, and of no use
+        if not isinstance(previous, dict):  # damaged
             return None
-        here = json.loads(json.dumps(fingerprint))
+        current = json.loads(json.dumps(fingerprint))
         # Earlier releases wrote the build too, as in 2.13.0+cpu.
-        there = {key: str(v).partition("+")[0] if key.startswith("versions.") else v for key, v in there.items()}
-        there = {current_name(Recipe, key): value for key, value in there.items()}
-        keys = dict.fromkeys((*here, *there))
+        previous = {key: str(v).partition("+")[0] if key.startswith("versions.") else v for key, v in previous.items()}
+        previous = {current_name(Recipe, key): value for key, value in previous.items()}
+        keys = dict.fromkeys((*current, *previous))
         return [
-            f"{key}: {_short(here.get(key))}, previously {_short(there.get(key))}"
+            f"{key}: {_short(current.get(key))}, previously {_short(previous.get(key))}"
             for key in keys
-            if here.get(key) != there.get(key)
+            if current.get(key) != previous.get(key)
         ]
 
     def load_or_compute(
         self, name: str, compute: Callable[[], T], save: Callable[[T, Path], None], load: Callable[[Path], T]
     ) -> T:
-        """The result of one stage, of this run or an earlier one.
+        """Load the result of a stage that an earlier run saved, or compute and save it.
 
         Args:
             name: of the file in the state folder.
-            compute: makes it.
+            compute: returns the result.
             save: writes it to a file.
-            load: reads what `save` wrote.
+            load: reads a file that `save` wrote.
         """
         path = self.state / name
         if path.exists():
@@ -197,10 +197,10 @@ class OutputFolder:
         return result
 
     def finish(self) -> Path:
-        """Give the finished folder its name.
+        """Rename `DIR.partial` to the final folder.
 
         Raises:
-            OutputError: something is there meanwhile that may not be replaced.
+            OutputError: the folder was created in the meantime and may not be replaced.
         """
         check_target(self.path, overwrite=self._overwrite)
         replaced = self.state / f"replaced-{secrets.token_hex(8)}"
@@ -208,14 +208,13 @@ class OutputFolder:
             if kind_of(self.path) is not None:
                 self.state.mkdir(parents=True, exist_ok=True)
                 self.path.rename(replaced)
-            # The state goes last, and what was replaced with it: a kill in between must not leave a folder that nobody
-            # can continue.
+            # Remove the state and the replaced folder last: after a kill in between, the work must stay resumable.
             self.partial.rename(self.path)
         remove_leftovers(self.path)
         return self.path
 
 
 def _short(value: object) -> str:
-    """A setting, or the beginning of a hash."""
-    shown = repr(value)
-    return f"{shown[:13]}...'" if isinstance(value, str) and len(value) == 64 else shown
+    """Format a setting for a message; hashes are shortened."""
+    text = repr(value)
+    return f"{text[:13]}...'" if isinstance(value, str) and len(value) == 64 else text

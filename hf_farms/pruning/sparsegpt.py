@@ -60,7 +60,7 @@ class InputProducts:
 
     @staticmethod
     def tokens_needed(width: int) -> int:
-        """A Hessian of n inputs has full rank from n tokens on."""
+        """Return the number of inputs: a Hessian of n inputs needs n tokens to have full rank."""
         return width
 
     def add(self, inputs: Tensor) -> None:

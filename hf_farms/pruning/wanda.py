@@ -32,7 +32,7 @@ class InputNorm:
 
     @staticmethod
     def tokens_needed(width: int) -> int:
-        """A single token gives a norm."""
+        """Return 1: a single token is enough for a norm."""
         return 1
 
     def add(self, inputs: Tensor) -> None:

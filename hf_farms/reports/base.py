@@ -59,13 +59,13 @@ class Report:
         object.__setattr__(self, "schema_version", SCHEMA_VERSION)
 
     def to_json(self) -> str:
-        """The report as indented JSON; never NaN, infinity or a secret, nor private paths where it will be shared."""
-        found = json_converter().unstructure(self)
-        text = json.dumps(published(found) if self.shared else found, indent=2, allow_nan=False)
+        """Return the report as indented JSON, without NaN and secrets; shared reports have no private paths."""
+        fields = json_converter().unstructure(self)
+        text = json.dumps(published(fields) if self.shared else fields, indent=2, allow_nan=False)
         return mask_secrets(text) + "\n"
 
     def published(self) -> Self:
-        """The report without paths to private places and secrets."""
+        """Return the report without private paths and secrets."""
         return json_converter().structure(published(json_converter().unstructure(self)), type(self))
 
     @classmethod
@@ -85,12 +85,12 @@ class Report:
             raise DataError(f"report must be a JSON object, got {where} ({error}).") from error
         if not isinstance(document.data, dict):
             raise DataError(f"report must be a JSON object, got {where}.")
-        found = document.data.get("schema_version")
-        if found not in READABLE_VERSIONS:
-            newer = isinstance(found, int) and found > SCHEMA_VERSION
+        number = document.data.get("schema_version")
+        if number not in READABLE_VERSIONS:
+            newer = isinstance(number, int) and number > SCHEMA_VERSION
             repair = "Upgrade hf-farms: pip install -U hf-farms." if newer else "Write the report again."
             raise DataError(
-                f"schema_version must be at most {SCHEMA_VERSION}, got {short_repr(found)}. {repair}",
+                f"schema_version must be at most {SCHEMA_VERSION}, got {short_repr(number)}. {repair}",
                 hint=f"The report is {where}.",
             )
         try:
@@ -101,10 +101,10 @@ class Report:
             ) from error
 
     def save(self, path: str | Path) -> None:
-        """Write `to_json()` to a file, which is complete or not there.
+        """Write `to_json()` to a file atomically.
 
         Raises:
-            OutputError: what is there is no regular file.
+            OutputError: the path exists and is not a regular file.
         """
         write_text(Path(path), self.to_json())
 
@@ -113,7 +113,7 @@ class Report:
         """Read a file that `save` wrote.
 
         Raises:
-            DataError: as `from_json`, or there is no such file.
+            DataError: as `from_json`, or the file does not exist.
         """
         try:
             text = read_text(Path(path))
@@ -125,18 +125,18 @@ class Report:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, this package and what it stands on, without importing them.
+    """Return the versions of Python, this package and its main dependencies, without importing them.
 
     Releases without the build behind "+": of one and the same torch, wheels of PyPI leave it out of their metadata
     (`2.13.0`), those of pytorch.org have it (`2.13.0+cpu`), and `torch.__version__` says it in either.
     """
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in ("hf-farms", "torch", "transformers", "huggingface_hub"):
         try:
-            found[name] = version(name).partition("+")[0]
+            versions[name] = version(name).partition("+")[0]
         except PackageNotFoundError:  # run from a source tree, or a part that is not installed
             continue
-    return found
+    return versions
 
 
 @cache
@@ -151,7 +151,7 @@ def save_report(report: Report, path: Path) -> None:
     """Write a report to a file, and make the folders that it is in.
 
     Raises:
-        OutputError: it could not be written, or what is there is no regular file.
+        OutputError: the file cannot be written, or the path is not a regular file.
     """
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)

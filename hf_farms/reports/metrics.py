@@ -16,25 +16,25 @@ LOSSES = ("loss", "train_loss")
 
 
 def trained_metrics(log: Iterable[Mapping[str, Any]], *, up_to: int | None = None) -> dict[str, float]:
-    """The last value of each loss and of each metric of an evaluation.
+    """Return the last value of each loss and of each evaluation metric.
 
     Args:
         log: entries of the Trainer's log history.
         up_to: the step of the model that was saved, where that is not the last; what was measured later is of another.
     """
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for entry in log:
         names = [name for name in LOSSES if name in entry] + _of_evaluation(entry)
         # The mean over the whole training is of no step.
         late = up_to is not None and entry.get("step", 0) > up_to and "train_loss" not in entry
         for name in names if not late else ():
             if (value := number(entry[name])) is not None:
-                found[name] = value
-    return found
+                metrics[name] = value
+    return metrics
 
 
 def _of_evaluation(entry: Mapping[str, Any]) -> list[str]:
-    """The metrics of an evaluation: the loss and what `compute_metrics` returned.
+    """Return the metric names of an evaluation entry: the loss and those that `compute_metrics` returned.
 
     The Trainer writes these, then its own timing; what other trainers add when they log comes after that.
     """
@@ -44,7 +44,7 @@ def _of_evaluation(entry: Mapping[str, Any]) -> list[str]:
 
 
 def best_step(state: Any) -> int | None:
-    """The step of the best model that a Trainer has a checkpoint of."""
+    """Return the step of the best model that a Trainer saved a checkpoint of."""
     if not getattr(state, "best_model_checkpoint", None):
         return None
     # The checkpoint and not the step: the best of all evaluations may lie between two checkpoints.
@@ -60,11 +60,11 @@ def is_bookkeeping(name: str) -> bool:
 
 
 def last_logged(log: Iterable[Mapping[str, Any]], name: str) -> float | None:
-    """The last value of a name in the log."""
+    """Return the last logged value of a metric."""
     return next((entry[name] for entry in reversed(list(log)) if name in entry), None)
 
 
 def number(value: object) -> float | None:
-    """A finite number as a float; None: it is none."""
+    """Return a finite number as a float; None for any other value."""
     ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if ok else None  # type: ignore[arg-type]

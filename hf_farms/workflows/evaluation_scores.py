@@ -97,7 +97,7 @@ class Evaluator:
         return EvaluationScores(loaded.source.dtype, nll, count, self._task_scores(loaded, short))
 
     def _text_of(self, loaded: LoadedModel) -> EvaluationText:
-        """The text as tokens of the first model: the second must see the same ones."""
+        """Return the text, tokenized once for the first model: both models must see the same tokens."""
         if self._tokens is None:
             assert self.text is not None
             self._tokens = EvaluationText(self.text, loaded)

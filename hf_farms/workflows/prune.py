@@ -248,7 +248,7 @@ Config = TypeVar("Config", PruneConfig, CalibrationConfig, EvaluationConfig, Loa
 
 
 def _given(name: str, config: Config | None, kind: type[Config]) -> Config:
-    """The config of the caller, or the defaults."""
+    """Return the given config, or the defaults; refuse another type."""
     article = "an" if kind is EvaluationConfig else "a"
     check(config is None or isinstance(config, kind), name, f"{article} {kind.__name__}", config)
     return kind() if config is None else config

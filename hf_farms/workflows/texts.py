@@ -58,7 +58,7 @@ class EvaluationText:
         )
 
     def measure(self, loaded: LoadedModel, progress: Progress, stage: str) -> TextNll:
-        """NLL of the text as the model is now."""
+        """Measure the NLL of the text with the current weights."""
         return text_nll(
             loaded.source if isinstance(loaded.source, StreamedBlockSource) else loaded.source.model,
             self.ids,
@@ -68,7 +68,7 @@ class EvaluationText:
         )
 
     def measure_once(self, loaded: LoadedModel, progress: Progress, stage: str, output: OutputFolder) -> TextNll:
-        """The same, or what an earlier run measured at this stage."""
+        """Load the NLL that an earlier run measured at this stage, or measure it."""
         return output.load_or_compute(
             f"{stage.lower().replace(' ', '_')}.json",
             lambda: self.measure(loaded, progress, stage),
@@ -120,11 +120,11 @@ class Calibration:
 
     @property
     def known(self) -> list[Tensor]:
-        """What is known without the model."""
+        """The sequences that do not need the model; empty for its own text."""
         return self._read[0] if self._read is not None else []
 
     def batches(self, output: OutputFolder) -> tuple[list[Tensor], list[str]]:
-        """The sequences and what must be said of them; what the model writes itself it writes once.
+        """Return the sequences and notes on them; sequences from the model itself are sampled once.
 
         Args:
             output: where they are kept.
@@ -151,7 +151,7 @@ def _load_sequences(path: Path) -> tuple[list[Tensor], list[str]]:
 
 
 def same_text_note(recipe: Recipe) -> tuple[str, ...]:
-    """A reader must know when the perplexity is measured on the kind of text that the pruning saw."""
+    """Return a note if calibration and evaluation use the same kind of text: it lowers the perplexity."""
     seen, tested = recipe.calibration, recipe.evaluation
     if not recipe.prune.needs_calibration or seen.source != tested.source:
         return ()
@@ -166,7 +166,7 @@ def same_text_note(recipe: Recipe) -> tuple[str, ...]:
 def perplexity_record(
     config: EvaluationConfig, dtype: str, *, dense: TextNll | None, pruned: TextNll | None, uniform: TextNll | None
 ) -> PerplexityRecord | None:
-    """Before, after and with uniform sparsity, with paired differences; None without an evaluation text."""
+    """Return perplexities before, after and with uniform sparsity, with paired differences; None without a text."""
     if dense is None or pruned is None:
         return None
     difference, stderr = pruned.difference(dense)
