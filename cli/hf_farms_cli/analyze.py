@@ -31,40 +31,46 @@ DEFAULT = FarmsConfig()
 
 @guarded
 def analyze_command(
-    model: Annotated[str, model_argument(", or a report that --output wrote")],
+    model: Annotated[str, model_argument(", or a report written by --output")],
     compare: Annotated[
-        str | None, typer.Option(metavar="OTHER", help="Compare with this model, measured in the same way.")
+        str | None, typer.Option(metavar="OTHER", help="Compare with this model, measured with the same options.")
     ] = None,
     window_rows: Annotated[
-        str, typer.Option(help="Rows of a window: a number, `auto`, or `none` for whole matrices.")
+        str, typer.Option(help="Rows per window: a number, `auto`, or `none` for whole matrices.")
     ] = str(DEFAULT.window_rows),
-    aspect_ratio: Annotated[float, typer.Option(help="Columns / rows of a window.")] = DEFAULT.aspect_ratio,
+    aspect_ratio: Annotated[float, typer.Option(help="Columns divided by rows of a window.")] = DEFAULT.aspect_ratio,
     windows_per_dim: Annotated[str, typer.Option(help="Windows along each side: a number or `auto`.")] = str(
         DEFAULT.windows_per_dim
     ),
     fit: Annotated[
-        str, typer.Option(help=f"Where the tail starts: {', '.join(FITS)}.", autocompletion=complete(FITS))
+        str,
+        typer.Option(help=f"How the start of the tail is chosen: {', '.join(FITS)}.", autocompletion=complete(FITS)),
     ] = DEFAULT.fit,
     tail_divisor: Annotated[
-        float, typer.Option(help="The `mid` tail starts at eigenvalue N / this; above 1.")
+        float, typer.Option(help="With --fit mid: the tail starts at eigenvalue N / divisor; above 1.")
     ] = DEFAULT.tail_divisor,
     released_peak_bound: Annotated[
-        bool, typer.Option("--released-peak-bound", help="With --fit peak: the released code, its unit slip included.")
+        bool,
+        typer.Option(
+            "--released-peak-bound", help="With --fit peak: reproduce the units bug of the authors' released code."
+        ),
     ] = DEFAULT.released_peak_bound,
     block_score: Annotated[
         str,
         typer.Option(
-            help=f"How a block's layers become one number: {', '.join(BLOCK_SCORES)}.",
+            help=f"How the alphas of a block's layers are averaged: {', '.join(BLOCK_SCORES)}.",
             autocompletion=complete(BLOCK_SCORES),
         ),
     ] = DEFAULT.block_score,
-    outside: Annotated[bool, typer.Option("--outside", help="Measure embeddings and head too.")] = False,
-    layers: Annotated[bool, typer.Option("--layers", help="One row per layer instead of per block.")] = False,
+    outside: Annotated[bool, typer.Option("--outside", help="Also measure embeddings and head.")] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="Print one row per layer instead of per block.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the report to this JSON file.")] = None,
-    figures: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw figures into this folder.")] = None,
+    figures: Annotated[Path | None, typer.Option(metavar="DIR", help="Save figures to this folder.")] = None,
     esd: Annotated[
         list[str] | None,
-        typer.Option(metavar="LAYER", help="With --figures: draw this layer's spectrum; `*` fits any, repeatable."),
+        typer.Option(
+            metavar="LAYER", help="With --figures: also plot the spectrum of this layer; `*` is a wildcard, repeatable."
+        ),
     ] = None,
     device: DeviceOption = None,
     revision: RevisionOption = None,
@@ -76,8 +82,8 @@ def analyze_command(
 ) -> None:
     """Measure how heavy-tailed the weight spectrum of every layer is. A larger alpha means a less trained layer.
 
-    Weights are read one by one: memory does not grow with the model. `accelerate launch --multi_gpu -m hf_farms_cli
-    analyze MODEL` shares the layers out over several GPUs.
+    Weights are read one by one, so memory does not grow with the model. `accelerate launch --multi_gpu -m hf_farms_cli
+    analyze MODEL` distributes the layers over several GPUs.
 
     Examples:
         hf-farms analyze demo
@@ -97,7 +103,7 @@ def analyze_command(
             block_score=cast("BlockScore", block_score),
         )
     if esd and compare is not None:
-        raise UsageError("esd must be of one model, got --compare too. Draw the spectra of each model by itself.")
+        raise UsageError("esd must be left out with --compare, got both. Plot the spectra of each model by itself.")
     from hf_farms.workflows.analyze import analyze_checkpoint, compare_checkpoints
     from hf_farms_cli.tables import print_comparison, print_spectra
 

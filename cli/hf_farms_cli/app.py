@@ -25,7 +25,7 @@ __all__ = ["CommandGroup", "app", "main"]
 
 
 class _Group(TyperGroup):
-    """Parses the command line; what it quotes of one that is wrong is masked."""
+    """Parses the command line; secrets that its error messages quote are masked."""
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         with _masked():
@@ -83,8 +83,8 @@ app.command("card")(card_command)
 app.command("env")(env_command)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         typer.echo(version("hf-farms"))

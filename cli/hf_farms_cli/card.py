@@ -24,15 +24,15 @@ __all__ = ["card_command"]
 @guarded
 def card_command(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="What `hf-farms prune` or a training with a callback wrote.")
+        Path, typer.Argument(metavar="DIR", help="Folder written by `hf-farms prune` or by a training with a callback.")
     ],
     repo_id: Annotated[
         str | None,
-        typer.Option(help="Repository that the card names  [default: that of the card in DIR, else the folder's name]"),
+        typer.Option(help="Repository named in the card  [default: that of the card in DIR, else the folder's name]"),
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Write the card here instead; `-` prints it."),
+        typer.Option("-o", "--output", metavar="FILE", help="Write the card to this file instead; `-` prints it."),
     ] = None,
     yes: YesOption = False,
     token: TokenOption = None,
@@ -41,10 +41,10 @@ def card_command(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Write the model card of a folder again: README.md and its figures, from hf_farms_report.json.
+    """Regenerate the model card of a folder, README.md and its figures, from hf_farms_report.json.
 
-    Of a training without a report, the files that the callbacks left behind are read. A README.md that hf-farms did not
-    write is kept, unless --yes is given.
+    For a training without a report, the card is made from the files that the callbacks wrote. A README.md not written
+    by hf-farms is kept, unless --yes is given.
 
     Examples:
         hf-farms card ./demo-farms-wanda-50

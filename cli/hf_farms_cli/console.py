@@ -57,7 +57,7 @@ def check_format(name: str, quiet: bool, json: bool = False) -> Format:
         raise typer.BadParameter(f"format must be given once, got {options}. Leave one out.")
     shown: Any = "quiet" if quiet else "json" if json else name
     if shown == "auto":
-        # May ask the Hub once a day which agents there are, as each `hf` command does.
+        # May fetch the list of known agents from the Hub once a day, as each `hf` command does.
         from huggingface_hub.utils import is_agent  # type: ignore[attr-defined]
 
         shown = "agent" if is_agent() else "human"
@@ -73,12 +73,12 @@ def _no_foreign_bars() -> None:
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    with warnings.catch_warnings(action="ignore"):  # that an environment variable has priority
+    with warnings.catch_warnings(action="ignore"):  # about an environment variable that has priority
         disable_progress_bars()
 
 
 def print_done(message: str, shown: Format, **fields: object) -> None:
-    """Print a success and where its results are; fields that are None are left out.
+    """Print a success and the location of its results; fields that are None are left out.
 
     Human: `✓ message` and a line per field. Agent: `field=value` in one line. JSON: the fields. Quiet: the first.
     """
@@ -115,7 +115,7 @@ def print_remark(text: str, shown: Format) -> None:
 
 
 def print_notes(notes: Sequence[str]) -> None:
-    """Print the notes of a result on stderr, without those that a warning has told already."""
+    """Print the notes of a result on stderr, without those already printed as a warning."""
     for note in notes:
         if note not in shown_warnings:
             err.print(f"Note: {in_options(note)}", markup=False)
@@ -135,7 +135,7 @@ def stages(output: Format) -> Iterator[Progress]:
     if output == "quiet" or not IS_MAIN:
         yield reported()
     elif output == "human" and err.is_terminal:
-        with bars(err.console) as shown:
-            yield reported(shown)
+        with bars(err.console) as show:
+            yield reported(show)
     else:
         yield reported(Lines(functools.partial(err.print, markup=False)))

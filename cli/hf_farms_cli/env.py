@@ -28,7 +28,7 @@ def env_command(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Print versions, hardware and settings for a bug report. Tokens are not shown, only whether there is one.
+    """Print versions, hardware and settings for a bug report. Tokens are never printed, only whether one is set.
 
     Examples:
         hf-farms env
@@ -41,7 +41,7 @@ def env_command(
         say(json.dumps(environment(), indent=2))
     else:
         if shown == "human":
-            err.print("Copy the text below into the report of a bug.\n")
+            err.print("Copy the text below into your bug report.\n")
         for name, value in environment().items():
             say(f"- {name}: {_text(value)}")
 
@@ -120,4 +120,4 @@ def _text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list):
         return "; ".join(map(str, value)) or "none"
-    return "not there" if value is None else str(value)
+    return "not available" if value is None else str(value)

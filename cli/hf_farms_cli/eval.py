@@ -35,37 +35,35 @@ def eval_command(
     model: ModelArgument,
     metrics: Annotated[
         str,
-        typer.Option(
-            help="Of " + ", ".join(METRICS) + ", with commas between; `none`.", autocompletion=complete(METRICS)
-        ),
+        typer.Option(help=f"Comma-separated: {', '.join(METRICS)}; or `none`.", autocompletion=complete(METRICS)),
     ] = ",".join(METRICS),
     tasks: Annotated[
         str | None,
-        typer.Option(help="Tasks, groups or tags of lm-eval, with commas between, such as hellaswag,arc_easy."),
+        typer.Option(help="Comma-separated tasks, groups or tags of lm-eval, such as hellaswag,arc_easy."),
     ] = None,
     num_fewshot: Annotated[
-        int | None, typer.Option(help="Examples before each question  [default: as each task says]")
+        int | None, typer.Option(help="Number of few-shot examples  [default: that of each task]")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Number of questions from the start of each task  [default: all]")
+        int | None, typer.Option(help="Evaluate only the first N samples of each task  [default: all]")
     ] = None,
-    batch_size: Annotated[str, typer.Option(help="Questions at once; `auto`: as many as fit.")] = "8",
+    batch_size: Annotated[str, typer.Option(help="Samples per batch; `auto`: as many as fit in memory.")] = "8",
     include_path: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder with tasks of your own, as YAML files of lm-eval.")
+        Path | None, typer.Option(metavar="DIR", help="Folder with your own tasks, as YAML files of lm-eval.")
     ] = None,
     base: Annotated[
         bool | None,
         typer.Option(
             "--base/--no-base",
-            help="Measure the dense model too, for a paired comparison  [default: where MODEL is a folder "
-            "that `hf-farms prune` wrote]",
+            help="Also measure the dense model, for a paired comparison  [default: if MODEL is a folder written by "
+            "`hf-farms prune`]",
             show_default=False,
         ),
     ] = None,
     text: Annotated[
         str | None,
         typer.Option(
-            help="Text to measure perplexity on, as --evaluation of prune  [default: that of the report beside MODEL, "
+            help="Text for perplexity, as --evaluation of prune  [default: that of the report in MODEL, "
             f"else {TEXT.source}]"
         ),
     ] = None,
@@ -73,12 +71,14 @@ def eval_command(
     subset: Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a Hub dataset.")] = None,
     context_length: Annotated[
-        int | None, typer.Option(help=f"Tokens in a window  [default: as the text, else {TEXT.context_length}]")
+        int | None,
+        typer.Option(help=f"Tokens per window  [default: that of the report in MODEL, else {TEXT.context_length}]"),
     ] = None,
     windows: Annotated[
         int | None,
         typer.Option(
-            help=f"Windows from the start of the text; 0: all  [default: as the text, else {TEXT.max_windows}]"
+            help="Number of windows, from the start of the text; 0: all  [default: that of the report in MODEL, "
+            f"else {TEXT.max_windows}]"
         ),
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the results to this JSON file.")] = None,
@@ -92,10 +92,10 @@ def eval_command(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Measure perplexity, sparsity and tasks of lm-eval.
+    """Measure perplexity and sparsity, and run tasks of lm-eval.
 
-    Where MODEL is a folder that `hf-farms prune` wrote, the results go into its report and its card too. Tasks need
-    the extra: pip install "hf-farms[eval]".
+    If MODEL is a folder written by `hf-farms prune`, the results are also added to its report and model card. Tasks
+    need the extra: pip install "hf-farms[eval]".
 
     Examples:
         hf-farms eval demo
@@ -129,7 +129,7 @@ def eval_command(
         )
     print_evaluation(result, shown)
     for folder in stored:
-        print_remark(f"Report and card in {folder} are up to date with this.", shown)
+        print_remark(f"Added the results to the report and the card in {folder}.", shown)
 
 
 def _names(value: str | None) -> list[str]:
@@ -138,7 +138,7 @@ def _names(value: str | None) -> list[str]:
 
 
 def _text(**options: Any) -> dict[str, Any]:
-    """Fields of the text that were named; `none` names no text."""
+    """Return the given fields of the text; source `none` becomes None."""
     changes = {name: value for name, value in options.items() if value is not None}
     return changes | ({"source": None} if changes.get("source") == "none" else {})
 

@@ -82,17 +82,19 @@ def _print_error(error: Exception) -> None:
 
 
 @contextmanager
-def if_interrupted(sentence: str, *, there: Path | None = None) -> Iterator[None]:
-    """Add a sentence to the message of an interrupt, such as where the unfinished work is.
+def if_interrupted(sentence: str, *, unfinished: Path | None = None) -> Iterator[None]:
+    """Add a sentence to the message of an interrupt, such as the path of the unfinished work.
 
     Args:
         sentence: printed after "Interrupted."
-        there: path of the unfinished work; nothing is added if it does not exist.
+        unfinished: path of the unfinished work; nothing is added if it does not exist.
     """
     try:
         yield
     except BaseException as error:
-        if (interrupts.received or isinstance(error, KeyboardInterrupt)) and (there is None or there.exists()):
+        if (interrupts.received or isinstance(error, KeyboardInterrupt)) and (
+            unfinished is None or unfinished.exists()
+        ):
             error.add_note(sentence)
         raise
 
@@ -121,7 +123,7 @@ def _masked_logs() -> Iterator[None]:
 
     def masked(*args: Any, **options: Any) -> logging.LogRecord:
         record = make(*args, **options)
-        # Of arguments that do not fit, logging itself says so.
+        # logging itself reports arguments that do not fit the message.
         with suppress(TypeError, ValueError):
             record.msg, record.args = mask_secrets(record.getMessage()), ()
         if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None:

@@ -37,7 +37,7 @@ def printing() -> Iterator[None]:
 
 
 def say_lost(error: BaseException) -> None:
-    """Print an error of `printing` where no command is running that could."""
+    """Print an error of `printing` outside of commands, which print their own."""
     with suppress(OSError):
         print(f"Error: {error}", file=sys.stderr, flush=True)  # noqa: T201
 

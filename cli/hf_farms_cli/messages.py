@@ -1,7 +1,7 @@
-"""Messages of the library in the words of the command line.
+"""Translation of library messages to the command line.
 
-The library names Python: errors, hints, warnings and notes have an argument as `name` or `name=value` and a function by
-its name, between backticks. Here each of them becomes the option or the command that does the same.
+The library names Python arguments: errors, hints, warnings and notes contain `name`, `name=value` or the name of a
+function, in backticks. Each of them is replaced by the equivalent option or command.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 
 __all__ = ["EXPRESSIONS", "OPTIONS", "in_options"]
 
-# Argument -> option. A value goes along; `name=False` is `--no-name`, None is `none`.
+# Argument -> option. A value is appended; `name=False` is `--no-name`, None is `none`.
 OPTIONS = {
     "allocation": "--allocation",
     "allow_pickle": "--allow-pickle",
@@ -36,7 +36,7 @@ OPTIONS = {
     "token": "--token",
 }
 
-# Expression, as a pattern -> what does the same.
+# Regular expression -> equivalent option or command.
 EXPRESSIONS = {
     r"CalibrationConfig\(source='self'\)": "--calibration self",
     r"EvaluationConfig\(source=None\)": "--evaluation none",
@@ -67,10 +67,10 @@ def _replacement(span: re.Match[str]) -> str:
     option, value = OPTIONS[argument[1]], argument[2]
     if value in (None, "True"):
         return option
-    return f"--no-{option[2:]}" if value == "False" else f"{option} {_shown(value)}"
+    return f"--no-{option[2:]}" if value == "False" else f"{option} {_argument(value)}"
 
 
-def _shown(value: str) -> str:
+def _argument(value: str) -> str:
     """Return a Python literal as it is written on a command line: "none" for None, commas between names."""
     try:
         literal = ast.literal_eval(value)

@@ -54,7 +54,7 @@ __all__ = [
 MODEL, PRUNING, CALIBRATION, EVALUATION = "Model", "Pruning", "Calibration", "Evaluation"
 RESULT, HUB, OUTPUT = "Result", "Hub", "Output"
 
-# What `auto` becomes, and what commands are written for.
+# The formats that commands implement; `auto` becomes one of them.
 Format = Literal["human", "agent", "json", "quiet"]
 FORMATS = ("auto", *get_args(Format))
 
@@ -69,15 +69,15 @@ def complete(values: Sequence[str]) -> Callable[[str], list[str]]:
 
 
 class UsageError(ArgumentError):
-    """The command line is wrong, whatever the model and the files are: exit status 2."""
+    """A wrong command line, independent of model and files: exit status 2."""
 
 
 @contextmanager
 def usage() -> Iterator[None]:
-    """Make each ValueError a usage error: options are read here, and nothing else is.
+    """Turn each ValueError into a usage error; wrap nothing but the parsing of options.
 
     Raises:
-        UsageError: an option has a value that it cannot have, or does not go with another one.
+        UsageError: an option has an invalid value, or excludes another one.
     """
     try:
         yield
@@ -86,7 +86,7 @@ def usage() -> Iterator[None]:
 
 
 def check_repo_id(repo_id: str | None) -> None:
-    """Refuse what cannot be the name of a repository.
+    """Refuse an invalid name of a repository.
 
     Raises:
         UsageError: of --repo-id.
@@ -104,19 +104,19 @@ def check_repo_id(repo_id: str | None) -> None:
 
 
 def check_branch(branch: str | None, create_pr: bool) -> None:
-    """Refuse a branch beside a pull request.
+    """Refuse a branch together with a pull request.
 
     Raises:
         UsageError: of --push-revision.
     """
     if create_pr and branch is not None:
         raise UsageError(
-            f"push_revision must be left out beside --create-pr, got {branch!r}. A pull request is its own branch."
+            f"push_revision must be left out with --create-pr, got {branch!r}. A pull request is its own branch."
         )
 
 
 def check_device(device: str | None, dtype: str = "auto") -> None:
-    """Refuse a device that is not there, and what is no dtype. Imports torch.
+    """Refuse an unavailable device and an unknown dtype. Imports torch.
 
     Raises:
         UsageError: of --device or --dtype.
@@ -132,7 +132,7 @@ def check_device(device: str | None, dtype: str = "auto") -> None:
 def given(
     context: typer.Context, *, panels: Collection[str] = (), names: Collection[str] = (), but: Collection[str] = ()
 ) -> list[str]:
-    """Return the options that stand on the command line, as they are written there.
+    """Return the options that were given on the command line, in their long spelling.
 
     Args:
         context: of the command.
@@ -153,18 +153,18 @@ def model_argument(also: str = "") -> Any:
     """Return the argument MODEL.
 
     Args:
-        also: what it may be beside a hub id, a folder or `demo`, such as ", or a report".
+        also: another kind of model, such as ", or a report".
     """
     return typer.Argument(
         metavar="MODEL",
         help=f"Hub id, folder, or `demo`{also}.",
-        # Of no match the shell makes names of files.
+        # Without a match, the shell completes file names.
         autocompletion=complete(["demo"]),
     )
 
 
 def use_token(token: str | None) -> None:
-    """Let everything in this process use a token: downloads by transformers and datasets too."""
+    """Set the token for this process, including downloads by transformers and datasets."""
     if token:
         os.environ["HF_TOKEN"] = token
 
@@ -176,39 +176,41 @@ FormatOption = Annotated[
         "--format",
         rich_help_panel=OUTPUT,
         metavar=f"[{'|'.join(FORMATS)}]",
-        help="How results are printed; `auto` is `agent` for coding agents and `human` for everybody else.",
+        help="Output format; `auto` is `agent` for coding agents, else `human`.",
         autocompletion=complete(FORMATS),
     ),
 ]
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="Short for --format json: one JSON document.", rich_help_panel=OUTPUT)
+    bool, typer.Option("--json", help="Short for --format json: print one JSON document.", rich_help_panel=OUTPUT)
 ]
 QuietOption = Annotated[
     bool,
     typer.Option(
         "-q",
         "--quiet",
-        help="Short for --format quiet: only numbers, paths and ids, one a line.",
+        help="Short for --format quiet: print only numbers, paths and ids, one per line.",
         rich_help_panel=OUTPUT,
     ),
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and all warnings.", rich_help_panel=OUTPUT)]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Show what would be done, and stop.", rich_help_panel=OUTPUT)
+    bool, typer.Option("--dry-run", help="Print what would be done, and exit.", rich_help_panel=OUTPUT)
 ]
 DtypeOption = Annotated[
-    str, typer.Option(help="Load the model as this dtype; `auto`: the checkpoint's own.", rich_help_panel=MODEL)
+    str, typer.Option(help="Dtype to load the model in; `auto`: that of the checkpoint.", rich_help_panel=MODEL)
 ]
 DeviceOption = Annotated[
     str | None,
-    typer.Option(help="Where to compute, such as cuda:1; a GPU if there is one, else the CPU.", rich_help_panel=MODEL),
+    typer.Option(
+        help="Device to run on, such as cuda:1  [default: a GPU if available, else the CPU]", rich_help_panel=MODEL
+    ),
 ]
 StreamOption = Annotated[
     bool | None,
     typer.Option(
         "--stream/--no-stream",
-        help="Leave the blocks on disk and load one at a time; the result is the same  [default: where the model would "
-        "take more than half of the free memory]",
+        help="Keep the blocks on disk and load one at a time; the result is the same  [default: --stream if the model "
+        "needs more than half of the free memory]",
         show_default=False,
         rich_help_panel=MODEL,
     ),
@@ -217,7 +219,7 @@ AllowPickleOption = Annotated[
     bool,
     typer.Option(
         "--allow-pickle",
-        help="Read pickled weights where there are no safetensors; no code in them is run.",
+        help="Read pickled weights if the model has no safetensors; code in them is not run.",
         rich_help_panel=MODEL,
     ),
 ]
@@ -235,7 +237,7 @@ TokenOption = Annotated[
 PrivateOption = Annotated[
     bool | None,
     typer.Option(
-        "--private/--no-private", help="Visibility of a new repository.", show_default=False, rich_help_panel=HUB
+        "--private/--no-private", help="Whether a new repository is private.", show_default=False, rich_help_panel=HUB
     ),
 ]
 ForeignOption = Annotated[
@@ -243,15 +245,13 @@ ForeignOption = Annotated[
     typer.Option(
         "-y",
         "--yes",
-        help="Push into a repository with files that hf-farms did not write, too.",
+        help="Also push to a repository that contains files not written by hf-farms.",
         rich_help_panel=HUB,
     ),
 ]
 RequestOption = Annotated[
     bool,
-    typer.Option(
-        "--create-pr", help="Open a pull request, or continue the one of an earlier run.", rich_help_panel=HUB
-    ),
+    typer.Option("--create-pr", help="Open a pull request, or update the one of an earlier run.", rich_help_panel=HUB),
 ]
 BranchOption = Annotated[
     str | None,
@@ -260,4 +260,4 @@ BranchOption = Annotated[
 MessageOption = Annotated[
     str | None, typer.Option(help="Title of the commit and the pull request.", rich_help_panel=HUB)
 ]
-YesOption = Annotated[bool, typer.Option("-y", "--yes", help="Answer all questions with yes.")]
+YesOption = Annotated[bool, typer.Option("-y", "--yes", help="Replace a README.md not written by hf-farms.")]

@@ -31,7 +31,7 @@ LABELS = {
 
 
 def reported(show: Progress = no_progress) -> Progress:
-    """Return the progress to hand to a workflow: it stops the work after an interrupt, and names stages for people.
+    """Return the progress to hand to a workflow: it stops the work after an interrupt and translates names of stages.
 
     Args:
         show: shows a step of a stage.
@@ -53,7 +53,7 @@ class Bars:
         self._tasks: dict[str, rich.progress.TaskID] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show so many steps of a stage."""
+        """Show the number of finished steps of a stage."""
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total)
         self._progress.update(self._tasks[stage], completed=done, total=total)
@@ -108,7 +108,7 @@ class Lines:
         self._stages: dict[str, _Begun] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show so many steps of a stage, if it is time for a line."""
+        """Print the number of finished steps of a stage, if a line is due."""
         now, begun = self._clock(), self._stages.get(stage)
         if begun is None or done < begun.shown_done:
             self._stages[stage] = _Begun(now, done, now, done)

@@ -83,21 +83,27 @@ def prune_command(
     stream: StreamOption = None,
     allow_pickle: AllowPickleOption = False,
     sparsity: Annotated[
-        float, pruning("-s", "--sparsity", help="Zeros as a fraction of the pruned layers.")
+        float, pruning("-s", "--sparsity", help="Fraction of zeros in the pruned layers.")
     ] = PRUNE.sparsity,
-    method: Annotated[str, pruning(help=f"{', '.join(METHODS)}.", autocompletion=complete(METHODS))] = PRUNE.method,
+    method: Annotated[
+        str, pruning(help=f"Pruning method: {', '.join(METHODS)}.", autocompletion=complete(METHODS))
+    ] = PRUNE.method,
     pattern: Annotated[
         str,
         pruning(
-            help="`unstructured`; `2:4` or any N:M: N of every M neighbours stay; `N:8`: each block has its own N.",
+            help="`unstructured`; `2:4` or any N:M: keep N of every M consecutive weights; `N:8`: N is chosen per "
+            "block.",
             autocompletion=complete(["unstructured", "2:4", "4:8", "N:8"]),
         ),
     ] = PRUNE.pattern,
     allocation: Annotated[
         str,
-        pruning(help=f"How it is spread over blocks: {', '.join(ALLOCATIONS)}.", autocompletion=complete(ALLOCATIONS)),
+        pruning(
+            help=f"How sparsity is distributed across blocks: {', '.join(ALLOCATIONS)}.",
+            autocompletion=complete(ALLOCATIONS),
+        ),
     ] = PRUNE.allocation,
-    spread: Annotated[float, pruning(help="How far block sparsities may differ (epsilon).")] = PRUNE.spread,
+    spread: Annotated[float, pruning(help="How much block sparsities may differ (epsilon).")] = PRUNE.spread,
     calibration: Annotated[
         str,
         calibrating(
@@ -109,31 +115,31 @@ def prune_command(
     calibration_subset: Annotated[str | None, calibrating(help="Configuration of a Hub dataset.")] = TEXT.subset,
     calibration_split: Annotated[str, calibrating(help="Split of a Hub dataset.")] = TEXT.split,
     calibration_samples: Annotated[int, calibrating(help="Number of sequences.")] = TEXT.num_sequences,
-    calibration_length: Annotated[int, calibrating(help="Tokens in a sequence.")] = TEXT.sequence_length,
+    calibration_length: Annotated[int, calibrating(help="Tokens per sequence.")] = TEXT.sequence_length,
     seed: Annotated[int, calibrating(help="Seed of the calibration sequences.")] = TEXT.seed,
-    evaluation: Annotated[
-        str, evaluating(help="Text to measure perplexity on, as for --calibration; `none` for no perplexity.")
-    ] = str(TEST.source),
+    evaluation: Annotated[str, evaluating(help="Text for perplexity, as for --calibration; `none` to skip it.")] = str(
+        TEST.source
+    ),
     evaluation_column: Annotated[str, evaluating(help="Text column of a table or dataset.")] = TEST.column,
     evaluation_subset: Annotated[str | None, evaluating(help="Configuration of a Hub dataset.")] = TEST.subset,
     evaluation_split: Annotated[str, evaluating(help="Split of a Hub dataset.")] = TEST.split,
-    evaluation_windows: Annotated[int, evaluating(help="Windows from the start of the text; 0: all.")] = (
+    evaluation_windows: Annotated[int, evaluating(help="Number of windows, from the start of the text; 0: all.")] = (
         TEST.max_windows or 0
     ),
-    context_length: Annotated[int, evaluating(help="Tokens in a window of the perplexity.")] = TEST.context_length,
+    context_length: Annotated[int, evaluating(help="Tokens per window.")] = TEST.context_length,
     output: Annotated[
         Path | None,
         writing(
             "-o",
             "--output",
-            help="Folder  [default: ./<model>-<allocation>-<method>-<percent>; beside MODEL if this runs in it]",
+            help="Folder  [default: ./<model>-<allocation>-<method>-<percent>; next to MODEL if run inside it]",
         ),
     ] = None,
     overwrite: Annotated[
         bool,
         writing(
             "--overwrite",
-            help="Replace an earlier result, and unfinished work of other settings; never files of others.",
+            help="Replace an earlier result or unfinished work of other settings; never files of others.",
         ),
     ] = False,
     # Not a setting of the recipe: the weights are the same.
@@ -141,7 +147,7 @@ def prune_command(
         bool,
         writing(
             "--baseline/--no-baseline",
-            help="Measure the perplexity of uniform sparsity too, for comparison: takes a second pruning.",
+            help="Also measure the perplexity of uniform sparsity, for comparison; prunes a second time.",
         ),
     ] = True,
     push: Annotated[bool, pushing("--push", help="Upload the result to the Hub.")] = False,
@@ -160,7 +166,7 @@ def prune_command(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Prune a model: measure its layers, set the least important weights to zero, measure again, describe.
+    """Prune a model: analyze its layers, zero the least important weights, re-evaluate, and write a model card.
 
     Examples:
     hf-farms prune demo
@@ -170,7 +176,7 @@ def prune_command(
     """
     shown = check_format(format_, quiet, json_)
     if not push and (options := given(context, panels=[HUB], but=["push", "token"])):
-        raise UsageError(f"{options[0]} must come with --push, got it without. Add --push, or leave it out.")
+        raise UsageError(f"{options[0]} must be used with --push, got it without. Add --push, or leave it out.")
     check_branch(push_revision, create_pr)
     recipe, file = _recipe(context, model)
     with usage():
@@ -203,7 +209,7 @@ def _recipe(context: typer.Context, model: str) -> tuple[Recipe, Path | None]:
             return _recipe_of(with_name(model), context.params), None
     if options := given(context, panels=[PRUNING, CALIBRATION, EVALUATION], names=["dtype", "revision"]):
         raise UsageError(
-            f"{options[0]} must be left out beside a recipe, which says it, got both. Edit {model}, or name a model."
+            f"{options[0]} must be left out with a recipe, which sets it, got both. Edit {model}, or name a model."
         )
     return Recipe.load(model).located(load_local_paths(Path(model).parent)), Path(model)
 
@@ -245,7 +251,7 @@ def _run(
     commit_message: str | None,
     yes: bool,
 ) -> None:
-    """Carry out the plans, and print the result."""
+    """Prune, push if planned, and print the result."""
     from hf_farms.hub import create_repository
     from hf_farms_cli.tables import print_result
 
@@ -267,13 +273,13 @@ def _prune(plan: PrunePlan, repo_id: str | None, shown: Format) -> PruneReport:
 
     quiet_transformers()
     partial_folder = plan.output.partial
-    note = f"Unfinished work is in {partial_folder}: the same command goes on with it."
-    with if_interrupted(note, there=partial_folder), stages(shown) as progress:
+    note = f"Unfinished work is in {partial_folder}. Run the same command again to resume."
+    with if_interrupted(note, unfinished=partial_folder), stages(shown) as progress:
         return run_prune(plan, repo_id=repo_id, command=shown_command(sys.argv), progress=progress)
 
 
 def _push(folder: Path, target: PushPlan, options: list[str], *, commit_message: str | None) -> str:
-    """Upload the result; whatever happens, say how the upload is finished."""
+    """Upload the result; after an error or Ctrl-C, print the command that finishes the upload."""
     from hf_farms.workflows.push import push_result
 
     where = ["--create-pr"] if target.create_pr else []

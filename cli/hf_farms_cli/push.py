@@ -36,7 +36,9 @@ __all__ = ["push_command"]
 
 @guarded
 def push_command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `hf-farms prune` or `save_pretrained` wrote.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder written by `hf-farms prune` or `save_pretrained`.")
+    ],
     repo_id: Annotated[
         str | None,
         typer.Option(help="Repository  [default: <user>/<name of DIR>]", show_default=False, rich_help_panel=HUB),
@@ -54,7 +56,7 @@ def push_command(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Upload a finished folder to the Hub, or the rest of one whose upload stopped.
+    """Upload a finished folder to the Hub, or resume an interrupted upload.
 
     Examples:
     hf-farms push demo-farms-wanda-50
@@ -74,7 +76,7 @@ def push_command(
     if result.report is None and repo_id is None:
         raise OutputError(
             f"folder must hold {REPORT_NAME} to be pushed under its own name, got {str(result.path)!r} without one.",
-            hint=f"Say where to: hf-farms push {shlex.quote(str(result.path))} --repo-id NAME",
+            hint=f"Name a repository: hf-farms push {shlex.quote(str(result.path))} --repo-id NAME",
         )
     plan = hub.plan_push(
         result, repo_id, private=private, create_pr=create_pr, revision=push_revision, allow_foreign_files=yes
@@ -84,7 +86,7 @@ def push_command(
         return
     from hf_farms.workflows.push import push_result
 
-    with if_interrupted("The same command uploads the rest."):
+    with if_interrupted("Run the same command again to upload the rest."):
         url = push_result(result.path, plan, commit_message=commit_message)
     print_done(f"Pushed {result.path}", shown, url=url)
 
@@ -96,7 +98,7 @@ def _branch(push_revision: str | None, revision: str | None) -> str | None:
     if push_revision is not None:
         raise UsageError(f"push_revision must be given once, got --revision {revision!r} too. Leave --revision out.")
     warnings.warn(
-        "--revision of push is now called --push-revision, as --revision is that of a model everywhere else.",
+        "--revision of push is deprecated, use --push-revision: elsewhere --revision is the revision of the model.",
         HfFarmsWarning,
         stacklevel=2,
     )

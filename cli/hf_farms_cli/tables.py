@@ -70,7 +70,7 @@ MEANING = "A larger alpha means a lighter tail, a less trained layer."
 
 def _size(window_rows: int | Literal["auto"] | None) -> str:
     if window_rows == "auto":
-        return "convolutions cut by their own shape"
+        return "windows sized by the shape of each convolution"
     return "whole matrices" if window_rows is None else f"windows of {window_rows} rows"
 
 
@@ -154,7 +154,7 @@ def _print_summary(report: PruneReport) -> None:
     say(f"Sparsity: {report.sparsity:.4%} of the pruned layers, {report.parameter_sparsity:.2%} of all parameters.")
     p = report.perplexity
     if p is not None and p.dense is not None and p.pruned is not None:
-        uniform = f", {p.uniform:.2f} if all blocks lost the same" if p.uniform is not None else ""
+        uniform = f", {p.uniform:.2f} with uniform sparsity" if p.uniform is not None else ""
         text = f"{p.config.source}, {p.num_tokens} tokens, context {p.context_length}, {p.dtype}"
         say(f"Perplexity: {p.dense:.2f} dense, {p.pruned:.2f} pruned{uniform} ({text}).")
 

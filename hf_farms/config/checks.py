@@ -90,8 +90,8 @@ def check_arguments(function: Callable[..., Any], **values: object) -> None:
 @cache
 def _plain_kinds(annotated: Hashable) -> dict[str, tuple[type, ...]]:
     """Names -> the classes that their values may have, for annotations that are classes or unions of them."""
-    found = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(cast(Any, annotated)).items()}
-    return {name: kinds for name, kinds in found.items() if all(_is_plain(kind) for kind in kinds)}
+    hints = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(cast(Any, annotated)).items()}
+    return {name: kinds for name, kinds in hints.items() if all(_is_plain(kind) for kind in kinds)}
 
 
 def _is_plain(kind: Any) -> bool:

@@ -79,7 +79,7 @@ def _translate(kind: type, options: dict[str, Any], copied: object | None) -> di
 def _copied(kind: type) -> object | None:
     """Return the object that `dataclasses.replace` copies; None: somebody else calls.
 
-    It passes on every field that is not replaced, so that the new name is always there beside the old one.
+    It passes on every field that is not replaced, so that the new name is always present in addition to the old one.
     """
     frame = sys._getframe(2)
     if frame.f_globals.get("__name__") != "dataclasses":

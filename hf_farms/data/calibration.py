@@ -66,7 +66,7 @@ def calibration_sequences(
         if len(sequences) < config.num_sequences:
             notes.append(
                 f"The calibration text has {len(sequences)} sequences of {length} tokens, "
-                f"{config.num_sequences} were asked for."
+                f"{config.num_sequences} were requested."
             )
     return list(sequences.split(max(1, TOKENS_PER_BATCH // length))), notes
 

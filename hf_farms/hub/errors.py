@@ -195,7 +195,7 @@ def is_incomplete(error: BaseException) -> bool:
 
 
 def status_of(cause: BaseException) -> int | None:
-    """Return the HTTP status of an error; None: there was no answer."""
+    """Return the HTTP status of an error; None without a response."""
     return getattr(getattr(cause, "response", None), "status_code", None)
 
 

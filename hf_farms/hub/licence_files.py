@@ -1,4 +1,4 @@
-"""The licence files of the dense model, and the NOTICE that its licence asks for."""
+"""Licence files of the dense model, and the NOTICE that its licence requires."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ NOTICE = "NOTICE"
 
 
 def copy_licence_files(base: BaseModelRecord | Path, folder: Path, *, token: str | None = None) -> tuple[str, ...]:
-    """Put the licence files of the dense model into a folder, and the NOTICE that its licence asks for.
+    """Copy the licence files of the dense model into a folder, and write the NOTICE that its licence requires.
 
-    Only regular files are copied: a link of a local model may lead to anything. What is left out is said by a warning.
+    Only regular files are copied, as a link in a local model may lead anywhere. A warning lists skipped files.
 
     Args:
         base: of a model on the Hub, at its recorded commit; or the folder of a local one.
-        folder: where they go; files of the same name are replaced.
-        token: None: the one that is logged in.
+        folder: destination; files of the same name are replaced.
+        token: None: the token of `hf auth login`.
 
     Returns:
         Names of the files that were written.
 
     Raises:
-        ModelError: a file is not there, or access was not granted.
+        ModelError: a file does not exist, or access was not granted.
         HubError: the Hub cannot be reached.
         OutputError: the folder cannot be written.
     """
     if isinstance(base, Path):
         record = base_model_of(base)
-        found = {name: base / name for name in record.files}
+        files = {name: base / name for name in record.files}
         _warn_of_left_out(base)
     else:
-        record, found = base, _downloaded(base, token)
+        record, files = base, _downloaded(base, token)
     duties = duties_of(record)
     with writing(folder):
-        for name, path in found.items():
+        for name, path in files.items():
             with replacing(folder / name) as unfinished:
                 copy_file(path, unfinished)
         notice = duties.notice if duties is not None else None
-        if notice is None or any(name.upper().startswith(NOTICE) for name in found):
-            return tuple(found)
+        if notice is None or any(name.upper().startswith(NOTICE) for name in files):
+            return tuple(files)
         with replacing(folder / NOTICE) as unfinished:
             unfinished.write_text(notice + "\n", encoding="utf-8")
-    return (*found, NOTICE)
+    return (*files, NOTICE)
 
 
 def _warn_of_left_out(folder: Path) -> None:
@@ -61,8 +61,8 @@ def _warn_of_left_out(folder: Path) -> None:
     for name, kind in left.items():
         if kind != "a folder":
             warnings.warn(
-                f"{name} of {str(folder)!r} is not copied, as it is {kind}. If it is the licence, put the file itself "
-                "there.",
+                f"{name} of {str(folder)!r} is not copied, as it is {kind}. If it is the licence, replace it with "
+                "the file itself.",
                 HfFarmsWarning,
                 stacklevel=3,
             )
@@ -71,11 +71,11 @@ def _warn_of_left_out(folder: Path) -> None:
 def _downloaded(base: BaseModelRecord, token: str | None) -> dict[str, Path]:
     from huggingface_hub import hf_hub_download
 
-    found = {}
+    files = {}
     for name in base.files:
         with hub_errors(base.repo_id, action="ask", revision=base.revision):
-            # The client's own copy, whatever the cache makes of it.
-            found[name] = Path(
+            # Resolved, as the cache may hold links.
+            files[name] = Path(
                 with_retries(
                     lambda name=name: hf_hub_download(  # type: ignore[misc]
                         base.repo_id, name, revision=base.revision, token=token, library_name="hf-farms"
@@ -84,4 +84,4 @@ def _downloaded(base: BaseModelRecord, token: str | None) -> dict[str, Path]:
                     reads=True,
                 )
             ).resolve()
-    return found
+    return files

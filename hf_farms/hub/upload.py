@@ -39,7 +39,7 @@ def push(
 ) -> str:
     """Upload a finished folder.
 
-    Files that are there already are not uploaded again, so a push that failed is finished by the same call, and an
+    Files that are on the Hub already are not uploaded again, so a push that failed is finished by the same call, and an
     open pull request of an earlier call is continued. Only what belongs to a model is sent, and of that only regular
     files: no links, no keys, no state of a training; a warning says what is left out. Texts are sent without paths to
     private places. Files are read once; memory does not grow with the model. Weights
@@ -47,12 +47,12 @@ def push(
 
     Args:
         folder: what `hf-farms prune` or `save_pretrained` wrote.
-        repo_id: `namespace/name`, or a name under the user's own; created if it is not there. None: the name of the
+        repo_id: `namespace/name`, or a name under the user's own; created if it does not exist. None: the name of the
             folder, begun as the licence of the dense model wants it.
         private: visibility of a new repository; None: private if the dense model is gated, else the namespace's
             default.
         create_pr: open a pull request, or continue the one that an earlier call opened.
-        revision: branch to write to, made if it is not there; None: main.
+        revision: branch to write to, created if it does not exist; None: main.
         commit_message: title of the commit and of the pull request; None: "Upload <name of the folder>".
         overwrite: whether a repository with files that hf-farms did not write may be written to.
         token: None: the one that is logged in.
@@ -125,7 +125,7 @@ def plan_push(
     create: bool = False,
     token: str | None = None,
 ) -> PushPlan:
-    """Check all that `push` needs before the upload: the folder is complete, and may be pushed there.
+    """Check everything that `push` needs before the upload: a complete folder and a writable repository.
 
     Args:
         folder: as for `push`; one that was checked already is not checked again.
@@ -133,8 +133,8 @@ def plan_push(
         private: as for `push`.
         create_pr: as for `push`.
         revision: as for `push`.
-        allow_foreign_files: write to a repository with files that hf-farms did not write, too.
-        create: create the repository if it is not there; without it nothing is changed.
+        allow_foreign_files: also write to a repository that contains files not written by hf-farms.
+        create: create the repository if it does not exist; False changes nothing on the Hub.
         token: as for `push`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A model's name -> what it names: the demo model, a folder, or a repository, which the Hub is asked about once."""
+"""Names of models: the demo model, a folder, or a repository, with its info fetched from the Hub once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ModelKind = Literal["demo", "folder", "hub"]
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model by name. The Hub is asked about it at most once, when the first answer is needed.
+    """A model by name. Its info is fetched from the Hub at most once, on first use.
 
     Attributes:
         name: as the user gave it.
@@ -42,7 +42,7 @@ class ModelRef:
 
     @classmethod
     def parse(cls, model: str | Path | ModelRef, revision: str | None = None) -> ModelRef:
-        """Return what a name names: `demo`, a folder, or a hub id, looked for in this order.
+        """Classify a name: `demo`, a folder, or a hub id, in this order.
 
         Args:
             model: the name; a `ModelRef` is returned as it is.
@@ -62,15 +62,15 @@ class ModelRef:
 
     @property
     def path(self) -> str:
-        """What transformers is given: a folder or a hub id."""
+        """The path for transformers: a folder or a hub id."""
         return str(demo_model()) if self.kind == "demo" else self.name
 
     @cached_property
     def info(self) -> ModelInfo | None:
-        """The answer of the Hub, with the sizes of files; None for local models, and with the Hub switched off.
+        """The model info of the Hub, with the sizes of files; None for local models, and with HF_HUB_OFFLINE.
 
         Raises:
-            ModelError: there is no such repository, or it is not open to this token.
+            ModelError: the repository does not exist, or this token has no access.
             HubError: the Hub refused the token or cannot be reached.
         """
         from huggingface_hub import constants
@@ -81,7 +81,7 @@ class ModelRef:
 
     @cached_property
     def base_model(self) -> BaseModelRecord | None:
-        """Licence, languages and commit, from the Hub or from the card in a folder; None where neither says any.
+        """Licence, languages and commit, from the Hub or from the card in a folder; None if unknown.
 
         Raises:
             ModelError: as `fetch_base_model`.
@@ -93,7 +93,7 @@ class ModelRef:
 
     @property
     def weights_size(self) -> int | None:
-        """Bytes of the weight files; None where they cannot be known.
+        """Bytes of the weight files; None if unknown.
 
         Raises:
             ModelError: as `info`.
@@ -106,10 +106,10 @@ class ModelRef:
         return weights_size({file.rfilename: file.size or 0 for file in siblings or ()})
 
     def check(self) -> None:
-        """Refuse a folder without a model, a file, and what cannot be a hub id, without asking the Hub.
+        """Refuse a folder without a model, a file, and an invalid hub id, without a request to the Hub.
 
         Raises:
-            ModelError: the name or the folder, with what is missing.
+            ModelError: the name is invalid, or the folder is incomplete.
         """
         name = self.name
         if not name.strip():
@@ -126,7 +126,7 @@ def resolve(name: str) -> str:
     """Return the folder of `demo`, a folder, or a hub id.
 
     Raises:
-        ModelError: a folder without a model, a file, or no name that a hub id could have.
+        ModelError: a folder without a model, a file, or an invalid hub id.
     """
     model = ModelRef.parse(name)
     model.check()
@@ -134,7 +134,7 @@ def resolve(name: str) -> str:
 
 
 def require_model(name: str) -> None:
-    """Refuse a name under which there is no model, by asking for its config alone.
+    """Refuse a model that does not exist, by fetching its config only.
 
     Raises:
         ModelError: as `resolve`, or no such repository.
@@ -154,14 +154,14 @@ def _check_folder(folder: Path, name: str) -> None:
         if (folder / ADAPTER).is_file():
             raise adapter_error(name, folder / ADAPTER)
         raise ModelError(
-            f"model folder must have a config.json, got {name!r} without.",
-            hint="Name a folder that save_pretrained wrote.",
+            f"model folder must have a config.json, got {name!r} without one.",
+            hint="Name a folder written by save_pretrained.",
         )
     refuse_pointers(folder)
     if (folder / ADAPTER).is_file():
         raise adapter_error(name, folder / ADAPTER)
     if not any(_has_files(folder, entry) for entry in CHECKPOINT_FORMATS.values()):
-        raise ModelError(f"model folder must have weights (*.safetensors), got {name!r} without.")
+        raise ModelError(f"model folder must have weights (*.safetensors), got {name!r} without any.")
 
 
 def _has_files(folder: Path, entry: FormatEntry) -> bool:

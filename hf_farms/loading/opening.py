@@ -57,12 +57,12 @@ class LoadedModel:
     """A model with its tokenizer, if it has one.
 
     Attributes:
-        model: of a streamed one, what is outside the blocks; `source.whole()` lends it the rest.
+        model: without the blocks if streamed; `source.whole()` loads them temporarily.
         tokenizer: of the model.
         source: its blocks.
         weights: the files that hold its weights.
         absent: weights of the head or a pooler that the files do not hold and that nothing here uses; random.
-        notes: what a reader of a result must know of where the weights came from.
+        notes: on the origin of the weights, for reports and cards.
     """
 
     model: PreTrainedModel
@@ -84,19 +84,19 @@ def load_model(
     allow_pickle: bool = False,
     head: bool = True,
 ) -> LoadedModel:
-    """Load a model and its tokenizer. The options beside `tokenizer` and `head` are those of `LoadOptions`.
+    """Load a model and its tokenizer. All options but `tokenizer` and `head` are those of `LoadOptions`.
 
     Args:
-        model: `demo`, a folder, or a hub id, looked for in this order; or one that was looked up already.
+        model: `demo`, a folder, or a hub id, in this order; or a `ModelRef`.
         dtype: "auto" is the dtype of the checkpoint.
         device: None is a GPU if there is one, else the CPU.
         revision: of a hub id.
-        tokenizer: whether a tokenizer must be there; one that is missing is an error then. None: if there is one.
-        stream: leave the blocks on disk and read each when it is needed; None: where the model would take more than
-            half of the free memory. What a block computes is the same to the bit.
+        tokenizer: whether to load a tokenizer; a missing one is an error. None loads one if it exists.
+        stream: keep the blocks on disk and read each when it is needed; None: if the model needs more than half of
+            the free memory. What a block computes is the same to the bit.
         allow_pickle: read pickled weights (`pytorch_model.bin`) where there are no safetensors, and convert those in
             Meta's own layout (`consolidated.NN.pth`); no code in them is run.
-        head: whether the head of a language model is used, and must be there; one that is missing is a warning else.
+        head: whether the head of a language model is used. A missing head is then an error, otherwise a warning.
 
     Raises:
         ModelError: not found, weights missing or of other shapes, pickled, no architecture that transformers knows, no
@@ -173,7 +173,7 @@ class _Checkpoint:
                 )
         except RuntimeError as error:
             if "conversion" in str(error):
-                # transformers points at a report in its log. The failing weight is found by converting once more.
+                # transformers refers to a report in its log. Convert again to find the failing weight.
                 with torch.device("meta"):
                     empty = getattr(architecture, "from_config", architecture)(self._config)
                 StoredTensors(files, empty).check_conversions()
@@ -183,7 +183,7 @@ class _Checkpoint:
 
 
 def _restore_padding(model: PreTrainedModel, files: TensorFiles) -> None:
-    """Give embeddings of padding the stored numbers: some models set them to zero after loading (Chinese-CLIP)."""
+    """Restore the stored embeddings of padding tokens, which some models zero after loading (Chinese-CLIP)."""
     zeros = {
         f"{name}.weight": (module.weight.data, module.padding_idx)
         for name, module in model.named_modules()
@@ -199,13 +199,13 @@ def _restore_padding(model: PreTrainedModel, files: TensorFiles) -> None:
 
 def _is_large(weights: list[Path], dtype: str, device: str) -> bool:
     size = sum(path.stat().st_size for path in weights if path.exists())
-    # Half precision on disk, perhaps.
+    # The checkpoint may be in half precision.
     return size * (2 if dtype == "float32" else 1) > MEMORY_SHARE * free_memory(device)
 
 
 @contextmanager
 def _without_report(*, progress: bool) -> Iterator[None]:
-    """Keep the report of transformers out of the log: it says, as a table, what `check_complete` says."""
+    """Suppress the loading report of transformers, as `check_complete` reports the same."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -238,8 +238,8 @@ def open_model(
         revision: of a hub id.
         allow_pickle: read pickled weights (`pytorch_model.bin`) where there are no safetensors, and convert those in
             Meta's own layout (`consolidated.NN.pth`); no code in them is run.
-        head: whether the head is read too, and must be there; one that is missing is a warning else. None: that of a
-            language model must, as for `load_model`.
+        head: whether the head is read too. A missing head is then an error, otherwise a warning. None: True for
+            language models, as for `load_model`.
 
     Raises:
         ModelError: not found, incomplete, pickled, no architecture that transformers knows, or quantised by a method
@@ -300,6 +300,6 @@ def _load_tokenizer(
             return None
         raise code or ModelError(
             f"model must have a tokenizer, got {name!r} without one that can be loaded.",
-            hint="Save one beside it, or do without text: `method='magnitude'` and `EvaluationConfig(source=None)` in "
-            "`prune_checkpoint`, `metrics=['sparsity']` in `evaluate_checkpoint`.",
+            hint="Save one in the folder, or use no text: `method='magnitude'` and `EvaluationConfig(source=None)` "
+            "in `prune_checkpoint`, `metrics=['sparsity']` in `evaluate_checkpoint`.",
         ) from error

@@ -1,4 +1,4 @@
-"""A model -> the folder or repository that transformers loads in its place."""
+"""Resolution of a model to a folder or repository that transformers can load."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["Replacement", "ResolvedModel", "find_model", "find_replacement"]
 
 
 class Replacement(Protocol):
-    """A model in a format that transformers cannot read, as the function of a `FormatEntry` finds it."""
+    """A model in a format that transformers cannot read, as returned by the function of a `FormatEntry`."""
 
     @property
     def replaced_by(self) -> str:
-        """The end of the note for the reader of a result, such as "it was converted"."""
+        """End of the note in reports and cards, such as "it was converted"."""
 
     def transformers_path(self, *, tokenizer: bool) -> str:
         """Return a repository or a folder that transformers can load; a copy is converted at most once."""
@@ -26,12 +26,12 @@ class Replacement(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedModel:
-    """Where transformers can load a model.
+    """The folder or repository from which transformers can load a model.
 
     Attributes:
         path: a folder or a hub id.
         revision: of the hub id.
-        notes: what a reader of a result must know: another repository, or a conversion.
+        notes: for reports and cards: another repository was used, or the weights were converted.
     """
 
     path: str
@@ -42,7 +42,7 @@ class ResolvedModel:
 def find_model(model: ModelRef, *, allow_pickle: bool = False, tokenizer: bool = True) -> ResolvedModel:
     """Find the files that transformers can load.
 
-    For a model in a format that transformers cannot read (`CHECKPOINT_FORMATS`) these are another repository or a
+    For a model in a format that transformers cannot read (`CHECKPOINT_FORMATS`) this is another repository or a
     converted copy, with a warning.
 
     Args:
@@ -51,14 +51,14 @@ def find_model(model: ModelRef, *, allow_pickle: bool = False, tokenizer: bool =
         tokenizer: whether a tokenizer is converted too.
 
     Raises:
-        ModelError: a folder without a model, a file, no name that a hub id could have, or as `find_replacement`.
+        ModelError: a folder without a model, a file, an invalid hub id, or as `find_replacement`.
         HubError: the Hub cannot be reached.
     """
     model.check()
-    found = find_replacement(model, allow_pickle=allow_pickle)
-    if found is None:
+    match = find_replacement(model, allow_pickle=allow_pickle)
+    if match is None:
         return ResolvedModel(path=model.path, revision=model.revision)
-    replacement, note = found
+    replacement, note = match
     warnings.warn(note, HfFarmsWarning, stacklevel=2)
     return ResolvedModel(path=replacement.transformers_path(tokenizer=tokenizer), notes=(note,))
 
@@ -71,10 +71,10 @@ def find_replacement(model: ModelRef, *, allow_pickle: bool = False) -> tuple[Re
         allow_pickle: accept pickled weights; no code in them is run.
 
     Returns:
-        What is loaded instead, and the note for readers; None: transformers reads it, or the format is not known.
+        The replacement and the note for reports; None if transformers reads the format, or it is unknown.
 
     Raises:
-        ModelError: a checkpoint that is incomplete, or pickled without consent.
+        ModelError: an incomplete checkpoint, or pickled weights without consent.
         HubError: the Hub cannot be reached, and the model is not in the cache.
     """
     for entry in CHECKPOINT_FORMATS.values():

@@ -205,7 +205,7 @@ def _prune_layer(
 
 
 def _warn_of_few_tokens(source: BlockSource, config: PruneConfig, tokens: int) -> None:
-    """Warn where the method's statistic of the widest layer needs more tokens than there are."""
+    """Warn where the method's statistic of the widest layer needs more tokens than the calibration data has."""
     statistic = pruning_method(config.method).statistic
     layers = [layer for i in range(len(source)) for layer in prunable_layers(source.metadata(i).layers)]
     widest = max((layer for layer in layers if layer.kind == "linear"), key=lambda layer: layer.shape[1], default=None)

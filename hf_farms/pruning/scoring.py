@@ -74,7 +74,7 @@ def score_blocks(
             block = source.open(index)
             layers = prunable_layers(block.layers)
             measured = measure(layers, statistic, data.runs(block, index))
-            inputs = {name: found.prepared() if found.num_tokens else None for name, found in measured.items()}
+            inputs = {name: stat.prepared() if stat.num_tokens else None for name, stat in measured.items()}
             scores.append(float(score([MeasuredLayer(layer, inputs[layer.name]) for layer in layers])))
             if not math.isfinite(scores[-1]):
                 raise ModelError(f"scores of blocks must be finite, got {scores[-1]} for {block.metadata.name}.")

@@ -31,7 +31,7 @@ class AlphaDifference:
         first_stderr: its standard error.
         second: alpha in the second model.
         second_stderr: its standard error.
-        difference: second minus first; above 0 the second model is the less trained there.
+        difference: second minus first; above 0, the second model is less trained in this place.
         stderr: standard error of the difference, the root of the sum of both squares; None where either is missing.
     """
 
@@ -151,9 +151,9 @@ def check_alike(first: FarmsConfig, second: FarmsConfig) -> None:
     options = [field.name for field in fields(first)]
     different = [name for name in options if getattr(first, name) != getattr(second, name)]
     if different:
-        found = ", ".join(f"{name} {getattr(first, name)!r} and {getattr(second, name)!r}" for name in different)
+        values = ", ".join(f"{name} {getattr(first, name)!r} and {getattr(second, name)!r}" for name in different)
         raise ValueError(
-            f"spectra must be measured alike, got {found}. Measure the second model with the options of the first."
+            f"spectra must be measured alike, got {values}. Measure the second model with the options of the first."
         )
 
 
@@ -241,12 +241,12 @@ def _notes_on_matching(
         names = f"{pairs[0][0].name} and {pairs[0][1].name}"
         yield f"No block has the same name in both, such as {names}: matched by index."
     layers = [pair for blocks in pairs for pair in _match_layers(*blocks)]
-    for what, found, sizes in (
+    for what, count, sizes in (
         ("blocks", len(pairs), [len(report.blocks) for report in (first, second)]),
         ("layers", len(layers), [sum(len(pair[i].layers) for pair in pairs) for i in (0, 1)]),
     ):
-        if [found, found] != sizes:
-            yield f"{found} {what} are in both; the first has {sizes[0]}, the second {sizes[1]}."
+        if [count, count] != sizes:
+            yield f"{count} {what} are in both; the first has {sizes[0]}, the second {sizes[1]}."
     other = [a.name for a, b in layers if a.window_shape != b.window_shape]
     if other:
         yield (

@@ -58,7 +58,7 @@ class TaskRecord:
         dense_stderr: its standard error.
         difference_stderr: standard error of `value - dense`, paired over questions; None where the metric is not the
             mean over questions, or with one question.
-        total_samples: questions of the whole task, of which `num_samples` were asked; None: not known.
+        total_samples: questions of the whole task, of which `num_samples` were evaluated; None: unknown.
     """
 
     task: str

@@ -25,7 +25,7 @@ class LayerSparsity:
         num_tokens: calibration tokens that it was multiplied with; None where the method needs none. An expert that
             got none was pruned by magnitude.
         damping: of the Hessian, in units of its mean diagonal; None where the method has none.
-        num_zeros_before: zeros that were there before; None: not counted.
+        num_zeros_before: zeros already present before pruning; None if not counted.
     """
 
     name: str
@@ -70,7 +70,7 @@ class BaseModelRecord:
         languages: codes.
         pipeline_tag: such as `text-generation`.
         files: names of the licence files (LICENSE, USE_POLICY, NOTICE) that a copy must carry.
-        card_read: whether the card was there to be read; else nothing is known of the licence.
+        card_read: whether the card could be read; otherwise the licence is unknown.
         local: whether it is a folder and not on the Hub.
     """
 
@@ -106,7 +106,7 @@ class PruneReport(Report):
         perplexity: None if not measured.
         base: what the Hub, or its folder, says of the dense model; None: nothing is known.
         tasks: results of lm-eval.
-        command: the command line that did it, if there was one.
+        command: the command line of the run, if any.
         notes: what a reader must know.
     """
 

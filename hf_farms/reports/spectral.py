@@ -70,10 +70,10 @@ class SpectralReport(Report):
     Attributes:
         model: hub id, folder name or class name.
         model_type: `config.model_type`, or the class name.
-        config: the measurement as asked for.
+        config: options of the measurement.
         window_rows: the window size that "auto" came to; None for whole matrices.
         blocks: in order of depth.
-        outside: embeddings and head, where they were asked for.
+        outside: embeddings and head, if they were measured.
         notes: what a reader must know (layers left out, lowered windows, layers without an error bar).
     """
 

@@ -27,7 +27,7 @@ class FarmsLRRecord:
     """Layer-wise learning rates.
 
     Attributes:
-        config: what was asked for; None: not recorded.
+        config: options of the run; None: not recorded.
         measurements: all of them, in order.
         layers: every layer in the last one, where each had a factor of its own (unit "layer"); else none.
     """

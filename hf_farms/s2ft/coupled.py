@@ -23,7 +23,7 @@ class CoupledModel:
 
     Args:
         model: a transformers model, also inside a wrapper.
-        config: its roles and layout decide which units there are.
+        config: its roles and layout determine the units.
 
     Attributes:
         model: as given.

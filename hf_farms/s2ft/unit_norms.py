@@ -104,7 +104,7 @@ def _roots(squares: list[list[Tensor]]) -> list[list[Tensor]]:
 
 
 def _map(structures: Structures, call: Callable[[Structure], Tensor]) -> list[list[Tensor]]:
-    return [[call(structure) for structure in found] for found in structures]
+    return [[call(structure) for structure in block] for block in structures]
 
 
 def _over_members(
@@ -142,20 +142,20 @@ def _activations(
 
         return call
 
-    last = [[structure.members[-1] for structure in found] for found in structures]
+    last = [[structure.members[-1] for structure in block] for block in structures]
     with ExitStack() as hooks, source.evaluation(), torch.no_grad():
-        for member in (m for found in last for m in found):
+        for member in (m for block in last for m in block):
             hooks.enter_context(views[member.layer.name].inputs(add(member.layer.name)))
         for batch in _batches(source.model, calibration):
             mask = batch.get("attention_mask")
             source.model(**batch)
-    for member in (m for found in last for m in found):
+    for member in (m for block in last for m in block):
         if member.layer.name not in sums:
             raise ModelError(
                 f"every layer must be used on the calibration data, got no input in {member.layer.name}.",
                 hint="Choose by strategy='weight' or 'random'.",
             )
-    return [[sums[m.layer.name].reshape(-1, m.width).sum(1).cpu() for m in found] for found in last]
+    return [[sums[m.layer.name].reshape(-1, m.width).sum(1).cpu() for m in block] for block in last]
 
 
 def _gradients(
@@ -167,8 +167,8 @@ def _gradients(
     """Sum the squared gradients of each unit; each gradient is freed as soon as it has been added."""
     totals = _map(structures, lambda structure: torch.zeros(structure.units))
     owners: dict[nn.Parameter, list[tuple[Tensor, Member]]] = {}
-    for found, sums in zip(structures, totals, strict=True):
-        for structure, total in zip(found, sums, strict=True):
+    for block, sums in zip(structures, totals, strict=True):
+        for structure, total in zip(block, sums, strict=True):
             for member in structure.trained(config.roles):
                 parameter = source.model.get_parameter(member.layer.parameter)
                 owners.setdefault(parameter, []).append((total, member))

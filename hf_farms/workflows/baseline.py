@@ -52,7 +52,7 @@ def uniform_nll(
     try:
         nll = output.load_or_compute("uniform_perplexity.json", measure, save_nll, load_nll)
     except ModelError as error:
-        # What is only there for comparison must not stand in the way of the result.
+        # The baseline is for comparison only: its failure must not prevent the result.
         warnings.warn(f"Uniform sparsity was not measured: {error}", HfFarmsWarning, stacklevel=2)
         nll = None
     shutil.rmtree(folder, ignore_errors=True)

@@ -34,7 +34,7 @@ def folder_card(folder: Path, *, repo_id: str | None = None, token: str | None =
     Args:
         folder: with the report, or with the files that the callbacks left behind.
         repo_id: repository that the card names; None: that of the card in the folder, else the folder's name.
-        token: of the Hub, which is asked for the licence of a training's base model; None: the one that is logged in.
+        token: of the Hub, to fetch the licence of a training's base model; None: the token of `hf auth login`.
 
     Raises:
         DataError: there is no report, or it is damaged.

@@ -100,7 +100,7 @@ def _differences(text: EvaluationConfig, context_length: int, record: Perplexity
         for config, length in ((text, context_length), (record.config, record.context_length))
     )
     return [
-        f"{name} {value or 'none'}, there {recorded[name] or 'none'}"
+        f"{name} {value or 'none'}, in the report {recorded[name] or 'none'}"
         for name, value in new.items()
         if not _is_same(name, value, recorded[name])
     ]
@@ -122,9 +122,9 @@ def warn_of_other_weights(
     """
     differences = []
     if scores.zeros is not None and not math.isclose(scores.zeros.sparsity, report.sparsity):
-        differences.append(f"sparsity {scores.zeros.sparsity:.4f}, there {report.sparsity:.4f}")
+        differences.append(f"sparsity {scores.zeros.sparsity:.4f}, in the report {report.sparsity:.4f}")
     if known is not None and scores.nll is not None and not _agrees(scores.nll.perplexity, known):
-        differences.append(f"perplexity {scores.nll.perplexity:.4g}, there {known.pruned:.4g}")
+        differences.append(f"perplexity {scores.nll.perplexity:.4g}, in the report {known.pruned:.4g}")
         known = None
     if differences:
         warnings.warn(

@@ -28,7 +28,7 @@ class EvaluationTarget:
     Attributes:
         name: hub id, folder or `demo`.
         revision: of a hub id.
-        report: of the pruning; None where there is none.
+        report: of the pruning, if any.
         stored: whether results go into the report and the card in the folder.
     """
 
@@ -39,12 +39,12 @@ class EvaluationTarget:
 
     @classmethod
     def find(cls, name: str, *, revision: str | None, base: bool | None) -> Self:
-        """Read the report of a model, if there is one.
+        """Read the report of a model, if it has one.
 
         Args:
             name: hub id, folder or `demo`.
             revision: of a hub id.
-            base: whether the dense model is measured; a repository on the Hub is asked for its report only then.
+            base: whether to measure the dense model; the report of a repository on the Hub is fetched only then.
 
         Raises:
             ModelError: the dense model is to be measured, and is unknown or missing.
@@ -74,13 +74,13 @@ class EvaluationTarget:
             )
         if self.dense_is_missing:
             raise ModelError(
-                f"the dense model must be there to be compared with, got {self.report.model!r}, which is not.",
-                hint="Put it there, or leave the comparison out: `base=False`.",
+                f"the dense model must exist for a comparison, got {self.report.model!r}, which does not.",
+                hint="Restore it, or skip the comparison: `base=False`.",
             )
 
     @property
     def dense_is_missing(self) -> bool:
-        """Whether the dense model was a folder that is not where the report says, or that says only its last part."""
+        """Whether the dense model was a folder that no longer exists, or of which the report has only the last part."""
         if self.report is None:
             return False
         local = self.report.base is None or self.report.base.local

@@ -85,8 +85,8 @@ def prune_checkpoint(
 
     Raises:
         ValueError: an argument of another type, or out of range.
-        OutputError: the folder must not be replaced, the disk is too small, or `OUTPUT.partial` holds the beginning of
-            another result.
+        OutputError: the folder must not be replaced, the disk is too small, or `OUTPUT.partial` belongs to a
+            run with other settings.
         ModelError: the model is not found, cannot be loaded or cannot be pruned.
         DataError: a text is not found or too short.
         HubError: the Hub cannot be reached.
@@ -112,7 +112,7 @@ def prune_checkpoint(
     if plan.finished is not None:
         warnings.warn(f"{plan.output.path} is finished already: nothing was pruned.", NoEffectWarning, stacklevel=2)
         return plan.finished
-    # What does the same on a command line, for the card.
+    # The equivalent command line, for the card.
     command = f"hf-farms prune {RECIPE_NAME}{'' if baseline else ' --no-baseline'}"
     return run_prune(plan, command=command, progress=progress or no_progress)
 
@@ -122,27 +122,27 @@ def run_prune(
 ) -> PruneReport:
     """Carry out a plan; the folder appears when everything in it is complete.
 
-    Stages that an earlier run of the same plan finished in `DIR.partial` are taken from there.
+    Stages that an earlier run of the same plan finished in `DIR.partial` are not repeated.
 
     Args:
         plan: of `plan_prune`.
         repo_id: repository of the result, for the card.
-        command: the command line that asked for it, for the report and the card.
-        progress: is told of every step.
+        command: the command line of this run, for the report and the card.
+        progress: called with every step.
 
     Raises:
-        OutputError: the disk is too small, or `DIR.partial` holds the beginning of something else.
+        OutputError: the disk is too small, or `DIR.partial` belongs to a run with other settings.
     """
     with plan.output.locked():
         return _Run(plan, progress).finish(repo_id=repo_id, command=command)
 
 
 class _Run:
-    """The stages of a prune, each taken from `DIR.partial` if it is there.
+    """The stages of a prune; the result of a finished stage is loaded from `DIR.partial`.
 
     Args:
         plan: of `plan_prune`.
-        progress: is told of every step.
+        progress: called with every step.
     """
 
     def __init__(self, plan: PrunePlan, progress: Progress) -> None:
@@ -152,7 +152,7 @@ class _Run:
         self._loaded = load_model(
             plan.model,
             **asdict(plan.load),
-            # One that is not needed goes along too.
+            # Copied to the result even if it is not needed.
             tokenizer=recipe.needs_tokenizer or None,
             head=recipe.evaluation.source is not None or writes_itself,
         )
@@ -161,7 +161,7 @@ class _Run:
         self._calibration = Calibration(recipe, self._loaded)
 
     def finish(self, *, repo_id: str | None, command: str | None) -> PruneReport:
-        """Run all stages; the folder gets its name."""
+        """Run all stages and rename the folder."""
         output, text, recipe = self._output, self._text, self._recipe
         output.check_space(_bytes_needed(self._loaded, self._calibration.known, baseline=self._plan.baseline))
         partial = self._begin()
@@ -255,14 +255,14 @@ def _given(name: str, config: Config | None, kind: type[Config]) -> Config:
 
 
 def _activations(source: BlockSource, output: OutputFolder) -> Path | None:
-    """Where the hidden states of the calibration data are kept; None: in memory."""
+    """Return the folder for the hidden states of the calibration data; None keeps them in memory."""
     return output.state / "activations" if isinstance(source, StreamedBlockSource) else None
 
 
 def _scores(
     source: BlockSource, config: PruneConfig, batches: Sequence[Tensor], output: OutputFolder, progress: Progress
 ) -> list[float] | None:
-    """Scores of the dense blocks, by this run or an earlier one; None where the allocation needs no activations."""
+    """Return scores of the dense blocks, loaded or computed; None if the allocation needs no activations."""
     if ALLOCATIONS[config.allocation].needs != "activations":
         return None
     activations = _activations(source, output)
@@ -275,34 +275,34 @@ def _scores(
 
 
 def _is_even(source: BlockSource, config: PruneConfig, spectra: SpectralReport, scores: Sequence[float] | None) -> bool:
-    """Whether the allocation takes from every block what uniform sparsity takes."""
+    """Whether the allocation removes the same weights per block as uniform sparsity."""
     uniform = replace(config, allocation="uniform")
     cuts = plan_removals(source, plan_targets(source, config, spectra=spectra, scores=scores), config)
     return cuts == plan_removals(source, plan_targets(source, uniform), uniform)
 
 
 def _pruned_nll(text: EvaluationText, loaded: LoadedModel, progress: Progress) -> TextNll | None:
-    """NLL of the pruned model; None, with a warning, where it is not finite: the model is finished all the same."""
+    """Measure the NLL of the pruned model; None, with a warning, if it is not finite."""
     try:
-        found = text.measure(loaded, progress, "Pruned perplexity")
+        nll = text.measure(loaded, progress, "Pruned perplexity")
     except ModelError as error:
         warnings.warn(f"The pruned model has no perplexity: {error}", HfFarmsWarning, stacklevel=2)
         return None
-    if math.isfinite(found.perplexity):
-        return found
+    if math.isfinite(nll.perplexity):
+        return nll
     warnings.warn("The pruned model has no finite perplexity: too much was removed.", HfFarmsWarning, stacklevel=2)
     return None
 
 
 def _with_licence(model: ModelRef, folder: Path) -> BaseModelRecord | None:
-    """Put the licence files of the dense model beside the pruned one, and their names into its record."""
+    """Copy the licence files of the dense model, and add their names to its record."""
     base, origin = model.base_model, model.folder or model.base_model
     files = copy_licence_files(origin, folder) if origin is not None else ()
     return replace(base, files=files) if base is not None else None
 
 
 def _left_out(model: ModelRef) -> tuple[str, ...]:
-    """Texts of a local model that are links out of its folder: they are read, and not put into the result."""
+    """List text files of a local model that are links out of its folder: they are read, but not copied."""
     left = foreign_texts(model.folder) if model.folder is not None else ()
     if left:
         do = "leads to another place: it is" if len(left) == 1 else "lead to other places: they are"

@@ -67,8 +67,8 @@ def plan_prune(
 
     Raises:
         OutputError: the folder must not be replaced, is where no result may be, or does not fit on the disk.
-        DataError: a text cannot be read, is not there, or has no text where it should.
-        ModelError: the model is not there, not open to this token, or has a layout that cannot be loaded.
+        DataError: a text does not exist, cannot be read, or has an empty row.
+        ModelError: the model does not exist, this token has no access, or it has a layout that cannot be loaded.
         HubError: the Hub cannot be reached.
     """
     calibration, evaluation = recipe.texts()

@@ -29,7 +29,7 @@ def plan_result_push(
         private: as for `push`.
         create_pr: as for `push`.
         revision: as for `push`.
-        allow_foreign_files: write to a repository with files that hf-farms did not write, too.
+        allow_foreign_files: also write to a repository that contains files not written by hf-farms.
 
     Raises:
         HubError: as `preflight`.

@@ -62,7 +62,7 @@ class SpectralMeasurement:
         progress: is told of every step.
 
     Raises:
-        ArgumentError: there is no such device.
+        ArgumentError: the device does not exist.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class SpectralMeasurement:
         self._device = find_device(device or own)
 
     def require(self, name: str) -> None:
-        """Refuse a name under which there is neither a model nor a report, at the price of one small file.
+        """Refuse a name that is neither a model nor a report, by fetching one small file.
 
         Raises:
             HfFarmsError: neither exists, or the report is damaged.
@@ -93,7 +93,7 @@ class SpectralMeasurement:
             esd: layers whose spectra will be drawn, checked before anything is measured.
 
         Raises:
-            ValueError: the report was measured with other options, or there is no such layer.
+            ValueError: the report was measured with other options, or the layer does not exist.
         """
         if (report := _saved(name)) is not None:
             if esd:

@@ -89,17 +89,17 @@ def load_nll(path: Path) -> TextNll:
 
 
 class Calibration:
-    """The calibration sequences: of a text read at once, of the model's own written when they are needed.
+    """The calibration sequences: read from a text at once, or sampled from the model when they are needed.
 
     Args:
-        recipe: says what, and whether the method needs any.
+        recipe: names the text and the method, which may need none.
         loaded: the model and its tokenizer.
     """
 
     def __init__(self, recipe: Recipe, loaded: LoadedModel) -> None:
         self._config, self._loaded = recipe.calibration, loaded
         self._needed = recipe.prune.needs_calibration
-        # A text that is too short must not cost an analysis, a model with NaN must not be asked to write.
+        # Read a text before the analysis, as it may be too short; sample text after it, as the model may have NaN.
         self._read: tuple[list[Tensor], list[str]] | None = None
         if not self._needed:
             self._read = [], []
@@ -127,7 +127,7 @@ class Calibration:
         """Return the sequences and notes on them; sequences from the model itself are sampled once.
 
         Args:
-            output: where they are kept.
+            output: keeps sampled sequences.
         """
         if self._read is None:
             with self._loaded.source.whole():

@@ -173,7 +173,7 @@ def test_what_was_measured_is_said(folders, tmp_path):
     from families import family_model
 
     family_model("resnet").save_pretrained(tmp_path)
-    assert "convolutions cut by their own shape, fit mid" in run("analyze", tmp_path).stdout
+    assert "windows sized by the shape of each convolution, fit mid" in run("analyze", tmp_path).stdout
     assert "whole matrices, fit mid" in run("analyze", folders[0], "--window-rows", "none").stdout
     assert "windows of 16 rows, fit mid" in run("analyze", folders[0]).stdout
 

@@ -201,7 +201,7 @@ def test_ctrl_c_names_the_unfinished_work_and_the_same_command_goes_on(tmp_path)
     partial = tmp_path / "demo-farms-wanda-50.partial"
     for stage in ("spectra.json", "dense_perplexity.json", "blocks/*"):
         said = interrupt(command, tmp_path, made=f"*/.hf-farms-unfinished/{stage}")
-        assert said == f"Interrupted. Unfinished work is in {partial.name}: the same command goes on with it."
+        assert said == f"Interrupted. Unfinished work is in {partial.name}. Run the same command again to resume."
         assert [path.name for path in tmp_path.iterdir()] == [partial.name]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "demo-farms-wanda-50"

@@ -242,11 +242,11 @@ def test_debug_keeps_the_traceback():
             ["prune", "demo", "--device", "tpu:9"],
             "device must exist on this machine, such as cpu or cuda:0, got 'tpu:9'",
         ),
-        (["prune", "none.yaml", "-s", "0.3"], "--sparsity must be left out beside a recipe, which says it"),
-        (["prune", "demo", "--no-private"], "--private must come with --push, got it without"),
+        (["prune", "none.yaml", "-s", "0.3"], "--sparsity must be left out with a recipe, which sets it"),
+        (["prune", "demo", "--no-private"], "--private must be used with --push, got it without"),
         (["prune", "demo", "--push", "--repo-id", "a b"], "repo_id must be a valid repository name, got 'a b'"),
         (["push", "folder", "--repo-id", "a/b/c"], "repo_id must be a valid repository name, got 'a/b/c'"),
-        (["push", "folder", "--create-pr", "--revision", "v2"], "revision must be left out beside --create-pr"),
+        (["push", "folder", "--create-pr", "--revision", "v2"], "revision must be left out with --create-pr"),
         (["card", "folder", "--repo-id", "a b"], "repo_id must be a valid repository name, got 'a b'"),
         (["analyze", "demo", "--window-rows", "many"], "window_rows must be a number or auto, got 'many'"),
         (["analyze", "demo", "--window-rows", "0"], "window_rows must be 'auto', None or a positive integer, got 0"),
@@ -303,7 +303,7 @@ def test_interrupt_leaves_only_the_partial_folder(tmp_path):
     process.send_signal(signal.SIGINT)
     done = process.ended()
     assert done.returncode == 130
-    said = f"Interrupted. Unfinished work is in {tmp_path / 'out.partial'}: the same command goes on with it."
+    said = f"Interrupted. Unfinished work is in {tmp_path / 'out.partial'}. Run the same command again to resume."
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["out.partial"]
@@ -394,7 +394,7 @@ def test_help_has_a_section_for_each_kind_of_option():
 def test_options_of_a_push_need_one(option, tmp_path):
     done = run("prune", "demo", option, "x", "-o", tmp_path / "out")
     assert done.exit_code == 2
-    assert f"{option} must come with --push, got it without" in " ".join(done.stderr.split())
+    assert f"{option} must be used with --push, got it without" in " ".join(done.stderr.split())
     assert not list(tmp_path.iterdir())
 
 

@@ -67,4 +67,4 @@ def test_a_torch_that_does_not_start_is_part_of_the_report(monkeypatch):
 def test_a_package_that_is_missing(monkeypatch):
     monkeypatch.setattr("hf_farms_cli.env.PACKAGES", ("no-such-package",))
     assert environment()["no-such-package"] is None
-    assert "- no-such-package: not there" in runner.invoke(app, ["env"]).stdout
+    assert "- no-such-package: not available" in runner.invoke(app, ["env"]).stdout

@@ -102,7 +102,7 @@ def test_a_missing_perplexity_goes_into_report_and_card(folder):
     replace(report, perplexity=None).save(folder / REPORT)
     done = run(folder, "--windows", 4, "--format", "human")
     assert done.exit_code == 0, done.stderr
-    assert f"Report and card in {folder} are up to date with this." in " ".join(done.stdout.split())
+    assert f"Added the results to the report and the card in {folder}." in " ".join(done.stdout.split())
     assert PruneReport.load(folder / REPORT) == report
     assert f"{report.perplexity.pruned:.2f}" in (folder / "README.md").read_text()
     # First without the dense model, which is measured later.
@@ -121,11 +121,11 @@ def test_another_text_is_not_stored(folder, tmp_path):
     assert (result.perplexity.context_length, result.perplexity.num_tokens) == (64, 126)
     assert result.perplexity.dense is not None
     assert "the report keeps its perplexity of speeches: this one was measured differently (text " in said(done)
-    assert "; context length 64, there 256; windows 2, there 4) and is not stored." in said(done)
+    assert "; context length 64, in the report 256; windows 2, in the report 4) and is not stored." in said(done)
     assert said(done).count("is not stored") == 1
     assert (folder / REPORT).read_bytes() == before
     done = run(folder, "--windows", 2, "--no-base", "--json")
-    assert "measured differently (windows 2, there 4) and is not stored." in said(done)
+    assert "measured differently (windows 2, in the report 4) and is not stored." in said(done)
     assert (folder / REPORT).read_bytes() == before
 
 
@@ -180,7 +180,10 @@ def test_other_weights_than_the_report_describes_are_noticed(folder):
         path.unlink()
     (folder / "model.safetensors.index.json").unlink()
     done = run(folder, "--json")
-    assert "the weights are not those that hf_farms_report.json describes (sparsity 0.0000, there 0.5000" in said(done)
+    assert (
+        "the weights are not those that hf_farms_report.json describes (sparsity 0.0000, in the report 0.5000"
+        in said(done)
+    )
     # What the report knows is of other weights: the dense model is measured again, and here it is the same.
     assert EvaluationReport.from_json(done.stdout).perplexity.nll_difference == 0
 
@@ -222,7 +225,7 @@ def test_a_model_without_text_has_zeros_alone(tmp_path):
 def test_without_a_tokenizer_the_hint_is_one_for_eval(tmp_path):
     shutil.copytree(demo_model(), tmp_path / "m", ignore=shutil.ignore_patterns("tokenizer*"))
     done = run(tmp_path / "m")
-    assert "without one that can be loaded. Hint: Save one beside it, or do without text: --method magnitude" in said(
+    assert "without one that can be loaded. Hint: Save one in the folder, or use no text: --method magnitude" in said(
         done
     )
     assert "in `hf-farms prune`, --metrics sparsity in `hf-farms eval`." in said(done)

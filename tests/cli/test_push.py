@@ -181,7 +181,7 @@ def test_the_name_follows_the_licence(client, hub, pruned):
     assert client.cli("push", str(pruned), "-q")["stdout"].strip() == f"{hub.endpoint}/ada/Llama-pruned"
     done = client.cli("push", str(pruned), "--repo-id", "mine", "-q")
     assert done["status"] == 0
-    assert "the licence of 'meta/x' asks for another name than 'mine', such as 'Llama-mine'." in done["stderr"]
+    assert "the licence of 'meta/x' requires another name than 'mine', such as 'Llama-mine'." in done["stderr"]
 
 
 def test_the_licence_of_a_local_folder_goes_with_what_was_made_from_it(client, hub, tmp_path):
@@ -303,12 +303,12 @@ def test_the_earlier_name_of_the_branch_still_works_with_a_warning(client, hub):
     done = client.cli("push", "pruned", "--revision", "half", "-q")
     assert done["status"] == 0, done
     assert done["stdout"].strip() == f"{hub.endpoint}/ada/pruned/tree/half"
-    assert "--revision of push is now called --push-revision" in " ".join(done["stderr"].split())
+    assert "--revision of push is deprecated, use --push-revision" in " ".join(done["stderr"].split())
     assert "--revision " not in client.cli("push", "--help")["stdout"].replace("--push-revision ", "")
     said = refused(client.cli("push", "pruned", "--revision", "a", "--push-revision", "b"), status=2)
     assert "push_revision must be given once" in said or "--push-revision must be given once" in said
     said = refused(client.cli("push", "pruned", "--push-revision", "b", "--create-pr"), status=2)
-    assert "must be left out beside --create-pr, got 'b'" in said
+    assert "must be left out with --create-pr, got 'b'" in said
 
 
 def test_each_check_of_a_push_runs_once(client, hub):

@@ -74,7 +74,7 @@ def test_a_short_text_gives_fewer_sequences_and_says_so(tokenizer, tmp_path):
     (tmp_path / "text.txt").write_text("one two three four five " * 30)
     got, notes = sequences(tokenizer, source=str(tmp_path / "text.txt"), num_sequences=500, sequence_length=16)
     assert 1 <= len(got) < 500
-    assert f"has {len(got)} sequences of 16 tokens, 500 were asked for" in notes[0]
+    assert f"has {len(got)} sequences of 16 tokens, 500 were requested" in notes[0]
 
 
 def test_long_sequences_are_cut_to_the_models_context(tokenizer):
