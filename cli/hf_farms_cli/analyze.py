@@ -9,6 +9,7 @@ import typer
 
 from hf_farms.config import BLOCK_SCORES, FITS, FarmsConfig
 from hf_farms_cli.console import check_format, guarded, print_remark, quiet_transformers, stages
+from hf_farms_cli.effects import AnalyzeOptions, warn_unused_options
 from hf_farms_cli.options import (
     AllowPickleOption,
     DebugOption,
@@ -104,6 +105,7 @@ def analyze_command(
         )
     if esd and compare is not None:
         raise UsageError("esd must be left out with --compare, got both. Plot the spectra of each model by itself.")
+    warn_unused_options(AnalyzeOptions(layers=layers, shown=output_format))
     from hf_farms.workflows.analyze import analyze_checkpoint, compare_checkpoints
     from hf_farms_cli.tables import print_comparison, print_spectra
 

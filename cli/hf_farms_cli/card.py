@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hf_farms_cli.console import check_format, guarded, print_done, say
+from hf_farms_cli.effects import CardOptions, warn_unused_options
 from hf_farms_cli.options import (
     DebugOption,
     FormatOption,
@@ -53,6 +54,7 @@ def card_command(
     """
     shown = check_format(format_, quiet, json_)
     check_repo_id(repo_id)
+    warn_unused_options(CardOptions(yes=yes, output=output))
     from hf_farms.files.paths import with_name
     from hf_farms.workflows.card import folder_card, write_folder_card
 

@@ -107,6 +107,8 @@ def eval_command(
     from hf_farms_cli.evaluation_tables import print_evaluation
 
     with usage():
+        if tasks is not None and not _names(tasks):
+            raise ValueError(f"tasks must be names with commas between, got {tasks!r}. Name one, or leave --tasks out.")
         load = LoadOptions(dtype=dtype, device=device, stream=stream, allow_pickle=allow_pickle, revision=revision)
     quiet_transformers()
     stored: list[str] = []

@@ -1,10 +1,14 @@
-"""`--help`: options under the titles of their panels, without boxes."""
+"""The class of all commands: `--help` without boxes, and the options that stand on the command line."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from typer.core import TyperCommand
+
+from hf_farms.config.effects import given_fields
+from hf_farms_cli.messages import FIELDS
+from hf_farms_cli.options import given
 
 __all__ = ["Command"]
 
@@ -14,6 +18,12 @@ class Command(TyperCommand):
 
     typer draws panels with rich only. Help without boxes is read by programs too, and starts without rich.
     """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; the library warns of options without an effect only if they stand on the command line."""
+        options = set(given(ctx, names=[str(parameter.name) for parameter in self.params]))
+        with given_fields({field for field, option in FIELDS.items() if option in options}):
+            return super().invoke(ctx)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, then a section for each panel, in the order of the options."""

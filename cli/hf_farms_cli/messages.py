@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import re
 
-__all__ = ["EXPRESSIONS", "OPTIONS", "in_options"]
+__all__ = ["EXPRESSIONS", "FIELDS", "OPTIONS", "in_options"]
 
 # Argument -> option. A value is appended; `name=False` is `--no-name`, None is `none`.
 OPTIONS = {
@@ -36,6 +36,32 @@ OPTIONS = {
     "token": "--token",
 }
 
+# Field of a config or argument -> option, for messages that a setting has no effect, and to tell the library which of
+# them stand on the command line.
+FIELDS = {
+    **{f"calibration.{name}": f"--calibration-{name}" for name in ("column", "subset", "split")},
+    "calibration.source": "--calibration",
+    "calibration.num_sequences": "--calibration-samples",
+    "calibration.sequence_length": "--calibration-length",
+    "calibration.seed": "--seed",
+    **{f"evaluation.{name}": f"--evaluation-{name}" for name in ("column", "subset", "split")},
+    "evaluation.source": "--evaluation",
+    "evaluation.context_length": "--context-length",
+    "evaluation.max_windows": "--evaluation-windows",
+    **{f"text.{name}": f"--{name}" for name in ("column", "subset", "split")},
+    "text.source": "--text",
+    "text.context_length": "--context-length",
+    "text.max_windows": "--windows",
+    **{
+        name: f"--{name.replace('_', '-')}"
+        for name in (
+            *("aspect_ratio", "windows_per_dim", "tail_divisor", "released_peak_bound", "outside"),
+            *("spread", "baseline", "num_fewshot", "limit", "layers", "yes", "repo_id"),
+            *("base", "batch_size", "include_path", "device", "revision", "allow_pickle", "tasks"),
+        )
+    },
+}
+
 # Regular expression -> equivalent option or command.
 EXPRESSIONS = {
     r"CalibrationConfig\(source='self'\)": "--calibration self",
@@ -49,7 +75,7 @@ EXPRESSIONS = {
 }
 
 SPAN = re.compile(r"`([^`\n]+)`")
-ARGUMENT = re.compile(r"(\w+)(?:=(.+))?")
+ARGUMENT = re.compile(r"([\w.]+)(?:=(.+))?")
 
 
 def in_options(message: str) -> str:
@@ -62,9 +88,10 @@ def _replacement(span: re.Match[str]) -> str:
         if (match := re.fullmatch(pattern, span[1])) is not None:
             return match.expand(replacement)
     argument = ARGUMENT.fullmatch(span[1])
-    if argument is None or argument[1] not in OPTIONS:
+    names = FIELDS | OPTIONS
+    if argument is None or argument[1] not in names:
         return span[0]
-    option, value = OPTIONS[argument[1]], argument[2]
+    option, value = names[argument[1]], argument[2]
     if value in (None, "True"):
         return option
     return f"--no-{option[2:]}" if value == "False" else f"{option} {_argument(value)}"

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from hf_farms.allocation.sparsity import reliability
 from hf_farms.config import FarmsLRConfig
 from hf_farms.config.checks import check, check_arguments, is_real
+from hf_farms.config.effects import warn_unused
 from hf_farms.registries import LR_MAPS
 from hf_farms.reports import LayerRecord, SpectralReport
 
@@ -40,6 +41,7 @@ def allocate_lr(report: SpectralReport, *, config: FarmsLRConfig | None = None) 
     """
     check_arguments(allocate_lr, report=report, config=config)
     config = config or FarmsLRConfig()
+    warn_unused(config)
     units = list(_units(report, config))
     included = [unit for unit in units if unit.alpha is not None]
     factors = lr_factors(

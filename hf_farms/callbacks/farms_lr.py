@@ -33,6 +33,7 @@ from hf_farms.callbacks.trainer import (
     unwrap_optimizer,
 )
 from hf_farms.config import FarmsLRConfig
+from hf_farms.config.effects import given_fields, warn_unused
 from hf_farms.config.mappings import as_config
 from hf_farms.distributed import ONE_PROCESS, first_rank_result, launched_ranks
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
@@ -68,6 +69,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
 
     def __init__(self, config: FarmsLRConfig | Mapping[str, Any] | None = None) -> None:
         self.config = as_config(FarmsLRConfig, config)
+        warn_unused(self.config)
         self._source: ModelBlockSource | None = None
         self._model: nn.Module | None = None
         self._running = False
@@ -217,7 +219,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
     def _measure(self, state: TrainerState) -> SpectralReport | None:
         """Measure and store the result; return None if the measurement failed and the rates stay."""
         try:
-            with torch.no_grad(), warnings.catch_warnings():
+            with torch.no_grad(), warnings.catch_warnings(), given_fields(()):
                 if self.memory["step"] is not None:
                     # The first measurement has warned about the layers that are left out.
                     warnings.simplefilter("ignore", HfFarmsWarning)

@@ -25,6 +25,7 @@ from hf_farms.callbacks.trainer import (
     uses_reentrant_checkpointing,
 )
 from hf_farms.config import S2FTConfig
+from hf_farms.config.effects import warn_unused
 from hf_farms.config.mappings import as_config
 from hf_farms.distributed import launched_ranks
 from hf_farms.errors import ModelError, NoEffectWarning
@@ -96,6 +97,8 @@ class S2FTCallback(TrainerCallback):
         if selection is not None and config not in (None, selection.config):
             raise ValueError("config must be left out if there is a selection, which has its own, got another one.")
         self.config = selection.config if selection is not None else config or S2FTConfig()
+        if selection is None:
+            warn_unused(self.config)
         self._calibration, self._exclude, self._selection = calibration, exclude, selection
         self._coupled: CoupledModel | None = None
         self._early = self._applied = self._printed = False

@@ -9,7 +9,7 @@ from dataclasses import is_dataclass
 from functools import wraps
 from typing import Any, TypeVar, cast, get_type_hints
 
-__all__ = ["current_name", "current_names", "renamed"]
+__all__ = ["current_name", "current_names", "renamed", "stack_level"]
 
 T = TypeVar("T")
 # Old name -> new name, on the dataclass; readers of files look it up, as they know no configs.
@@ -99,11 +99,15 @@ def _alias(kind: type, old: str, new: str) -> property:
 
 def _warn(kind: type, old: str, new: str) -> None:
     message = f"{kind.__name__}.{old} is named {new} now. Replace {old} by {new}; the old name will be removed."
-    # The line to change is the first one outside of this package.
-    level, frame = 2, sys._getframe(1)
+    warnings.warn(message, DeprecationWarning, stacklevel=stack_level())
+
+
+def stack_level() -> int:
+    """Return the `stacklevel` of a warning of the caller that shows the first line outside of this package."""
+    level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, DeprecationWarning, stacklevel=level)
+    return level
 
 
 def _is_ours(module: str) -> bool:

@@ -16,7 +16,7 @@ from hf_farms.data.table_rows import ROWS, arrow_rows, reason
 from hf_farms.data.text_tables import looks_like, texts_of_rows
 from hf_farms.errors import DataError
 
-__all__ = ["is_file_name", "read_file", "require_file"]
+__all__ = ["is_file_name", "is_table", "read_file", "require_file"]
 
 # Suffix -> the kind of table. Case does not matter.
 TABLES = {
@@ -60,6 +60,11 @@ def is_file_name(source: str) -> bool:
     """Return whether a source can only be the name of a file, and not of a dataset."""
     suffixes = {".txt", *TABLES, *COMPRESSED}
     return source.startswith((".", "/", "~")) or "\0" in source or not suffixes.isdisjoint(_suffixes(Path(source)))
+
+
+def is_table(path: Path) -> bool:
+    """Return whether the suffix is that of a table."""
+    return any(end in TABLES for end in _suffixes(path))
 
 
 def require_file(path: Path) -> None:

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hf_farms.config import CalibrationConfig
+from hf_farms.config.effects import TextKind
 from hf_farms.data.table_rows import reason
-from hf_farms.data.text_files import is_file_name, read_file, require_file
+from hf_farms.data.text_files import is_file_name, is_table, read_file, require_file
 from hf_farms.data.text_tables import texts_of_rows
 from hf_farms.demo import demo_text
 from hf_farms.errors import DataError, HubError
 from hf_farms.hub.errors import cache_error, known_error
 from hf_farms.hub.request_retries import retried_requests
 
-__all__ = ["BUILT_IN", "Tokenizer", "check_source", "check_text", "read_text", "tokenize"]
+__all__ = ["BUILT_IN", "Tokenizer", "check_source", "check_text", "read_text", "text_kind", "tokenize"]
 
 # The name of the built-in text.
 BUILT_IN = "speeches"
@@ -88,6 +89,19 @@ def check_text(source: str, *, column: str = "text") -> None:
     check_source(source)
     if source != BUILT_IN and _is_local(source):
         read_text(source, column=column)
+
+
+def text_kind(source: str | None) -> TextKind | None:
+    """Return where a text is read from; None: there is no text."""
+    if source is None:
+        return None
+    if source == "self":
+        return "self"
+    if source == BUILT_IN:
+        return "built-in"
+    if not _is_local(source):
+        return "dataset"
+    return "table" if is_table(Path(source)) else "file"
 
 
 def _is_local(source: str) -> bool:

@@ -8,7 +8,21 @@ from typing import Any
 
 from hf_farms.metrics.quiet import require_hub
 
-__all__ = ["lm_eval_defaults", "set_seeds", "task_manager"]
+__all__ = ["check_task_options", "lm_eval_defaults", "set_seeds", "task_manager"]
+
+
+def check_task_options(*, include_path: str | Path | None, num_fewshot: int | None, limit: int | None) -> None:
+    """Refuse options of tasks that are out of range, whatever the tasks are.
+
+    Raises:
+        ValueError: a missing folder, or a number out of range.
+    """
+    if num_fewshot is not None and num_fewshot < 0:
+        raise ValueError(f"num_fewshot must be at least 0, got {num_fewshot}.")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}. Leave it out for all questions.")
+    if include_path is not None and not Path(include_path).is_dir():
+        raise ValueError(f"include_path must be a folder with YAML files of tasks, got {str(include_path)!r}.")
 
 
 def task_manager(names: list[str], include_path: str | Path | None) -> Any:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_farms.errors import DataError, HfFarmsWarning, ModelError
 from hf_farms.metrics.quiet import quiet_lm_eval, require_lm_eval
-from hf_farms.metrics.task_loading import lm_eval_defaults, set_seeds, task_manager
+from hf_farms.metrics.task_loading import check_task_options, lm_eval_defaults, set_seeds, task_manager
 from hf_farms.metrics.task_scores import TaskScore, answers_of, is_finite
 from hf_farms.reports import TaskRecord
 
@@ -50,12 +50,7 @@ class TaskSuite:
         num_fewshot: int | None = None,
         limit: int | None = None,
     ) -> None:
-        if num_fewshot is not None and num_fewshot < 0:
-            raise ValueError(f"num_fewshot must be at least 0, got {num_fewshot}.")
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit must be at least 1, got {limit}. Leave it out for all questions.")
-        if include_path is not None and not Path(include_path).is_dir():
-            raise ValueError(f"include_path must be a folder with YAML files of tasks, got {str(include_path)!r}.")
+        check_task_options(include_path=include_path, num_fewshot=num_fewshot, limit=limit)
         require_lm_eval()
         self._num_fewshot, self._limit = num_fewshot, limit
         self._tasks: dict[str, Any] = {}

@@ -14,6 +14,7 @@ from hf_farms.blocks import Block, BlockSource, LayerView, ModelBlockSource, cou
 from hf_farms.blocks.model_checks import check_blocks
 from hf_farms.config import CalibrationConfig, PruneConfig
 from hf_farms.config.checks import check_arguments
+from hf_farms.config.effects import given_fields, warn_unused
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
 from hf_farms.pruning.calibration_pass import Batch, CalibrationPass, calibration_batches
 from hf_farms.pruning.checks import check_method
@@ -91,6 +92,7 @@ def prune(
     """
     check_arguments(prune, config=config, spectra=spectra, activations=activations)
     config = config or PruneConfig()
+    warn_unused(config)
     notes: tuple[str, ...] = ()
     if isinstance(model, str | Path):
         model, calibration, notes = _load(model, config, calibration)
@@ -105,7 +107,8 @@ def prune(
     tick = progress or (lambda stage, done, total: None)
     allocation, folder = ALLOCATIONS[config.allocation], Path(activations) if activations is not None else None
     if spectra is None and allocation.needs_spectra:
-        spectra = analyze(source, config.measurement(), progress=lambda done, total: tick("analyze", done, total))
+        with given_fields(()):
+            spectra = analyze(source, config.measurement(), progress=lambda done, total: tick("analyze", done, total))
     if scores is None and allocation.needs == "activations":
         scores = score_blocks(source, config, batches, activations=folder, progress=tick)
     targets = plan_targets(source, config, spectra=spectra, scores=scores)

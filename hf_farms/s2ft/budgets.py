@@ -11,6 +11,7 @@ from hf_farms.allocation.plan import block_alphas
 from hf_farms.allocation.sparsity import allocate_sparsity
 from hf_farms.blocks.coupling import Structure
 from hf_farms.config import S2FTConfig
+from hf_farms.config.effects import given_fields
 from hf_farms.errors import HfFarmsWarning
 from hf_farms.s2ft.coupled import CoupledModel
 from hf_farms.spectra.analysis import analyze
@@ -67,7 +68,8 @@ def _block_shares(coupled: CoupledModel) -> list[float]:
     trained = [index for index, structures in enumerate(coupled.structures) if structures]
     shares = [1 / len(trained)] * len(trained)
     if config.budget_allocation == "farms" and len(trained) > 1:
-        scores, errors = block_alphas(analyze(source, config.spectra))
+        with given_fields(()):
+            scores, errors = block_alphas(analyze(source, config.spectra))
         shares = allocate_sparsity(
             [scores[index] for index in trained],
             sizes=[1] * len(trained),

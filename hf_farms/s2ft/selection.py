@@ -11,6 +11,7 @@ from hf_farms.blocks.coupling import Member, Structure
 from hf_farms.blocks.model_checks import check_model
 from hf_farms.config import S2FTConfig
 from hf_farms.config.checks import check, check_arguments
+from hf_farms.config.effects import warn_unused
 from hf_farms.data.batches import check_batches
 from hf_farms.errors import ModelError
 from hf_farms.s2ft.budgets import unit_counts
@@ -69,6 +70,7 @@ def select_channels(
     check_arguments(select_channels, config=config)
     check_selections(calibration, exclude)
     config = config or S2FTConfig()
+    warn_unused(config)
     return choose_channels(CoupledModel(model, config), calibration=calibration, exclude=exclude)
 
 

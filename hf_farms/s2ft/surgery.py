@@ -19,6 +19,7 @@ from hf_farms.blocks.coupling import (
 from hf_farms.blocks.model_checks import check_model
 from hf_farms.config import S2FTConfig
 from hf_farms.config.checks import check_arguments
+from hf_farms.config.effects import warn_unused
 from hf_farms.errors import NoEffectWarning
 from hf_farms.s2ft.checks import check_module, check_plain, check_unshared
 from hf_farms.s2ft.coupled import CoupledModel
@@ -86,7 +87,9 @@ def apply_s2ft(
     check_selections(calibration, exclude, selection)
     check_plain(model)
     if selection is None:
-        coupled = CoupledModel(model, config or S2FTConfig())
+        config = config or S2FTConfig()
+        warn_unused(config)
+        coupled = CoupledModel(model, config)
         selection = choose_channels(coupled, calibration=calibration, exclude=exclude)
     elif config is not None and config != selection.config:
         raise ValueError("config must be left out if there is a selection, which has its own, got both.")

@@ -14,6 +14,7 @@ from hf_farms.blocks import BlockReader, LayerMetadata, LayerView, ModelBlockSou
 from hf_farms.blocks.model_checks import check_blocks
 from hf_farms.config import FarmsConfig
 from hf_farms.config.checks import check_arguments
+from hf_farms.config.effects import warn_unused
 from hf_farms.distributed import ONE_PROCESS, Ranks, all_rank_results, assign_to_ranks
 from hf_farms.errors import ModelError
 from hf_farms.reports import BlockSpectrum, LayerRecord, SpectralReport
@@ -77,6 +78,7 @@ def analyze(
     """
     check_arguments(analyze, config=config, outside=outside)
     config = config or FarmsConfig()
+    warn_unused(config)
     device = _device(device)
     source = _reader(model, outside=outside)
     rows = model_rows(source, config)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_farms.config import FarmsConfig
+from hf_farms.config import FarmsConfig, LoadOptions
+from hf_farms.config.effects import AnalyzeArguments, Inputs, ModelKind, warn_unused
 from hf_farms.distributed import is_main_process
-from hf_farms.errors import ArgumentError, OutputError
+from hf_farms.errors import ArgumentError, OutputError, argument_errors
 from hf_farms.files.path_checks import check_name, check_parent, check_within, choose_another
 from hf_farms.files.paths import is_inside, with_home, with_name
 from hf_farms.output.allowed_paths import Reads, check_apart, check_output_file
@@ -71,6 +72,8 @@ def analyze_checkpoint(
     output, figures, name = _path(output), _path(figures), with_name(str(model))
     _check_places(output, figures, {"the model": name})
     measurement = _measurement(config, outside, device, allow_pickle, progress)
+    load = _load_options(device, revision, allow_pickle)
+    _warn_unused(config, load, outside, [name])
     opened = measurement.open(name, revision=revision, esd=esd)
     report = measurement.measure(opened)
     if is_main_process():
@@ -120,6 +123,8 @@ def compare_checkpoints(
     names = with_name(str(first)), with_name(str(second))
     _check_places(output, figures, {"the model": names[0], "the model to compare with": names[1]})
     measurement = _measurement(config, outside, device, allow_pickle, progress)
+    load = _load_options(device, revision, allow_pickle)
+    _warn_unused(config, load, outside, names)
     # The first model may take hours to download.
     measurement.require(names[1])
     opened = measurement.open(names[0], revision=revision)
@@ -134,6 +139,24 @@ def compare_checkpoints(
 
 def _path(path: str | Path | None) -> Path | None:
     return with_home(Path(path)) if path is not None else None
+
+
+def _load_options(device: str | None, revision: str | None, allow_pickle: bool) -> LoadOptions:
+    with argument_errors():
+        return LoadOptions(device=device, revision=revision, allow_pickle=allow_pickle)
+
+
+def _warn_unused(config: FarmsConfig | None, load: LoadOptions, outside: bool, names: Sequence[str]) -> None:
+    """Warn of options that have no effect on these models and reports; the revision is that of the first."""
+    from hf_farms.loading.names import ModelRef
+    from hf_farms.workflows.spectral_models import is_saved_report
+
+    kinds: list[ModelKind] = ["report" if is_saved_report(name) else ModelRef.parse(name).kind for name in names]
+    models = set(kinds) - {"report"}
+    inputs = Inputs(model=kinds[0], measured=bool(models), checkpoint=bool(models - {"demo"}))
+    warn_unused(config or FarmsConfig())
+    warn_unused(load, inputs)
+    warn_unused(AnalyzeArguments(outside=outside), inputs)
 
 
 def _measurement(

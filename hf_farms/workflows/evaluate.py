@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hf_farms.config import EvaluationConfig, LoadOptions
 from hf_farms.config.checks import is_count
+from hf_farms.config.effects import EvaluateArguments, Inputs, given_fields, warn_unused
 from hf_farms.errors import ArgumentError, HfFarmsWarning, argument_errors
 from hf_farms.files.paths import with_home, with_name
 from hf_farms.metrics import METRICS
@@ -104,9 +105,20 @@ def evaluate_checkpoint(
         0.0
     """
     load, output, name = load or LoadOptions(), with_home(Path(output)) if output else None, with_name(str(model))
-    _check(metrics, tasks, batch_size)
+    arguments = EvaluateArguments(
+        perplexity="perplexity" in metrics,
+        tasks=tuple(tasks),
+        num_fewshot=num_fewshot,
+        limit=limit,
+        batch_size=batch_size,
+        include_path=include_path,
+        base=base,
+    )
+    _check(metrics, tasks, arguments)
+    warn_unused(arguments)
+    _warn_of_load(load, name)
     target = EvaluationTarget.find(name, revision=load.revision, base=base)
-    config = _text(target, text) if "perplexity" in metrics else None
+    config = _text(target, text, measured=arguments.perplexity)
     _check_places(target, output, config, include_path)
     _check_load(load)
     plan = _Plan(
@@ -116,7 +128,8 @@ def evaluate_checkpoint(
         sparsity="sparsity" in metrics,
         suite=_suite(tasks, include_path=include_path, num_fewshot=num_fewshot, limit=limit),
     )
-    result, changed = _measure(plan, load, batch_size, progress or no_progress)
+    with given_fields(()):
+        result, changed = _measure(plan, load, batch_size, progress or no_progress)
     if output is not None:
         save_report(result, output)
     if changed and on_stored is not None:
@@ -124,7 +137,10 @@ def evaluate_checkpoint(
     return result
 
 
-def _check(metrics: Sequence[str], tasks: Sequence[str], batch_size: int | str) -> None:
+def _check(metrics: Sequence[str], tasks: Sequence[str], arguments: EvaluateArguments) -> None:
+    from hf_farms.metrics.task_loading import check_task_options
+
+    batch_size = arguments.batch_size
     with argument_errors():
         for argument, names in (("metrics", metrics), ("tasks", tasks)):
             if isinstance(names, str):
@@ -136,9 +152,37 @@ def _check(metrics: Sequence[str], tasks: Sequence[str], batch_size: int | str) 
             raise ValueError("metrics must not be none without tasks, as nothing would be measured. Name some `tasks`.")
         if batch_size != "auto" and not is_count(batch_size):
             raise ValueError(f"batch_size must be a positive number or auto, got {batch_size!r}.")
+        check_task_options(
+            include_path=arguments.include_path, num_fewshot=arguments.num_fewshot, limit=arguments.limit
+        )
 
 
-def _text(target: EvaluationTarget, text: EvaluationConfig | Mapping[str, Any] | None) -> EvaluationConfig:
+def _warn_of_load(load: LoadOptions, name: str) -> None:
+    from hf_farms.loading.names import ModelRef
+
+    kind = ModelRef.parse(name).kind
+    warn_unused(load, Inputs(model=kind, checkpoint=kind != "demo"))
+
+
+def _text(
+    target: EvaluationTarget, text: EvaluationConfig | Mapping[str, Any] | None, *, measured: bool
+) -> EvaluationConfig | None:
+    """Return the text of the perplexity, None where it is not measured; warn of fields that have no effect."""
+    from hf_farms.data.texts import text_kind
+
+    given = None if isinstance(text, EvaluationConfig) else set(text or {})
+    config = _config(target, text)
+    inputs = Inputs(text=text_kind(config.source), perplexity=measured)
+    warn_unused(config, inputs, prefix="text.", given=given)
+    if not measured:
+        return None
+    if config.source is None:
+        raise ArgumentError("text must be one to measure on, got 'none'. Leave perplexity out: `metrics=['sparsity']`.")
+    return config
+
+
+def _config(target: EvaluationTarget, text: EvaluationConfig | Mapping[str, Any] | None) -> EvaluationConfig:
+    """Return the text that the arguments name, with the fields of the report's where they name none."""
     if not isinstance(text, EvaluationConfig):
         changes, config = dict(text or {}), EvaluationConfig()
         if "source" not in changes and target.report is not None and target.report.perplexity is not None:
@@ -148,8 +192,6 @@ def _text(target: EvaluationTarget, text: EvaluationConfig | Mapping[str, Any] |
             if unknown := set(changes) - set(names):
                 raise ValueError(f"text must have fields of {', '.join(names)}, got {min(unknown)!r}.")
             text = replace(config, **changes)
-    if text.source is None:
-        raise ArgumentError("text must be one to measure on, got 'none'. Leave perplexity out: `metrics=['sparsity']`.")
     return text
 
 

@@ -14,6 +14,7 @@ from hf_farms_cards import write_card
 from hf_farms.blocks import BlockSource, StreamedBlockSource
 from hf_farms.config import CalibrationConfig, EvaluationConfig, LoadOptions, PruneConfig
 from hf_farms.config.checks import check
+from hf_farms.config.effects import given_fields
 from hf_farms.errors import HfFarmsWarning, ModelError, NoEffectWarning
 from hf_farms.files.atomic_writes import write_text, writing
 from hf_farms.files.own_files import foreign_texts
@@ -133,7 +134,8 @@ def run_prune(
     Raises:
         OutputError: the disk is too small, or `DIR.partial` belongs to a run with other settings.
     """
-    with plan.output.locked():
+    # The plan has warned of options without an effect.
+    with given_fields(()), plan.output.locked():
         return _Run(plan, progress).finish(repo_id=repo_id, command=command)
 
 

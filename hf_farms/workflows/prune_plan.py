@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_farms.config import LoadOptions, default_output_name
+from hf_farms.config.effects import Inputs, PruneArguments, given_fields, warn_unused
 from hf_farms.data.datasets import check_dataset
-from hf_farms.data.texts import check_source, check_text
+from hf_farms.data.texts import check_source, check_text, text_kind
 from hf_farms.errors import HfFarmsWarning, OutputError
 from hf_farms.files.paths import is_inside
 from hf_farms.hub.folders import check_folder
@@ -89,6 +91,8 @@ def plan_prune(
         load=replace(load or LoadOptions(), dtype=recipe.dtype, revision=recipe.revision),
         baseline=baseline,
     )
+    with given_fields(None) if recipe_file is not None else nullcontext():
+        _warn_unused(plan)
     output.check_name()
     # Said first: a model that is pruned into itself must not be called a result of other settings.
     check_apart(output.path, {"the model": recipe.model}, replaces=True)
@@ -99,6 +103,22 @@ def plan_prune(
     _check_texts(recipe)
     _check_model(plan)
     return plan
+
+
+def _warn_unused(plan: PrunePlan) -> None:
+    """Warn of settings that have no effect."""
+    recipe, prune = plan.recipe, plan.recipe.prune
+    calibration, evaluation = recipe.calibration, recipe.evaluation
+    warn_unused(prune)
+    warn_unused(
+        calibration,
+        Inputs(text=text_kind(calibration.source), calibrates=prune.needs_calibration),
+        prefix="calibration.",
+    )
+    warn_unused(evaluation, Inputs(text=text_kind(evaluation.source)), prefix="evaluation.")
+    warn_unused(plan.load, Inputs(model=plan.model.kind, checkpoint=plan.model.kind != "demo"))
+    evaluates = evaluation.source is not None
+    warn_unused(PruneArguments(allocation=prune.allocation, evaluates=evaluates, baseline=plan.baseline))
 
 
 def default_folder(recipe: Recipe) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hf_farms.blocks import BlockReader
 from hf_farms.config import FarmsConfig
+from hf_farms.config.effects import given_fields
 from hf_farms.distributed import LaunchedRanks, Ranks, launched_ranks
 from hf_farms.errors import argument_errors
 from hf_farms.loading.devices import find_device
@@ -25,7 +26,7 @@ from hf_farms.reports.comparison import (
 from hf_farms.spectra.analysis import analyze, model_rows
 from hf_farms.workflows.spectral_figures import matching_layers
 
-__all__ = ["OpenedModel", "SpectralMeasurement"]
+__all__ = ["OpenedModel", "SpectralMeasurement", "is_saved_report"]
 
 
 @dataclass(frozen=True)
@@ -151,15 +152,21 @@ class SpectralMeasurement:
         )
 
     def _analyze(self, reader: BlockReader, config: FarmsConfig, name: str) -> SpectralReport:
-        return analyze(
-            reader,
-            config,
-            outside=self._outside,
-            device=self._device,
-            ranks=self._ranks,
-            progress=one_stage(self._progress, f"Measuring spectra of {Path(name).name}"),
-        )
+        with given_fields(()):
+            return analyze(
+                reader,
+                config,
+                outside=self._outside,
+                device=self._device,
+                ranks=self._ranks,
+                progress=one_stage(self._progress, f"Measuring spectra of {Path(name).name}"),
+            )
+
+
+def is_saved_report(name: str) -> bool:
+    """Return whether a name is that of a report on disk, not of a model."""
+    return name.endswith(".json") and Path(name).is_file()
 
 
 def _saved(name: str) -> SpectralReport | None:
-    return SpectralReport.load(name) if name.endswith(".json") and Path(name).is_file() else None
+    return SpectralReport.load(name) if is_saved_report(name) else None
