@@ -1,8 +1,7 @@
-"""A model's name -> the model in memory, or its checkpoint on disk opened for reading."""
+"""Load a model into memory, or open its checkpoint for reading."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,16 +19,16 @@ from hf_farms.blocks import (
     TensorFiles,
     align_weights,
 )
-from hf_farms.errors import HfFarmsWarning, HubError, ModelError
+from hf_farms.errors import ModelError
 from hf_farms.hub.client import hub_errors
-from hf_farms.hub.errors import known_error
+from hf_farms.loading.dequantising import dequantising_options
 from hf_farms.loading.devices import find_device, free_memory, parse_dtype, require_computing
 from hf_farms.loading.files import architecture_of, quantisation_of, weight_files
 from hf_farms.loading.missing_weights import check_complete, list_names
 from hf_farms.loading.model_config import read_config
 from hf_farms.loading.names import ModelRef
-from hf_farms.loading.refusals import custom_code_error
 from hf_farms.loading.resolution import find_model
+from hf_farms.loading.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,15 +40,6 @@ __all__ = ["LoadedModel", "load_model", "open_model"]
 MEMORY_SHARE = 0.5
 # Loads names and shapes, and no weights.
 META = {"device_map": {"": "meta"}}
-# `quant_method` -> the config class of transformers that dequantises while loading; None: weights that their library
-# dequantises one by one.
-DEQUANTISED: dict[str, str | None] = {
-    "mxfp4": "Mxfp4Config",
-    "fp8": "FineGrainedFP8Config",
-    "compressed-tensors": "CompressedTensorsConfig",
-    "bitsandbytes": None,
-    "torchao": None,
-}
 
 
 @dataclass(frozen=True)
@@ -128,7 +118,7 @@ def load_model(
             loaded.to(where)  # type: ignore[arg-type]
             align_weights(loaded)
             source = ModelBlockSource(loaded)
-    words = _load_tokenizer(name, path, revision, needed=tokenizer) if tokenizer is not False else None
+    words = load_tokenizer(name, path, revision, needed=tokenizer) if tokenizer is not False else None
     notes = place.notes
     if absent:
         notes = (*notes, f"The checkpoint has no weights for the head or pooler ({list_names(absent)}).")
@@ -251,7 +241,7 @@ def open_model(
         path, revision = place.path, place.revision
         config = read_config(name, path, revision)
         method = quantisation_of(config)
-        dequantising = _dequantising(name, method) if method is not None else {}
+        dequantising = dequantising_options(name, method) if method is not None else {}
         checkpoint = _Checkpoint(name, path, revision, config, allow_pickle)
         files = TensorFiles(checkpoint.weights)
         # The dtype of a model without weights does not matter, and its own may be for storage alone.
@@ -264,42 +254,3 @@ def open_model(
         if dequantising:
             model.to(find_device(device))  # type: ignore[arg-type]
         return ModelBlockSource(model)
-
-
-def _dequantising(name: str, method: str) -> dict[str, Any]:
-    """Return the options of `from_pretrained` that dequantise the weights during loading."""
-    import transformers
-
-    if method not in DEQUANTISED:
-        raise ModelError(
-            f"weights must be plain or quantised by one of {', '.join(sorted(DEQUANTISED))}, got {method} in {name!r}.",
-            hint="Name the unquantised model.",
-        )
-    if (dequantising := DEQUANTISED[method]) is None:
-        return {}
-    return {"quantization_config": getattr(transformers, dequantising)(dequantize=True)}
-
-
-def _load_tokenizer(
-    name: str, path: str, revision: str | None, *, needed: bool | None
-) -> PreTrainedTokenizerBase | None:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            path, revision=revision, trust_remote_code=False
-        )
-        return tokenizer
-    except Exception as error:  # a missing tokenizer is an OSError, a ValueError or one of the tokenizers library
-        if isinstance(known := known_error(error, name), HubError):
-            raise known from error
-        code = custom_code_error(name, "tokenizer") if "trust_remote_code" in str(error) else None
-        if not needed:
-            if code is not None:
-                warnings.warn(f"{code} Nothing here uses it.", HfFarmsWarning, stacklevel=3)
-            return None
-        raise code or ModelError(
-            f"model must have a tokenizer, got {name!r} without one that can be loaded.",
-            hint="Save one in the folder, or use no text: `method='magnitude'` and `EvaluationConfig(source=None)` "
-            "in `prune_checkpoint`, `metrics=['sparsity']` in `evaluate_checkpoint`.",
-        ) from error

@@ -1,11 +1,13 @@
 """Commands as functions that a notebook can call.
 
 prune.py                prune a model into a folder
+prune_stages.py         the stages of a prune, which an interrupted run resumes
 prune_plan.py           checks before a prune
 baseline.py             the perplexity of uniform sparsity
 texts.py                calibration and evaluation texts
 push.py                 push a result
 card.py                 write a card again
 evaluate.py             measure a model, and the dense one
-evaluation_results.py   results of an evaluation, in the report and the card
+evaluation_results.py   scores of a model, and the report of an evaluation
+recorded_results.py     merge of an evaluation into the report of a pruned model
 """

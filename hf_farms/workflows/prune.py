@@ -1,54 +1,24 @@
-"""Prune a model into a finished folder, stage by stage."""
+"""Prune a model into a finished folder: the public function, and the run of a checked plan."""
 
 from __future__ import annotations
 
-import json
-import math
 import warnings
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from hf_farms_cards import write_card
-
-from hf_farms.blocks import BlockSource, StreamedBlockSource
 from hf_farms.config import CalibrationConfig, EvaluationConfig, LoadOptions, PruneConfig
 from hf_farms.config.checks import check
 from hf_farms.config.effects import given_fields
-from hf_farms.errors import HfFarmsWarning, ModelError, NoEffectWarning
-from hf_farms.files.atomic_writes import write_text, writing
-from hf_farms.files.own_files import foreign_texts
+from hf_farms.errors import NoEffectWarning
 from hf_farms.files.paths import with_home, with_name
-from hf_farms.hub.licence_files import copy_licence_files
-from hf_farms.loading.names import ModelRef
-from hf_farms.loading.opening import LoadedModel, load_model
-from hf_farms.output.checkpoint import CheckpointWriter
-from hf_farms.output.fingerprint import fingerprint
-from hf_farms.output.local_paths import save_local_paths
 from hf_farms.output.recipe import RECIPE_NAME, Recipe
-from hf_farms.progress import Progress, no_progress, one_stage
-from hf_farms.pruning.checks import check_method
-from hf_farms.pruning.pruner import prune
-from hf_farms.pruning.removal_plan import plan_removals, plan_targets
-from hf_farms.pruning.scoring import score_blocks
-from hf_farms.registries import ALLOCATIONS
-from hf_farms.reports import REPORT_NAME, BaseModelRecord, PruneReport, SpectralReport
-from hf_farms.spectra.analysis import analyze
-from hf_farms.workflows.baseline import uniform_nll
+from hf_farms.progress import Progress, no_progress
+from hf_farms.reports import PruneReport
 from hf_farms.workflows.prune_plan import PrunePlan, plan_prune
-from hf_farms.workflows.texts import Calibration, EvaluationText, perplexity_record, same_text_note
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from hf_farms.metrics.nll import TextNll
-    from hf_farms.output.folder import OutputFolder
+from hf_farms.workflows.prune_stages import PruneStages
 
 __all__ = ["prune_checkpoint", "run_prune"]
 
-GENERATION = "generation_config.json"
 IN_MEMORY = "To prune a model in memory, call prune."
 
 
@@ -136,114 +106,7 @@ def run_prune(
     """
     # The plan has warned of options without an effect.
     with given_fields(()), plan.output.locked():
-        return _Run(plan, progress).finish(repo_id=repo_id, command=command)
-
-
-class _Run:
-    """The stages of a prune; the result of a finished stage is loaded from `DIR.partial`.
-
-    Args:
-        plan: of `plan_prune`.
-        progress: called with every step.
-    """
-
-    def __init__(self, plan: PrunePlan, progress: Progress) -> None:
-        recipe, self._output = plan.recipe, plan.output
-        self._plan, self._recipe, self._progress = plan, recipe, progress
-        writes_itself = recipe.prune.needs_calibration and recipe.calibration.source == "self"
-        self._loaded = load_model(
-            plan.model,
-            **asdict(plan.load),
-            # Copied to the result even if it is not needed.
-            tokenizer=recipe.needs_tokenizer or None,
-            head=recipe.evaluation.source is not None or writes_itself,
-        )
-        check_method(self._loaded.source, recipe.prune)
-        self._text = EvaluationText(recipe.evaluation, self._loaded) if recipe.evaluation.source is not None else None
-        self._calibration = Calibration(recipe, self._loaded)
-
-    def finish(self, *, repo_id: str | None, command: str | None) -> PruneReport:
-        """Run all stages and rename the folder."""
-        output, text, recipe = self._output, self._text, self._recipe
-        output.check_space(_bytes_needed(self._loaded, self._calibration.known, baseline=self._plan.baseline))
-        partial = self._begin()
-        left = _left_out(self._plan.model)
-        spectra = self._spectra()
-        base = _with_licence(self._plan.model, partial)
-        dense = text.measure_once(self._loaded, self._progress, "Dense perplexity", output) if text else None
-        batches, notes = self._calibration.batches(output)
-        scores = _scores(self._loaded.source, recipe.prune, batches, output, self._progress)
-        even = _is_even(self._loaded.source, recipe.prune, spectra, scores)
-        uniform = None if even else self._uniform(batches)
-        report = self._prune(batches, spectra, scores, left=left)
-        pruned = _pruned_nll(text, self._loaded, self._progress) if text else None
-        if even and self._plan.baseline and recipe.prune.allocation != "uniform":
-            uniform = pruned
-        texts = (*(text.notes if text else ()), *same_text_note(recipe))
-        if text and pruned is None:
-            texts = (*texts, "The perplexity of the pruned model is not finite.")
-        report = replace(
-            report,
-            perplexity=perplexity_record(recipe.evaluation, report.dtype, dense=dense, pruned=pruned, uniform=uniform),
-            base=base,
-            command=command,
-            notes=(*self._loaded.notes, *report.notes, *notes, *texts, *spectra.notes),
-        )
-        _describe(partial, recipe, report, repo_id)
-        output.finish()
-        save_local_paths(output.path, recipe.places())
-        return report
-
-    def _begin(self) -> Path:
-        tokens = {"calibration": self._calibration.known, "evaluation": [self._text.ids] if self._text else []}
-        loaded = self._loaded
-        device = loaded.source.device.type
-        return self._output.resume_or_start(
-            fingerprint(self._recipe.flat(), weights=loaded.weights, tokens=tokens, device=device)
-        )
-
-    def _spectra(self) -> SpectralReport:
-        measurement, tick = self._recipe.prune.measurement(), one_stage(self._progress, "Measuring spectra")
-        return self._output.load_or_compute(
-            "spectra.json",
-            lambda: analyze(self._loaded.source, measurement, progress=tick),
-            SpectralReport.save,
-            SpectralReport.load,
-        )
-
-    def _uniform(self, batches: Sequence[Tensor]) -> TextNll | None:
-        if self._text is None or not self._plan.baseline:
-            return None
-        return uniform_nll(self._plan, self._text, batches, progress=self._progress)
-
-    def _prune(
-        self, batches: Sequence[Tensor], spectra: SpectralReport, scores: list[float] | None, *, left: Sequence[str]
-    ) -> PruneReport:
-        """Prune the model into `DIR.partial`, and measure it again."""
-        loaded, output, config = self._loaded, self._output, self._recipe.prune
-        source = loaded.source
-        writer = CheckpointWriter(
-            loaded.model, output.partial, len(source), records=output.state / "blocks", absent=loaded.absent
-        )
-        source.attach(writer)
-        report = prune(
-            source,
-            config,
-            calibration=batches,
-            spectra=spectra,
-            scores=scores,
-            activations=_activations(source, output),
-            progress=self._progress,
-        ).report
-        # Of the files that are left out, all but the generation config make the tokenizer.
-        tokenizer = None if set(left) - {GENERATION} else loaded.tokenizer
-        writer.finish(tokenizer, [source.metadata(index).name for index in range(len(source))])
-        if GENERATION in left:
-            (output.partial / GENERATION).unlink(missing_ok=True)
-        tick = one_stage(self._progress, "Measuring spectra again")
-        seen = replace(report.calibration, config=self._recipe.calibration) if report.calibration else None
-        after = analyze(source, config.measurement(), progress=tick)
-        return replace(report, model=self._recipe.model, after=after, calibration=seen)
+        return PruneStages(plan, progress).finish(repo_id=repo_id, command=command)
 
 
 Config = TypeVar("Config", PruneConfig, CalibrationConfig, EvaluationConfig, LoadOptions)
@@ -254,85 +117,3 @@ def _given(name: str, config: Config | None, kind: type[Config]) -> Config:
     article = "an" if kind is EvaluationConfig else "a"
     check(config is None or isinstance(config, kind), name, f"{article} {kind.__name__}", config)
     return kind() if config is None else config
-
-
-def _activations(source: BlockSource, output: OutputFolder) -> Path | None:
-    """Return the folder for the hidden states of the calibration data; None keeps them in memory."""
-    return output.state / "activations" if isinstance(source, StreamedBlockSource) else None
-
-
-def _scores(
-    source: BlockSource, config: PruneConfig, batches: Sequence[Tensor], output: OutputFolder, progress: Progress
-) -> list[float] | None:
-    """Return scores of the dense blocks, loaded or computed; None if the allocation needs no activations."""
-    if ALLOCATIONS[config.allocation].needs != "activations":
-        return None
-    activations = _activations(source, output)
-    return output.load_or_compute(
-        "scores.json",
-        lambda: score_blocks(source, config, batches, activations=activations, progress=progress),
-        lambda scores, path: write_text(path, json.dumps(scores) + "\n"),
-        lambda path: [float(score) for score in json.loads(path.read_text(encoding="utf-8"))],
-    )
-
-
-def _is_even(source: BlockSource, config: PruneConfig, spectra: SpectralReport, scores: Sequence[float] | None) -> bool:
-    """Whether the allocation removes the same weights per block as uniform sparsity."""
-    uniform = replace(config, allocation="uniform")
-    cuts = plan_removals(source, plan_targets(source, config, spectra=spectra, scores=scores), config)
-    return cuts == plan_removals(source, plan_targets(source, uniform), uniform)
-
-
-def _pruned_nll(text: EvaluationText, loaded: LoadedModel, progress: Progress) -> TextNll | None:
-    """Measure the NLL of the pruned model; None, with a warning, if it is not finite."""
-    try:
-        nll = text.measure(loaded, progress, "Pruned perplexity")
-    except ModelError as error:
-        warnings.warn(f"The pruned model has no perplexity: {error}", HfFarmsWarning, stacklevel=2)
-        return None
-    if math.isfinite(nll.perplexity):
-        return nll
-    warnings.warn("The pruned model has no finite perplexity: too much was removed.", HfFarmsWarning, stacklevel=2)
-    return None
-
-
-def _with_licence(model: ModelRef, folder: Path) -> BaseModelRecord | None:
-    """Copy the licence files of the dense model, and add their names to its record."""
-    base, origin = model.base_model, model.folder or model.base_model
-    files = copy_licence_files(origin, folder) if origin is not None else ()
-    return replace(base, files=files) if base is not None else None
-
-
-def _left_out(model: ModelRef) -> tuple[str, ...]:
-    """List text files of a local model that are links out of its folder: they are read, but not copied."""
-    left = foreign_texts(model.folder) if model.folder is not None else ()
-    if left:
-        do = "leads to another place: it is" if len(left) == 1 else "lead to other places: they are"
-        warnings.warn(
-            f"{', '.join(left)} of {model.name!r} {do} read and not copied, and the result has no "
-            f"{'generation config' if set(left) == {GENERATION} else 'tokenizer'} of its own. Put the files themselves "
-            "there to have them copied.",
-            HfFarmsWarning,
-            stacklevel=2,
-        )
-    return left
-
-
-def _bytes_needed(loaded: LoadedModel, batches: Sequence[Tensor], *, baseline: bool) -> int:
-    """Bytes on disk: the weights, and of a streamed model the hidden states of the calibration data.
-
-    The baseline is streamed whatever the model is; its weights are gone before those of the result are written.
-    """
-    weights = sum(parameter.nbytes for parameter in loaded.source.model.parameters())
-    if not isinstance(loaded.source, StreamedBlockSource) and not baseline:
-        return weights
-    width = int(getattr(loaded.source.config, "hidden_size", 0))
-    return weights + sum(ids.numel() for ids in batches) * width * loaded.model.dtype.itemsize
-
-
-def _describe(folder: Path, recipe: Recipe, report: PruneReport, repo_id: str | None) -> None:
-    """Write report, recipe, figures and card."""
-    with writing(folder):
-        report.save(folder / REPORT_NAME)
-        recipe.save(folder / RECIPE_NAME)
-        write_card(report, folder, repo_id=repo_id)

@@ -362,7 +362,7 @@ def no_model(*args, **kwargs):
 )
 def test_commands_refuse_a_text_before_they_load_a_model(where, name, content, column, match, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hf_farms.workflows.prune.load_model", no_model)
+    monkeypatch.setattr("hf_farms.workflows.prune_stages.load_model", no_model)
     monkeypatch.setattr("hf_farms.workflows.evaluation_scores.load_model", no_model)
     write(tmp_path / name, content)
     if where == "--text":

@@ -107,11 +107,11 @@ def test_code_of_a_tokenizer_is_not_run(folder):
         tokenizer_class="MyTokenizer",
         auto_map={"AutoTokenizer": ["tokenization_my.MyTokenizer", None]},
     )
-    from hf_farms.loading.opening import _load_tokenizer
+    from hf_farms.loading.tokenizer import load_tokenizer
 
     try:
         with pytest.raises(ModelError, match="tokenizer"):
-            _load_tokenizer("m", str(folder), None, needed=True)
+            load_tokenizer("m", str(folder), None, needed=True)
     finally:
         assert not ran.exists()
 
