@@ -92,7 +92,7 @@ def analyze_command(
         hf-farms analyze base-model --compare ./fine-tuned
         hf-farms analyze demo --json -o report.json
     """
-    shown = check_format(format_, quiet, json_)
+    output_format = check_format(format_, quiet, json_)
     with usage():
         config = FarmsConfig(
             window_rows=None if window_rows == "none" else _count_or_auto("window_rows", window_rows),
@@ -110,7 +110,7 @@ def analyze_command(
     from hf_farms_cli.tables import print_comparison, print_spectra
 
     quiet_transformers()
-    with stages(shown) as progress:
+    with stages(output_format) as progress:
         options: dict[str, Any] = {
             "outside": outside,
             "output": output,
@@ -125,11 +125,11 @@ def analyze_command(
         else:
             comparison = compare_checkpoints(model, compare, config, **options)
     if compare is None:
-        print_spectra(report, shown, by_layer=layers)
+        print_spectra(report, output_format, by_layer=layers)
     else:
-        print_comparison(comparison, shown, by_layer=layers)
+        print_comparison(comparison, output_format, by_layer=layers)
     if figures is not None:
-        print_remark(f"Figures are in {figures.expanduser()}.", shown)
+        print_remark(f"Figures are in {figures.expanduser()}.", output_format)
 
 
 def _count_or_auto(name: str, value: str) -> int | Literal["auto"]:

@@ -52,7 +52,7 @@ def card_command(
         hf-farms card ./demo-farms-wanda-50 --repo-id me/demo-sparse
         hf-farms card ./trained -o -
     """
-    shown = check_format(format_, quiet, json_)
+    output_format = check_format(format_, quiet, json_)
     check_repo_id(repo_id)
     warn_unused_options(CardOptions(yes=yes, output=output))
     from hf_farms.files.paths import with_name
@@ -64,4 +64,4 @@ def card_command(
         return
     target = Path(output).expanduser() if output is not None else None
     written = write_folder_card(folder, repo_id=repo_id, target=target, overwrite=yes, token=token)
-    print_done("Card written", shown, card=written)
+    print_done("Card written", output_format, card=written)

@@ -55,17 +55,17 @@ def check_format(name: str, quiet: bool, json: bool = False) -> Format:
     if sum(given.values()) > 1:
         options = " and ".join(option for option, is_given in given.items() if is_given)
         raise typer.BadParameter(f"format must be given once, got {options}. Leave one out.")
-    shown: Any = "quiet" if quiet else "json" if json else name
-    if shown == "auto":
+    output_format: Any = "quiet" if quiet else "json" if json else name
+    if output_format == "auto":
         # May fetch the list of known agents from the Hub once a day, as each `hf` command does.
         from huggingface_hub.utils import is_agent  # type: ignore[attr-defined]
 
-        shown = "agent" if is_agent() else "human"
+        output_format = "agent" if is_agent() else "human"
     for stream in (out, err):
-        stream.style(shown == "human")
-    if shown != "human":
+        stream.style(output_format == "human")
+    if output_format != "human":
         _no_foreign_bars()
-    return shown  # type: ignore[no-any-return]
+    return output_format  # type: ignore[no-any-return]
 
 
 def _no_foreign_bars() -> None:
@@ -77,17 +77,17 @@ def _no_foreign_bars() -> None:
         disable_progress_bars()
 
 
-def print_done(message: str, shown: Format, **fields: object) -> None:
+def print_done(message: str, output_format: Format, **fields: object) -> None:
     """Print a success and the location of its results; fields that are None are left out.
 
     Human: `✓ message` and a line per field. Agent: `field=value` in one line. JSON: the fields. Quiet: the first.
     """
     values = {name: str(value) for name, value in fields.items() if value is not None}
-    if shown == "json":
+    if output_format == "json":
         say(json.dumps(values))
-    elif shown == "quiet":
+    elif output_format == "quiet":
         say(next(iter(values.values()), ""))
-    elif shown == "agent":
+    elif output_format == "agent":
         say(" ".join(f"{name}={value}" for name, value in values.items()) or message)
     else:
         out.print(f"[green]{_tick()}[/green] {escaped(message)}")
@@ -103,15 +103,15 @@ def _tick() -> str:
     return "✓"
 
 
-def print_hint(text: str, shown: Format) -> None:
+def print_hint(text: str, output_format: Format) -> None:
     """Print advice for the next step on stderr; nothing if quiet."""
-    if shown != "quiet":
+    if output_format != "quiet":
         err.print(f"[dim]Hint:[/dim] {escaped(text)}")
 
 
-def print_remark(text: str, shown: Format) -> None:
+def print_remark(text: str, output_format: Format) -> None:
     """Print a caption: below the table for people, on stderr for programs that read the table."""
-    (out if shown == "human" else err).print(text, markup=False)
+    (out if output_format == "human" else err).print(text, markup=False)
 
 
 def print_notes(notes: Sequence[str]) -> None:

@@ -28,9 +28,9 @@ ARTEFACTS = (
 )
 
 
-def print_plan(lines: list[str], shown: Format) -> None:
+def print_plan(lines: list[str], output_format: Format) -> None:
     """Print the plan in the given format."""
-    if shown == "json":
+    if output_format == "json":
         say(json.dumps({"dry_run": True, "plan": lines}, indent=2))
         return
     for line in lines:

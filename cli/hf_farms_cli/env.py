@@ -34,13 +34,13 @@ def env_command(
         hf-farms env
         hf-farms env --json
     """
-    shown = check_format(format_, quiet, json_)
-    if shown == "quiet":
+    output_format = check_format(format_, quiet, json_)
+    if output_format == "quiet":
         say(_version("hf-farms") or "")
-    elif shown == "json":
+    elif output_format == "json":
         say(json.dumps(environment(), indent=2))
     else:
-        if shown == "human":
+        if output_format == "human":
             err.print("Copy the text below into your bug report.\n")
         for name, value in environment().items():
             say(f"- {name}: {_text(value)}")

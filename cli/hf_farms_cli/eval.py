@@ -102,7 +102,7 @@ def eval_command(
         hf-farms eval ./Llama-2-7b-farms-wanda-50 --tasks hellaswag,arc_easy,winogrande
         hf-farms eval Qwen/Qwen3-0.6B --metrics perplexity --text wiki.test.txt --context-length 2048 --windows 0
     """
-    shown = check_format(format_, quiet, json_)
+    output_format = check_format(format_, quiet, json_)
     from hf_farms.workflows.evaluate import evaluate_checkpoint
     from hf_farms_cli.evaluation_tables import print_evaluation
 
@@ -112,7 +112,7 @@ def eval_command(
         load = LoadOptions(dtype=dtype, device=device, stream=stream, allow_pickle=allow_pickle, revision=revision)
     quiet_transformers()
     stored: list[str] = []
-    with stages(shown) as progress:
+    with stages(output_format) as progress:
         result = evaluate_checkpoint(
             model,
             metrics=[] if metrics.strip() == "none" else _names(metrics),
@@ -129,9 +129,9 @@ def eval_command(
             progress=progress,
             on_stored=stored.append,
         )
-    print_evaluation(result, shown)
+    print_evaluation(result, output_format)
     for folder in stored:
-        print_remark(f"Added the results to the report and the card in {folder}.", shown)
+        print_remark(f"Added the results to the report and the card in {folder}.", output_format)
 
 
 def _names(value: str | None) -> list[str]:

@@ -9,12 +9,12 @@ from hf_farms_cli.tables import MISSING, print_table
 __all__ = ["print_evaluation"]
 
 
-def print_evaluation(result: EvaluationReport, shown: Format) -> None:
+def print_evaluation(result: EvaluationReport, output_format: Format) -> None:
     """Print the results in the given format."""
     rows = _rows(result)
-    if shown == "json":
+    if output_format == "json":
         say(result.to_json(), newline=False)
-    elif shown == "quiet":
+    elif output_format == "quiet":
         for row in rows:
             say(row[1])
     else:
@@ -25,10 +25,10 @@ def print_evaluation(result: EvaluationReport, shown: Format) -> None:
             f"{result.model}, {result.dtype}",
             [headings[column] for column in columns],
             [[row[column] for column in columns] for row in rows],
-            shown,
+            output_format,
         )
         if result.perplexity is not None:
-            print_remark(_remark(result.perplexity), shown)
+            print_remark(_remark(result.perplexity), output_format)
         print_notes(result.notes)
 
 

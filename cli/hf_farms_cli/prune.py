@@ -165,7 +165,7 @@ def prune_command(
     hf-farms prune Qwen/Qwen3-0.6B --sparsity 0.6 --push --repo-id my-org/qwen3-sparse --private
     hf-farms prune Qwen/Qwen3-0.6B --push --dry-run
     """
-    shown = check_format(format_, quiet, json_)
+    output_format = check_format(format_, quiet, json_)
     if not push and (options := given(context, panels=[HUB], but=["push", "token"])):
         raise UsageError(f"{options[0]} must be used with --push, got it without. Add --push, or leave it out.")
     check_branch(push_revision, create_pr)
@@ -185,12 +185,12 @@ def prune_command(
             plan, repo_id, private=private, create_pr=create_pr, revision=push_revision, allow_foreign_files=yes
         )
     if plan.finished is not None:
-        print_remark(f"{plan.output.path} is finished already: nothing was pruned.", shown)
+        print_remark(f"{plan.output.path} is finished already: nothing was pruned.", output_format)
     if dry_run:
-        print_plan([*prune_lines(plan), f"push: {plan_line(target)}"], shown)
+        print_plan([*prune_lines(plan), f"push: {plan_line(target)}"], output_format)
         return
     check_device(device, dtype)
-    run_and_print(plan, target, shown, private=private, commit_message=commit_message, yes=yes)
+    run_and_print(plan, target, output_format, private=private, commit_message=commit_message, yes=yes)
 
 
 def _recipe(context: typer.Context, model: str) -> tuple[Recipe, Path | None]:

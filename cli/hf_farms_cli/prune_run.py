@@ -23,7 +23,7 @@ __all__ = ["run_and_print"]
 def run_and_print(
     plan: PrunePlan,
     target: PushPlan | None,
-    shown: Format,
+    output_format: Format,
     *,
     private: bool | None,
     commit_message: str | None,
@@ -37,22 +37,22 @@ def run_and_print(
     if target is not None:
         target = create_repository(target)
     if report is None:
-        report = _prune(plan, target.repo_id if target is not None else None, shown)
+        report = _prune(plan, target.repo_id if target is not None else None, output_format)
     if target is not None:
         options = [] if private is None else ["--private" if private else "--no-private"]
         options += ["--commit-message", commit_message] if commit_message else []
         options += ["--yes"] if yes else []
         url = _push(plan.output.path, target, options, commit_message=commit_message)
-    print_result(report, plan.output.path, url, shown)
+    print_result(report, plan.output.path, url, output_format)
 
 
-def _prune(plan: PrunePlan, repo_id: str | None, shown: Format) -> PruneReport:
+def _prune(plan: PrunePlan, repo_id: str | None, output_format: Format) -> PruneReport:
     from hf_farms.workflows.prune import run_prune
 
     quiet_transformers()
     partial_folder = plan.output.partial
     note = f"Unfinished work is in {partial_folder}. Run the same command again to resume."
-    with if_interrupted(note, unfinished=partial_folder), stages(shown) as progress:
+    with if_interrupted(note, unfinished=partial_folder), stages(output_format) as progress:
         return run_prune(plan, repo_id=repo_id, command=shown_command(sys.argv), progress=progress)
 
 

@@ -63,7 +63,7 @@ def push_command(
     hf-farms push demo-farms-wanda-50 --repo-id my-org/demo-pruned --private
     hf-farms push demo-farms-wanda-50 --create-pr --dry-run
     """
-    shown = check_format(format_, quiet, json_)
+    output_format = check_format(format_, quiet, json_)
     check_repo_id(repo_id)
     push_revision = _branch(push_revision, revision)
     check_branch(push_revision, create_pr)
@@ -82,13 +82,13 @@ def push_command(
         result, repo_id, private=private, create_pr=create_pr, revision=push_revision, allow_foreign_files=yes
     )
     if dry_run:
-        print_plan(push_lines(plan), shown)
+        print_plan(push_lines(plan), output_format)
         return
     from hf_farms.workflows.push import push_result
 
     with if_interrupted("Run the same command again to upload the rest."):
         url = push_result(result.path, plan, commit_message=commit_message)
-    print_done(f"Pushed {result.path}", shown, url=url)
+    print_done(f"Pushed {result.path}", output_format, url=url)
 
 
 def _branch(push_revision: str | None, revision: str | None) -> str | None:

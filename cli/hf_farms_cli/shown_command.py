@@ -16,12 +16,12 @@ def shown_command(argv: Sequence[str]) -> str:
     Args:
         argv: as of `sys.argv`.
     """
-    shown: list[str] = []
+    arguments: list[str] = []
     secret = False
     for argument in argv[1:]:
         if not secret and not argument.startswith("--token="):
-            shown.append(published_argument(argument))
+            arguments.append(published_argument(argument))
         secret = argument == "--token"
         if secret:
-            shown.pop()
-    return shlex.join(["hf-farms", *shown])
+            arguments.pop()
+    return shlex.join(["hf-farms", *arguments])

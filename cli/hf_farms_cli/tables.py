@@ -15,13 +15,13 @@ __all__ = ["print_comparison", "print_result", "print_spectra", "print_table"]
 MISSING = "–"
 
 
-def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], shown: Format) -> None:
+def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], output_format: Format) -> None:
     """Print a table whose first column is a name and whose others are numbers, none of them cut.
 
     Human: ruled on a terminal, else aligned with spaces, however wide. Agent: a line of headings and a line per row,
     with tabs between, and nothing where a number is missing.
     """
-    if shown == "agent":
+    if output_format == "agent":
         for row in ([heading.removeprefix("± ") for heading in headings], *rows):
             say("\t".join("" if cell == MISSING else cell for cell in row))
     elif out.is_terminal:
@@ -49,19 +49,19 @@ def _draw(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) ->
     out.print(table, soft_wrap=False)
 
 
-def print_spectra(report: SpectralReport, shown: Format, *, by_layer: bool) -> None:
+def print_spectra(report: SpectralReport, output_format: Format, *, by_layer: bool) -> None:
     """Print alpha by block or by layer in the given format."""
-    if shown == "json":
+    if output_format == "json":
         say(report.to_json(), newline=False)
-    elif shown == "quiet":
+    elif output_format == "quiet":
         for block in report.blocks:
             say(_number(block.alpha, 4, none=""))
     else:
         unit = "layer" if by_layer else "block"
         rows = _layers(report) if by_layer else _blocks(report)
-        print_table(f"{report.model}: alpha by {unit}", (unit, "alpha", "± stderr", "windows"), rows, shown)
+        print_table(f"{report.model}: alpha by {unit}", (unit, "alpha", "± stderr", "windows"), rows, output_format)
         size = _size(measurement_of(report).window_rows)
-        print_remark(f"{size}, fit {report.config.fit}. {MEANING}", shown)
+        print_remark(f"{size}, fit {report.config.fit}. {MEANING}", output_format)
         print_notes(report.notes)
 
 
@@ -89,11 +89,11 @@ def _layers(report: SpectralReport) -> list[tuple[str, ...]]:
     ]
 
 
-def print_comparison(comparison: SpectralComparison, shown: Format, *, by_layer: bool) -> None:
+def print_comparison(comparison: SpectralComparison, output_format: Format, *, by_layer: bool) -> None:
     """Print the alphas of two models and their difference in the given format."""
-    if shown == "json":
+    if output_format == "json":
         say(comparison.to_json(), newline=False)
-    elif shown == "quiet":
+    elif output_format == "quiet":
         for block in comparison.blocks:
             say(_number(block.alpha.difference, 4, none=""))
     else:
@@ -104,9 +104,9 @@ def print_comparison(comparison: SpectralComparison, shown: Format, *, by_layer:
             for block in comparison.blocks
             for item in (block.layers if by_layer else (block,))
         ]
-        print_table(title, (unit, "first", "second", "difference", "± stderr", ">2 stderr"), rows, shown)
+        print_table(title, (unit, "first", "second", "difference", "± stderr", ">2 stderr"), rows, output_format)
         size = _size(comparison.config.window_rows)
-        print_remark(f"{size}, fit {comparison.config.fit}. * beyond two standard errors. {MEANING}", shown)
+        print_remark(f"{size}, fit {comparison.config.fit}. * beyond two standard errors. {MEANING}", output_format)
         print_notes(comparison.notes)
 
 
@@ -121,21 +121,23 @@ def _difference(alpha: AlphaDifference) -> tuple[str, str, str, str, str]:
     )
 
 
-def print_result(report: PruneReport, folder: Path, url: str | None, shown: Format) -> None:
+def print_result(report: PruneReport, folder: Path, url: str | None, output_format: Format) -> None:
     """Print the result of a prune in the given format."""
-    if shown == "json":
+    if output_format == "json":
         say(report.to_json(), newline=False)
-    elif shown == "quiet":
+    elif output_format == "quiet":
         say(url or str(folder))
     else:
         title = f"{report.model}, {report.config.method}, {report.config.allocation}"
         headings = ("block", "alpha", "± stderr", "alpha after", "target", "measured sparsity")
-        print_table(title, headings, _pruned(report), shown)
-        if shown == "human":
+        print_table(title, headings, _pruned(report), output_format)
+        if output_format == "human":
             _print_summary(report)
         print_notes(report.notes)
-        numbers = _numbers(report) if shown == "agent" else {}
-        print_done(str(folder), shown, **({"folder": folder} if shown == "agent" else {}), url=url, **numbers)
+        numbers = _numbers(report) if output_format == "agent" else {}
+        print_done(
+            str(folder), output_format, **({"folder": folder} if output_format == "agent" else {}), url=url, **numbers
+        )
 
 
 def _pruned(report: PruneReport) -> list[tuple[str, ...]]:
