@@ -1,4 +1,4 @@
-"""Which layers of a model are under-trained, and what can be done about it.
+"""Find the under-trained layers of a model, and act on it.
 
 weights -> spectra -> decisions -> appliers -> artefacts, on unmodified Hugging Face models. Names are imported when
 they are first used, so that `import hf_farms` loads no torch.

@@ -1,4 +1,4 @@
-"""Checks of options and arguments, where they enter: each refusal is one sentence."""
+"""Checks of options and arguments where they enter; each error message is one sentence."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NUMBERS = (int, float)
 
 
 def check(ok: bool, name: str, constraint: str, value: object, remedy: str = "") -> None:
-    """Refuse an option that is out of range: what must hold, what was given, what to do."""
+    """Raise for an invalid option: constraint, given value, remedy."""
     if not ok:
         raise ValueError(f"{name} must be {constraint}, got {_shown(value)}.{' ' + remedy if remedy else ''}")
 
@@ -56,7 +56,7 @@ def is_real(value: object) -> bool:
 
 
 def is_seed(value: object) -> bool:
-    """Whether this is an integer that a random number generator takes."""
+    """Whether this is a valid seed of a random number generator."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
@@ -89,7 +89,7 @@ def check_arguments(function: Callable[..., Any], **values: object) -> None:
 
 @cache
 def _plain_kinds(annotated: Hashable) -> dict[str, tuple[type, ...]]:
-    """Names -> the classes that their values may have, for annotations that are classes or unions of them."""
+    """Return the allowed classes by name, for annotations that are classes or unions of classes."""
     hints = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(cast(Any, annotated)).items()}
     return {name: kinds for name, kinds in hints.items() if all(_is_plain(kind) for kind in kinds)}
 
@@ -108,7 +108,7 @@ def _check_kinds(name: str, value: object, kinds: tuple[type, ...]) -> None:
 
 
 def _shown(value: object) -> str:
-    """Show a value, or its class where that would be long."""
+    """Format a value, or only its class if it is long."""
     text = repr(value)
     if isinstance(value, str):
         return text if len(text) <= MAX_SHOWN else f"{value[:MAX_SHOWN]!r}..."

@@ -1,4 +1,4 @@
-"""How a model is loaded."""
+"""Options for loading a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEVICE = re.compile(r"[a-z]+(:\d+)?")
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """How a model is loaded. The defaults suit most models; none of the options changes a result but `dtype`.
+    """Options for loading a model. The defaults suit most models; only `dtype` changes results.
 
     Attributes:
         dtype: "auto" is the dtype of the checkpoint. "bfloat16" halves the memory of a float32 checkpoint at the cost

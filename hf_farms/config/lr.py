@@ -1,4 +1,4 @@
-"""How layers get learning rates of their own."""
+"""Options of layer-wise learning rates."""
 
 from __future__ import annotations
 

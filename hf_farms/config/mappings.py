@@ -1,4 +1,4 @@
-"""Configs that are given as mappings of their options."""
+"""Conversion of mappings to configs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is pruned, and the texts that it is calibrated and measured on."""
+"""Options of pruning, calibration and evaluation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PATTERN = re.compile(rf"{UNSTRUCTURED}|(N|[1-9]\d*):[1-9]\d*")
 @renamed(farms="spectra")
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
-    """How many weights are removed, and by which rule.
+    """Options of pruning: sparsity, method, pattern and allocation.
 
     Attributes:
         sparsity: fraction of the weights of the pruned layers that become zero, in [0, 1); met to the weight. Start at

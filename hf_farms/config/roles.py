@@ -1,4 +1,4 @@
-"""Roles of layers that other code asks for."""
+"""Roles of layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a selective fine-tuning trains."""
+"""Options of selective fine-tuning."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ S2FT_BUDGETS: tuple[S2FTBudgets, ...] = get_args(S2FTBudgets)
 @renamed(farms="spectra")
 @dataclass(frozen=True, kw_only=True)
 class S2FTConfig:
-    """Which heads and channels are trained, and how (S2FT, arXiv 2412.06289).
+    """Options of selective fine-tuning of heads and channels (S2FT, arXiv 2412.06289).
 
     Attributes:
         budget: trained fraction of the model's parameters, in (0, 1). It is divided over blocks and, in a block,

@@ -1,4 +1,4 @@
-"""How spectra are measured."""
+"""Options of spectral measurements."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLOCK_SCORES: tuple[BlockScore, ...] = get_args(BlockScore)
 
 @dataclass(frozen=True, kw_only=True)
 class FarmsConfig:
-    """How a weight's spectrum is measured (FARMS, arXiv 2506.06280, section 3).
+    """Options for measuring the spectrum of a weight (FARMS, arXiv 2506.06280, section 3).
 
     Attributes:
         window_rows: rows r of a window. "auto" takes one size for the whole model, an eighth of the smaller side of the

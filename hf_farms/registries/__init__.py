@@ -1,4 +1,4 @@
-"""Choices by name. An entry of a registry is all that the command line, configs, reports and cards know of a choice.
+"""Registries of named choices. The command line, configs, reports and cards know a choice only by its entry.
 
 base.py                Entry, Registry, and the import of the function that an entry names
 methods.py             METHODS: rules that choose the weights to remove

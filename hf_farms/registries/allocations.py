@@ -1,4 +1,4 @@
-"""ALLOCATIONS: rules that spread a total sparsity over the blocks."""
+"""ALLOCATIONS: rules that distribute sparsity across blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shape of an entry, and of a registry. Loads nothing that an entry names."""
+"""Base classes of entries and registries. Imports of entries are lazy."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ E = TypeVar("E", bound=Entry)
 
 
 class Registry(dict[str, E]):
-    """Entries by name, in the order in which they are shown. An unknown name is a ValueError that lists the known ones.
+    """Entries by name, in display order. An unknown name raises a ValueError that lists the known ones.
 
     Args:
         option: name of the option whose values these are, for the error.
@@ -67,13 +67,13 @@ class Registry(dict[str, E]):
 
 
 def load(path: str) -> Any:
-    """Import what a path such as "package.module:name" names."""
+    """Import the object of a path such as "package.module:name"."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 def check_path(field: str, path: str) -> None:
-    """Refuse what is no import path.
+    """Refuse an invalid import path.
 
     Raises:
         ValueError: not of the form "package.module:name".

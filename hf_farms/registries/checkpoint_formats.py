@@ -1,4 +1,4 @@
-"""CHECKPOINT_FORMATS: files in which a model may be stored."""
+"""CHECKPOINT_FORMATS: file formats of models."""
 
 from __future__ import annotations
 

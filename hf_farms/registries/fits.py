@@ -1,4 +1,4 @@
-"""FITS: rules that say where the tail of a spectrum starts."""
+"""FITS: rules for the start of the tail of a spectrum."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was measured and done, as frozen dataclasses with a versioned JSON form. Loads no torch.
+"""Reports of measurements and runs: frozen dataclasses with a versioned JSON form. Loads no torch.
 
 spectral.py     analyze: blocks, each with its layers
 pruning.py      prune: the recipe, spectra before and after, sparsity, where the model came from

@@ -1,4 +1,4 @@
-"""What all reports share: a versioned JSON form, and the versions of what wrote it."""
+"""Base class of reports: a versioned JSON form, and the versions of the packages that wrote it."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def compare_spectra(first: SpectralReport, second: SpectralReport) -> SpectralCo
 
 
 def measurement_of(report: SpectralReport) -> FarmsConfig:
-    """How a report was measured: its config, with the window size that "auto" came to.
+    """Return the config of a report, with the window size that was chosen for "auto".
 
     For a model of convolutions alone it came to none: their windows follow their own shapes.
     """

@@ -1,4 +1,4 @@
-"""How good a model is: perplexity, zeros, and tasks of lm-eval."""
+"""Reports of perplexity, sparsity, and tasks of lm-eval."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class SparsityScore:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport(Report):
-    """What `hf-farms eval` measured.
+    """The results of `hf-farms eval`.
 
     Attributes:
         model: hub id, folder or `demo`.

@@ -38,7 +38,7 @@ class LayerSparsity:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSparsity:
-    """Sparsity of one block: asked for (`target`), and counted after pruning (`sparsity`)."""
+    """Sparsity of one block: planned (`target`), and counted after pruning (`sparsity`)."""
 
     index: int
     name: str
@@ -49,7 +49,7 @@ class BlockSparsity:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationRecord:
-    """What activations were measured on."""
+    """The text that activations were measured on."""
 
     config: CalibrationConfig | None
     num_sequences: int
@@ -58,7 +58,7 @@ class CalibrationRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModelRecord:
-    """What the Hub says of the dense model, or the files of its folder do, and a derived model must repeat.
+    """Licence and origin of the dense model, from the Hub or its folder, for derived models.
 
     Attributes:
         repo_id: on the Hub; of a folder its name.
@@ -89,7 +89,7 @@ class BaseModelRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class PruneReport(Report):
-    """How a model was pruned, and what came of it.
+    """The settings and the results of a prune.
 
     Attributes:
         model: hub id, folder name or class name of the dense model.

@@ -53,7 +53,7 @@ class FarmsLRRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSelection:
-    """How many channels of one layer were trained: inputs of o and down, outputs of all others."""
+    """Number of trained channels of one layer: inputs of o and down, outputs of all others."""
 
     name: str
     num_selected: int
@@ -61,7 +61,7 @@ class LayerSelection:
 
 @dataclass(frozen=True, kw_only=True)
 class S2FTRecord:
-    """Selective training: what was asked for, and what was selected in every trained layer."""
+    """Selective training: the options, and the selection in every trained layer."""
 
     config: S2FTConfig
     layers: tuple[LayerSelection, ...]
@@ -69,7 +69,7 @@ class S2FTRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport(Report):
-    """How a model was trained by the callbacks, and what came of it.
+    """The settings and the results of a training with the callbacks.
 
     Attributes:
         kind: tells it from the report of a pruned model.

@@ -1,4 +1,4 @@
-"""What uniform sparsity would have come to: the same model, pruned to the same sparsity in every block."""
+"""The baseline: perplexity of the same model, pruned with the same sparsity in every block."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ class SpectralMeasurement:
         return compare_spectra(first_report, second_report)
 
     def _planned(self, model: OpenedModel) -> FarmsConfig:
-        """How a model will be measured, or was."""
+        """Return the config of the measurement of a model, planned or done."""
         if model.reader is None:
             assert model.report is not None
             return measurement_of(model.report)
