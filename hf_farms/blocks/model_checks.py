@@ -12,7 +12,7 @@ LOAD = "Load it first, for instance with AutoModelForCausalLM.from_pretrained."
 
 
 def check_model(model: object, *, argument: str = "model") -> None:
-    """Refuse what is not a model in memory.
+    """Refuse anything but a model in memory.
 
     Raises:
         ValueError: a name, a class, a state dict, or anything else.
@@ -21,7 +21,7 @@ def check_model(model: object, *, argument: str = "model") -> None:
 
 
 def check_blocks(model: object, *, also: str = "") -> None:
-    """Refuse what is neither a model in memory nor something that hands out its blocks.
+    """Refuse anything but a model in memory or a source of blocks.
 
     Args:
         model: that is given.

@@ -225,7 +225,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
                     warnings.simplefilter("ignore", HfFarmsWarning)
                 report = self._analyze()
             self._store(report, state)
-        except Exception as error:  # a measurement may not end a training, whatever went wrong
+        except Exception as error:  # a failed measurement must not end the training
             if not self._warned:
                 self._warned = True
                 self._warn(f"Learning rates stay as they are at step {state.global_step}: {error_text(error)}")

@@ -77,7 +77,7 @@ def _translate(kind: type, options: dict[str, Any], copied: object | None) -> di
 
 
 def _copied(kind: type) -> object | None:
-    """Return the object that `dataclasses.replace` copies; None: somebody else calls.
+    """Return the object that `dataclasses.replace` copies; None for another caller.
 
     It passes on every field that is not replaced, so that the new name is always present in addition to the old one.
     """

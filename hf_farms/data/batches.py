@@ -39,7 +39,7 @@ def named_batches(calibration: Iterable[Tensor | Mapping[str, Tensor]], *, vocab
 
 
 def check_batches(calibration: object) -> None:
-    """Refuse what is not several batches.
+    """Refuse anything but an iterable of batches.
 
     Raises:
         DataError: a text, one batch, or nothing that can be walked.

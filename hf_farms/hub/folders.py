@@ -50,8 +50,8 @@ def check_folder(folder: str | Path) -> Path:
     named = named_folder(folder)
     if named.name.endswith(PARTIAL) or (not os.path.exists(folder) and os.path.exists(partial_folder(named))):
         raise OutputError(
-            f"folder must be finished, got {str(folder)!r}, whose work is not.",
-            hint="Run the `prune_checkpoint` that began it again: it goes on where it stopped.",
+            f"folder must be finished, got {str(folder)!r}, which is unfinished.",
+            hint="Run the same `prune_checkpoint` again to resume it.",
         )
     if not os.path.isdir(folder):  # pathlib raises for a name that is too long
         raise OutputError(f"folder must be an existing one, got {str(folder)!r}.", hint="Check the path.")
@@ -96,7 +96,7 @@ def check_publishable(folder: str | Path) -> PublishableFolder:
         if name not in contents.files:
             raise OutputError(
                 f"{name} must be a file of {str(folder)!r} to be pushed, got {contents.others.get(name, 'none')}.",
-                hint=f"Put a copy there in its place: cp -L {name} {name}.copy && mv {name}.copy {name}",
+                hint=f"Replace it with a copy: cp -L {name} {name}.copy && mv {name}.copy {name}",
             )
     if not any(name.endswith(".safetensors") for name in contents.files):
         raise OutputError(f"folder must hold *.safetensors to be pushed, got none but links in {str(folder)!r}.")

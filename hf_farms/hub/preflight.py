@@ -74,8 +74,7 @@ def preflight(
         token: None: the token of `hf auth login`.
 
     Raises:
-        HubError: no valid token, no write access, files of somebody else in the repository, or the Hub cannot be
-            reached.
+        HubError: no valid token, no write access, files of others in the repository, or the Hub cannot be reached.
         ValueError: the name cannot be a repository's, or the options exclude each other.
     """
     if create_pr and revision is not None:

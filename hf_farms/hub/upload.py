@@ -39,33 +39,33 @@ def push(
 ) -> str:
     """Upload a finished folder.
 
-    Files that are on the Hub already are not uploaded again, so a push that failed is finished by the same call, and an
-    open pull request of an earlier call is continued. Only what belongs to a model is sent, and of that only regular
-    files: no links, no keys, no state of a training; a warning says what is left out. Texts are sent without paths to
-    private places. Files are read once; memory does not grow with the model. Weights
-    of an earlier model that would be loaded instead of these are removed in the same commit.
+    Files that are on the Hub already are not uploaded again, so call it again to resume a failed push; an open pull
+    request of an earlier call is updated. Only regular files that belong to a model are uploaded, no links, keys or
+    training state; a warning lists skipped files. Private paths are removed from text files. Files are read once;
+    memory does not grow with the model. Weights of an earlier model that would be loaded instead of these are removed
+    in the same commit.
 
     Args:
-        folder: what `hf-farms prune` or `save_pretrained` wrote.
-        repo_id: `namespace/name`, or a name under the user's own; created if it does not exist. None: the name of the
-            folder, begun as the licence of the dense model wants it.
+        folder: written by `hf-farms prune` or `save_pretrained`.
+        repo_id: `namespace/name`, or a name in the user's namespace; created if it does not exist. None: the name of
+            the folder, with the prefix that the licence of the dense model requires.
         private: visibility of a new repository; None: private if the dense model is gated, else the namespace's
             default.
-        create_pr: open a pull request, or continue the one that an earlier call opened.
+        create_pr: open a pull request, or update the one that an earlier call opened.
         revision: branch to write to, created if it does not exist; None: main.
         commit_message: title of the commit and of the pull request; None: "Upload <name of the folder>".
-        overwrite: whether a repository with files that hf-farms did not write may be written to.
-        token: None: the one that is logged in.
-        plan: of `plan_push` or `preflight`: where to, checked already. It says all of the above but the message and
-            the token, which then are left out.
+        overwrite: also write to a repository that contains files not written by hf-farms.
+        token: None: the token of `hf auth login`.
+        plan: the checked destination, from `plan_push` or `preflight`. It replaces all other arguments but the message
+            and the token.
 
     Returns:
         URL of the repository, the branch or the pull request.
 
     Raises:
-        OutputError: the folder is no complete checkpoint.
+        OutputError: the folder is not a complete checkpoint.
         DataError: its report is damaged or of a newer version.
-        HubError: the Hub refused or could not be reached; the folder is untouched.
+        HubError: the Hub refused the push or cannot be reached; the folder is unchanged.
         ValueError: as in `preflight`.
     """
     check_arguments(
@@ -106,8 +106,8 @@ def push(
     with staged_files(contents) as (copy, changed), hub_errors(plan.repo_id, action="upload"):
         if changed:
             warnings.warn(
-                f"Paths to private places, or secrets, were taken out of what is pushed of {', '.join(changed)}; on "
-                "this disk they stay.",
+                f"Private paths or secrets were removed from the uploaded copy of {', '.join(changed)}; the files on "
+                "this disk are unchanged.",
                 HfFarmsWarning,
                 stacklevel=2,
             )

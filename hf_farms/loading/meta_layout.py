@@ -146,7 +146,7 @@ def find_meta_checkpoint(model: ModelRef, *, allow_pickle: bool = False) -> Meta
     if model.folder is not None and (model.folder.resolve().parent / CONFIG).is_file():
         raise ModelError(
             f"model folder must have a {CONFIG}, got {model.name!r} without.",
-            hint="Name the folder above it, which has one.",
+            hint="Name its parent folder, which has one.",
         )
     shards = _shards(model.name, files)
     if not allow_pickle:

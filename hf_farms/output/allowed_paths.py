@@ -70,7 +70,7 @@ def check_output_file(path: Path, reads: Reads) -> None:
 
     Args:
         path: of the file to be.
-        reads: what is read.
+        reads: inputs of the command.
 
     Raises:
         OutputError: as `check_file` and `check_apart`.

@@ -20,7 +20,7 @@ def trained_metrics(log: Iterable[Mapping[str, Any]], *, up_to: int | None = Non
 
     Args:
         log: entries of the Trainer's log history.
-        up_to: the step of the model that was saved, where that is not the last; what was measured later is of another.
+        up_to: the step of the saved model, if it is not the last; later entries are ignored.
     """
     metrics: dict[str, float] = {}
     for entry in log:

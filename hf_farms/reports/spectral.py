@@ -48,7 +48,7 @@ class BlockSpectrum:
         alpha: score of the block, by default the mean over roles of the mean alpha of their layers; routers, which
             nothing is decided for, do not count. None where no layer has an alpha.
         alpha_stderr: its standard error; None where no layer has one.
-        layers: what was measured.
+        layers: the measured layers.
     """
 
     index: int

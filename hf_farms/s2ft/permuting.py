@@ -28,7 +28,8 @@ def move_selected_first(coupled: CoupledModel, selection: Selection) -> None:
     model_type = getattr(coupled.source.config, "model_type", type(model).__name__)
     if model_type not in KNOWN:
         raise ModelError(
-            f"layout 'permuted' must know what is coupled in a model, got {model_type}.", hint="Use layout='indexed'."
+            f"layout 'permuted' must know the coupled layers of a model, got {model_type}.",
+            hint="Use layout='indexed'.",
         )
     structures = [structure for block in coupled.grouped for structure in block]
     selected = [(structure, units) for structure in structures if (units := _selected_units(structure, selection))]

@@ -37,7 +37,7 @@ class Evaluator:
         suite: tasks of lm-eval; None: no tasks.
         batch_size: questions at once.
         load: where the weights come from and go to; dtype and revision may differ between models.
-        progress: is told of every step.
+        progress: called with every step.
 
     Attributes:
         notes: remarks on the text, known after the first model.

@@ -60,7 +60,7 @@ class SpectralMeasurement:
         outside: measure embeddings and head too.
         device: where to compute; None: that of this process, else a GPU if there is one, else the CPU.
         allow_pickle: read pickled weights where there are no safetensors.
-        progress: is told of every step.
+        progress: called with every step.
 
     Raises:
         ArgumentError: the device does not exist.

@@ -304,7 +304,8 @@ def test_a_training_with_both_callbacks(home, monkeypatch):
         assert done["status"] == 0, done
         assert leaks(hub) == {}
         assert (
-            "were taken out of what is pushed of README.md, adapter_config.json, trainer_state.json;" in done["stderr"]
+            "were removed from the uploaded copy of README.md, adapter_config.json, trainer_state.json;"
+            in done["stderr"]
         )
         assert (folder / "adapter_config.json").read_bytes() == kept
         assert b"trained in ./trained by nobody" in hub.files("ada/by-hand")["README.md"]

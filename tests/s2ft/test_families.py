@@ -225,7 +225,7 @@ def test_heads_that_cannot_move_are_refused(name, match):
 def test_unknown_architectures_are_indexed_only():
     config = transformers.BloomConfig(vocab_size=100, hidden_size=32, n_layer=2, n_head=4)
     model = transformers.BloomForCausalLM(config).eval()
-    refused(model, "layout 'permuted' must know what is coupled in a model, got bloom", layout="permuted")
+    refused(model, "layout 'permuted' must know the coupled layers of a model, got bloom", layout="permuted")
     apply_s2ft(model, S2FTConfig(budget=0.05))
 
 
