@@ -21,11 +21,11 @@ class LoadOptions:
     Attributes:
         dtype: "auto" is the dtype of the checkpoint. "bfloat16" halves the memory of a float32 checkpoint at the cost
             of precision; set it for weights that are stored in a dtype that torch cannot compute with (float8).
-        device: such as "cpu", "cuda" or "cuda:1". None is a GPU if there is one, else the CPU. Set it where several
+        device: such as "cpu", "cuda" or "cuda:1". None is a GPU if available, else the CPU. Set it where several
             GPUs are shared.
         stream: leave the blocks on disk and load one at a time: memory of one block, for a slower run. None streams
             where the model would take more than half of the free memory. Results are the same to the bit.
-        allow_pickle: read pickled weights where there are no safetensors, and convert those in Meta's own layout. No
+        allow_pickle: read pickled weights if the model has no safetensors, and convert those in Meta's own layout. No
             code in them is run. Set it for old checkpoints from a source that you trust.
         revision: branch, tag or commit of a model on the Hub. None is its main branch; name a commit to make a result
             repeatable. Not used for folders.

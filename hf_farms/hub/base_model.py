@@ -1,4 +1,4 @@
-"""The dense model as the Hub describes it: commit, licence, languages, size."""
+"""Metadata of the dense model on the Hub: commit, licence, languages, size."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ __all__ = [
     "weights_size",
 ]
 
-TIMEOUT = 10  # seconds; of one answer
+TIMEOUT = 10  # seconds per request
 NOTICE = "NOTICE"
-# What is read of a card.
+# Keys that are read from a card.
 CARD_KEYS = ("license", "license_name", "license_link", "language", "pipeline_tag")
 WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
-# Beside the weights; a folder of that name is not one.
+# Files only, in the same folder as the weights.
 LICENCE_FILE = re.compile(r"(LICEN[CS]E|USE_POLICY|NOTICE)([-_.][^/]*)?", re.IGNORECASE)
 
 
 def ask_model(name: str, *, revision: str | None = None, token: str | None = None) -> ModelInfo:
-    """Ask the Hub about a model, in one request: commit, card, and the files with their sizes.
+    """Fetch the info of a model from the Hub in one request: commit, card, and files with their sizes.
 
     Args:
         name: a hub id.
         revision: branch, tag or commit.
-        token: None: the one that is logged in.
+        token: None: the token of `hf auth login`.
 
     Raises:
-        ModelError: it does not exist, or is not open to this token.
+        ModelError: it does not exist, or this token has no access.
         HubError: the Hub refused the token or cannot be reached.
     """
     with hub_errors(name, action="ask", revision=revision):
@@ -59,14 +59,14 @@ def ask_model(name: str, *, revision: str | None = None, token: str | None = Non
 def fetch_base_model(
     name: str, *, revision: str | None = None, token: str | None = None, info: ModelInfo | None = None
 ) -> BaseModelRecord:
-    """Describe a model on the Hub; of one that is gated, access is checked too.
+    """Fetch the record of a model on the Hub; check access if it is gated.
 
-    With the Hub switched off (HF_HUB_OFFLINE), the cache answers, with a warning where it lacks the card.
+    With HF_HUB_OFFLINE, read it from the cache, with a warning if the card is missing there.
 
     Args:
         name: a hub id.
         revision: branch, tag or commit.
-        token: None: the one that is logged in.
+        token: None: the token of `hf auth login`.
         info: of the Hub, if it was fetched already.
 
     Raises:
@@ -135,17 +135,17 @@ def _cached(model: str, revision: str | None) -> BaseModelRecord:
 
 
 def _card_of(folder: Path) -> dict[str, Any] | None:
-    """Front matter of a README.md; None: no such file, or none that can be read."""
+    """Return the front matter of README.md; None if the file does not exist or cannot be read."""
     from huggingface_hub import ModelCard
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-    if not (folder / "README.md").is_file():  # a pipe of that name would be waited for
+    if not (folder / "README.md").is_file():  # reading a pipe of that name would block
         return None
     try:
         # Same parsing as ModelCard.load, which prints a remark if the card has no front matter.
         text = (folder / "README.md").read_bytes().decode("utf-8")
         return _plain_card(ModelCard(text, ignore_metadata_errors=True).data) if REGEX_YAML_BLOCK.search(text) else {}
-    except Exception:  # a card is text of others: yaml and the card class raise their own
+    except Exception:  # yaml and the card class raise various errors for invalid cards
         return None
 
 
@@ -154,7 +154,7 @@ def _files_in(folder: Path) -> list[str]:
 
 
 def _plain_card(data: Any) -> dict[str, Any]:
-    # All of it would be copied: aliases in the YAML of others can make that larger than any memory.
+    # Only these keys: aliases in a malicious YAML could expand to more than the memory.
     return {key: data.get(key) for key in CARD_KEYS if data.get(key) is not None} if data is not None else {}
 
 
@@ -184,7 +184,7 @@ def _record(
 
 
 def _texts(value: object) -> list[str]:
-    """One text or many: cards have both."""
+    """Return the texts of a field, which holds one or a list."""
     values = value if isinstance(value, list | tuple) else [value]
     return [text for text in values if isinstance(text, str) and text]
 
@@ -194,13 +194,13 @@ def _first(value: object) -> str | None:
 
 
 def weights_size(sizes: Mapping[str, int]) -> int | None:
-    """Bytes of a model's weight files; a pruned copy in the same dtype takes as many.
+    """Return the bytes of a model's weight files; a pruned copy in the same dtype has the same size.
 
     Args:
         sizes: bytes of each file of a model, by its name.
 
     Returns:
-        None where the weights have names that are not known here.
+        None if no file has a known name.
     """
     for ending in (".safetensors", ".bin"):
         weights = [size for name, size in sizes.items() if name.endswith(ending) and WEIGHTS.fullmatch(name)]

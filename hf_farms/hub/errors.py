@@ -53,7 +53,7 @@ def explain(error: BaseException, *, what: str) -> HfFarmsError:
 
 
 def known_error(error: BaseException, what: str) -> HfFarmsError | None:
-    """Translate the outermost known error in the chain; None: none is known. Masks secrets in the whole chain."""
+    """Translate the outermost known error in the chain; None if none is known. Masks secrets in the whole chain."""
     mask_error(error)
     if (cache := cache_error(error)) is not None:
         return cache

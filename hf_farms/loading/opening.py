@@ -79,7 +79,7 @@ def load_model(
     Args:
         model: `demo`, a folder, or a hub id, in this order; or a `ModelRef`.
         dtype: "auto" is the dtype of the checkpoint.
-        device: None is a GPU if there is one, else the CPU.
+        device: None is a GPU if available, else the CPU.
         revision: of a hub id.
         tokenizer: whether to load a tokenizer; a missing one is an error. None loads one if it exists.
         stream: keep the blocks on disk and read each when it is needed; None: if the model needs more than half of
@@ -224,7 +224,7 @@ def open_model(
 
     Args:
         name: `demo`, a folder, or a hub id, looked for in this order; of a hub id only configs and weights are fetched.
-        device: where a quantised checkpoint is loaded; None is a GPU if there is one, else the CPU.
+        device: where a quantised checkpoint is loaded; None is a GPU if available, else the CPU.
         revision: of a hub id.
         allow_pickle: read pickled weights (`pytorch_model.bin`) where there are no safetensors, and convert those in
             Meta's own layout (`consolidated.NN.pth`); no code in them is run.

@@ -1,4 +1,4 @@
-"""Measure the spectra of a checkpoint, or compare those of two; write the report and draw the figures."""
+"""Measure the spectra of a checkpoint or compare two; write the report and the figures."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ def analyze_checkpoint(
     the layers, and the first one writes.
 
     Args:
-        model: hub id, folder, `demo`, or a report that was saved, which is not measured again.
+        model: hub id, folder, `demo`, or a saved report, which is not measured again.
         config: window size and fit; None: `FarmsConfig()`.
-        outside: measure embeddings and head too.
+        outside: also measure embeddings and head.
         output: a JSON file for the report.
         figures: a folder for the figures: alpha by depth, alpha by role and some spectra.
         esd: layers whose spectra are drawn, `*` fits any; () takes those with the lowest, middle and highest alpha.
-        device: where to compute; None: a GPU if there is one, else the CPU.
+        device: device to run on; None: a GPU if available, else the CPU.
         revision: branch, tag or commit of a hub id.
-        allow_pickle: read pickled weights where there are no safetensors; no code in them is run.
-        progress: called with the name of a stage, steps done and steps in all.
+        allow_pickle: read pickled weights if the model has no safetensors; code in them is not run.
+        progress: called with the name of a stage, finished steps and total steps.
 
     Returns:
         The report, on every process.
@@ -100,16 +100,16 @@ def compare_checkpoints(
     """Measure two checkpoints, the second with the windows of the first.
 
     Args:
-        first: hub id, folder, `demo`, or a report that was saved.
-        second: the same; differences are second minus first.
+        first: hub id, folder, `demo`, or a saved report.
+        second: as `first`; differences are second minus first.
         config: window size and fit; None: `FarmsConfig()`.
-        outside: measure embeddings and head too.
+        outside: also measure embeddings and head.
         output: a JSON file for the comparison.
         figures: a folder for the figure.
-        device: where to compute; None: a GPU if there is one, else the CPU.
+        device: device to run on; None: a GPU if available, else the CPU.
         revision: branch, tag or commit of the first model.
-        allow_pickle: read pickled weights where there are no safetensors; no code in them is run.
-        progress: called with the name of a stage, steps done and steps in all.
+        allow_pickle: read pickled weights if the model has no safetensors; code in them is not run.
+        progress: called with the name of a stage, finished steps and total steps.
 
     Returns:
         The comparison, on every process.
@@ -174,7 +174,7 @@ def _measurement(
 
 
 def _check_places(output: Path | None, figures: Path | None, reads: Reads) -> None:
-    """Refuse places that cannot or must not be written to, before anything is measured.
+    """Refuse output paths that cannot or must not be written to, before anything is measured.
 
     Raises:
         OutputError: a folder where a file must be, or the other way round; no right to write; a link or a special file;

@@ -28,10 +28,10 @@ __all__ = ["uniform_nll"]
 def uniform_nll(
     plan: PrunePlan, text: EvaluationText, batches: Sequence[Tensor], *, progress: Progress
 ) -> TextNll | None:
-    """Measure the text when every block loses the same share; None, with a warning, where the model cannot be streamed.
+    """Measure the NLL with uniform sparsity; None, with a warning, if the model cannot be streamed.
 
-    The dense blocks are read from disk one at a time, beside whatever is in memory, and the pruned ones are kept only
-    until they are measured: a pass of pruning and one of measuring more, and the size of the model on disk meanwhile.
+    The dense blocks are read from disk one at a time, and the pruned ones are kept on disk until they are measured. The
+    cost is one more pass of pruning and of measuring, and temporary disk space of the size of the model.
     """
     output = plan.output
     folder = output.state / "uniform"

@@ -1,4 +1,4 @@
-"""Write the card of a folder again, from its report."""
+"""Regenerate the card of a folder from its report."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ CARD = "README.md"
 
 
 def folder_card(folder: Path, *, repo_id: str | None = None, token: str | None = None) -> str:
-    """Return the card of a pruned or trained model, and write nothing.
+    """Return the card of a pruned or trained model without writing it.
 
     Args:
-        folder: with the report, or with the files that the callbacks left behind.
+        folder: with the report, or with the files that the callbacks wrote.
         repo_id: repository that the card names; None: that of the card in the folder, else the folder's name.
         token: of the Hub, to fetch the licence of a training's base model; None: the token of `hf auth login`.
 
@@ -52,13 +52,13 @@ def write_folder_card(
     overwrite: bool = False,
     token: str | None = None,
 ) -> Path:
-    """Write the card of a pruned or trained model, and its figures beside it.
+    """Write the card of a pruned or trained model, with its figures in the same folder.
 
     Args:
         folder: as for `folder_card`.
         repo_id: as for `folder_card`.
         target: file to write; None: README.md in the folder.
-        overwrite: whether a file that hf-farms did not write may be replaced.
+        overwrite: replace a file not written by hf-farms.
         token: as for `folder_card`.
 
     Returns:
@@ -84,7 +84,7 @@ def write_folder_card(
 
 
 def name_in_card(folder: Path, repo_id: str) -> None:
-    """Write a card of ours again if its quick start names another repository."""
+    """Rewrite a card of ours if its quick start names another repository."""
     card = folder / CARD
     if is_ours(card) and repo_of(card) != repo_id:
         write_card(load_report(folder), folder, repo_id=repo_id)
@@ -109,7 +109,7 @@ def _copy_licence(base: BaseModelRecord, folder: Path, token: str | None) -> Non
 
 
 def _with_base(report: PruneReport | TrainReport, token: str | None) -> PruneReport | TrainReport:
-    """Ask the Hub about the base model of a training, which does not; its card needs the licence."""
+    """Fetch the record of a training's base model from the Hub: the card needs its licence."""
     if not isinstance(report, TrainReport) or report.base is not None or not report.model:
         return report
     if "/" not in report.model or is_local(report.model) or ModelRef.parse(report.model).kind != "hub":

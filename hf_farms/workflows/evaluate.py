@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: check everything, measure it, then its dense model, and store the results beside it."""
+"""Evaluate a checkpoint and its dense model, and store the results in its folder."""
 
 from __future__ import annotations
 
@@ -76,15 +76,15 @@ def evaluate_checkpoint(
             mapping changes fields of that, such as `{"max_windows": 4}`; one that names another source begins with the
             defaults.
         tasks: names of tasks, groups or tags of lm-eval. They need the extra: pip install "hf-farms[eval]".
-        num_fewshot: examples before each question; None: as each task says.
-        limit: only so many questions from the start of each task; None: all.
-        batch_size: questions at once; "auto": as many as fit.
-        include_path: a folder with tasks of your own, as YAML files of lm-eval.
-        base: measure the dense model too, for a paired comparison; None: where the model is a folder that
+        num_fewshot: number of few-shot examples; None: that of each task.
+        limit: evaluate only the first N samples of each task; None: all.
+        batch_size: samples per batch; "auto": as many as fit in memory.
+        include_path: a folder with your own tasks, as YAML files of lm-eval.
+        base: also measure the dense model, for a paired comparison; None: where the model is a folder that
             `prune_checkpoint` wrote and that can be written to.
-        load: where the weights come from and go to.
+        load: options for loading the models.
         output: a JSON file for the results.
-        progress: called with the name of a stage, steps done and steps in all.
+        progress: called with the name of a stage, finished steps and total steps.
         on_stored: called with the name of the folder after its report and card have changed.
 
     Returns:
@@ -193,7 +193,7 @@ def _config(target: EvaluationTarget, text: EvaluationConfig | Mapping[str, Any]
 def _check_places(
     target: EvaluationTarget, output: Path | None, text: EvaluationConfig | None, include_path: str | Path | None
 ) -> None:
-    """Refuse places that must not be written to, and texts that cannot be read."""
+    """Refuse output paths that must not be written to, and unreadable texts."""
     source = text.source if text is not None else None
     if output is not None:
         dense = target.report.model if target.report is not None else None
@@ -225,7 +225,7 @@ def _suite(tasks: Sequence[str], **options: Any) -> TaskSuite | None:
 def _measure(
     plan: _Plan, load: LoadOptions, batch_size: int | str, progress: Progress
 ) -> tuple[EvaluationReport, bool]:
-    """Measure the model, then the dense one; results are stored as soon as they are known.
+    """Measure the model, then the dense one; store results as soon as they are known.
 
     Returns:
         The results, and whether the report in the folder has changed.
@@ -248,7 +248,7 @@ def _measure(
     changed = target.stored and store(Path(target.name), result)
     perplexity = scores.nll is not None and (known is None or known.dense is None)
     if plan.base and dense is not None and (perplexity or scores.tasks) and _is_there(target):
-        # Two models in memory would be one too many.
+        # Avoid two models in memory.
         gc.collect()
         dense_scores = evaluator.measure(
             dense[0], revision=dense[1], dtype=scores.dtype, zeros=False, perplexity=perplexity
@@ -259,7 +259,7 @@ def _measure(
 
 
 def _is_there(target: EvaluationTarget) -> bool:
-    """Whether the dense model can be measured; a warning where not."""
+    """Whether the dense model can be measured; warn if not."""
     if target.report is not None and target.dense_is_missing:
         warnings.warn(
             f"the dense model is not at {target.report.model!r}, where the report has it: it was not measured.",

@@ -35,8 +35,8 @@ class Evaluator:
         text: of the perplexity; None: no perplexity.
         sparsity: whether zeros are counted.
         suite: tasks of lm-eval; None: no tasks.
-        batch_size: questions at once.
-        load: where the weights come from and go to; dtype and revision may differ between models.
+        batch_size: samples per batch.
+        load: options for loading the models; dtype and revision may differ between models.
         progress: called with every step.
 
     Attributes:

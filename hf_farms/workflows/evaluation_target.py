@@ -1,4 +1,4 @@
-"""The model to evaluate: its report, its dense model, and whether results may be stored beside it."""
+"""The model to evaluate, with its report and its dense model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class EvaluationTarget:
         name: hub id, folder or `demo`.
         revision: of a hub id.
         report: of the pruning, if any.
-        stored: whether results go into the report and the card in the folder.
+        stored: whether results are added to the report and the card in the folder.
     """
 
     name: str
@@ -54,10 +54,10 @@ class EvaluationTarget:
         if base and not Path(name).is_dir():
             path = _from_hub(name, revision) or path
         report = None
-        # Reports of other kinds name their kind.
+        # Only other kinds of reports contain their kind.
         if path.is_file() and report_kind(path) is None:
             report = with_local_paths(PruneReport.load(path), path.parent)
-        # A link leads into the cache of the Hub, where nothing may change.
+        # A link points into the cache of the Hub, which must not change.
         in_folder = report is not None and path.parent == Path(name) and not path.is_symlink()
         target = cls(name, revision, report, in_folder and os.access(path.parent, os.W_OK))
         if base:

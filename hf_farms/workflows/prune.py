@@ -49,7 +49,7 @@ def prune_checkpoint(
         load: dtype, device, streaming and revision.
         baseline: measure the perplexity of uniform sparsity too, for comparison; takes a second pruning.
         overwrite: replace an earlier result, and unfinished work of other settings; never the files of others.
-        progress: called with the name of a stage, steps done and steps in all.
+        progress: called with the name of a stage, finished steps and total steps.
 
     Returns:
         The report: sparsity, spectra and perplexity before and after.

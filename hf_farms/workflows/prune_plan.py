@@ -1,4 +1,4 @@
-"""A prune before the work: the output folder, the texts and the Hub are checked. Loads no torch."""
+"""Checks before a prune: output folder, texts and Hub. Loads no torch."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class PrunePlan:
 
     Attributes:
         recipe: model and settings.
-        model: that is pruned.
+        model: to prune.
         output: folder of the result.
         load: how the model is loaded.
         baseline: measure the perplexity of uniform sparsity too.
-        finished: the report of the folder, if it is complete and came from the same recipe: it is used as it is.
+        finished: the report of the output folder, if the same recipe completed it; nothing is pruned then.
     """
 
     recipe: Recipe
@@ -57,7 +57,7 @@ def plan_prune(
     overwrite: bool = False,
     recipe_file: Path | None = None,
 ) -> PrunePlan:
-    """Refuse what cannot end well, before anything is loaded or uploaded.
+    """Check a prune before anything is loaded or uploaded.
 
     Args:
         recipe: model and settings.
@@ -94,7 +94,7 @@ def plan_prune(
     with given_fields(None) if recipe_file is not None else nullcontext():
         _warn_unused(plan)
     output.check_name()
-    # Said first: a model that is pruned into itself must not be called a result of other settings.
+    # Check this first: the model itself must not be reported as a result of other settings.
     check_apart(output.path, {"the model": recipe.model}, replaces=True)
     if not overwrite and (finished := _finished(recipe, output.path, baseline=baseline)):
         remove_leftovers(output.path)
@@ -122,7 +122,7 @@ def _warn_unused(plan: PrunePlan) -> None:
 
 
 def default_folder(recipe: Recipe) -> Path:
-    """Return the place of a result that was given none: here, or beside a model whose folder this runs in."""
+    """Return the default output folder: in the current folder, or next to the model if that contains it."""
     name = default_output_name(recipe.model, recipe.prune)
     model = Path(recipe.model)
     if not os.path.isdir(model) or not is_inside(Path.cwd(), model):
@@ -142,9 +142,9 @@ def _check_texts(recipe: Recipe) -> None:
 
 
 def _check_model(plan: PrunePlan) -> None:
-    """Ask the Hub for the model and all texts, in one request each."""
+    """Check the model and all texts on the Hub, with one request each."""
     plan.model.check()
-    # Meta's own layout needs another repository or consent, which the list of files tells.
+    # The list of files shows Meta's own layout, which needs another repository or consent.
     find_replacement(plan.model, allow_pickle=plan.load.allow_pickle)
     _ = plan.model.base_model  # access to a gated model
     for source in plan.recipe.texts():
@@ -153,7 +153,7 @@ def _check_model(plan: PrunePlan) -> None:
 
 
 def _finished(recipe: Recipe, folder: Path, *, baseline: bool) -> PruneReport | None:
-    """Return the report of a complete folder, if it came from the same recipe.
+    """Return the report of a complete folder, if the same recipe produced it.
 
     Raises:
         OutputError: it came from another one.

@@ -1,4 +1,4 @@
-"""Push a result: checked before a prune, uploaded after it."""
+"""Push a result: check it before a prune, upload it afterwards."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def plan_result_push(
     revision: str | None = None,
     allow_foreign_files: bool = False,
 ) -> hub.PushPlan:
-    """Check that the result of a prune may be pushed, before the work; nothing is created.
+    """Check that the result of a prune can be pushed, before the prune; nothing is created.
 
     Args:
-        prune: the work; of a finished one the folder is checked too.
+        prune: the planned prune; a finished folder is checked too.
         repo_id: as for `push`.
         private: as for `push`.
         create_pr: as for `push`.
@@ -60,7 +60,7 @@ def plan_result_push(
 
 
 def push_result(folder: Path, plan: hub.PushPlan, *, commit_message: str | None = None) -> str:
-    """Upload a finished folder, whose card names the repository; no check is repeated.
+    """Upload a finished folder with its repository in the card, without repeating checks.
 
     Args:
         folder: of the result.

@@ -1,4 +1,4 @@
-"""Models and saved reports, measured alike. Imports torch."""
+"""Models and saved reports, measured with the same options. Imports torch."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ __all__ = ["OpenedModel", "SpectralMeasurement", "is_saved_report"]
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model that can be measured, or a report that was saved.
+    """A model that can be measured, or a saved report.
 
     Attributes:
         name: as the caller gave it.
         reader: of the model; None for a report.
-        report: that was saved; None for a model.
+        report: a saved report; None for a model.
     """
 
     name: str
@@ -53,13 +53,13 @@ class OpenedModel:
 
 
 class SpectralMeasurement:
-    """Measures any number of models alike, over all processes where several were launched.
+    """Measures any number of models with the same options, distributed over all launched processes.
 
     Args:
         config: window size and fit.
-        outside: measure embeddings and head too.
-        device: where to compute; None: that of this process, else a GPU if there is one, else the CPU.
-        allow_pickle: read pickled weights where there are no safetensors.
+        outside: also measure embeddings and head.
+        device: device to run on; None: that of this process, else a GPU if available, else the CPU.
+        allow_pickle: read pickled weights if the model has no safetensors.
         progress: called with every step.
 
     Raises:
@@ -108,7 +108,7 @@ class SpectralMeasurement:
         return OpenedModel(name, reader, None)
 
     def open_second(self, first: OpenedModel, name: str) -> OpenedModel:
-        """Open the model to compare the first with, and refuse one that cannot be, before either is measured.
+        """Open the second model of a comparison, and refuse one that does not match, before any measurement.
 
         Raises:
             ValueError: a report that was measured otherwise, or blocks that cannot be matched.
@@ -121,14 +121,14 @@ class SpectralMeasurement:
         return second
 
     def measure(self, model: OpenedModel) -> SpectralReport:
-        """Measure a model; a report is measured already."""
+        """Measure a model, or return a saved report."""
         if model.reader is None:
             assert model.report is not None
             return model.report
         return self._analyze(model.reader, self._config, model.name)
 
     def compare(self, first: OpenedModel, second: OpenedModel) -> SpectralComparison:
-        """Measure two models, the second as the first was, and compare."""
+        """Measure two models, the second with the options of the first, and compare them."""
         first_report, second_report = self.measure(first), second.report
         if second.reader is not None:
             config = first_report.config

@@ -1,4 +1,4 @@
-"""The texts of a prune: what it is calibrated on and what its perplexity is measured on."""
+"""Calibration and evaluation texts of a prune."""
 
 from __future__ import annotations
 
