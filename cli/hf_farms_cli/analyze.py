@@ -59,7 +59,7 @@ def analyze_command(
     block_score: Annotated[
         str,
         typer.Option(
-            help=f"How the alphas of a block's layers are averaged: {', '.join(BLOCK_SCORES)}.",
+            help=f"How the alphas of a block's layers are combined: {', '.join(BLOCK_SCORES)}.",
             autocompletion=complete(BLOCK_SCORES),
         ),
     ] = DEFAULT.block_score,
@@ -70,7 +70,7 @@ def analyze_command(
     esd: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="LAYER", help="With --figures: also plot the spectrum of this layer; `*` is a wildcard, repeatable."
+            metavar="LAYER", help="With --figures: plot the spectrum of this layer; `*` is a wildcard; repeatable."
         ),
     ] = None,
     device: DeviceOption = None,

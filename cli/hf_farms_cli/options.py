@@ -260,4 +260,4 @@ BranchOption = Annotated[
 MessageOption = Annotated[
     str | None, typer.Option(help="Title of the commit and the pull request.", rich_help_panel=HUB)
 ]
-YesOption = Annotated[bool, typer.Option("-y", "--yes", help="Replace a README.md not written by hf-farms.")]
+YesOption = Annotated[bool, typer.Option("-y", "--yes", help="Replace a file not written by hf-farms.")]
