@@ -324,7 +324,7 @@ def test_the_section_says_what_was_scaled(quantity, said, tmp_path):
     write_training_history(entries, FarmsLRConfig(map="sqrt", quantity=quantity), tmp_path)
     section = (tmp_path / "farms_lr.md").read_text()
     assert said in section
-    assert "(map sqrt, unit block): blocks with" in section
+    assert "(map sqrt, unit block, mean factor 1): blocks with" in section
     assert "| 0 | 2.000 | – | 1.500 |" in section
 
 
