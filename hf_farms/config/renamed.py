@@ -70,7 +70,7 @@ def _translate(kind: type, options: dict[str, Any], copied: object | None) -> di
     for old in names.keys() & options.keys():
         new = names[old]
         if new in options and (copied is None or options[new] is not getattr(copied, new)):
-            raise ValueError(f"{old} must be left out beside {new}, its new name, got both. Remove {old}.")
+            raise ValueError(f"{old} must be left out with {new}, its new name, got both. Remove {old}.")
         _warn(kind, old, new)
         translated[new] = translated.pop(old)
     return translated

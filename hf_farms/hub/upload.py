@@ -166,7 +166,7 @@ def _check_alone(plan: PushPlan, **options: object) -> None:
     """Refuse options that the plan fixes already."""
     for name, value in options.items():
         if value not in (None, False):
-            raise ValueError(f"{name} must be left out beside a plan, got {value!r}. The plan is for {plan.repo_id!r}.")
+            raise ValueError(f"{name} must be left out with a plan, got {value!r}. The plan is for {plan.repo_id!r}.")
 
 
 def _is_gated(repo_id: str, token: str | None) -> bool:

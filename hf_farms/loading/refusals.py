@@ -16,7 +16,7 @@ ADAPTER = "adapter_config.json"
 POINTER = b"version https://git-lfs.github.com/spec/"
 # A pointer has three short lines.
 POINTER_BYTES = 1024
-# The files that are read, beside those of the formats. Others, such as pictures of the card, may be pointers.
+# Files that are read in addition to those of the formats. Others, such as pictures of the card, may be pointers.
 READ_FILES = (
     "*.pth",
     "*.json",

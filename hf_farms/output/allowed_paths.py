@@ -38,7 +38,7 @@ def named_folder(path: str | Path) -> Path:
 
 
 def partial_folder(folder: Path) -> Path:
-    """Return the path of unfinished work: beside the folder that it becomes."""
+    """Return the path of unfinished work, next to the final folder."""
     return folder.with_name(folder.name + PARTIAL)
 
 

@@ -42,7 +42,7 @@ REPORT_NAME = names.REPORT
 class Report:
     """JSON form shared by all reports."""
 
-    # Whether it lies beside a model that will be pushed: names in it are published then.
+    # Whether it is in the folder of a model that may be pushed, so that names in it are published.
     shared: ClassVar[bool] = False
 
     schema_version: int = SCHEMA_VERSION

@@ -72,7 +72,7 @@ def evaluate_checkpoint(
     Args:
         model: hub id, folder or `demo`.
         metrics: "perplexity" and "sparsity", either, or none.
-        text: the text of the perplexity. None: that of the report beside the model, else `EvaluationConfig()`. A
+        text: the text of the perplexity. None: that of the report of the model, else `EvaluationConfig()`. A
             mapping changes fields of that, such as `{"max_windows": 4}`; one that names another source begins with the
             defaults.
         tasks: names of tasks, groups or tags of lm-eval. They need the extra: pip install "hf-farms[eval]".

@@ -5,7 +5,7 @@
 An arm is SPARSITY:ALLOCATION[:OPTION=VALUE...], for example 0.5:farms, 0.5:farms:spread=0.2, 0.5:uniform:text=self.
 Options: spread, shrink, text (of the calibration), and those of the measurement: rows, per_dim, fit, score; `released`
 is fit=peak with the released bound. `shuffled0`, `shuffled1`, ..., `sorted` and `reversed` are placebos of `farms`: the
-same block scores in another order (random, ascending with depth, turned round). Every row says
+same block scores in another order (random, ascending with depth, reversed). Every row says
 dense and pruned perplexity, the NLL difference to the dense model and to the first arm of the same sparsity with its
 paired standard error, and the mean KL divergence from the dense to the pruned prediction. Nothing is chosen here:
 give the selection text to choose, the test text to report.

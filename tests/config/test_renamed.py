@@ -52,14 +52,14 @@ def test_the_old_name_is_an_argument_and_an_attribute(kind):
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_both_names_at_once_are_refused(kind):
-    one = r"farms must be left out beside spectra, its new name, got both. Remove farms\."
+    one = r"farms must be left out with spectra, its new name, got both. Remove farms\."
     for options in ({"farms": SMALL, "spectra": SMALL}, {"spectra": SMALL, "farms": FarmsConfig()}):
         with pytest.raises(ValueError, match=one):
             kind(**options)
         with pytest.raises(ValueError, match=one):
             dataclasses.replace(kind(), **options)
     both = {"farms": {}, "spectra": {}}
-    with pytest.raises(DocumentError, match=r"farms must be left out beside spectra"):
+    with pytest.raises(DocumentError, match=r"farms must be left out with spectra"):
         parse_dataclass(Document(both), kind)
 
 
@@ -91,7 +91,7 @@ def test_the_old_name_is_a_key_of_a_mapping():
             with old_name(kind):
                 config = callback({"farms": value}).config
             assert config == callback({"spectra": value}).config == kind(spectra=SMALL)
-        with pytest.raises(ValueError, match="farms must be left out beside spectra"):
+        with pytest.raises(ValueError, match="farms must be left out with spectra"):
             callback({"farms": SMALL, "spectra": SMALL})
 
 
@@ -112,7 +112,7 @@ def test_an_old_report_with_both_names_is_refused(tmp_path):
     data = json.loads((EARLIER / "prune_report.json").read_text())
     data["config"]["spectra"] = {}
     (tmp_path / "hf_farms_report.json").write_text(json.dumps(data))
-    with pytest.raises(DataError, match=r"\(farms must be left out beside spectra, its new name, got both"):
+    with pytest.raises(DataError, match=r"\(farms must be left out with spectra, its new name, got both"):
         load_report(tmp_path)
 
 
@@ -125,7 +125,7 @@ def test_a_recipe_with_the_old_key_is_read(tmp_path):
     with pytest.raises(DataError, match=r"prune.farms.window_rows must be a whole number"):
         Recipe.load(tmp_path / "recipe.yaml")
     (tmp_path / "recipe.yaml").write_text(text.replace("  farms:", "  spectra: {}\n  farms:"))
-    with pytest.raises(DataError, match=r"line \d+: farms must be left out beside spectra, its new name, got both"):
+    with pytest.raises(DataError, match=r"line \d+: farms must be left out with spectra, its new name, got both"):
         Recipe.load(tmp_path / "recipe.yaml")
 
 

@@ -163,4 +163,4 @@ def test_a_plan_is_all_that_a_push_needs(client, hub, tmp_path):
     for option in ({"private": True}, {"revision": "v2"}, {"create_pr": True}, {"overwrite": True}):
         done = client("push_as_planned", folder, "ada/planned", **option)
         assert done["error"] == "ValueError"
-        assert f"{next(iter(option))} must be left out beside a plan" in done["message"]
+        assert f"{next(iter(option))} must be left out with a plan" in done["message"]
