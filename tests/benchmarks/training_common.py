@@ -2,7 +2,7 @@
 
 Arms: `none` is the Trainer alone, `farms` has FarmsLRCallback, `frozen` keeps the factors of its first measurement. The
 placebos have the factors of every measurement on other blocks: `shuffled` (one random order for the whole run),
-`sorted` (ascending with depth), `reversed` (in reverse order of depth). `decay` is layer-wise learning rate decay, which
+`sorted` (ascending with depth), `reversed` (reverse order). `decay` is layer-wise learning rate decay, which
 looks at no weights. Embeddings, stem and head have factor 1 in all of them.
 """
 

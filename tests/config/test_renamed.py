@@ -164,7 +164,7 @@ def test_a_renamed_option_is_no_difference_to_unfinished_work(tmp_path):
     assert today.keys() != begun.keys()
     output.resume_or_start(today)
     assert (output.state / "stage").exists()
-    with pytest.raises(OutputError, match=r"begun otherwise \(prune.spectra.window_rows: 'auto', there 16\)\."):
+    with pytest.raises(OutputError, match=r"begun otherwise \(prune.spectra.window_rows: 'auto', previously 16\)\."):
         output.resume_or_start(today | {"prune.spectra.window_rows": "auto"})
     assert json.loads((output.state / "fingerprint.json").read_text()) == begun
 
