@@ -214,8 +214,8 @@ def test_reports(call):
         ({"sizes": [1, None]}, r"sizes must be positive, got \[1, None\]"),
         ({"target": "0.5"}, "target must be at least 0 and below 1, got '0.5'"),
         ({"spread": None}, "spread must be at least 0 and below 1, got None"),
-        ({"bounds": 0.9}, "bounds must be ordered within 0 and 1, got 0.9"),
-        ({"bounds": (0, "1")}, r"bounds must be ordered within 0 and 1, got \(0, '1'\)"),
+        ({"bounds": 0.9}, "bounds must be ordered and between 0 and 1, got 0.9"),
+        ({"bounds": (0, "1")}, r"bounds must be ordered and between 0 and 1, got \(0, '1'\)"),
     ],
 )
 def test_numbers_of_an_allocation(change, sentence):

@@ -37,9 +37,13 @@ FLAGS = {flag for command in COMMANDS for parameter in command.params for flag i
 FLAGS |= {flag for command in COMMANDS for parameter in command.params for flag in parameter.secondary_opts}
 
 
+# A command line that a report records, and no message.
+RECORDED = [("prune.py", " --no-baseline")]
+
+
 def test_no_string_of_the_library_names_a_flag():
     named = [(path.name, text) for path in SOURCES for text in strings(path, docstrings=True) if FLAG.search(text)]
-    assert named == []
+    assert named == RECORDED
 
 
 def test_no_message_of_the_library_names_a_command_of_the_shell():

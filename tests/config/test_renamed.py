@@ -86,11 +86,12 @@ def test_an_object_pickled_by_an_earlier_version_has_the_new_name(kind):
 
 
 def test_the_old_name_is_a_key_of_a_mapping():
-    for callback, kind in ((FarmsLRCallback, FarmsLRConfig), (S2FTCallback, S2FTConfig)):
+    options = {"budget_allocation": "farms"}
+    for callback, kind, more in ((FarmsLRCallback, FarmsLRConfig, {}), (S2FTCallback, S2FTConfig, options)):
         for value in (SMALL, {"window_rows": 8}):
             with old_name(kind):
-                config = callback({"farms": value}).config
-            assert config == callback({"spectra": value}).config == kind(spectra=SMALL)
+                config = callback({"farms": value, **more}).config
+            assert config == callback({"spectra": value, **more}).config == kind(spectra=SMALL, **more)
         with pytest.raises(ValueError, match="farms must be left out with spectra"):
             callback({"farms": SMALL, "spectra": SMALL})
 
