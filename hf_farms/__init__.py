@@ -117,8 +117,10 @@ def _version() -> str:
 
     try:
         return version("hf-farms")
-    except PackageNotFoundError as error:  # files of a source tree that nobody installed
-        raise AttributeError("hf_farms has a __version__ where it is installed: pip install hf-farms.") from error
+    except PackageNotFoundError as error:  # a source tree without installation
+        raise AttributeError(
+            "hf_farms has no __version__, as it is not installed. Run: pip install hf-farms."
+        ) from error
 
 
 def __dir__() -> list[str]:

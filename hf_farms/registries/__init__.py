@@ -2,11 +2,11 @@
 
 base.py                Entry, Registry, and the import of the function that an entry names
 methods.py             METHODS: rules that choose the weights to remove
-allocations.py         ALLOCATIONS: rules that spread a total sparsity over the blocks
-fits.py                FITS: rules that say where the tail of a spectrum starts
+allocations.py         ALLOCATIONS: rules that distribute sparsity across blocks
+fits.py                FITS: rules for the start of the tail of a spectrum
 lr_maps.py             LR_MAPS: maps from alphas to factors on the learning rate
-strategies.py          STRATEGIES: scores of heads and channels, by which S2FT selects
-checkpoint_formats.py  CHECKPOINT_FORMATS: files in which a model may be stored
+strategies.py          STRATEGIES: scores of heads and channels for the selection of S2FT
+checkpoint_formats.py  CHECKPOINT_FORMATS: file formats of models
 """
 
 from hf_farms.registries.allocations import ALLOCATIONS, AllocationEntry

@@ -19,11 +19,11 @@ class AllocationEntry(Entry):
 
     Attributes:
         score: import path of a function of a block's `hf_farms.pruning.scoring.MeasuredLayer`s that returns the score
-            of the block; given exactly where `needs` is "activations".
+            of the block; required if `needs` is "activations", else not allowed.
         statistic: import path of the statistic of each layer's inputs that `score` reads, a
-            `hf_farms.pruning.methods.Statistic`; given exactly where `score` is.
-        even: every block gets the same share, so that a pattern N:M is possible.
-        sentence_if_even: Markdown that the card prints instead of `sentence` where all blocks came out alike.
+            `hf_farms.pruning.methods.Statistic`; required with `score`.
+        even: every block gets the same sparsity, which a fixed pattern N:M requires.
+        sentence_if_even: Markdown for the card instead of `sentence`, if all blocks got the same sparsity.
         citation: BibTeX.
     """
 

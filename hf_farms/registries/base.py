@@ -17,10 +17,11 @@ class Entry:
     """One choice of an option.
 
     Attributes:
-        needs: measurements that the function is given: "nothing"; spectra of "windows" or of the whole "matrix";
+        needs: measurements that the function gets: "nothing"; spectra of "windows" or of the whole "matrix";
             "activations" or "gradients" on calibration data.
-        function: import path, such as "hf_farms.pruning.wanda:wanda". Each registry says how it is called.
-        sentence: Markdown that a card prints; `{seed}` stands for the field `seed` of the config.
+        function: import path, such as "hf_farms.pruning.wanda:wanda". Entry classes
+            describe its arguments.
+        sentence: Markdown for the card; `{seed}` is replaced by the field `seed` of the config.
         options: fields of the config that this choice reads and another one of the registry does not.
     """
 

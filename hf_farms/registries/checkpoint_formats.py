@@ -11,21 +11,20 @@ __all__ = ["CHECKPOINT_FORMATS", "FormatEntry"]
 
 @dataclass(frozen=True, kw_only=True)
 class FormatEntry(Entry):
-    """A format. The entries are tried in order, first those that are converted.
+    """A format. The entries are tried in order, converted formats first.
 
-    Of a format that transformers reads, the function is called with a function that finds a file by its name (a path
-    on this machine, or None), and returns the path of the weights, or of the index of their shards; None: there are
-    none.
+    For a format that transformers reads, the function gets a lookup of files by name (returns a local path or None),
+    and returns the path of the weights or of the index of their shards; None if the model has no such files.
 
-    Of a format that is `converted`, the function is called as `function(model, allow_pickle=...)` with a
-    `hf_farms.loading.names.ModelRef`, and returns a `hf_farms.loading.resolution.Replacement`, or None for a model that
-    is not stored so. It must not download weights.
+    For a `converted` format, the function is called as `function(model, allow_pickle=...)` with a
+    `hf_farms.loading.names.ModelRef`, and returns a `hf_farms.loading.resolution.Replacement`, or None for a model of
+    another format. It must not download weights.
 
     Attributes:
-        files: patterns of names; a folder with a file for each of them may be of this format.
-        converted: transformers cannot read it: another repository or a converted copy is loaded instead.
-        pickled: the user must allow it to be read. A function of a converted format refuses it itself.
-        sentence: a note for reports and cards; `{name}` and `{replaced_by}` are filled in. Empty: nothing to say.
+        files: file name patterns; a folder of this format has a match for each of them.
+        converted: transformers cannot read the format; another repository or a converted copy is loaded instead.
+        pickled: reading needs `allow_pickle=True`. The function of a converted format checks this itself.
+        sentence: a note for reports and cards, with placeholders `{name}` and `{replaced_by}`; may be empty.
     """
 
     files: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""STRATEGIES: scores of heads and channels, by which S2FT selects."""
+"""STRATEGIES: scores of heads and channels for the selection of S2FT."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["STRATEGIES", "StrategyEntry"]
 
 @dataclass(frozen=True, kw_only=True)
 class StrategyEntry(Entry):
-    """A strategy.
+    """A strategy of selection.
 
     The function is called with a `hf_farms.s2ft.coupled.CoupledModel` and the calibration batches (None where `needs`
     is "nothing" or "matrix"). It returns a score `(units,)`, finite and on the CPU, for each structure of each block;
-    `S2FTConfig.keep` says whether the largest or the smallest are selected.
+    `S2FTConfig.keep` selects the largest or the smallest scores.
     """
 
     def __post_init__(self) -> None:
