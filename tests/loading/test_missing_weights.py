@@ -218,7 +218,9 @@ def test_weights_that_torch_computes_from_others_are_told(tmp_path):
     transformers.EncodecModel(config).save_pretrained(tmp_path)
     with (
         pytest.warns(HfFarmsWarning, match="No layout is known"),
-        pytest.raises(ModelError, match=r"must be stored directly, got one that torch computes from other parameters") as told,
+        pytest.raises(
+            ModelError, match=r"must be stored directly, got one that torch computes from other parameters"
+        ) as told,
     ):
         open_model(tmp_path)
     assert "in memory" in told.value.hint
