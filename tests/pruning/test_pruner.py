@@ -75,7 +75,8 @@ def test_sliding_windows_reach_the_blocks_that_have_them(ids):
 @pytest.mark.parametrize("sparsity", [0.001, 0.333, 0.5, 0.97, 0.9999])
 def test_the_total_is_met_to_the_weight(method, allocation, sparsity, ids):
     model = tiny("llama")
-    config = PruneConfig(method=method, allocation=allocation, sparsity=sparsity, spread=0.3)
+    spread = {} if allocation == "uniform" else {"spread": 0.3}
+    config = PruneConfig(method=method, allocation=allocation, sparsity=sparsity, **spread)
     report = prune(model, config, calibration=ids).report
     assert zeros(model) == round(sparsity * size(model))
     assert sum(layer.num_zeros for block in report.blocks for layer in block.layers) == zeros(model)

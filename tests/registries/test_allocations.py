@@ -24,6 +24,7 @@ OUTLIERS = AllocationEntry(
     score="registry_entries:mean_outlier",
     statistic="hf_farms.pruning.wanda:InputNorm",
     sentence="Blocks lose more the larger their outliers are, spread {spread:g}.",
+    options=("spread", "shrink"),
 )
 
 

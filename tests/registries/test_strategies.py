@@ -12,7 +12,10 @@ from hf_farms.reports import TrainReport
 from hf_farms.reports.training import LayerSelection, S2FTRecord
 
 FIRST = StrategyEntry(
-    needs="activations", function="registry_entries:count_down", sentence="counted down, the {keep} first"
+    needs="activations",
+    function="registry_entries:count_down",
+    sentence="counted down, the {keep} first",
+    options=("keep",),
 )
 
 
