@@ -24,6 +24,8 @@ unsaved_tensors.py     parameters and buffers that no file holds
 coupling.py            layers that share heads or channels
 """
 
+from typing import TYPE_CHECKING
+
 from hf_farms.blocks.checkpoint_tensors import StoredTensors
 from hf_farms.blocks.in_memory import ModelBlockSource
 from hf_farms.blocks.inputs import TokenMask
@@ -42,6 +44,7 @@ from hf_farms.blocks.streaming import StreamedBlockSource, align_weights
 from hf_farms.blocks.tensor_files import TensorFiles
 from hf_farms.blocks.weights import count_zeros
 from hf_farms.blocks.wrappers import plain_name, unwrapped
+from hf_farms.files.moved_names import moved
 
 __all__ = [
     "Block",
@@ -66,3 +69,6 @@ __all__ = [
     "plain_name",
     "unwrapped",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = moved(__name__, {"KeptTokens": "hf_farms.blocks.TokenMask"})

@@ -3,6 +3,8 @@
 The same object feeds the function, the callback, the command line, the report and the card.
 """
 
+from typing import TYPE_CHECKING
+
 from hf_farms.config.loading import DTYPES, LoadOptions
 from hf_farms.config.lr import LR_MAPS, LR_QUANTITIES, LR_UNITS, FarmsLRConfig, LRMap, LRQuantity, LRUnit
 from hf_farms.config.prune import (
@@ -26,6 +28,7 @@ from hf_farms.config.s2ft import (
     S2FTStrategy,
 )
 from hf_farms.config.spectra import BLOCK_SCORES, FITS, BlockScore, FarmsConfig, Fit
+from hf_farms.files.moved_names import moved
 
 __all__ = [
     "ALLOCATIONS",
@@ -59,3 +62,6 @@ __all__ = [
     "S2FTStrategy",
     "default_output_name",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = moved(__name__, {"S2FT_STRATEGIES": "hf_farms.registries.STRATEGIES"})

@@ -8,4 +8,5 @@ shards.py            the index of a sharded checkpoint
 documents.py         JSON and text of users, within limits
 yaml_documents.py    YAML of users, within limits
 dataclass_parsing.py JSON or YAML -> dataclasses, by their annotations
+moved_names.py       keep old names of functions and classes, with a warning
 """

@@ -13,6 +13,9 @@ staging.py           a copy of the files to push, without private paths and secr
 upload.py            the upload, to a branch or a pull request
 """
 
+from typing import TYPE_CHECKING
+
+from hf_farms.files.moved_names import moved
 from hf_farms.hub.contents import read_contents
 from hf_farms.hub.folders import (
     PublishableFolder,
@@ -37,3 +40,12 @@ __all__ = [
     "read_contents",
     "replaced_weights",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = moved(
+        __name__,
+        {
+            "check_dataset": "hf_farms.data.datasets.check_dataset",
+            "weights_size": "hf_farms.loading.names.model_weights_size",
+        },
+    )

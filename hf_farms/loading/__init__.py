@@ -19,16 +19,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hf_farms.files.moved_names import moved
+
 if TYPE_CHECKING:
     from hf_farms.loading.opening import LoadedModel, load_model, open_model
 
 __all__ = ["LoadedModel", "load_model", "open_model"]
 
+_moved = moved(
+    __name__,
+    {"Loaded": "hf_farms.loading.opening.LoadedModel", "find_device": "hf_farms.loading.devices.find_device"},
+)
+
 
 def __getattr__(name: str) -> Any:
     # `opening` imports torch, which commands do not need while they look up names.
     if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return _moved(name, stacklevel=3)
     from hf_farms.loading import opening
 
     return getattr(opening, name)

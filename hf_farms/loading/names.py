@@ -122,6 +122,20 @@ class ModelRef:
             raise ModelError(f"model must be a hub id or an existing folder, got {name!r}. Check the path.")
 
 
+def model_weights_size(model: str, *, revision: str | None = None) -> int | None:
+    """Return `ModelRef.weights_size` of a name; `hf_farms.hub.weights_size` of an earlier version.
+
+    Args:
+        model: `demo`, a folder, or a hub id.
+        revision: of a hub id.
+
+    Raises:
+        ModelError: as `ModelRef.info`.
+        HubError: as `ModelRef.info`.
+    """
+    return ModelRef.parse(model, revision).weights_size
+
+
 def resolve(name: str) -> str:
     """Return the folder of `demo`, a folder, or a hub id.
 

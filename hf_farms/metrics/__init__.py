@@ -16,6 +16,9 @@ it there, so perplexity.py and sparsity.py use absolute imports, one per line.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_farms.files.moved_names import moved
 
 __all__ = ["METRICS", "path"]
 
@@ -34,3 +37,7 @@ def path(name: str) -> str:
     if name not in METRICS:
         raise ValueError(f"name must be one of {', '.join(METRICS)}, got {name!r}.")
     return str(Path(__file__).with_name(f"{name}.py"))
+
+
+if not TYPE_CHECKING:
+    __getattr__ = moved(__name__, {"MODULES": "hf_farms.metrics.METRICS"})
