@@ -56,8 +56,8 @@ FIELDS = {
         name: f"--{name.replace('_', '-')}"
         for name in (
             *("aspect_ratio", "windows_per_dim", "tail_divisor", "released_peak_bound", "outside"),
-            *("spread", "baseline", "num_fewshot", "limit", "layers", "yes", "repo_id"),
-            *("base", "batch_size", "include_path", "device", "revision", "allow_pickle", "tasks"),
+            *("spread", "baseline", "num_fewshot", "limit", "layers", "yes"),
+            *("base", "batch_size", "include_path", "device", "revision", "allow_pickle"),
         )
     },
 }
