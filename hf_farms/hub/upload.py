@@ -78,6 +78,7 @@ def push(
         commit_message=commit_message,
         overwrite=overwrite,
         token=token,
+        plan=plan,
     )
     folder = Path(folder)
     if plan is None:

@@ -8,6 +8,7 @@ texts.py                calibration and evaluation texts
 push.py                 push a result
 card.py                 write a card again
 evaluate.py             measure a model, and the dense one
+arguments.py            check the types of arguments that all workflows take
 evaluation_results.py   scores of a model, and the report of an evaluation
 recorded_results.py     merge of an evaluation into the report of a pruned model
 """

@@ -17,6 +17,7 @@ from hf_farms.progress import Progress, no_progress
 from hf_farms.reports import SpectralReport
 from hf_farms.reports.base import save_report
 from hf_farms.reports.comparison import SpectralComparison
+from hf_farms.workflows.arguments import check_names, check_types
 from hf_farms.workflows.spectral_figures import FIGURES, draw, draw_two
 
 if TYPE_CHECKING:
@@ -67,6 +68,19 @@ def analyze_checkpoint(
         >>> analyze_checkpoint("demo").model
         'demo'
     """
+    check_types(
+        analyze_checkpoint,
+        progress=progress,
+        models={"model": model},
+        config=config,
+        outside=outside,
+        output=output,
+        figures=figures,
+        device=device,
+        revision=revision,
+        allow_pickle=allow_pickle,
+    )
+    check_names(esd=esd)
     if esd and figures is None:
         raise ArgumentError("esd must come with a folder for the figure, got none. Add `figures`.")
     output, figures, name = _path(output), _path(figures), with_name(str(model))
@@ -119,6 +133,18 @@ def compare_checkpoints(
         ValueError: a saved report was measured in another way, or the blocks cannot be matched.
         HfFarmsError: a model cannot be measured, or a file must not be written.
     """
+    check_types(
+        compare_checkpoints,
+        progress=progress,
+        models={"first": first, "second": second},
+        config=config,
+        outside=outside,
+        output=output,
+        figures=figures,
+        device=device,
+        revision=revision,
+        allow_pickle=allow_pickle,
+    )
     output, figures = _path(output), _path(figures)
     names = with_name(str(first)), with_name(str(second))
     _check_places(output, figures, {"the model": names[0], "the model to compare with": names[1]})

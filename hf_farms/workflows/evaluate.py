@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_farms.config import EvaluationConfig, LoadOptions
-from hf_farms.config.checks import is_count
+from hf_farms.config.checks import check, is_count
 from hf_farms.config.effects import EvaluateArguments, Inputs, given_fields, warn_unused
 from hf_farms.errors import ArgumentError, HfFarmsWarning, argument_errors
 from hf_farms.files.paths import with_home, with_name
@@ -20,7 +20,14 @@ from hf_farms.output.allowed_paths import check_output_file
 from hf_farms.progress import Progress, no_progress
 from hf_farms.reports import EvaluationReport
 from hf_farms.reports.base import save_report
-from hf_farms.workflows.evaluation_results import make_result
+from hf_farms.workflows.arguments import check_names, check_types
+from hf_farms.workflows.evaluation_results import (
+    known_perplexity,
+    make_result,
+    store,
+    warn_of_another_text,
+    warn_of_other_weights,
+)
 from hf_farms.workflows.evaluation_target import EvaluationTarget
 from hf_farms.workflows.recorded_results import known_perplexity, store, warn_of_another_text, warn_of_other_weights
 
@@ -99,6 +106,15 @@ def evaluate_checkpoint(
         >>> result.sparsity.value
         0.0
     """
+    check_types(
+        evaluate_checkpoint,
+        progress=progress,
+        models={"model": model},
+        include_path=include_path,
+        base=base,
+        load=load,
+        output=output,
+    )
     load, output, name = load or LoadOptions(), with_home(Path(output)) if output else None, with_name(str(model))
     arguments = EvaluateArguments(
         perplexity="perplexity" in metrics,
@@ -133,13 +149,11 @@ def evaluate_checkpoint(
 
 
 def _check(metrics: Sequence[str], tasks: Sequence[str], arguments: EvaluateArguments) -> None:
+    check_names(metrics=metrics, tasks=tasks)
     from hf_farms.metrics.task_loading import check_task_options
 
     batch_size = arguments.batch_size
     with argument_errors():
-        for argument, names in (("metrics", metrics), ("tasks", tasks)):
-            if isinstance(names, str):
-                raise ValueError(f"{argument} must be a sequence of names, got {names!r}. Write [{names!r}].")
         for name in metrics:
             if name not in METRICS:
                 raise ValueError(f"metrics must be of {', '.join(METRICS)}, or none, got {name!r}.")
@@ -179,6 +193,10 @@ def _text(
 def _config(target: EvaluationTarget, text: EvaluationConfig | Mapping[str, Any] | None) -> EvaluationConfig:
     """Return the text that the arguments name, with the fields of the report's where they name none."""
     if not isinstance(text, EvaluationConfig):
+        with argument_errors():
+            remedy = f"Write {{'source': {text!r}}}." if isinstance(text, str) else ""
+            constraint = "an EvaluationConfig, a mapping of its fields, or None"
+            check(text is None or isinstance(text, Mapping), "text", constraint, text, remedy)
         changes, config = dict(text or {}), EvaluationConfig()
         if "source" not in changes and target.report is not None and target.report.perplexity is not None:
             config = target.report.perplexity.config

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from hf_farms.config import CalibrationConfig, EvaluationConfig, LoadOptions, PruneConfig
-from hf_farms.config.checks import check
+from hf_farms.config.checks import check, check_arguments
 from hf_farms.config.effects import given_fields
 from hf_farms.errors import NoEffectWarning
 from hf_farms.files.paths import with_home, with_name
@@ -70,6 +70,9 @@ def prune_checkpoint(
     given = type(model).__name__ if hasattr(model, "modules") else model
     check(isinstance(model, str | Path), "model", "a hub id, a folder or 'demo'", given, IN_MEMORY)
     check(isinstance(output, str | Path), "output", "the path of a folder", output)
+    constraint = "a function of the stage, the steps done and the steps in all, or None"
+    check(progress is None or callable(progress), "progress", constraint, progress)
+    check_arguments(prune_checkpoint, baseline=baseline, overwrite=overwrite)
     load = _given("load", load, LoadOptions)
     recipe = Recipe(
         model=with_name(str(model)),
