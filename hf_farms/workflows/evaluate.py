@@ -21,13 +21,7 @@ from hf_farms.progress import Progress, no_progress
 from hf_farms.reports import EvaluationReport
 from hf_farms.reports.base import save_report
 from hf_farms.workflows.arguments import check_names, check_types
-from hf_farms.workflows.evaluation_results import (
-    known_perplexity,
-    make_result,
-    store,
-    warn_of_another_text,
-    warn_of_other_weights,
-)
+from hf_farms.workflows.evaluation_results import make_result
 from hf_farms.workflows.evaluation_target import EvaluationTarget
 from hf_farms.workflows.recorded_results import known_perplexity, store, warn_of_another_text, warn_of_other_weights
 
