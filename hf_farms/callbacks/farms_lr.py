@@ -142,7 +142,8 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
         if self._groups is None or self._source is None or not self._is_due(state):
             return
         start = time.perf_counter()
-        report = self._measure(state)
+        with given_fields(()):  # the constructor has warned
+            report = self._measure(state)
         if report is None:
             self._failed_in = whole_epochs(state)
         else:
@@ -219,7 +220,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
     def _measure(self, state: TrainerState) -> SpectralReport | None:
         """Measure and store the result; return None if the measurement failed and the rates stay."""
         try:
-            with torch.no_grad(), warnings.catch_warnings(), given_fields(()):
+            with torch.no_grad(), warnings.catch_warnings():
                 if self.memory["step"] is not None:
                     # The first measurement has warned about the layers that are left out.
                     warnings.simplefilter("ignore", HfFarmsWarning)

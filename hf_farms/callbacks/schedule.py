@@ -64,7 +64,7 @@ def schedule(config: FarmsLRConfig, args: TrainingArguments, state: TrainerState
     elif not config.frozen and (state.num_train_epochs <= 1 if option == "epoch" else option >= total):
         message = (
             f"interval={option!r} has no effect: the training has {total} steps in {state.num_train_epochs} epochs, so "
-            f"that alphas are measured once, at step {start}. Set a smaller interval, or frozen=True."
+            f"that alphas are measured once, at step {start}. Set a smaller interval, or frozen=True and no interval."
         )
     if message:
         warnings.warn(message, NoEffectWarning, stacklevel=3)

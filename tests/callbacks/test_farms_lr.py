@@ -215,7 +215,7 @@ def test_a_step_that_failed_halfway_leaves_nothing_behind(tmp_path):
         (FarmsLRConfig(), {"warmup_steps": 3}, [3, 4, 5, 6, 7]),
         (FarmsLRConfig(start=0.5, interval=0.25), {}, [4, 6]),
         (FarmsLRConfig(start=1, interval=3), {}, [1, 4, 7]),
-        (FarmsLRConfig(start=2, frozen=True, interval=1), {}, [2]),
+        (FarmsLRConfig(start=2, frozen=True), {}, [2]),
         (FarmsLRConfig(start=0, interval="epoch"), {"per_device_train_batch_size": 16}, [0, 4]),
         (FarmsLRConfig(start=2, interval="epoch"), {"per_device_train_batch_size": 16}, [2, 4]),
     ],
@@ -373,8 +373,10 @@ def test_an_interval_beyond_the_end_is_a_warning(interval, options, tmp_path):
     message = rf"interval={interval!r} has no effect: the training has .* measured once, at step 0\. Set a smaller"
     with pytest.warns(NoEffectWarning, match=message):
         trainer(tmp_path / "a", FarmsLRCallback(FarmsLRConfig(start=0, interval=interval)), **options).train()
+    with pytest.warns(NoEffectWarning, match=r"^`interval` has no effect: it applies to frozen=False\.$"):
+        frozen = FarmsLRCallback(FarmsLRConfig(start=0, interval=interval, frozen=True))
     # Warnings are errors here.
-    trainer(tmp_path / "b", FarmsLRCallback(FarmsLRConfig(start=0, interval=interval, frozen=True)), **options).train()
+    trainer(tmp_path / "b", frozen, **options).train()
 
 
 def test_two_instances_are_refused(tmp_path):

@@ -389,6 +389,7 @@ def recipe(source, column):
     )
 
 
+@pytest.mark.filterwarnings("default::hf_farms.errors.NoEffectWarning")
 def test_what_a_method_does_not_need_is_not_read(tmp_path, monkeypatch):
     """Magnitude pruning has no use for the calibration text."""
     monkeypatch.chdir(tmp_path)
@@ -396,3 +397,4 @@ def test_what_a_method_does_not_need_is_not_read(tmp_path, monkeypatch):
     command = ["prune", "demo", "--method", "magnitude", "--evaluation", "none", "--dry-run", "--calibration"]
     done = CliRunner().invoke(app, [*command, "a.jsonl"])
     assert done.exit_code == 0, done.stderr
+    assert "--calibration has no effect: it applies to method 'wanda' or 'sparsegpt'" in " ".join(done.stderr.split())
