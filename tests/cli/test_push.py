@@ -223,7 +223,7 @@ def test_folders_that_cannot_be_pushed(client, hub, pruned):
     (client.folder / "empty").mkdir(exist_ok=True)
     assert "folder must hold config.json and *.safetensors, got 'empty'" in refused(client.cli("push", "empty"))
     (client.folder / "begun.partial").mkdir(exist_ok=True)
-    assert "Run the `hf-farms prune` command" in refused(client.cli("push", "begun"))
+    assert "Run the same `hf-farms prune` again to resume it." in refused(client.cli("push", "begun"))
     assert not hub.requests
 
 
