@@ -350,6 +350,7 @@ def no_model(*args, **kwargs):
     pytest.fail("the model was loaded")
 
 
+@pytest.mark.filterwarnings("ignore:.*has no effect. it applies to tables")
 @pytest.mark.parametrize("where", ["--calibration", "--evaluation", "recipe", "--text"])
 @pytest.mark.parametrize(
     ("name", "content", "column", "match"),
