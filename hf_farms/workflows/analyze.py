@@ -11,7 +11,7 @@ from hf_farms.config.effects import AnalyzeArguments, Inputs, ModelKind, warn_un
 from hf_farms.distributed import is_main_process
 from hf_farms.errors import ArgumentError, OutputError, argument_errors
 from hf_farms.files.path_checks import check_name, check_parent, check_within, choose_another
-from hf_farms.files.paths import is_inside, with_home, with_name
+from hf_farms.files.paths import is_inside, kind_of, with_home, with_name
 from hf_farms.output.allowed_paths import Reads, check_apart, check_output_file
 from hf_farms.progress import Progress, no_progress
 from hf_farms.reports import SpectralReport
@@ -211,6 +211,10 @@ def _check_places(output: Path | None, figures: Path | None, reads: Reads) -> No
     if figures is None:
         return
     check_name(figures / max(FIGURES, key=len), argument="figures")
+    if figures.exists() and not figures.is_dir():
+        raise OutputError(
+            f"figures must be a folder, got the {kind_of(figures)} {str(figures)!r}.", hint=choose_another("figures")
+        )
     check_parent(figures, argument="figures")
     check_within(figures, FIGURES, argument="figures")
     files = [figures / name for name in FIGURES]

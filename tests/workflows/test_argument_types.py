@@ -12,6 +12,7 @@ from hf_farms import (
     prune_checkpoint,
     push,
 )
+from hf_farms.errors import OutputError
 
 QUICK = {"config": PruneConfig(method="magnitude", allocation="uniform"), "evaluation": EvaluationConfig(source=None)}
 CALLS = {
@@ -83,3 +84,12 @@ def test_arguments_of_another_type_are_refused(call, options, sentence):
 def test_a_plan_of_another_type_is_refused():
     with pytest.raises(ValueError, match="plan must be a PushPlan or None, got 'x'"):
         push("out", plan="x")
+
+
+def test_figures_in_place_of_which_there_is_a_file_are_refused(tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("mine", encoding="utf-8")
+    with pytest.raises(OutputError, match=r"figures must be a folder, got the file '.*notes.txt'"):
+        analyze_checkpoint("demo", figures=file)
+    assert file.read_text(encoding="utf-8") == "mine"
+    file.unlink()
