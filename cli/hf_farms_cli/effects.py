@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_farms.config.effects import Rule, warn_unused
+from hf_farms.config.effect_rules import Rule
+from hf_farms.config.effects import warn_unused
 from hf_farms_cli.options import Format
 
 __all__ = ["RULES", "AnalyzeOptions", "CardOptions", "warn_unused_options"]

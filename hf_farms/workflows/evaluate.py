@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hf_farms.config import EvaluationConfig, LoadOptions
 from hf_farms.config.checks import check, is_count
-from hf_farms.config.effects import EvaluateArguments, Inputs, given_fields, warn_unused
+from hf_farms.config.effect_rules import EvaluateArguments, Inputs
+from hf_farms.config.effects import given_fields, warn_unused
 from hf_farms.errors import ArgumentError, HfFarmsWarning, argument_errors
 from hf_farms.files.paths import with_home, with_name
 from hf_farms.metrics import METRICS

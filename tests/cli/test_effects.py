@@ -9,7 +9,7 @@ from models import tiny
 from typer.testing import CliRunner
 
 from hf_farms.config import CalibrationConfig, EvaluationConfig, PruneConfig
-from hf_farms.config.effects import RULES
+from hf_farms.config.effect_rules import RULES
 from hf_farms.output.recipe import Recipe
 
 pytestmark = pytest.mark.filterwarnings("default")

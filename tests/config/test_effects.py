@@ -14,16 +14,8 @@ from hf_farms.config import (
     PruneConfig,
     S2FTConfig,
 )
-from hf_farms.config.effects import (
-    RULES,
-    AnalyzeArguments,
-    EvaluateArguments,
-    Inputs,
-    PruneArguments,
-    given_fields,
-    unused_fields,
-    warn_unused,
-)
+from hf_farms.config.effect_rules import RULES, AnalyzeArguments, EvaluateArguments, Inputs, PruneArguments
+from hf_farms.config.effects import given_fields, unused_fields, warn_unused
 from hf_farms.errors import NoEffectWarning
 from hf_farms.registries import FITS
 
