@@ -136,7 +136,7 @@ def test_what_cannot_be_compared_with_is_refused_before_anything_is_measured(
     [
         (["--output", "."], "output must be a file, got the folder '.'"),
         (["--output", "taken/r.json"], "output must be in a writable folder, got 'taken'"),
-        (["--figures", "taken"], "figures must be in a writable folder, got 'taken'"),
+        (["--figures", "taken"], "figures must be a folder, got the file 'taken'"),
         (["--figures", "f", "--esd", "lm_head"], "esd must be the name of a measured layer, got 'lm_head'"),
     ],
 )

@@ -55,7 +55,7 @@ def contents(folder):
         (["analyze", "broken", "-o", "broken/config.json"], "output must not be inside the model"),
         (["analyze", "link", "-o", "broken/new.json"], "output must not be inside the model"),
         (["analyze", "demo", "--compare", "broken", "-o", "broken/r"], "be inside the model to compare with"),
-        (["analyze", "broken", "--figures", "pipe"], "figures must be in a writable folder, got 'pipe'"),
+        (["analyze", "broken", "--figures", "pipe"], "figures must be a folder, got the pipe 'pipe'"),
         (["analyze", "broken", "--figures", "broken"], "figures must not be the model"),
         (["analyze", "broken", "-o", "f", "--figures", "f"], "output must be another place than the figures"),
         (["analyze", "broken", "-o", "f/esd.png", "--figures", "f"], "output must be another place than the figures"),
