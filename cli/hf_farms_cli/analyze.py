@@ -45,7 +45,7 @@ def analyze_command(
     ),
     fit: Annotated[
         str,
-        typer.Option(help=f"How the start of the tail is chosen: {', '.join(FITS)}.", autocompletion=complete(FITS)),
+        typer.Option(help=f"Start of the tail: {', '.join(FITS)}.", autocompletion=complete(FITS)),
     ] = DEFAULT.fit,
     tail_divisor: Annotated[
         float, typer.Option(help="With --fit mid: the tail starts at eigenvalue N / divisor; above 1.")

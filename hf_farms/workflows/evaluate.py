@@ -110,6 +110,7 @@ def evaluate_checkpoint(
         load=load,
         output=output,
     )
+    check_names(metrics=metrics, tasks=tasks)
     load, output, name = load or LoadOptions(), with_home(Path(output)) if output else None, with_name(str(model))
     arguments = EvaluateArguments(
         perplexity="perplexity" in metrics,
@@ -144,7 +145,6 @@ def evaluate_checkpoint(
 
 
 def _check(metrics: Sequence[str], tasks: Sequence[str], arguments: EvaluateArguments) -> None:
-    check_names(metrics=metrics, tasks=tasks)
     from hf_farms.metrics.task_loading import check_task_options
 
     batch_size = arguments.batch_size

@@ -43,7 +43,8 @@ def test_no_other_file_walks_the_stack_or_reads_the_environment_of_accelerate():
         for string in ("sys._getframe", "ACCELERATE_", "transformers.integrations")
     }
     assert paths == {
-        "sys._getframe": {"callbacks/trainer.py"},
+        # Warnings name the line of the user.
+        "sys._getframe": {"callbacks/trainer.py", "config/renamed.py"},
         "ACCELERATE_": {"callbacks/trainer.py"},
         # Dequantisation is not the Trainer's.
         "transformers.integrations": {"callbacks/trainer.py", "blocks/weights.py"},

@@ -156,7 +156,7 @@ def test_without_the_hub_the_card_is_written_with_a_warning(trained):
     assert done.exit_code == 0, done.output
     assert "Warning: The card cannot name the licence of the base model" in shown(done)
     text = (trained / "README.md").read_text(encoding="utf-8")
-    assert "[its page](https://huggingface.co/meta/Llama-3.2-1B) names it" in text
+    assert "see [its page](https://huggingface.co/meta/Llama-3.2-1B)" in text
 
 
 @pytest.mark.parametrize("status", [401, 404, 500, 503])
@@ -168,5 +168,5 @@ def test_a_hub_that_fails_costs_the_licence_and_not_the_card(status, trained, tm
         done = client.cli("card", trained)
     assert done["status"] == 0, done
     assert "Warning: The card cannot name the licence of the base model: " in " ".join(done["stderr"].split())
-    assert "names it" in (trained / "README.md").read_text(encoding="utf-8")
+    assert "see [its page]" in (trained / "README.md").read_text(encoding="utf-8")
     assert sorted(path.name for path in trained.iterdir()) == ["README.md", "figures", REPORT_NAME]

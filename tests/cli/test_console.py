@@ -271,7 +271,7 @@ def test_a_full_device_is_one_line():
 def test_an_interrupt_names_the_unfinished_work(tmp_path):
     def action(there):
         def interrupted():
-            with if_interrupted("The same command goes on.", there=there):
+            with if_interrupted("The same command goes on.", unfinished=there):
                 raise KeyboardInterrupt
 
         return interrupted
@@ -283,11 +283,11 @@ def test_an_interrupt_names_the_unfinished_work(tmp_path):
 
 
 def test_an_interrupt_that_a_library_turned_into_another_error(monkeypatch, tmp_path):
-    monkeypatch.setattr(interrupts, "said", False)
+    monkeypatch.setattr(interrupts, "reported", False)
 
     def action():
-        with if_interrupted("The same command goes on.", there=tmp_path):
-            monkeypatch.setattr(interrupts, "asked", True)
+        with if_interrupted("The same command goes on.", unfinished=tmp_path):
+            monkeypatch.setattr(interrupts, "received", True)
             raise ImportError("could not import x")
 
     done = run(action)
@@ -295,10 +295,10 @@ def test_an_interrupt_that_a_library_turned_into_another_error(monkeypatch, tmp_
 
 
 def test_an_interrupt_that_a_library_dropped_comes_with_the_next_step(monkeypatch):
-    monkeypatch.setattr(interrupts, "said", False)
+    monkeypatch.setattr(interrupts, "reported", False)
     with stages("quiet") as tell:
         tell("s", 1, 3)
-        monkeypatch.setattr(interrupts, "asked", True)
+        monkeypatch.setattr(interrupts, "received", True)
         with pytest.raises(KeyboardInterrupt):
             tell("s", 2, 3)
 

@@ -28,7 +28,7 @@ def largest(monkeypatch):
 
 
 def test_the_command_line_offers_it_and_reports_what_it_measured(largest, hf_farms, completions, tmp_path):
-    assert "Where the tail starts: mid, peak, goodness_of_fit, largest." in hf_farms("analyze", "--help")
+    assert "Start of the tail: mid, peak, goodness_of_fit, largest." in hf_farms("analyze", "--help")
     assert completions("analyze", "fit") == [*FITS]
     assert "fit largest" in hf_farms("analyze", "demo", "--fit", "largest", "-o", tmp_path / "report.json")
     report = SpectralReport.load(tmp_path / "report.json")

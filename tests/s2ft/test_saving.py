@@ -6,14 +6,14 @@ import torch
 from models import tiny
 from safetensors.torch import load_file, save_file
 
-from hf_farms import FarmsConfig, S2FTConfig, select_channels
+from hf_farms import S2FTConfig, select_channels
 from hf_farms.errors import DataError
 from hf_farms.reports import versions
 from hf_farms.s2ft import saving
 from hf_farms.s2ft.saving import CONFIG_NAME, WEIGHTS_NAME, load_selection, save_selection
 from hf_farms.s2ft.selection import Selection
 
-CONFIG = S2FTConfig(budget=0.1, roles=("v", "down"), seed=3, spectra=FarmsConfig(window_rows=8), layout="permuted")
+CONFIG = S2FTConfig(budget=0.1, roles=("v", "down"), seed=3, layout="permuted")
 
 
 @pytest.fixture
