@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_farms.errors import ModelError, OutputError
+from hf_farms.files.names import WEIGHTS as WEIGHTS_NAME
 from hf_farms.files.names import WEIGHTS_INDEX
 from hf_farms.files.own_files import is_own_file
 from hf_farms.files.shards import SHARD_OF, weight_map
@@ -90,7 +91,7 @@ def check_publishable(folder: str | Path) -> PublishableFolder:
     folder = check_folder(folder)
     contents = read_contents(folder)
     needed = ["config.json", *_weights(folder)]
-    if (folder / WEIGHTS_INDEX).exists() and not (folder / "model.safetensors").exists():
+    if (folder / WEIGHTS_INDEX).exists() and not (folder / WEIGHTS_NAME).exists():
         needed.append(WEIGHTS_INDEX)
     for name in needed:
         if name not in contents.files:
@@ -154,7 +155,7 @@ def _weights(folder: Path) -> list[str]:
             f"{stem}-{number:0{len(shard['number'])}d}-of-{shard['count']}.safetensors"
             for number in range(1, count + 1)
         }
-    if shards and "model.safetensors" not in names and not (folder / WEIGHTS_INDEX).exists():
+    if shards and WEIGHTS_NAME not in names and not (folder / WEIGHTS_INDEX).exists():
         names.add(WEIGHTS_INDEX)
     return sorted(names | set(_indexed(folder)))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_farms.errors import ModelError
+from hf_farms.files import names
 from hf_farms.files.shards import ENDINGS, shard_names
 from hf_farms.hub.client import with_retries
 from hf_farms.loading.refusals import custom_code_error
@@ -15,7 +16,7 @@ from hf_farms.registries import CHECKPOINT_FORMATS
 
 __all__ = ["architecture_of", "find_pickled", "find_safetensors", "quantisation_of", "weight_files"]
 
-SAFETENSORS, PICKLED, INDEX = "model.safetensors", "pytorch_model.bin", ".index.json"
+SAFETENSORS, PICKLED, INDEX = names.WEIGHTS, "pytorch_model.bin", ".index.json"
 
 
 def weight_files(name: str, path: str, revision: str | None, *, allow_pickle: bool) -> list[Path]:

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
+from hf_farms.registries import METHODS
+
 __all__ = ["WANDA", "WIKITEXT"]
 
-WANDA = """\
-@inproceedings{sun2024wanda,
-  title={A Simple and Effective Pruning Approach for Large Language Models},
-  author={Sun, Mingjie and Liu, Zhuang and Bair, Anna and Kolter, J. Zico},
-  booktitle={International Conference on Learning Representations},
-  year={2024},
-  eprint={2306.11695},
-  archivePrefix={arXiv}
-}
-"""
+WANDA = f"{METHODS['wanda'].citation}\n"
 WIKITEXT = """\
 @inproceedings{merity2017wikitext,
   title={Pointer Sentinel Mixture Models},
