@@ -29,7 +29,7 @@ PAIRS = [
     ("hf-farms push PRUNED --dry-run", "hf env"),
     ("hf-farms env", "hf env"),
     ("hf-farms env", TORCH),
-    ("hf-farms prune demo --dry-run", TORCH),
+    ("hf-farms prune demo --dry-run", "hf version"),
     ("hf-farms analyze demo", LOAD),
 ]
 
