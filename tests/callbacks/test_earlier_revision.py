@@ -70,10 +70,10 @@ def test_its_reports_are_read():
     assert selected.num_trained < 0.1 * selected.num_parameters
 
 
-def test_its_selection_is_read_and_applied():
+def test_its_selection_is_read_and_applied(tmp_path):
     selection = load_selection(WRITTEN / "s2ft")
     assert selection.config == S2FT
-    model = training("nowhere", CALLBACKS["farms_lr"]()).model
+    model = training(tmp_path, CALLBACKS["farms_lr"]()).model
     apply_s2ft(model, selection=selection)
     assert selection_of(model).channels == selection.channels
     assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) == sum(
