@@ -59,6 +59,7 @@ import argparse
 from pathlib import Path
 
 import planted_jobs
+import planted_rates
 import torch
 
 
@@ -69,10 +70,13 @@ def main() -> None:
     training = commands.add_parser("train", help="train the models that are missing")
     training.add_argument("folder", type=Path)
     training.add_argument("--part", default="1/1", help="I/N: every N-th model from the I-th")
+    planted_rates.add_arguments(commands.add_parser("rates", help="layer-wise rates on models with planted defects"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    part, parts = map(int, options.part.split("/"))
-    planted_jobs.train_missing(options.folder, part, parts)
+    if options.command == "rates":
+        planted_rates.main(options)
+    else:
+        planted_jobs.train_missing(options.folder, *map(int, options.part.split("/")))
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ class Condition:
     data: str = "text"
 
 
+HEALTHY = Condition("healthy")
 DEFECTS = {
     "rate-0.03": Condition("learning rate", rate=0.03),
     "rate-0.1": Condition("learning rate", rate=0.1),
@@ -148,7 +149,7 @@ def new_model(setting: Setting, family: int) -> LlamaForCausalLM:
     model = LlamaForCausalLM(config)
     for block, width in zip(model.model.layers, setting.widths, strict=False):
         block.mlp = LlamaMLP(replace_width(config, width))
-        _initialise(block.mlp, Condition(""), torch.Generator().manual_seed(family + width))
+        initialise(block.mlp, torch.Generator().manual_seed(family + width))
     return model
 
 
@@ -163,7 +164,7 @@ def matrices(block: nn.Module) -> list[nn.Parameter]:
 
 
 @torch.no_grad()
-def _initialise(block: nn.Module, condition: Condition, generator: torch.Generator) -> None:
+def initialise(block: nn.Module, generator: torch.Generator, condition: Condition = HEALTHY) -> None:
     """Draw the matrices anew, normal or with heavy tails at the same norm."""
     for weight in matrices(block):
         normal = torch.randn(weight.shape, generator=generator)
@@ -203,7 +204,7 @@ class Training:
                 _scale(self.blocks[index], condition.deviation)
             if condition.tail is not None:
                 torch.manual_seed(plan.family + index)
-                _initialise(self.blocks[index], condition, self.fresh)
+                initialise(self.blocks[index], self.fresh, condition)
         self.initial = [_copy(block) for block in self.blocks]
         self.optimizers = self._optimizers()
         absent = [i for i, condition in self.planted.items() if condition.late == "insert"]
@@ -220,7 +221,7 @@ class Training:
         groups: list[dict[str, Any]] = [{"params": rest, "block": None, "weight_decay": 0.0}]
         muon = []
         for index, block in enumerate(self.blocks):
-            condition = self.planted.get(index, Condition(""))
+            condition = self.planted.get(index, HEALTHY)
             decay = self.setting.decay if condition.decay is None else condition.decay
             gains = [p for p in block.parameters() if p.ndim == 1]
             groups.append({"params": gains, "block": index, "weight_decay": 0.0})
@@ -255,7 +256,7 @@ class Training:
     def _start_late(self) -> None:
         for index, condition in self.planted.items():
             if condition.late == "reinit":
-                _initialise(self.blocks[index], condition, self.fresh)
+                initialise(self.blocks[index], self.fresh, condition)
                 self.initial[index] = _copy(self.blocks[index])
                 for parameter in self.blocks[index].parameters():
                     self.optimizers[0].state.pop(parameter, None)
@@ -265,7 +266,7 @@ class Training:
         now = self.setting.rate * schedule(step, self.setting.steps)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                condition = self.planted.get(group["block"], Condition(""))
+                condition = self.planted.get(group["block"], HEALTHY)
                 frozen = condition.freeze is not None and step >= condition.freeze * self.setting.steps
                 group["lr"] = 0.0 if frozen else now * condition.rate
 
@@ -331,7 +332,9 @@ __all__ = [
     "Setting",
     "Trained",
     "draw_positions",
+    "initialise",
     "loss",
+    "matrices",
     "new_model",
     "replace",
     "sample",
