@@ -80,13 +80,13 @@ def all_plans() -> list[Plan]:
         [healthy(f, "other", OTHER_SETTINGS[f % len(OTHER_SETTINGS)]) for f in OTHER],
     ]
     extra = [[two_late(f) for f in ACTING], [plan for f in WIDTHS for plan in family_of_widths(f)]]
-    plans = [*long_plans(), *extra[0], *defects[0]]
+    plans = [*long_plans()[:2], *extra[0], *defects[0]]
     rest = [[plan for family in defects[1:] for plan in family], *singles, extra[1]]
     # Side by side, in proportion to their length.
     order = [
         ((i + 0.5) / len(group), number, plan) for number, group in enumerate(rest) for i, plan in enumerate(group)
     ]
-    return plans + [plan for *_, plan in sorted(order, key=lambda entry: entry[:2])]
+    return [*plans, *(plan for *_, plan in sorted(order, key=lambda entry: entry[:2])), *long_plans()[2:]]
 
 
 def weights_file(folder: Path, name: str) -> Path:
