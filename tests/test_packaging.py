@@ -33,9 +33,12 @@ def test_the_wheel_has_three_packages_and_a_small_demo(tmp_path):
     assert tops == {"hf_farms", "hf_farms_cli", "hf_farms_cards"}
     assert {f"{top}/py.typed" for top in tops} <= files.keys()
     demo = {name: size for name, size in files.items() if name.startswith("hf_farms/demo/")}
-    assert sum(demo.values()) <= 4_000_000
-    assert {"hf_farms/demo/model/model.safetensors", "hf_farms/demo/text/test.txt"} <= demo.keys()
-    assert "hf_farms/demo/text/train.txt" not in demo
+    assert sum(demo.values()) <= 5_200_000
+    for folder in ("model", "model_healthy"):
+        checkpoint = ("README.md", "config.json", "model.safetensors", "tokenizer.json")
+        assert {f"hf_farms/demo/{folder}/{name}" for name in checkpoint} <= demo.keys()
+    assert "hf_farms/demo/text/test.txt" in demo
+    assert not {"hf_farms/demo/text/train.txt", "hf_farms/demo/card.md"} & demo.keys()
     assert "hf_farms_cards/templates/prune.md.j2" in files
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import typer
 
+from hf_farms.demo import DEMO_FOLDERS
 from hf_farms.errors import ArgumentError
 
 __all__ = [
@@ -157,9 +158,9 @@ def model_argument(also: str = "") -> Any:
     """
     return typer.Argument(
         metavar="MODEL",
-        help=f"Hub id, folder, or `demo`{also}.",
+        help=f"Hub id, folder, `demo` or `demo-healthy`{also}.",
         # Without a match, the shell completes file names.
-        autocompletion=complete(["demo"]),
+        autocompletion=complete(tuple(DEMO_FOLDERS)),
     )
 
 

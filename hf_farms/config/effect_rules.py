@@ -31,7 +31,7 @@ class Inputs:
         model: kind of the model.
         text: kind of the text.
         measured: whether a model is loaded; False: only saved reports are read.
-        checkpoint: whether files of a checkpoint are read; the demo model has none that are pickled.
+        checkpoint: whether files of a checkpoint are read; demo models have none that are pickled.
         calibrates: whether calibration text is read.
         perplexity: whether perplexity is measured.
     """

@@ -1,4 +1,4 @@
-"""Names of models: the demo model, a folder, or a repository, with its info fetched from the Hub once."""
+"""Names of models: a demo model, a folder, or a repository, with its info fetched from the Hub once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hf_farms.demo import demo_model
+from hf_farms.demo import DEMO_FOLDERS, demo_model
 from hf_farms.errors import ModelError
 from hf_farms.hub.base_model import ask_model, fetch_base_model, read_base_model, weights_size
 from hf_farms.hub.client import hub_errors
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
     from hf_farms.reports import BaseModelRecord
 
-__all__ = ["DEMO", "ModelKind", "ModelRef", "require_model", "resolve"]
+__all__ = ["ModelKind", "ModelRef", "require_model", "resolve"]
 
-DEMO = "demo"
 ModelKind = Literal["demo", "folder", "hub"]
 
 
@@ -32,7 +31,7 @@ class ModelRef:
 
     Attributes:
         name: as the user gave it.
-        kind: the demo model, a folder on this machine, or a repository on the Hub.
+        kind: a demo model, a folder on this machine, or a repository on the Hub.
         revision: branch, tag or commit on the Hub.
     """
 
@@ -42,7 +41,7 @@ class ModelRef:
 
     @classmethod
     def parse(cls, model: str | Path | ModelRef, revision: str | None = None) -> ModelRef:
-        """Classify a name: `demo`, a folder, or a hub id, in this order.
+        """Classify a name: a demo model, a folder, or a hub id, in this order.
 
         Args:
             model: the name; a `ModelRef` is returned as it is.
@@ -52,18 +51,20 @@ class ModelRef:
             return model
         name = str(model)
         # Path.is_dir raises for a name that is too long.
-        kind: ModelKind = "demo" if name == DEMO else "folder" if name.strip() and os.path.isdir(name) else "hub"
+        kind: ModelKind = (
+            "demo" if name in DEMO_FOLDERS else "folder" if name.strip() and os.path.isdir(name) else "hub"
+        )
         return cls(name, kind, revision)
 
     @property
     def folder(self) -> Path | None:
-        """The folder of the user; None for the demo model and for repositories."""
+        """The folder of the user; None for demo models and for repositories."""
         return Path(self.name) if self.kind == "folder" else None
 
     @property
     def path(self) -> str:
         """The path for transformers: a folder or a hub id."""
-        return str(demo_model()) if self.kind == "demo" else self.name
+        return str(demo_model(self.name)) if self.kind == "demo" else self.name
 
     @cached_property
     def info(self) -> ModelInfo | None:

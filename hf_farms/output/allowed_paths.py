@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from hf_farms.demo import demo_model
+from hf_farms.demo import DEMO_FOLDERS
 from hf_farms.errors import OutputError
 from hf_farms.files.path_checks import check_file, check_not_cached, choose_another
 from hf_farms.files.paths import is_inside, is_same, kind_of, nearest
@@ -18,7 +18,7 @@ __all__ = ["PARTIAL", "Reads", "check_apart", "check_folder", "check_output_file
 # Suffix of a folder with unfinished work.
 PARTIAL = ".partial"
 
-# The inputs of a command: description -> folder, file, `demo`, or a name without a path (a Hub id).
+# The inputs of a command: description -> folder, file, demo model, or a name without a path (a Hub id).
 Reads = Mapping[str, str | Path | None]
 MODEL = "the model"
 
@@ -143,7 +143,8 @@ def _relation(path: Path, location: Path, replaces: bool) -> str | None:
 def _input_paths(what: str, name: str | Path | None) -> Iterator[tuple[Path, str]]:
     if name is None:
         return
-    path = demo_model() if str(name) == "demo" and what.startswith(MODEL) else Path(os.path.expanduser(name))
+    demo = DEMO_FOLDERS.get(str(name)) if what.startswith(MODEL) else None
+    path = demo or Path(os.path.expanduser(name))
     if os.path.exists(path):  # Path.exists raises for a name that is too long
         yield path, what
     if os.path.isdir(path):

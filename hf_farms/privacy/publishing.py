@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 # Names with a special meaning, even if a file of that name exists.
-RESERVED = frozenset({"demo", "speeches", "self", "none"})
+RESERVED = frozenset({"demo", "demo-healthy", "speeches", "self", "none"})
 # Fields of reports, recipes and configs whose value is the name of a model or a file.
 NAME_FIELDS = frozenset(
     {

@@ -13,12 +13,10 @@ from functools import cache
 from typing import Any
 
 import torch
+from demo_data import CONTEXT, VOCABULARY, tokens_of, train_tokenizer
 from torch import Tensor, nn
-from train_demo import CONTEXT, VOCABULARY, tokens_of
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
-
-from hf_farms.demo import demo_model
 
 DEVIATION = 0.02
 # Where a block is late: the share of the steps after which it enters or starts anew.
@@ -121,7 +119,7 @@ class Trained:
 
 @cache
 def tokens(split: str) -> Tensor:
-    return tokens_of(split, AutoTokenizer.from_pretrained(demo_model()))
+    return tokens_of(split, train_tokenizer())
 
 
 def windows(split: str, count: int | None = None) -> Tensor:

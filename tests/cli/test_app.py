@@ -133,7 +133,7 @@ def test_version(arguments):
         ("analyze demo --format ag", {"agent"}),
         ("analyze --fit ", {"mid", "peak", "goodness_of_fit"}),
         ("analyze --block-score m", {"mean", "median"}),
-        ("analyze de", {"demo"}),
+        ("analyze de", {"demo", "demo-healthy"}),
         ("analyze ./no", set()),  # left to the shell, which offers files
     ],
 )

@@ -71,6 +71,7 @@ def test_every_field_in_the_table_has_a_rule():
         ("analyze demo --released-peak-bound --revision x", ("--released-peak-bound", "--revision")),
         ("analyze FOLDER --revision x --allow-pickle", ("--revision",)),
         ("analyze demo --allow-pickle --layers -q", ("--allow-pickle", "--layers")),
+        ("analyze demo-healthy --allow-pickle", ("--allow-pickle",)),
         ("analyze demo --fit peak --tail-divisor 2", ("--tail-divisor",)),
         ("analyze FOLDER --window-rows none --windows-per-dim auto", ("--windows-per-dim",)),
         ("analyze FOLDER --layers --tail-divisor 2 --windows-per-dim 4 --outside", ()),

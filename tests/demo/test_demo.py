@@ -1,10 +1,11 @@
-"""The embedded demo model: small enough to ship, really trained, and measured on speeches that it has not seen."""
+"""The demo models: small enough to ship, really trained, with known defects, and measured on unseen speeches."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -15,13 +16,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import hf_farms.demo
-from hf_farms.demo import demo_model, demo_text
+from hf_farms import analyze
+from hf_farms.demo import DEMO_FOLDERS, demo_model, demo_text
 
 FOLDER = Path(hf_farms.demo.__file__).parent
 TRAIN = FOLDER / "text" / "train.txt"
 # In the repository, not in the wheel.
 UNSHIPPED = {TRAIN}
 CONTEXT = 256
+# Blocks that were inserted late.
+LATE: dict[str, list[int]] = {"demo": [3, 5], "demo-healthy": []}
 MEGABYTE = 1_000_000
 
 
@@ -29,19 +33,24 @@ def speeches(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").strip().split("\n\n\n")
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return AutoTokenizer.from_pretrained(demo_model())
+@pytest.fixture(scope="module", params=DEMO_FOLDERS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def model() -> LlamaForCausalLM:
-    return AutoModelForCausalLM.from_pretrained(demo_model())
+def tokenizer(name: str) -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(demo_model(name))
+
+
+@pytest.fixture(scope="module")
+def model(name: str) -> LlamaForCausalLM:
+    return AutoModelForCausalLM.from_pretrained(demo_model(name))
 
 
 def test_shipped_files_stay_small() -> None:
     shipped = [f for f in FOLDER.rglob("*") if f.is_file() and f not in UNSHIPPED and "__pycache__" not in f.parts]
-    assert sum(f.stat().st_size for f in shipped) <= 3.95 * MEGABYTE
+    assert sum(f.stat().st_size for f in shipped) <= 5.2 * MEGABYTE
 
 
 def test_splits_share_no_speech() -> None:
@@ -79,33 +88,38 @@ def test_unknown_split_is_an_error() -> None:
         demo_text("train")  # type: ignore[arg-type]
 
 
+def test_unknown_model_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"^name must be one of demo, demo-healthy, got 'demo-sick'\.$"):
+        demo_model("demo-sick")
+
+
 def test_paths_need_neither_torch_nor_transformers() -> None:
     code = "import sys, hf_farms.demo as d; d.demo_model(); assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_model_loads_without_a_warning() -> None:
+def test_model_loads_without_a_warning(name: str) -> None:
     messages: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("transformers")  # does not propagate to the root logger, so caplog hears nothing
     logger.addHandler(handler)
     try:
-        AutoTokenizer.from_pretrained(demo_model())
-        AutoModelForCausalLM.from_pretrained(demo_model())
+        AutoTokenizer.from_pretrained(demo_model(name))
+        AutoModelForCausalLM.from_pretrained(demo_model(name))
     finally:
         logger.removeHandler(handler)
     assert messages == []
 
 
-def test_model_is_a_llama_with_grouped_query_attention(model: LlamaForCausalLM) -> None:
+def test_model_is_a_llama_with_grouped_query_attention(name: str, model: LlamaForCausalLM) -> None:
     assert isinstance(model, LlamaForCausalLM)
     assert model.dtype == torch.bfloat16
-    assert model.config.num_hidden_layers >= 6
+    assert model.config.num_hidden_layers == 8
     assert 1 < model.config.num_key_value_heads < model.config.num_attention_heads
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.config.max_position_embeddings == CONTEXT
-    assert json.loads((demo_model() / "config.json").read_text(encoding="utf-8"))["dtype"] == "bfloat16"
+    assert json.loads((demo_model(name) / "config.json").read_text(encoding="utf-8"))["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize("text", ["Fellow citizens,\n\n  we meet --  again.", "naïve – 中文 \t\U0001f600", ""])
@@ -143,24 +157,30 @@ def test_model_is_far_better_than_a_unigram_model_on_test_speeches(
     assert math.exp(nll) < 60
 
 
-def test_spectra_are_heavy_tailed(model: LlamaForCausalLM) -> None:
-    """Every block has a heavier tail than any block of the same model with random weights."""
-    from hf_farms import analyze
+def alphas_of(model: LlamaForCausalLM) -> list[float]:
+    return [block.alpha for block in analyze(model).blocks if block.alpha is not None]
 
+
+def test_trained_blocks_have_a_heavier_tail_than_random_ones_and_late_blocks_do_not(
+    name: str, model: LlamaForCausalLM
+) -> None:
     torch.manual_seed(0)
-    random_model = AutoModelForCausalLM.from_config(model.config)
-    trained, random = ([b.alpha for b in analyze(m).blocks] for m in (model, random_model))
-    assert max(trained) < min(random) - 0.1
+    random = alphas_of(AutoModelForCausalLM.from_config(model.config))
+    alphas = dict(enumerate(alphas_of(model)))
+    late = [alphas.pop(index) for index in LATE[name]]
+    assert len(random) == len(alphas) + len(late) == 8
+    assert max(alphas.values()) < min(random) - 0.2
+    assert all(alpha > max(alphas.values()) + 0.2 for alpha in late)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not TRAIN.exists(), reason="train.txt and train.py are not in the wheel")
-def test_training_script_runs(tmp_path: Path) -> None:
-    script = [sys.executable, str(FOLDER / "train.py"), "--output", str(tmp_path / "model"), "--epochs", "1"]
-    done = subprocess.run(script, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
-    perplexity, unigram = (
-        float(line.split("|")[2]) for line in card.splitlines() if line.startswith(("| this model, test", "| unigram"))
-    )
-    assert perplexity < unigram / 2
+def test_the_card_names_the_late_blocks_and_their_alphas(name: str, model: LlamaForCausalLM) -> None:
+    card = (demo_model(name) / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+) ± [\d.]+ \| (inserted late)? *\|$", card, re.MULTILINE)
+    assert [float(alpha) for _, alpha, _ in rows] == pytest.approx(alphas_of(model), abs=0.002)
+    assert [int(index) for index, _, mark in rows if mark] == LATE[name]
+
+
+def test_the_twins_differ_in_weights_and_card_alone() -> None:
+    demo, healthy = DEMO_FOLDERS.values()
+    same = [path.name for path in demo.iterdir() if path.read_bytes() == (healthy / path.name).read_bytes()]
+    assert sorted(same) == ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]

@@ -75,6 +75,8 @@ def test_a_name_is_the_demo_model_a_folder_or_a_repository(tmp_path, monkeypatch
     assert [model.kind for model in (demo, folder, hub)] == ["demo", "folder", "hub"]
     assert [model.folder for model in (demo, folder, hub)] == [None, Path("here"), None]
     assert (demo.path, folder.path, hub.path) == (str(demo_model()), "here", "ada/m")
+    twin = ModelRef.parse("demo-healthy")
+    assert (twin.kind, twin.folder, twin.path) == ("demo", None, str(demo_model("demo-healthy")))
     assert hub.revision == "v1"
     assert ModelRef.parse(hub, "v2") is hub
     assert ModelRef.parse("x" * 5000).kind == "hub"
@@ -88,5 +90,6 @@ def test_what_is_local_is_not_asked_of_the_hub(tmp_path):
     assert folder.base_model.license == "mit"
     assert folder.base_model.local
     assert folder.weights_size == 5
-    assert ModelRef.parse("demo").base_model is None
-    assert ModelRef.parse("demo").weights_size == (demo_model() / "model.safetensors").stat().st_size
+    for name in ("demo", "demo-healthy"):
+        assert ModelRef.parse(name).base_model is None
+        assert ModelRef.parse(name).weights_size == (demo_model(name) / "model.safetensors").stat().st_size

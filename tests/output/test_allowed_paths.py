@@ -5,6 +5,7 @@ import socket
 
 import pytest
 
+from hf_farms.demo import DEMO_FOLDERS
 from hf_farms.errors import OutputError
 from hf_farms.files.atomic_writes import replacing
 from hf_farms.files.path_checks import check_file, check_within
@@ -99,14 +100,9 @@ def test_no_file_is_written_over_what_is_read(model, tmp_path):
     check_apart(tmp_path / "report.json", {"the model": model, "the text": None, "the dense model": "me/hub-id"})
     with pytest.raises(OutputError, match="output must not be the text"):
         check_apart(tmp_path / "disk" / "weights", {"the text": tmp_path / "disk" / "weights"})
-    with pytest.raises(OutputError, match="output must not be inside the model"):
-        check_apart(demo_folder() / "report.json", {"the model": "demo"})
-
-
-def demo_folder():
-    from hf_farms.demo import demo_model
-
-    return demo_model()
+    for name, folder in DEMO_FOLDERS.items():
+        with pytest.raises(OutputError, match="output must not be inside the model"):
+            check_apart(folder / "report.json", {"the model": name})
 
 
 def test_the_cache_of_the_hub_is_left_alone(tmp_path):

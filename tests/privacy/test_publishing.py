@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from hf_farms import FarmsLRCallback, PruneConfig, S2FTCallback, S2FTConfig, prune
 from hf_farms.config import CalibrationConfig, EvaluationConfig
-from hf_farms.demo import demo_model, demo_text
+from hf_farms.demo import DEMO_FOLDERS, demo_model, demo_text
 from hf_farms.output.recipe import Recipe
 from hf_farms.privacy.publishing import published, published_argument, published_path, published_text, same_place
 from hf_farms.reports import REPORT_NAME, PruneReport
@@ -62,7 +62,7 @@ def home(tmp_path, monkeypatch):
         ("{home}/..", "{home}/../elsewhere/of-Quuxworth/x.txt", "./x.txt"),
         ("{home}/work", "C:\\Users\\Quuxworth\\m", "./m"),
         ("{home}/work", "meta-llama/Llama-2-7b", "meta-llama/Llama-2-7b"),
-        ("{home}/work", "demo", "demo"),
+        *(("{home}/work", name, name) for name in DEMO_FOLDERS),
         ("{home}/work", "speeches", "speeches"),
         ("{home}/work", "https://u:geheim@h/x", "https://h/x"),
         ("{home}/work", "./m", "./m"),
