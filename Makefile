@@ -17,6 +17,8 @@ LOWEST_TORCH := $(if $(filter file,$(origin TORCH)),$(shell sed -n 's/^  "torch>
 .PHONY: demo test test-lowest test-slow schemas lint types clean
 
 demo: $(VENV)/.installed
+	$(BIN)/hf-farms analyze demo
+	$(BIN)/hf-farms analyze demo-healthy
 	$(BIN)/hf-farms prune demo --output out/demo-farms-wanda-50 --overwrite
 	@echo "Read out/demo-farms-wanda-50/README.md"
 

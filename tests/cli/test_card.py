@@ -57,7 +57,7 @@ def test_what_the_report_says_now_is_on_the_card(folder):
     replace(report, perplexity=demo().perplexity).save(folder / REPORT_NAME)
     assert run("card", folder, "--repo-id", "me/sparse", "-q").stdout.strip() == str(folder / "README.md")
     text = (folder / "README.md").read_text(encoding="utf-8")
-    assert "46.55 → 58.24" in text
+    assert "54.57 → 60.29" in text
     assert 'name = "me/sparse"' in text
     # The repository stays when the next command does not name it.
     assert json.loads(run("card", folder, "--json").stdout) == {"card": str(folder / "README.md")}

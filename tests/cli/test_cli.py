@@ -37,7 +37,7 @@ def test_the_bare_command(pruned_demo):
     folder, done = pruned_demo
     assert done.returncode == 0, done.stderr
     assert [p.name for p in folder.iterdir()] == ["demo-farms-wanda-50"]
-    assert "model.layers.5" in done.stdout
+    assert "model.layers.7" in done.stdout
     assert "Sparsity: 50.0000% of the pruned layers" in done.stdout
     assert "Traceback" not in done.stderr
 
@@ -61,7 +61,7 @@ def test_artefacts(pruned_demo):
     assert report.perplexity.dense < report.perplexity.pruned
     assert report.command.endswith("prune demo")
     assert any("of one kind (speeches" in note for note in report.notes)
-    assert [b.alpha is not None and b.alpha_stderr is not None for b in report.before.blocks] == [True] * 6
+    assert [b.alpha is not None and b.alpha_stderr is not None for b in report.before.blocks] == [True] * 8
     assert report.after.blocks[0].alpha != report.before.blocks[0].alpha
     model = AutoModelForCausalLM.from_pretrained(out)
     zeros = sum(int((p == 0).sum()) for p in model.parameters())
@@ -122,7 +122,7 @@ def test_sparsegpt_with_a_pattern_in_a_folder_that_names_them(tmp_path, monkeypa
 def test_analyze_table_json_quiet_and_file(tmp_path):
     table = run("analyze", "demo")
     assert table.exit_code == 0, table.output
-    assert "model.layers.5" in table.stdout
+    assert "model.layers.7" in table.stdout
     assert "windows of 32 rows, fit mid" in table.stdout
     layers = run("analyze", "demo", "--layers")
     assert "self_attn.k_proj" in layers.stdout
@@ -133,7 +133,7 @@ def test_analyze_table_json_quiet_and_file(tmp_path):
     assert (report.config.fit, report.config.window_rows) == ("peak", None)
     assert SpectralReport.load(tmp_path / "r.json") == report
     quiet = run("analyze", "demo", "-q")
-    assert len(quiet.stdout.split()) == 6
+    assert len(quiet.stdout.split()) == 8
 
 
 def test_dry_run_shows_the_plan_and_does_nothing(tmp_path, monkeypatch):
@@ -142,7 +142,7 @@ def test_dry_run_shows_the_plan_and_does_nothing(tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert all(line.startswith("[dry-run]") for line in done.stdout.splitlines())
     assert "[dry-run] output: demo-farms-wanda-50 (new)" in done.stdout
-    assert "[dry-run] size: about 2.75 MB, " in done.stdout
+    assert "[dry-run] size: about 2.03 MB, " in done.stdout
     assert "[dry-run] sparsity: 50.00% of the weights of the pruned layers" in done.stdout
     assert "[dry-run] push: no" in done.stdout
     assert "[dry-run] prune.sparsity: 0.5" in done.stdout

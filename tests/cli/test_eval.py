@@ -72,7 +72,7 @@ def test_a_model_of_any_origin_is_measured_in_every_format(tmp_path):
     ids = tokenize(loaded.tokenizer, read_text("speeches", split="test"))
     assert result.perplexity.value == text_nll(loaded.model, ids, context_length=256, max_windows=3).perplexity
     assert (result.perplexity.num_tokens, result.perplexity.dense, result.base) == (3 * 255, None, None)
-    assert (result.sparsity.value, result.sparsity.num_parameters) == (0, 1369728)
+    assert (result.sparsity.value, result.sparsity.num_parameters) == (0, 1009248)
     table = run("demo", "--windows", 3, "--format", "human")
     assert f"{result.perplexity.value:.2f}" in table.stdout
     assert "Perplexity of speeches in windows of 256 tokens." in table.stdout

@@ -146,7 +146,7 @@ def test_install_run_list_and_remove(hf):
     wrong = hf("farms", "analyze", "./nowhere")
     assert (wrong.returncode, wrong.stdout) == (1, "")
     assert wrong.stderr.startswith("Error: model must be a hub id or an existing folder, got './nowhere'")
-    assert len(hf("farms", "analyze", "demo", "-q").stdout.split()) == 6
+    assert len(hf("farms", "analyze", "demo", "-q").stdout.split()) == 8
     (row,) = json.loads(hf("extensions", "list", "--json").stdout)
     assert (row["command"], row["type"], row["description"]) == ("hf farms", "python", PROJECT["description"])
     assert PROJECT["description"][:30] in hf("--help").stdout

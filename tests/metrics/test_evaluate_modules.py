@@ -53,7 +53,7 @@ def test_sparsity_needs_no_predictions(demo):
     got = evaluate.load(path("sparsity")).compute(model=demo["model"])
     assert (got["sparsity"], got["parameter_sparsity"]) == (found.sparsity, found.parameter_sparsity)
     assert got["num_parameters"] == demo["model"].num_parameters()
-    assert len(got["block_sparsity"]) == 6
+    assert len(got["block_sparsity"]) == 8
 
 
 def test_combine_and_save(demo, direct, tmp_path):

@@ -34,7 +34,7 @@ def test_models_are_opened_and_loaded_with_a_note(toy, folder):
     note = f"'{folder}' is a toy: its twin was loaded."
     with pytest.warns(HfFarmsWarning, match="is a toy: its twin was loaded"):
         reader = open_model(folder)
-    assert len(reader) == 6
+    assert len(reader) == 8
     with pytest.warns(HfFarmsWarning, match="is a toy"):
         assert load_model(str(folder)).notes == (note,)
 
@@ -42,7 +42,7 @@ def test_models_are_opened_and_loaded_with_a_note(toy, folder):
 @pytest.mark.filterwarnings("default")  # the command decides which warnings are shown
 def test_the_command_line_analyses_plans_prunes_and_describes_it(toy, folder, hf_farms, tmp_path):
     hf_farms("analyze", folder, "-o", tmp_path / "report.json")
-    assert len(SpectralReport.load(tmp_path / "report.json").blocks) == 6
+    assert len(SpectralReport.load(tmp_path / "report.json").blocks) == 8
     out = tmp_path / "out"
     options = ("prune", folder, "--method", "magnitude", "--allocation", "uniform", "--evaluation", "none", "-o", out)
     assert f"model: {folder}" in hf_farms(*options, "--dry-run")

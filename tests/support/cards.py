@@ -60,35 +60,50 @@ def blocks(targets):
 
 
 def demo():
-    """The bare command on the demo: alphas by chance, so that all blocks lose alike."""
-    alphas = [1.923, 1.907, 1.924, 1.910, 1.937, 1.916]
+    """The bare command on the demo: its two late blocks are pruned more."""
+    alphas = [1.764, 1.690, 1.733, 2.080, 1.777, 2.086, 1.769, 1.788]
+    targets = [0.4816, 0.4623, 0.4736, 0.5631, 0.4847, 0.5646, 0.4827, 0.4876]
     return PruneReport(
         versions=VERSIONS,
         model="demo",
         model_type="llama",
         config=PruneConfig(),
         dtype="bfloat16",
-        blocks=blocks([0.5] * 6),
+        blocks=blocks(targets),
         sparsity=0.5,
-        parameter_sparsity=0.4037,
-        num_parameters=1_369_728,
+        parameter_sparsity=0.4018,
+        num_parameters=1_009_248,
         before=spectra("demo", alphas),
-        after=spectra("demo", [alpha + 0.01 for alpha in alphas]),
+        after=spectra("demo", [1.812, 1.735, 1.777, 2.067, 1.815, 2.083, 1.801, 1.812]),
         calibration=CalibrationRecord(config=CalibrationConfig(), num_sequences=32, num_tokens=8192),
         perplexity=PerplexityRecord(
             config=EvaluationConfig(),
             context_length=256,
             num_tokens=10200,
             dtype="bfloat16",
-            dense=46.55,
-            pruned=58.24,
-            nll_difference=0.224,
-            nll_difference_stderr=0.0102,
-            uniform=58.24,
-            uniform_nll_difference=0.0,
-            uniform_nll_difference_stderr=0.0,
+            dense=54.57,
+            pruned=60.29,
+            nll_difference=0.0996,
+            nll_difference_stderr=0.0042,
+            uniform=61.34,
+            uniform_nll_difference=-0.0173,
+            uniform_nll_difference_stderr=0.0021,
         ),
         command="hf-farms prune demo",
+        notes=("Reliability of the block scores 0.996: spread 0.1 became 0.09964.",),
+    )
+
+
+def by_chance():
+    """Alphas that differ by chance, so that all blocks lose alike, as with uniform sparsity."""
+    report, alphas = demo(), [1.923, 1.907, 1.924, 1.910, 1.937, 1.916]
+    same = {"uniform": 60.29, "uniform_nll_difference": 0.0, "uniform_nll_difference_stderr": 0.0}
+    return replace(
+        report,
+        blocks=blocks([0.5] * 6),
+        before=spectra("demo", alphas),
+        after=spectra("demo", [alpha + 0.01 for alpha in alphas]),
+        perplexity=replace(report.perplexity, **same),
         notes=("The blocks' alphas differ by no more than chance (reliability 0.000): spread 0.1 became 0.",),
     )
 
@@ -261,6 +276,7 @@ def both():
 # name of the golden file -> report, repository, files of the model
 EXAMPLES = {
     "demo": (demo, None, Checkpoint(architecture="LlamaForCausalLM", recipe="model: demo\n")),
+    "by_chance": (by_chance, None, Checkpoint(architecture="LlamaForCausalLM")),
     "full": (full, "me/Llama-3.1-8B-farms-sparsegpt-60-Nof8", Checkpoint(chat=True, recipe=RECIPE)),
     "minimal": (minimal, None, Checkpoint()),
     "farms_lr": (farms_lr, "me/qwen3-tuned", Checkpoint(architecture="Qwen3ForCausalLM", chat=True)),

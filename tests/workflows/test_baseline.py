@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from hf_farms_cli.app import app
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from hf_farms.demo import demo_model
@@ -16,8 +17,8 @@ pytestmark = pytest.mark.filterwarnings("default")
 FEW = ("--calibration-samples", "4", "--evaluation-windows", "4")
 
 
-def perplexity(folder, *arguments):
-    done = CliRunner().invoke(app, ["prune", "demo", "-o", str(folder), *FEW, *arguments])
+def perplexity(folder, *arguments, model="demo"):
+    done = CliRunner().invoke(app, ["prune", str(model), "-o", str(folder), *FEW, *arguments])
     assert done.exit_code == 0, done.output
     return PruneReport.load(folder / "hf_farms_report.json").perplexity
 
@@ -35,8 +36,12 @@ def test_it_is_that_of_a_uniform_run(tmp_path):
 
 
 def test_an_allocation_that_comes_to_the_same_is_its_own_baseline(tmp_path):
-    # The blocks of the demo differ by no more than chance, which leaves no spread.
-    got = perplexity(tmp_path / "a")
+    # The blocks of random weights differ by no more than chance, which leaves no spread.
+    torch.manual_seed(0)
+    random = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(demo_model()))
+    random.save_pretrained(tmp_path / "random")
+    AutoTokenizer.from_pretrained(demo_model()).save_pretrained(tmp_path / "random")
+    got = perplexity(tmp_path / "a", model=tmp_path / "random")
     assert got.uniform == got.pruned
     assert got.uniform_nll_difference == 0
 
