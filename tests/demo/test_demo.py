@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import hf_farms.demo
-from hf_farms import analyze
+from hf_farms import analyze, compare_checkpoints
 from hf_farms.demo import DEMO_FOLDERS, demo_model, demo_text
 
 FOLDER = Path(hf_farms.demo.__file__).parent
@@ -178,6 +178,15 @@ def test_the_card_names_the_late_blocks_and_their_alphas(name: str, model: Llama
     rows = re.findall(r"^\| (\d+) \| ([\d.]+) ± [\d.]+ \| (inserted late)? *\|$", card, re.MULTILINE)
     assert [float(alpha) for _, alpha, _ in rows] == pytest.approx(alphas_of(model), abs=0.002)
     assert [int(index) for index, _, mark in rows if mark] == LATE[name]
+
+
+def test_compared_with_its_twin_the_demo_is_less_trained_in_its_late_blocks_alone() -> None:
+    blocks = compare_checkpoints("demo-healthy", "demo").blocks
+    differences = {block.index: block.alpha.difference for block in blocks if block.alpha.difference is not None}
+    late = [differences.pop(index) for index in LATE["demo"]]
+    assert len(differences) == 6
+    assert min(late) > 0.2
+    assert max(map(abs, differences.values())) < 0.1
 
 
 def test_the_twins_differ_in_weights_and_card_alone() -> None:

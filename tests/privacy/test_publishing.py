@@ -37,6 +37,12 @@ def home(tmp_path, monkeypatch):
     return home
 
 
+@pytest.mark.parametrize("name", DEMO_FOLDERS)
+def test_a_demo_model_keeps_its_name_beside_a_folder_of_that_name(home, name):
+    (home / "work" / name).mkdir()
+    assert published_path(name) == name
+
+
 @pytest.mark.parametrize(
     ("here", "name", "shown"),
     [
@@ -62,7 +68,7 @@ def home(tmp_path, monkeypatch):
         ("{home}/..", "{home}/../elsewhere/of-Quuxworth/x.txt", "./x.txt"),
         ("{home}/work", "C:\\Users\\Quuxworth\\m", "./m"),
         ("{home}/work", "meta-llama/Llama-2-7b", "meta-llama/Llama-2-7b"),
-        *(("{home}/work", name, name) for name in DEMO_FOLDERS),
+        ("{home}/work", "demo", "demo"),
         ("{home}/work", "speeches", "speeches"),
         ("{home}/work", "https://u:geheim@h/x", "https://h/x"),
         ("{home}/work", "./m", "./m"),
