@@ -40,6 +40,14 @@ blocks of different widths against whole-matrix alpha, and for layers compared o
 **Functional truth.** From the checkpoint only one block trains for 50 steps (AdamW, a tenth of the peak rate), and its
 loss drop on the select speeches is compared with that of the twin's block at this position; Spearman with each measure.
 
+**Details**, where the text above is silent, written before a model of a family with defects was measured. Gradient, KL
+and cosine are of the first 8 windows of the select speeches. The Marchenko-Pastur edge is s^2 (sqrt(m) + sqrt(n))^2,
+s^2 the mean squared entry. Among rivals of equal AUC the larger d' decides; where the rival needs the history, the best
+one without it is tested too. Layers over all roles: each layer of a planted block against all layers of the healthy
+blocks of its model, adjusted by the mean of the position over roles. The functional truth is the loss drop on the
+first 64 windows minus that of the twin's block; rate constant, the same batches for all blocks of a family. Tables show
+test families only. Models made without training have no history, and the rescaled ones have weight measures only.
+
 **Predictions.**
 1. FARMS: AUC at least 0.95 for rates of 0.03 to 0.3, frozen after 10%, re-initialised, inserted; at least 0.9 for
    frozen after 30%; below 0.9 for a rate of 0.6 and frozen after 60%.
