@@ -1,7 +1,8 @@
 """Does alpha find under-trained blocks, and does acting on it help? Small Llamas with planted defects.
 
     python tests/benchmarks/planted.py train FOLDER --part 1/2     # and --part 2/2 beside it; goes on where it stopped
-    python tests/benchmarks/planted.py measure FOLDER
+    python tests/benchmarks/planted.py measure FOLDER                # also while training, and with --part
+    python tests/benchmarks/planted.py truth FOLDER
     python tests/benchmarks/planted.py report FOLDER
 
 Written before the first model of the benchmark was trained, after a pilot on the seeds 0 to 5, which are not used here
@@ -64,27 +65,38 @@ test families only. Models made without training have no history, and the rescal
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import planted_jobs
-import planted_rates
+import planted_measures
+import planted_truth
 import torch
+
+
+def part(options: argparse.Namespace) -> tuple[int, int]:
+    number, count = map(int, options.part.split("/"))
+    return number, count
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "train": lambda options: planted_jobs.train_missing(options.folder, *part(options)),
+    "measure": lambda options: planted_measures.measure_missing(options.folder, options.output, *part(options)),
+    "truth": lambda options: planted_truth.train_blocks(options.folder, options.output, *part(options)),
+}
 
 
 def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    training = commands.add_parser("train", help="train the models that are missing")
-    training.add_argument("folder", type=Path)
-    training.add_argument("--part", default="1/1", help="I/N: every N-th model from the I-th")
-    planted_rates.add_arguments(commands.add_parser("rates", help="layer-wise rates on models with planted defects"))
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--part", default="1/1", help="I/N: every N-th model from the I-th")
+    parser.add_argument("--output", type=Path, help="folder of measured.jsonl and truth.jsonl; by default FOLDER")
     options = parser.parse_args()
+    options.output = options.output or options.folder
     torch.set_num_threads(1)
-    if options.command == "rates":
-        planted_rates.main(options)
-    else:
-        planted_jobs.train_missing(options.folder, *map(int, options.part.split("/")))
+    COMMANDS[options.command](options)
 
 
 if __name__ == "__main__":

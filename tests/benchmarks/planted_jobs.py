@@ -94,8 +94,12 @@ def weights_file(folder: Path, name: str) -> Path:
 
 
 def trained_rows(folder: Path) -> dict[str, dict[str, Any]]:
-    """The finished models by name, as one JSON object in each line."""
-    path = folder / "trained.jsonl"
+    """The finished models by name."""
+    return rows_of(folder / "trained.jsonl")
+
+
+def rows_of(path: Path) -> dict[str, dict[str, Any]]:
+    """Rows of a file by name, one JSON object in each line."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return {row["name"]: row for row in map(json.loads, lines)}
 
