@@ -38,7 +38,7 @@ def test_a_name_that_never_was_is_an_attribute_error(module):
 
 def test_the_size_of_weights_is_known_by_the_old_function():
     with pytest.warns(DeprecationWarning, match="model_weights_size now"):
-        from hf_farms.hub.base_model import weights_size
+        from hf_farms.hub import weights_size
     assert weights_size("demo") == lookup("hf_farms.loading.names.ModelRef").parse("demo").weights_size > 0
 
 
