@@ -46,8 +46,8 @@ and cosine are of the first 8 windows of the select speeches. The Marchenko-Past
 s^2 the mean squared entry. Among rivals of equal AUC the larger d' decides; where the rival needs the history, the best
 one without it is tested too. Layers over all roles: each layer of a planted block against all layers of the healthy
 blocks of its model, adjusted by the mean of the position over roles. The functional truth is the loss drop on the
-first 64 windows minus that of the twin's block; rate constant, the same batches for all blocks of a family. Tables show
-test families only. Models made without training have no history, and the rescaled ones have weight measures only.
+first 64 windows minus that of the twin's block; rate constant, the same batches for all blocks of a family. Tables of
+AUC show test families only. Models made without training have no history, the rescaled ones weight measures only.
 
 **Predictions.**
 1. FARMS: AUC at least 0.95 for rates of 0.03 to 0.3, frozen after 10%, re-initialised, inserted; at least 0.9 for
