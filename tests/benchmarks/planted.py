@@ -3,7 +3,7 @@
     python tests/benchmarks/planted.py train FOLDER --part 1/2     # and --part 2/2 beside it; goes on where it stopped
     python tests/benchmarks/planted.py measure FOLDER                # also while training, and with --part
     python tests/benchmarks/planted.py truth FOLDER
-    python tests/benchmarks/planted.py report FOLDER
+    python tests/benchmarks/planted.py report FOLDER --figure FILE.svg
 
 Written before the first model of the benchmark was trained, after a pilot on the seeds 0 to 5, which are not used here
 (the demo, which is no part of any statistic, has seed 0):
@@ -68,8 +68,11 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+import planted_figure
 import planted_jobs
 import planted_measures
+import planted_report
+import planted_results
 import planted_truth
 import torch
 
@@ -79,10 +82,18 @@ def part(options: argparse.Namespace) -> tuple[int, int]:
     return number, count
 
 
+def report(options: argparse.Namespace) -> None:
+    results = planted_results.read(options.output)
+    print(planted_report.report(results))
+    if options.figure:
+        planted_figure.draw(results, options.figure)
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "train": lambda options: planted_jobs.train_missing(options.folder, *part(options)),
     "measure": lambda options: planted_measures.measure_missing(options.folder, options.output, *part(options)),
     "truth": lambda options: planted_truth.train_blocks(options.folder, options.output, *part(options)),
+    "report": report,
 }
 
 
@@ -93,6 +104,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--part", default="1/1", help="I/N: every N-th model from the I-th")
     parser.add_argument("--output", type=Path, help="folder of measured.jsonl and truth.jsonl; by default FOLDER")
+    parser.add_argument("--figure", type=Path, help="report: also draw the forest plot into this SVG or PNG file")
     options = parser.parse_args()
     options.output = options.output or options.folder
     torch.set_num_threads(1)

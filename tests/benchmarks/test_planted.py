@@ -2,9 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
+from itertools import product
 
+import planted_figure
 import planted_jobs
 import planted_measures
+import planted_report
+import planted_results
 import planted_truth
 import pytest
 import torch
@@ -124,16 +129,20 @@ def test_measures_of_text_are_those_of_whole_models(model):
     assert measures["gradient"][1] == pytest.approx(sum(float(g.norm()) for g in gradients) / 7, rel=1e-4)
 
 
+FAMILY = replace(TINY, layers=6)
+
+
 def small_family():
-    twin = Plan("test-9-healthy", 9, "test", TINY)
-    return [twin, Plan("test-9-0", 9, "test", TINY, {0: "rate-0.1", 2: "muon"}), Plan("other", 9, "other", TINY)]
+    planted = {0: "rate-0.1", 2: "freeze-10", 3: "insert", 5: "muon"}
+    plans = [Plan("test-9-healthy", 9, "test", FAMILY), Plan("test-9-0", 9, "test", FAMILY, planted)]
+    return [*plans, Plan("single", 8, "healthy", FAMILY)]
 
 
 def test_blocks_of_defects_and_of_their_twin_are_trained(monkeypatch):
-    plans = [*small_family(), Plan("test-8-0", 8, "test", TINY, {1: "insert"})]
-    assert planted_truth.blocks_to_train(plans) == {"test-9-0": [0], "test-9-healthy": [0]}
+    plans = [*small_family(), Plan("test-8-0", 8, "test", FAMILY, {1: "insert"})]
+    assert planted_truth.blocks_to_train(plans) == {"test-9-0": [0, 2, 3], "test-9-healthy": [0, 2, 3]}
     monkeypatch.setattr(planted_truth, "ALL_BLOCKS", (9,))
-    assert planted_truth.blocks_to_train(plans) == {"test-9-0": [0, 1, 2], "test-9-healthy": [0, 1, 2]}
+    assert planted_truth.blocks_to_train(plans) == {"test-9-0": [*range(6)], "test-9-healthy": [*range(6)]}
 
 
 def test_only_one_block_is_trained_for_the_truth(monkeypatch, tmp_path):
@@ -150,8 +159,8 @@ def test_only_one_block_is_trained_for_the_truth(monkeypatch, tmp_path):
 
 @pytest.fixture
 def folder(monkeypatch, tmp_path):
-    """Two tiny trained models with all measures."""
-    monkeypatch.setattr(planted_jobs, "all_plans", lambda: small_family()[:2])
+    """Three tiny trained models with all measures."""
+    monkeypatch.setattr(planted_jobs, "all_plans", small_family)
     monkeypatch.setattr(planted_truth, "STEPS", 2)
     monkeypatch.setattr(planted_measures, "WINDOWS", 2)
     loss = planted_jobs.loss
@@ -167,15 +176,19 @@ def folder(monkeypatch, tmp_path):
 def test_scripts_run_to_their_end(folder, capsys):
     lines = (folder / "measured.jsonl").read_text().splitlines()
     rows = {row["name"]: row for row in map(json.loads, lines)}
-    derived = ["test-9-healthy-random-vectors", "test-9-healthy-rank-cut"]
-    assert sorted(rows) == sorted(
-        [*(f"{n}{end}" for n in ("test-9-0", "test-9-healthy") for end in ("", "-rescaled")), *derived]
-    )
+    family = [f"{name}{end}" for name in ("test-9-0", "test-9-healthy") for end in ("", "-rescaled")]
+    assert sorted(rows) == sorted([*family, *(f"test-9-healthy-{name}" for name in DERIVED), "single"])
     for name, row in rows.items():
         known = OF_WEIGHTS if "rescaled" in name else MEASURES[: -len(OF_HISTORY)] if "derived" in row else MEASURES
         assert tuple(row["measures"]) == known
-        assert all(len(values) == 3 and all(map(math.isfinite, values)) for values in row["measures"].values())
-    assert {*planted_truth.truth_of(folder)} == {("test-9-0", 0), ("test-9-healthy", 0)}
+        assert all(len(values) == 6 and all(map(math.isfinite, values)) for values in row["measures"].values())
+    assert {*planted_truth.truth_of(folder)} == {*product(("test-9-0", "test-9-healthy"), (0, 2, 3))}
+    results = planted_results.read(folder)
+    text = planted_report.report(results)
+    assert "| rate-0.1 | 1 | " in text
+    assert all(f"## {title}\n" in text for title in planted_report.SECTIONS)
+    planted_figure.draw(results, folder / "figure.svg")
+    assert "FARMS alpha" in (folder / "figure.svg").read_text()
     # Nothing is measured twice.
     capsys.readouterr()
     planted_measures.measure_missing(folder, folder)
