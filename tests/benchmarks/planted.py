@@ -48,6 +48,7 @@ one without it is tested too. Layers over all roles: each layer of a planted blo
 blocks of its model, adjusted by the mean of the position over roles. The functional truth is the loss drop on the
 first 64 windows minus that of the twin's block; rate constant, the same batches for all blocks of a family. Tables of
 AUC show test families only. Models made without training have no history, the rescaled ones weight measures only.
+Added after the first rank cut, which divided by 0: the median is that of the eigenvalues above 0.
 
 **Predictions.**
 1. FARMS: AUC at least 0.95 for rates of 0.03 to 0.3, frozen after 10%, re-initialised, inserted; at least 0.9 for

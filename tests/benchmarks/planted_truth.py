@@ -1,6 +1,6 @@
 """Functional truth of planted models: the loss drop when only one block trains on. Used by planted.py.
 
-About 2 s for a block on one thread (50 steps and 64 windows of loss), and some 240 blocks: the planted blocks of
+About 5 s for a block on one thread (50 steps and 64 windows of loss), and some 240 blocks: the planted blocks of
 defects, the blocks of the healthy twins at their positions, and all blocks of two families' twins and of one model with
 defects of each.
 """

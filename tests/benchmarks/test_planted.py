@@ -8,6 +8,7 @@ from itertools import product
 import planted_figure
 import planted_jobs
 import planted_measures
+import planted_models
 import planted_report
 import planted_results
 import planted_truth
@@ -21,6 +22,13 @@ from torch import nn
 from hf_farms import FarmsConfig, analyze
 
 TINY = Setting(layers=3, hidden=64, width=96, steps=5, batch=1)
+
+
+@pytest.fixture(autouse=True)
+def little_text(monkeypatch):
+    """Train on the select speeches: the training text takes seconds to tokenize."""
+    text = planted_models.tokens("select")
+    monkeypatch.setattr(planted_models, "tokens", lambda split: text)
 
 
 @pytest.fixture(scope="module")
