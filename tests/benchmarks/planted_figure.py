@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from planted_derived import DERIVED
 from planted_models import DISGUISES, SUSPECTS
-from planted_results import KINDS, Results, compact_measures, of_kind, select
-from planted_statistics import auc, bootstrap, interval, shares
+from planted_results import KINDS, Results, compact_measures, label, of_kind, select
+from planted_statistics import Planted, auc, bootstrap, interval, shares
 
 COLOURS = ("#0b5fa5", "#d95f02", "#1b9e77", "#7570b3", "#8c8c8c", "#a6761d", "#e7298a")
-MARKERS = "osD^vPX"
-LABELS = {"farms": "FARMS alpha", "whole mid": "alpha of whole matrices", "frobenius": "- Frobenius norm"}
+STYLES: list[dict[str, Any]] = [
+    {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.2}
+    for colour, marker in zip(COLOURS, "osD^vPX", strict=True)
+]
 
 
 def rows_of_figure() -> list[tuple[str, list[str]]]:
@@ -36,21 +41,15 @@ def draw(results: Results, path: Path) -> None:
         axes.text(-0.01, height, heading, ha="right", va="center", weight="bold", transform=axes.get_yaxis_transform())
         for condition in conditions:
             height += 1
-            ticks.append(height)
             blocks = select(results.blocks, "test", [condition])
+            ticks.append(height)
             names.append(f"{condition} (n = {len(blocks)})")
             for number, measure in enumerate(measures):
-                values = shares(blocks, measure)
-                if np.isnan(values).all():
-                    continue
                 y = height + 0.13 * (number - (len(measures) - 1) / 2)
-                low, high = interval(bootstrap(values, [block.family for block in blocks]))
-                axes.plot([low, high], [y, y], color=COLOURS[number], linewidth=1.2)
-                axes.plot(auc(blocks, measure), y, MARKERS[number], color=COLOURS[number], markersize=4)
+                draw_estimate(axes, blocks, measure, y, STYLES[number])
         height += 1.2
-    for number, measure in enumerate(measures):
-        label = LABELS.get(measure, measure)
-        axes.plot([], [], MARKERS[number], color=COLOURS[number], linestyle="-", linewidth=1.2, label=label)
+    for measure, style in zip(measures, STYLES, strict=False):
+        axes.plot([], [], linestyle="-", label=label(measure).replace("`", ""), **style)
     axes.axvline(0.5, color="#666666", linewidth=0.8, linestyle="--")
     axes.set_yticks(ticks, names)
     axes.set(xlim=(-0.02, 1.02), ylim=(height - 0.5, -0.6), xlabel="AUC within a model, 95% interval over families")
@@ -58,3 +57,12 @@ def draw(results: Results, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def draw_estimate(axes: Axes, blocks: Sequence[Planted], measure: str, y: float, style: dict[str, Any]) -> None:
+    values = shares(blocks, measure)
+    if np.isnan(values).all():
+        return
+    ends = interval(bootstrap(values, [block.family for block in blocks]))
+    axes.plot(ends, [y, y], color=style["color"], linewidth=style["linewidth"])
+    axes.plot(auc(blocks, measure), y, **style)

@@ -8,7 +8,7 @@ import numpy as np
 from planted_derived import DERIVED
 from planted_measures import MEASURES, OF_WEIGHTS
 from planted_models import DEFECTS
-from planted_results import KINDS, TRAPS, Results, compact_measures, defects, estimate, of_kind, select, table
+from planted_results import KINDS, TRAPS, Results, compact_measures, defects, estimate, label, of_kind, select, table
 from planted_statistics import Planted, auc, bootstrap, d_prime, differences, holm, interval, two_sided
 from planted_truth_report import truth_table
 
@@ -22,7 +22,7 @@ def by_condition(results: Results, conditions: Iterable[str]) -> str:
     for condition in conditions:
         blocks = select(results.blocks, "test", [condition])
         rows.append([condition, str(len(blocks)), *(estimate(blocks, measure) for measure in measures)])
-    return table(["condition", "n", *measures], rows)
+    return table(["condition", "n", *map(label, measures)], rows)
 
 
 def defect_table(results: Results) -> str:
@@ -46,7 +46,8 @@ def by_kind(results: Results) -> str:
     """All measures against the kinds of defects."""
     groups = [select(results.blocks, "test", of_kind(kind)) for kind in KINDS]
     rows = [
-        [measure, *(estimate(blocks, measure) for blocks in [*groups, defects(results.blocks)])] for measure in MEASURES
+        [label(measure), *(estimate(blocks, measure) for blocks in [*groups, defects(results.blocks)])]
+        for measure in MEASURES
     ]
     return table(["measure", *(f"{k} (n = {len(b)})" for k, b in zip(KINDS, groups, strict=True)), "all"], rows)
 
@@ -57,7 +58,7 @@ def all_measures(results: Results) -> str:
         blocks = select(results.blocks, "test", [condition])
         values = [auc(blocks, measure) for measure in MEASURES]
         rows.append([condition, *("-" if np.isnan(value) else f"{value:.2f}" for value in values)])
-    return table(["condition", *MEASURES], rows)
+    return table(["condition", *map(label, MEASURES)], rows)
 
 
 def smallest_dose(results: Results, measure: str, kind: str) -> str:
@@ -72,7 +73,7 @@ def smallest_dose(results: Results, measure: str, kind: str) -> str:
 
 
 def dose_table(results: Results) -> str:
-    rows = [[measure, *(smallest_dose(results, measure, kind) for kind in KINDS)] for measure in MEASURES]
+    rows = [[label(measure), *(smallest_dose(results, measure, kind) for kind in KINDS)] for measure in MEASURES]
     return table(["measure", *KINDS], rows)
 
 
@@ -91,7 +92,7 @@ def comparison(blocks: dict[str, list[Planted]], rival: str) -> str:
         difference = f"{np.nanmean(differences(group, 'farms', rival)):+.3f} [{low:+.3f}, {high:+.3f}]"
         means = [f"{auc(group, measure):.3f}" for measure in ("farms", rival)]
         rows.append([kind, str(len(group)), *means, difference, f"{p[kind]:.4f}", f"{adjusted[kind]:.4f}"])
-    return table(["kind", "n", "farms", rival, "difference", "p", "p (Holm)"], rows)
+    return table(["kind", "n", label("farms"), label(rival), "difference", "p", "p (Holm)"], rows)
 
 
 def primary(results: Results) -> str:
@@ -101,13 +102,13 @@ def primary(results: Results) -> str:
     for number, rival in enumerate(results.rivals):
         title = "Best rival" if number == 0 else "Best rival that needs no history"
         value = f"AUC {auc(development, rival):.3f}, d' {d_prime(development, rival):.1f}, n = {len(development)}"
-        parts.append(f"{title} on the development families: {rival} ({value}).\n\n{comparison(blocks, rival)}")
+        parts.append(f"{title} on the development families: {label(rival)} ({value}).\n\n{comparison(blocks, rival)}")
     return "\n\n".join(parts) or "No development families yet."
 
 
 def rescaling(results: Results) -> str:
     plain, rescaled = defects(results.blocks), defects(results.rescaled)
-    rows = [[measure, *(estimate(blocks, measure) for blocks in (plain, rescaled))] for measure in OF_WEIGHTS]
+    rows = [[label(measure), *(estimate(blocks, measure) for blocks in (plain, rescaled))] for measure in OF_WEIGHTS]
     return table(["measure", f"as trained (n = {len(plain)})", f"rescaled (n = {len(rescaled)})"], rows)
 
 

@@ -34,6 +34,22 @@ KINDS = tuple(dict.fromkeys(condition.kind for condition in DEFECTS.values()))
 TRAPS = (*SUSPECTS, *DISGUISES, *DERIVED)
 # Measures with an interval for every condition; the rival joins them.
 COMPACT = ("farms", "whole mid", "stable rank", "frobenius", "entropy")
+# As tables and the figure name the measures; the sign says that more should mean less trained.
+LABELS = {
+    "farms": "FARMS alpha",
+    "whole mid": "whole-matrix alpha",
+    "whole peak": "whole-matrix alpha, released `peak`",
+    "frobenius": "−Frobenius norm",
+    "spectral": "−spectral norm",
+    "above edge": "−share above the edge",
+    "max / median": "−λmax / median",
+    "participation": "participation ratio",
+    "gradient": "gradient norm",
+    "kl": "−KL when left out",
+    "cosine": "cosine of input and output",
+    "distance": "−distance from the start (history)",
+    "update": "−last change (history)",
+}
 RIVALS = tuple(name for name in MEASURES if name != "farms")
 
 
@@ -94,6 +110,10 @@ def of_kind(kind: str) -> list[str]:
 
 def defects(blocks: Iterable[Planted], group: str = "test") -> list[Planted]:
     return select(blocks, group, DEFECTS)
+
+
+def label(measure: str) -> str:
+    return LABELS.get(measure, measure)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from planted_measures import MEASURES
 from planted_models import DEFECTS
-from planted_results import Results, table
+from planted_results import Results, label, table
 from planted_statistics import Planted, bootstrap, bootstrap_spearman, interval, spearman
 
 
@@ -31,7 +31,7 @@ def truth_table(results: Results) -> str:
     for measure in MEASURES:
         values = np.array([block.own[measure][0] for block in blocks])
         low, high = interval(bootstrap_spearman(values, truth, families))
-        rows.append([measure, f"{spearman(values, truth):+.2f} [{low:+.2f}, {high:+.2f}]"])
+        rows.append([label(measure), f"{spearman(values, truth):+.2f} [{low:+.2f}, {high:+.2f}]"])
     drops = []
     for condition in DEFECTS:
         chosen = np.array([block.condition == condition for block in blocks])
