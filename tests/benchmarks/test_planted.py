@@ -31,6 +31,15 @@ def little_text(monkeypatch):
     monkeypatch.setattr(planted_models, "tokens", lambda split: text)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Work as the script does; more threads only wait for each other on such small matrices."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def model():
     model = new_model(TINY, 1).eval()
