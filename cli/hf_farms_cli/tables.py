@@ -8,6 +8,7 @@ from typing import Literal
 
 from hf_farms.reports import PruneReport, SpectralReport
 from hf_farms.reports.comparison import AlphaDifference, SpectralComparison, measurement_of
+from hf_farms.reports.standing_out import standing_out_of
 from hf_farms_cli.console import Format, out, print_done, print_notes, print_remark, say
 
 __all__ = ["print_comparison", "print_result", "print_spectra", "print_table"]
@@ -58,10 +59,12 @@ def print_spectra(report: SpectralReport, output_format: Format, *, by_layer: bo
             say(_number(block.alpha, 4, none=""))
     else:
         unit = "layer" if by_layer else "block"
+        headings = (unit, "alpha", "± stderr", "windows", *(() if by_layer else ("stands out",)))
         rows = _layers(report) if by_layer else _blocks(report)
-        print_table(f"{report.model}: alpha by {unit}", (unit, "alpha", "± stderr", "windows"), rows, output_format)
+        print_table(f"{report.model}: alpha by {unit}", headings, rows, output_format)
         size = _size(measurement_of(report).window_rows)
         print_remark(f"{size}, fit {report.config.fit}. {MEANING}", output_format)
+        print_remark(standing_out_of(report).sentence, output_format)
         print_notes(report.notes)
 
 
@@ -75,9 +78,15 @@ def _size(window_rows: int | Literal["auto"] | None) -> str:
 
 
 def _blocks(report: SpectralReport) -> list[tuple[str, ...]]:
-    rows = [(b.name, b.alpha, b.alpha_stderr, sum(layer.num_windows for layer in b.layers)) for b in report.blocks]
-    rows += [(layer.name, layer.alpha, layer.alpha_stderr, layer.num_windows) for layer in report.outside]
-    return [(name, _number(alpha), _number(stderr, 4), str(windows)) for name, alpha, stderr, windows in rows]
+    outliers = standing_out_of(report).indices
+    rows = [
+        (b.name, b.alpha, b.alpha_stderr, sum(layer.num_windows for layer in b.layers), "*" * (b.index in outliers))
+        for b in report.blocks
+    ]
+    rows += [(layer.name, layer.alpha, layer.alpha_stderr, layer.num_windows, "") for layer in report.outside]
+    return [
+        (name, _number(alpha), _number(stderr, 4), str(windows), mark) for name, alpha, stderr, windows, mark in rows
+    ]
 
 
 def _layers(report: SpectralReport) -> list[tuple[str, ...]]:

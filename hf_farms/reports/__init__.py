@@ -1,6 +1,7 @@
 """Reports of measurements and runs: frozen dataclasses with a versioned JSON form. Loads no torch.
 
 spectral.py     analyze: blocks, each with its layers
+standing_out.py blocks that look less trained than the others
 pruning.py      prune: the recipe, spectra before and after, sparsity, where the model came from
 evaluation.py   perplexity and tasks; eval: what was measured
 training.py     a training with one of the callbacks
@@ -20,6 +21,7 @@ from hf_farms.reports.evaluation import (
 )
 from hf_farms.reports.pruning import BaseModelRecord, BlockSparsity, CalibrationRecord, LayerSparsity, PruneReport
 from hf_farms.reports.spectral import BlockSpectrum, LayerRecord, SpectralReport
+from hf_farms.reports.standing_out import OutlyingBlock, StandingOut
 from hf_farms.reports.training import TrainReport
 
 __all__ = [
@@ -33,12 +35,14 @@ __all__ = [
     "EvaluationReport",
     "LayerRecord",
     "LayerSparsity",
+    "OutlyingBlock",
     "PerplexityRecord",
     "PerplexityScore",
     "PruneReport",
     "Report",
     "SparsityScore",
     "SpectralReport",
+    "StandingOut",
     "TaskRecord",
     "TrainReport",
     "json_converter",

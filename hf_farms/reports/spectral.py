@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hf_farms.config import FarmsConfig
 from hf_farms.config.roles import counts
 from hf_farms.reports.base import Report
+from hf_farms.reports.standing_out import StandingOut
 
 __all__ = ["BlockSpectrum", "LayerRecord", "SpectralReport"]
 
@@ -75,6 +76,7 @@ class SpectralReport(Report):
         blocks: in order of depth.
         outside: embeddings and head, if they were measured.
         notes: what a reader must know (layers left out, lowered windows, layers without an error bar).
+        standing_out: blocks that stand out as less trained; None in reports of earlier versions.
     """
 
     model: str
@@ -84,3 +86,4 @@ class SpectralReport(Report):
     blocks: tuple[BlockSpectrum, ...]
     outside: tuple[LayerRecord, ...] = ()
     notes: tuple[str, ...] = ()
+    standing_out: StandingOut | None = None

@@ -18,6 +18,7 @@ from hf_farms.config.effects import warn_unused
 from hf_farms.distributed import ONE_PROCESS, Ranks, all_rank_results, assign_to_ranks
 from hf_farms.errors import ModelError
 from hf_farms.reports import BlockSpectrum, LayerRecord, SpectralReport
+from hf_farms.reports.standing_out import find_standing_out
 from hf_farms.spectra.notes import adapter_notes, layer_notes, skipped_notes
 from hf_farms.spectra.spectrum import LayerSpectrum, layer_spectra
 from hf_farms.spectra.windows import WindowPlan, model_window_rows, plan_weight
@@ -70,7 +71,8 @@ def analyze(
         progress: called with the number of finished layers and of all layers (of this process).
 
     Returns:
-        Alpha and its standard error for every layer and block; `notes` lists skipped layers and other caveats.
+        Alpha and its standard error for every layer and block; `standing_out` has the blocks that look less trained
+        than the others; `notes` lists skipped layers and other caveats.
 
     Raises:
         ModelError: no measurable layers, NaN in a weight (the message names the layer), or a missing or incomplete
@@ -93,18 +95,20 @@ def analyze(
         records.setdefault(task.block, []).append(measured[task.block, task.position])
     lowered = [task.layer.name for task in tasks if task.plan.lowered]
     metadata = [source.metadata(index) for index in range(len(source))]
-    blocks = [
+    unscored = [
         BlockSpectrum(index=m.index, name=m.name, alpha=None, alpha_stderr=None, layers=tuple(records.get(i, ())))
         for i, m in enumerate(metadata)
     ]
+    blocks = _with_scores(unscored, config)
     return SpectralReport(
         model=source.name,
         model_type=source.model_type,
         config=config,
         window_rows=rows,
-        blocks=_with_scores(blocks, config),
+        blocks=blocks,
         outside=tuple(records.get(len(source), ())),
         notes=(*notes, *layer_notes([measured[task.block, task.position] for task in tasks], lowered, rows, config)),
+        standing_out=find_standing_out(blocks, config),
     )
 
 

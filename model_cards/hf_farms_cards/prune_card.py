@@ -11,6 +11,7 @@ from markupsafe import Markup
 from hf_farms.config import default_output_name
 from hf_farms.registries import ALLOCATIONS, FITS, METHODS
 from hf_farms.reports import PerplexityRecord, PruneReport, TaskRecord
+from hf_farms.reports.standing_out import standing_out_of
 from hf_farms_cards.licences import licence_of
 from hf_farms_cards.markdown import code, link, number, with_error
 from hf_farms_cards.metadata import card_data, hub_id, perplexity_results, short_source, task_results
@@ -67,6 +68,7 @@ def pruned_card(
         "even": even,
         "rows": _block_rows(report),
         "has_errors": any(b.alpha_stderr is not None for b in report.before.blocks) if report.before else False,
+        "standing_out": standing_out_of(report.before) if report.before else None,
         "long": len(report.blocks) > LONG_TABLE,
         "evaluation": _perplexity_rows(report.perplexity, even=even) if _is_measured(report.perplexity) else [],
         "bold": report.perplexity is not None and _better(report.perplexity) is not None,

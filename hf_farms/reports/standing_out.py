@@ -1,0 +1,201 @@
+"""Blocks that stand out: alphas above those of the other blocks by more than the scatter of a healthy model.
+
+The alphas of healthy blocks differ by more than their window errors, so those errors alone are the wrong null. A block
+is compared with a robust fit over the other blocks, in units of their robust spread. Loads no torch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hf_farms.config import FarmsConfig
+
+if TYPE_CHECKING:
+    from hf_farms.reports.spectral import BlockSpectrum, SpectralReport
+
+__all__ = ["CAVEAT", "MIN_BLOCKS", "OutlyingBlock", "StandingOut", "find_standing_out", "standing_out_of"]
+
+CAVEAT = (
+    "Alpha sees too little movement from random initial weights; it cannot see whether a block learned the right thing."
+)
+# Without the first and the last, four blocks are the fewest for which `threshold` holds.
+MIN_BLOCKS = 6
+# Smallest spread, in units of alpha; fitted on healthy models by tests/benchmarks/planted_alarms.py.
+MIN_SPREAD = 0.03
+# Probability of a false alarm in a healthy model, under the normal null.
+FALSE_ALARMS = 0.05
+# See `threshold`.
+FEW_BLOCKS = 7.5
+# Median of the absolute values -> standard deviation, for normal values.
+TO_DEVIATION = 1 / statistics.NormalDist().inv_cdf(0.75)
+# Options that change the scatter of alphas between blocks.
+CALIBRATED_OPTIONS = ("aspect_ratio", "fit", "tail_divisor", "block_score")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutlyingBlock:
+    """One block that stands out.
+
+    Attributes:
+        index: position, 0 is nearest to the input.
+        name: module name.
+        residual: its distance above the other blocks, in units of their spread.
+    """
+
+    index: int
+    name: str
+    residual: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandingOut:
+    """Blocks that stand out as less trained than the others, and the sentence that says so.
+
+    Attributes:
+        sentence: for the terminal, cards and readers of the report.
+        blocks: those that stand out, in order of depth.
+        threshold: residual above which a block stands out; None where nothing can be said.
+        reason: why nothing can be said; None where something can.
+    """
+
+    sentence: str
+    blocks: tuple[OutlyingBlock, ...] = ()
+    threshold: float | None = None
+    reason: str | None = None
+
+    @property
+    def indices(self) -> frozenset[int]:
+        """Positions of the blocks that stand out."""
+        return frozenset(block.index for block in self.blocks)
+
+
+def standing_out_of(report: SpectralReport) -> StandingOut:
+    """Return the blocks of a report that stand out; computed for reports that were saved without them."""
+    return report.standing_out or find_standing_out(report.blocks, report.config)
+
+
+def find_standing_out(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> StandingOut:
+    """Find the blocks whose alpha lies above those of the other blocks by more than chance.
+
+    The first and the last block are left out: their alphas differ in healthy models too.
+
+    Args:
+        blocks: all blocks of a model, in order of depth.
+        config: the measurement.
+
+    Returns:
+        The blocks that stand out; or the reason why nothing can be said.
+    """
+    for rule in RULES:
+        reason = rule(blocks, config)
+        if reason is not None:
+            return StandingOut(sentence=f"Nothing can be said about blocks that stand out: {reason}.", reason=reason)
+    inner = blocks[1:-1]
+    alphas = [block.alpha for block in inner if block.alpha is not None]
+    errors = [block.alpha_stderr for block in inner if block.alpha_stderr is not None]
+    limit = threshold(len(inner))
+    outliers = tuple(
+        OutlyingBlock(index=block.index, name=block.name, residual=round(residual, 3))
+        for block, residual in zip(inner, studentised(alphas, errors), strict=True)
+        if residual > limit
+    )
+    return StandingOut(sentence=_sentence(outliers), blocks=outliers, threshold=round(limit, 3))
+
+
+def deviations(alphas: Sequence[float]) -> tuple[list[float], float]:
+    """Return the distance of each alpha from the median of all, and the robust spread of these distances."""
+    centre = statistics.median(alphas)
+    distances = [alpha - centre for alpha in alphas]
+    return distances, TO_DEVIATION * statistics.median(map(abs, distances))
+
+
+def studentised(alphas: Sequence[float], errors: Sequence[float]) -> list[float]:
+    """Return the distance of each alpha from the median, in units of the spread and of its own error.
+
+    Args:
+        alphas: of the inner blocks.
+        errors: their standard errors; another window is no other block, so that they add to the spread.
+    """
+    distances, spread = deviations(alphas)
+    spread = max(spread, MIN_SPREAD)
+    return [distance / math.hypot(spread, error) for distance, error in zip(distances, errors, strict=True)]
+
+
+def threshold(count: int) -> float:
+    """Return the residual that the largest of `count` normal residuals exceeds with probability `FALSE_ALARMS` at most.
+
+    With a known centre and spread it would be the quantile alone. The factor accounts for both being estimated from
+    few blocks; it is an upper bound of a simulation, from four blocks.
+    """
+    return statistics.NormalDist().inv_cdf((1 - FALSE_ALARMS) ** (1 / count)) * (1 + FEW_BLOCKS / count)
+
+
+def _sentence(outliers: Sequence[OutlyingBlock]) -> str:
+    apart = "the first and last block are not judged"
+    numbers = [str(block.index) for block in outliers]
+    if not numbers:
+        return f"No block stands out: no alpha is higher than the others by more than chance ({apart}). {CAVEAT}"
+    if len(numbers) == 1:
+        said = f"Block {numbers[0]} stands out: its alpha is"
+    else:
+        said = f"Blocks {', '.join(numbers[:-1])} and {numbers[-1]} stand out: their alphas are"
+    return f"{said} higher than the others by more than chance, a sign of less training ({apart}). {CAVEAT}"
+
+
+def _too_few(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> str | None:
+    count = f"{len(blocks)} block{'' if len(blocks) == 1 else 's'}"
+    return f"the model has {count}, and at least {MIN_BLOCKS} are needed" if len(blocks) < MIN_BLOCKS else None
+
+
+def _other_measurement(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> str | None:
+    if config.window_rows is None:
+        return "alphas of whole matrices have no standard errors"
+    default = FarmsConfig()
+    values = [
+        f"{name} {getattr(config, name)!r}"
+        for name in CALIBRATED_OPTIONS
+        if getattr(config, name) != getattr(default, name)
+    ]
+    return f"the limits are known for the default measurement only, not for {', '.join(values)}" if values else None
+
+
+def _several_stacks(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> str | None:
+    # Encoder and decoder, or stages of a CNN: a step between them is no sign of training.
+    stacks = list(dict.fromkeys(re.sub(r"\.?\d+$", "", block.name) for block in blocks))
+    return f"the model has several stacks of blocks ({', '.join(stacks)})" if len(stacks) > 1 else None
+
+
+def _several_kinds(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> str | None:
+    kinds = {frozenset(layer.role for layer in block.layers if layer.counts) for block in blocks[1:-1]}
+    return "the blocks have different kinds of layers, whose alphas do not compare" if len(kinds) > 1 else None
+
+
+def _no_alpha(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> str | None:
+    names = [block.name for block in blocks[1:-1] if block.alpha is None]
+    return f"{names[0]} has no alpha" if names else None
+
+
+def _no_error(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> str | None:
+    names = [block.name for block in blocks[1:-1] if block.alpha_stderr is None]
+    return f"{names[0]} was measured on one window per layer, which has no standard error" if names else None
+
+
+def _all_equal(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> str | None:
+    return "all alphas are equal" if len({block.alpha for block in blocks}) == 1 else None
+
+
+# In the order in which a reader would ask; the first that applies is said.
+RULES: tuple[Callable[[Sequence[BlockSpectrum], FarmsConfig], str | None], ...] = (
+    _too_few,
+    _other_measurement,
+    _several_stacks,
+    _several_kinds,
+    _no_alpha,
+    _no_error,
+    _all_equal,
+)

@@ -1,0 +1,176 @@
+"""How often does a block of a healthy model stand out, and how often a planted one?
+
+    python tests/benchmarks/planted_alarms.py FOLDER --cache alarms.jsonl
+    python tests/benchmarks/planted_alarms.py FOLDER --cache alarms.jsonl --confirm
+
+FOLDER is that of planted.py. The smallest spread of `hf_farms.reports.standing_out` is fitted on the healthy models of
+8 blocks (groups "healthy", "development" and "test"): it is the smallest with which no block of any of them stands out,
+so that one more model of this kind has a false alarm with a probability of at most 1 / (models + 1). `--confirm` counts
+the false alarms among the models of the group "other" (6 or 10 blocks, other rates and decays), which were not looked
+at before the procedure was final, and among the healthy models whose blocks have different widths.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import planted_jobs
+import torch
+from planted_models import CONDITIONS
+
+from hf_farms.config import FarmsConfig
+from hf_farms.reports import BlockSpectrum
+from hf_farms.reports.standing_out import MIN_SPREAD, deviations, find_standing_out, threshold
+from hf_farms.spectra.analysis import analyze
+
+FITTED = ("healthy", "development", "test")
+CONFIRMED = ("other", "widths")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alphas:
+    """Alphas and standard errors of the blocks of one model; `planted` is position -> condition."""
+
+    name: str
+    group: str
+    planted: dict[int, str]
+    alphas: list[float]
+    errors: list[float]
+
+    @property
+    def is_healthy(self) -> bool:
+        return not self.planted
+
+    @property
+    def outliers(self) -> frozenset[int]:
+        """Blocks that stand out."""
+        blocks = [
+            BlockSpectrum(index=i, name=f"model.layers.{i}", alpha=alpha, alpha_stderr=error, layers=())
+            for i, (alpha, error) in enumerate(zip(self.alphas, self.errors, strict=True))
+        ]
+        return find_standing_out(blocks, FarmsConfig()).indices
+
+    @property
+    def needed_spread(self) -> float:
+        """The smallest spread with which no block stands out; 0 where the spread of the model itself is enough."""
+        distances, spread = deviations(self.alphas[1:-1])
+        limit = threshold(len(distances))
+        squares = [
+            (distance / limit) ** 2 - error**2 if distance > 0 else 0.0
+            for distance, error in zip(distances, self.errors[1:-1], strict=True)
+        ]
+        needed = math.sqrt(max(0.0, *squares))
+        return needed if needed > spread else 0.0
+
+
+def measure(folder: Path, cache: Path, *, confirm: bool) -> list[Alphas]:
+    """Measure the finished models that the cache lacks, about 0.3 s each; return all of them."""
+    models = {row["name"]: row for row in map(json.loads, cache.read_text().splitlines())} if cache.exists() else {}
+    for name, row in planted_jobs.trained_rows(folder).items():
+        if name not in models and (confirm or row["group"] not in CONFIRMED):
+            models[name] = _measured(folder, row)
+            planted_jobs.append(cache, models[name])
+    parsed = [Alphas(**(row | {"planted": {int(i): c for i, c in row["planted"].items()}})) for row in models.values()]
+    return [model for model in parsed if confirm or model.group not in CONFIRMED]
+
+
+def _measured(folder: Path, row: dict[str, object]) -> dict[str, object]:
+    plan = planted_jobs.plan_of(row)
+    blocks = analyze(planted_jobs.load(folder, plan)).blocks
+    alphas, errors = [block.alpha for block in blocks], [block.alpha_stderr for block in blocks]
+    return {"name": plan.name, "group": plan.group, "planted": plan.planted, "alphas": alphas, "errors": errors}
+
+
+def print_alarms(title: str, models: Iterable[Alphas]) -> None:
+    """Print the share of healthy models with an alarm and its exact bounds."""
+    healthy = [model for model in models if model.is_healthy]
+    alarms = [model for model in healthy if model.outliers]
+    if not healthy:
+        print(f"{title}: no models")
+        return
+    low, high = interval(len(alarms), len(healthy), 0.025)
+    upper = interval(len(alarms), len(healthy), 0.05)[1]
+    print(
+        f"{title}: {len(alarms)} of {len(healthy)} models with a false alarm ({len(alarms) / len(healthy):.1%}; 95% "
+        f"interval {low:.1%} to {high:.1%}, one-sided 95% bound {upper:.1%})"
+    )
+    for model in alarms:
+        print(f"  {model.name}: blocks {sorted(model.outliers)}, alphas {[round(alpha, 3) for alpha in model.alphas]}")
+
+
+def interval(count: int, number: int, tail: float) -> tuple[float, float]:
+    """Return the exact (Clopper-Pearson) bounds of a share, each missed with at most the probability `tail`."""
+    low = _root(lambda p: 1 - _at_most(count - 1, number, p) < tail) if count else 0.0
+    high = _root(lambda p: _at_most(count, number, p) > tail) if count < number else 1.0
+    return low, high
+
+
+def _at_most(count: int, number: int, p: float) -> float:
+    return math.fsum(math.comb(number, k) * p**k * (1 - p) ** (number - k) for k in range(count + 1))
+
+
+def _root(is_below: Callable[[float], bool]) -> float:
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if is_below(middle) else (low, middle)
+    return low
+
+
+def print_power(models: Iterable[Alphas]) -> None:
+    """Print the share of planted blocks that stand out, by condition; first and last blocks are not judged."""
+    inner, ends = defaultdict(list), defaultdict(int)
+    others = []
+    for model in models:
+        for index, condition in model.planted.items():
+            if 0 < index < len(model.alphas) - 1:
+                inner[condition].append(index in model.outliers)
+            else:
+                ends[condition] += 1
+        if model.planted:
+            others.append(bool(model.outliers - set(model.planted)))
+    print("condition | stand out | not judged (first or last)")
+    for condition in CONDITIONS:
+        flags = inner[condition]
+        print(f"{condition} | {sum(flags)} of {len(flags)} | {ends[condition]}")
+    print(f"models with planted blocks in which another block stands out: {sum(others)} of {len(others)}")
+
+
+def report(models: list[Alphas], *, confirm: bool) -> None:
+    """Print the fit, the false alarms and the power."""
+    fitted = [model for model in models if model.group in FITTED]
+    spreads = {model.name: model.needed_spread for model in fitted if model.is_healthy}
+    if spreads:
+        name = max(spreads, key=spreads.__getitem__)
+        print(f"smallest spread: {MIN_SPREAD} in use; {spreads[name]:.4f} needed by {name}, of {len(spreads)} models")
+        print(f"  the others: {', '.join(f'{value:.4f}' for value in sorted(spreads.values(), reverse=True)[1:6])} …")
+    print_alarms("fitted", fitted)
+    print_power([model for model in models if model.group != "widths"])
+    for model in models:
+        if model.group == "long":
+            print(f"{model.name}: planted {sorted(model.planted)}, standing out {sorted(model.outliers)}")
+    if confirm:
+        for group in CONFIRMED:
+            print_alarms(group, [model for model in models if model.group == group])
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--cache", type=Path, help="JSON lines with the alphas; by default FOLDER/alarms.jsonl")
+    parser.add_argument("--confirm", action="store_true", help="also the models that nothing was fitted on")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cache = options.cache or options.folder / "alarms.jsonl"
+    report(measure(options.folder, cache, confirm=options.confirm), confirm=options.confirm)
+
+
+if __name__ == "__main__":
+    main()
