@@ -21,6 +21,7 @@ OPTIONS = {
     "context_length": "--context-length",
     "device": "--device",
     "dtype": "--dtype",
+    "ends": "--ends",
     "figures": "--figures",
     "include_path": "--include-path",
     "method": "--method",
@@ -56,7 +57,7 @@ FIELDS = {
         name: f"--{name.replace('_', '-')}"
         for name in (
             *("aspect_ratio", "windows_per_dim", "tail_divisor", "released_peak_bound", "outside"),
-            *("spread", "baseline", "num_fewshot", "limit", "layers", "yes"),
+            *("spread", "ends", "baseline", "num_fewshot", "limit", "layers", "yes"),
             *("base", "batch_size", "include_path", "device", "revision", "allow_pickle"),
         )
     },

@@ -10,6 +10,7 @@ import typer
 
 from hf_farms.config import (
     ALLOCATIONS,
+    ENDS,
     METHODS,
     CalibrationConfig,
     EvaluationConfig,
@@ -95,6 +96,14 @@ def prune_command(
         ),
     ] = PRUNE.allocation,
     spread: Annotated[float, pruning(help="How much block sparsities may differ (epsilon).")] = PRUNE.spread,
+    ends: Annotated[
+        str,
+        pruning(
+            help="How the alphas of the first and the last block count: as `measured`; as the `lowest` or the `median` "
+            "of the others; `apart`: these blocks get the total's sparsity; `first-...`: the first block only.",
+            autocompletion=complete(ENDS),
+        ),
+    ] = PRUNE.ends,
     calibration: Annotated[
         str,
         calibrating(
@@ -211,7 +220,7 @@ def _recipe_of(model: str, options: dict[str, Any]) -> Recipe:
         revision=options["revision"],
         dtype=options["dtype"],
         prune=PruneConfig(
-            **{name: options[name] for name in ("sparsity", "method", "pattern", "allocation", "spread")}
+            **{name: options[name] for name in ("sparsity", "method", "pattern", "allocation", "spread", "ends")}
         ),
         calibration=CalibrationConfig(
             source=options["calibration"],

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from hf_farms.allocation.ends import PlacedScores, end_positions, place_ends, warn_of_few
 from hf_farms.allocation.sparsity import reliability
 from hf_farms.config import FarmsLRConfig
 from hf_farms.config.checks import check, check_arguments, is_real
@@ -21,12 +22,13 @@ __all__ = ["allocate_lr", "lr_factors", "smoothed"]
 
 
 class _Unit(NamedTuple):
-    """Layers with a common factor; alpha is None if the factor stays 1."""
+    """Layers with a common factor; alpha is None if the factor stays 1. `block` is None outside of the blocks."""
 
     layers: tuple[str, ...]
     num_weights: int
     alpha: float | None
     stderr: float | None
+    block: int | None = None
 
 
 def allocate_lr(report: SpectralReport, *, config: FarmsLRConfig | None = None) -> dict[str, float]:
@@ -37,21 +39,25 @@ def allocate_lr(report: SpectralReport, *, config: FarmsLRConfig | None = None) 
         config: map, scales, unit and included layers.
 
     Returns:
-        Factor by layer name; 1 for excluded layers. With unit "block", all layers of a block have the same factor.
+        Factor by layer name; 1 for excluded layers and ends that are apart. With unit "block", all layers of a block
+        have the same factor.
     """
     check_arguments(allocate_lr, report=report, config=config)
     config = config or FarmsLRConfig()
     warn_unused(config)
     units = list(_units(report, config))
-    included = [unit for unit in units if unit.alpha is not None]
+    placed = _placed(units, len(report.blocks), config)
+    warn_of_few(placed, config.ends, result="all factors are 1")
+    included = [units[index] for index in placed.mapped]
     factors = lr_factors(
-        [unit.alpha for unit in included if unit.alpha is not None],
+        [alpha for alpha in placed.scores if alpha is not None],
         map=config.map,
         min_scale=config.min_scale,
         max_scale=config.max_scale,
-        stderr=[unit.stderr for unit in included] if config.shrink else None,
         released_step=config.released_step,
     )
+    if config.shrink:
+        factors = _shrunk(factors, placed.reliability)
     if config.normalise and factors:
         weights = [unit.num_weights for unit in included]
         mean = math.fsum(w * f for w, f in zip(weights, factors, strict=True)) / sum(weights)
@@ -93,24 +99,33 @@ def _units(report: SpectralReport, config: FarmsLRConfig) -> Iterator[_Unit]:
     def is_included(layer: LayerRecord) -> bool:
         return layer.num_eigenvalues >= config.min_eigenvalues and layer.counts
 
-    units = []
-    for block in report.blocks:
+    units: list[_Unit] = []
+    for index, block in enumerate(report.blocks):
         if config.unit == "layer":
-            units += [_layer_unit(layer, is_included(layer)) for layer in block.layers]
+            units += [_layer_unit(layer, is_included(layer), index) for layer in block.layers]
         else:
             names = tuple(layer.name for layer in block.layers)
             alpha = block.alpha if any(is_included(layer) for layer in block.layers) else None
-            units.append(_Unit(names, block.num_weights, alpha, block.alpha_stderr))
-    if config.skip_ends:
-        ends = (0, len(units) - 1)
-        units = [unit._replace(alpha=None) if i in ends else unit for i, unit in enumerate(units)]
+            units.append(_Unit(names, block.num_weights, alpha, block.alpha_stderr, index))
     yield from units
     if config.outside:
         yield from (_layer_unit(layer, is_included(layer)) for layer in report.outside)
 
 
-def _layer_unit(layer: LayerRecord, included: bool) -> _Unit:
-    return _Unit((layer.name,), math.prod(layer.shape), layer.alpha if included else None, layer.alpha_stderr)
+def _layer_unit(layer: LayerRecord, included: bool, block: int | None = None) -> _Unit:
+    return _Unit((layer.name,), math.prod(layer.shape), layer.alpha if included else None, layer.alpha_stderr, block)
+
+
+def _placed(units: Sequence[_Unit], num_blocks: int, config: FarmsLRConfig) -> PlacedScores:
+    """Place the units of the first and the last block; "released" places the first and the last unit."""
+    inside = [index for index, unit in enumerate(units) if unit.block is not None]
+    if config.ends == "released":
+        ends = {*inside[:1], *inside[-1:]}
+    else:
+        blocks = end_positions(config.ends, num_blocks)
+        ends = {index for index in inside if units[index].block in blocks}
+    alphas, errors = [unit.alpha for unit in units], [unit.stderr for unit in units]
+    return place_ends(alphas, errors, ends=config.ends, positions=ends)
 
 
 def lr_factors(
@@ -154,5 +169,8 @@ def lr_factors(
         return [1.0] * len(alphas)
     options = {"min_scale": min_scale, "max_scale": max_scale, "released_step": released_step}
     factors = entry.load()(alphas, **{name: options[name] for name in entry.options})
-    trust = 1.0 if stderr is None else reliability(alphas, stderr)
+    return _shrunk(factors, 1.0 if stderr is None else reliability(alphas, stderr))
+
+
+def _shrunk(factors: Sequence[float], trust: float) -> list[float]:
     return [1 + trust * (factor - 1) for factor in factors]

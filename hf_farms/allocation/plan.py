@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_farms.allocation.sparsity import allocate_sparsity, reliability
+from hf_farms.allocation.ends import end_positions, place_ends, warn_of_few
+from hf_farms.allocation.sparsity import allocate_sparsity
 from hf_farms.config import PruneConfig
 from hf_farms.config.checks import check_arguments
+from hf_farms.config.ends import Ends
 from hf_farms.registries import ALLOCATIONS
 from hf_farms.reports import SpectralReport
 
@@ -34,11 +36,12 @@ def plan_sparsity(report: SpectralReport, *, config: PruneConfig | None = None) 
     """Compute the sparsity of each block for the allocation of `config`.
 
     `farms` and `alpha` use the same map on different measurements: `farms` needs a report over windows, `alpha` over
-    whole matrices. A block without alpha (only zeros) gets the mean alpha of the others.
+    whole matrices. A block without alpha (only zeros) gets the mean alpha of the others. `config.ends` places the first
+    and the last block; apart, they get exactly the total's sparsity.
 
     Args:
         report: report of the model to prune.
-        config: sparsity, allocation, spread and shrinkage.
+        config: sparsity, allocation, spread, shrinkage and ends.
 
     Returns:
         Sparsity of each block, in order of depth.
@@ -58,7 +61,7 @@ def plan_sparsity(report: SpectralReport, *, config: PruneConfig | None = None) 
             f"report must be measured on {needed} for allocation {config.allocation!r}, got window_rows="
             f"{report.config.window_rows!r}. Use analyze(model, config.measurement())."
         )
-    scores, errors = block_alphas(report)
+    scores, errors = block_alphas(report, ends=_ends(config))
     return block_sparsities(BlockScores(sizes=sizes, scores=scores, errors=errors), config)
 
 
@@ -93,22 +96,50 @@ def uniform(blocks: BlockScores, config: PruneConfig) -> list[float]:
 
 
 def by_score(blocks: BlockScores, config: PruneConfig) -> list[float]:
-    """Map scores linearly to sparsities: the higher the score, the more is removed; see `allocate_sparsity`."""
+    """Map scores linearly to sparsities: the higher the score, the more is removed; see `allocate_sparsity`.
+
+    `config.ends` places the first and the last block, if the entry of the allocation lists it among its `options`.
+    """
     assert blocks.scores is not None
+    if len(blocks.scores) != len(blocks.sizes):
+        raise ValueError(
+            f"scores must have the length of sizes, got {len(blocks.scores)} and {len(blocks.sizes)}. "
+            "Give one for each block."
+        )
     errors = blocks.errors if blocks.errors is not None else [None] * len(blocks.sizes)
-    return allocate_sparsity(
-        blocks.scores,
-        sizes=blocks.sizes,
+    placed = place_ends(blocks.scores, errors, ends=_ends(config))
+    warn_of_few(placed, _ends(config), result="every block gets the total's sparsity")
+    mapped = placed.mapped
+    sparsities = [config.sparsity] * len(blocks.sizes)
+    if not mapped:
+        return sparsities
+    # Blocks apart have the total's sparsity, so that the others meet the same total.
+    allocated = allocate_sparsity(
+        [score for score in placed.scores if score is not None],
+        sizes=[blocks.sizes[index] for index in mapped],
         target=config.sparsity,
-        spread=config.spread,
-        stderr=errors if config.shrink else None,
+        spread=config.spread * placed.reliability if config.shrink else config.spread,
         bounds=(0.0, config.max_sparsity),
     )
+    for index, sparsity in zip(mapped, allocated, strict=True):
+        sparsities[index] = sparsity
+    return sparsities
 
 
-def block_alphas(report: SpectralReport) -> tuple[list[float], list[float | None]]:
-    """Return alpha of each block and its standard error; a block without alpha gets the mean of the others."""
-    known = [block.alpha for block in report.blocks if block.alpha is not None]
+def _ends(config: PruneConfig) -> Ends:
+    """Return the ends that the allocation reads."""
+    return config.ends if "ends" in ALLOCATIONS[config.allocation].options else "measured"
+
+
+def block_alphas(report: SpectralReport, *, ends: Ends = "measured") -> tuple[list[float], list[float | None]]:
+    """Return alpha of each block and its standard error; a block without alpha gets the mean of the others.
+
+    Args:
+        report: with the blocks.
+        ends: blocks that this places do not count in the mean.
+    """
+    apart = end_positions(ends, len(report.blocks))
+    known = [block.alpha for i, block in enumerate(report.blocks) if block.alpha is not None and i not in apart]
     mean = math.fsum(known) / len(known) if known else 0.0
     alphas = [mean if block.alpha is None else block.alpha for block in report.blocks]
     return alphas, [block.alpha_stderr for block in report.blocks]
@@ -118,9 +149,13 @@ def spread_note(report: SpectralReport, config: PruneConfig) -> str | None:
     """Return a sentence on how shrinkage changed the spread; None where it does not apply or changed nothing."""
     entry = ALLOCATIONS[config.allocation]
     reads_spread = entry.needs_spectra and {"spread", "shrink"} <= set(entry.options)
-    if not reads_spread or not config.shrink or len(report.blocks) < 2:
+    if not reads_spread or not config.shrink:
         return None
-    trust = reliability(*block_alphas(report))
+    scores, errors = block_alphas(report, ends=_ends(config))
+    placed = place_ends(scores, errors, ends=_ends(config))
+    if len(placed.own) < 2:
+        return None
+    trust = placed.reliability
     shrunk, before = f"{config.spread * trust:.4g}", f"{config.spread:.4g}"
     if shrunk == before:
         return None

@@ -5,6 +5,7 @@ The same object feeds the function, the callback, the command line, the report a
 
 from typing import TYPE_CHECKING
 
+from hf_farms.config.ends import ENDS, LR_ENDS, Ends, LREnds
 from hf_farms.config.loading import DTYPES, LoadOptions
 from hf_farms.config.lr import LR_MAPS, LR_QUANTITIES, LR_UNITS, FarmsLRConfig, LRMap, LRQuantity, LRUnit
 from hf_farms.config.prune import (
@@ -34,7 +35,9 @@ __all__ = [
     "ALLOCATIONS",
     "BLOCK_SCORES",
     "DTYPES",
+    "ENDS",
     "FITS",
+    "LR_ENDS",
     "LR_MAPS",
     "LR_QUANTITIES",
     "LR_UNITS",
@@ -45,10 +48,12 @@ __all__ = [
     "Allocation",
     "BlockScore",
     "CalibrationConfig",
+    "Ends",
     "EvaluationConfig",
     "FarmsConfig",
     "FarmsLRConfig",
     "Fit",
+    "LREnds",
     "LRMap",
     "LRQuantity",
     "LRUnit",

@@ -157,7 +157,7 @@ EVALUATED = ("column", "subset", "split", "context_length", "max_windows")
 RULES: tuple[Rule, ...] = (
     *_by_choice(FarmsConfig, ("tail_divisor", "released_peak_bound"), "fit", FITS),
     _rule(FarmsConfig, *WINDOWS, when=lambda c, _: c.window_rows is not None, condition="windows, not whole matrices"),
-    *_by_choice(PruneConfig, ("spread", "shrink"), "allocation", ALLOCATIONS),
+    *_by_choice(PruneConfig, ("spread", "shrink", "ends"), "allocation", ALLOCATIONS),
     _rule(
         PruneConfig,
         "max_sparsity",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
 from hf_farms.config.checks import check, check_choice, check_fields, is_count, is_number, is_word
-from hf_farms.config.renamed import renamed
+from hf_farms.config.ends import DEFAULT_ENDS, EARLIER_ENDS, LR_ENDS, LREnds
+from hf_farms.config.renamed import NewValue, absent_before, renamed
 from hf_farms.config.spectra import FarmsConfig
 from hf_farms.registries import LR_MAPS
 
@@ -20,7 +22,20 @@ LR_UNITS: tuple[LRUnit, ...] = get_args(LRUnit)
 LR_QUANTITIES: tuple[LRQuantity, ...] = get_args(LRQuantity)
 
 
-@renamed(farms="spectra")
+def _ends_of(skip_ends: object, options: Mapping[str, object]) -> object:
+    """Return the `ends` that does as `skip_ends` did, which knew single layers only for unit "layer"."""
+    if skip_ends is True:
+        return "released" if options.get("unit") == "layer" else "apart"
+    # Anything but a switch is refused with the choices of `ends`.
+    return EARLIER_ENDS if skip_ends is False else skip_ends
+
+
+def _skips_ends(ends: object) -> bool:
+    return ends in ("apart", "released")
+
+
+@absent_before(ends=EARLIER_ENDS)
+@renamed(farms="spectra", skip_ends=NewValue(name="ends", kind=bool, new=_ends_of, old=_skips_ends))
 @dataclass(frozen=True, kw_only=True)
 class FarmsLRConfig:
     """Layer-wise learning rates from alphas (TempBalance, NeurIPS 2023; Model Balancing, arXiv 2410.12178).
@@ -41,7 +56,12 @@ class FarmsLRConfig:
         shrink: move factors towards 1 when alphas differ by little more than noise. Turn it off only to reproduce
             published numbers.
         normalise: divide by the mean factor, weighted by parameters. Set it to keep the mean learning rate unchanged.
-        skip_ends: leave the first and the last unit at factor 1. Set it when these are unlike the others.
+        ends: how the first and the last block enter the map: in healthy models too, their alphas differ from others.
+            "measured": like all blocks. "lowest" and "median" replace their alpha by the lowest or the median of the
+            others; "apart" leaves them at factor 1. "first-lowest", "first-median" and "first-apart" change the first
+            block only. With unit "layer", all layers of these blocks are replaced or left at 1; "released" leaves only
+            the first and the last layer at 1, as the released code does (for blocks, it is "apart"). Change it where
+            the first or the last block has an extreme alpha in every measurement.
         min_eigenvalues: smallest spectrum that gets a factor. Raise it if small layers jump between measurements.
         outside: give embeddings and head factors too. Off by default: their spectra say less about training, and they
             are large to measure.
@@ -62,7 +82,7 @@ class FarmsLRConfig:
     quantity: LRQuantity = "lr"
     shrink: bool = True
     normalise: bool = False
-    skip_ends: bool = False
+    ends: LREnds = DEFAULT_ENDS
     min_eigenvalues: int = 50
     outside: bool = False
     start: int | float | Literal["warmup"] = "warmup"
@@ -75,6 +95,7 @@ class FarmsLRConfig:
         check_choice("map", self.map, LR_MAPS)
         check_choice("unit", self.unit, LR_UNITS)
         check_choice("quantity", self.quantity, LR_QUANTITIES)
+        check_choice("ends", self.ends, LR_ENDS)
         for name in ("min_scale", "max_scale"):
             value = getattr(self, name)
             check(is_number(value) and 0 < value < float("inf"), name, "a positive number", value)

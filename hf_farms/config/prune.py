@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from hf_farms.config.checks import check, check_choice, check_fields, is_count, is_number, is_seed
-from hf_farms.config.renamed import renamed
+from hf_farms.config.ends import DEFAULT_ENDS, EARLIER_ENDS, ENDS, Ends
+from hf_farms.config.renamed import absent_before, renamed
 from hf_farms.config.spectra import FarmsConfig
 from hf_farms.files.paths import folder_name
 from hf_farms.registries import ALLOCATIONS, METHODS
@@ -32,6 +33,7 @@ UNSTRUCTURED = "unstructured"
 PATTERN = re.compile(rf"{UNSTRUCTURED}|(N|[1-9]\d*):[1-9]\d*")
 
 
+@absent_before(ends=EARLIER_ENDS)
 @renamed(farms="spectra")
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
@@ -53,6 +55,11 @@ class PruneConfig:
             0.2 for high sparsity; 0 is uniform.
         shrink: reduce the spread when the block scores differ by little more than noise. Turn it off only to reproduce
             published numbers.
+        ends: how the first and the last block enter the map from alphas: in healthy models too, theirs differ from the
+            others. "measured": like all blocks. "lowest" and "median" replace their alpha by the lowest or the median
+            of the others; "apart" leaves them at the total's sparsity. "first-lowest", "first-median" and "first-apart"
+            change the first block only. Change it where the first block has one of the largest alphas and high
+            sparsity loses more than "uniform" does.
         max_sparsity: upper limit for one block, unless the target itself is higher. Lower it if single blocks collapse.
         spectra: how spectra are measured. Change it for another window size or fit; see `FarmsConfig`.
     """
@@ -63,6 +70,7 @@ class PruneConfig:
     allocation: Allocation = "farms"
     spread: float = 0.1
     shrink: bool = True
+    ends: Ends = DEFAULT_ENDS
     max_sparsity: float = 0.999
     spectra: FarmsConfig = field(default_factory=FarmsConfig)
 
@@ -78,6 +86,7 @@ class PruneConfig:
         check_choice("allocation", self.allocation, ALLOCATIONS)
         self._check_pattern()
         check(is_number(self.spread) and 0 <= self.spread < 1, "spread", "at least 0 and below 1", self.spread)
+        check_choice("ends", self.ends, ENDS)
         check(
             is_number(self.max_sparsity) and 0 < self.max_sparsity <= 1,
             "max_sparsity",

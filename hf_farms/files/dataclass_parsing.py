@@ -95,6 +95,10 @@ def _build_dataclass(value: Any, kind: type, path: tuple[Key, ...]) -> Any:
         if field.name not in value and field.default is MISSING and field.default_factory is MISSING:
             raise _Mismatch((*path, field.name), "", reason=f"{'.'.join(map(str, (*path, field.name)))} is missing")
     entries = {key: _build(item, hints[key], (*path, key)) for key, item in value.items()}
+    # Files of earlier versions without a field do what those versions did, whatever its default is.
+    given = {getattr(kind, "RENAMED_FIELDS", {}).get(key, key) for key in entries}
+    absent = getattr(kind, "ABSENT_FIELDS", {})
+    entries |= {name: item for name, item in absent.items() if name not in given}
     try:
         return kind(**entries)
     except ValueError as error:
@@ -108,7 +112,8 @@ def _hints(kind: type) -> dict[str, Any]:
     hints = get_type_hints(kind, include_extras=True)
     # Old names of options, which the dataclass itself translates.
     old_names = getattr(kind, "RENAMED_FIELDS", {})
-    return hints | {old: hints[new] for old, new in old_names.items()}
+    kinds = {old: change.kind for old, change in getattr(kind, "RENAMED_VALUES", {}).items()}
+    return hints | {old: hints[new] for old, new in old_names.items()} | kinds
 
 
 def _build_union(value: Any, hints: tuple[Any, ...], path: tuple[Key, ...]) -> Any:

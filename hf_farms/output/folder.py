@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from hf_farms.config.renamed import current_name
+from hf_farms.config.renamed import absent_values, current_name
 from hf_farms.errors import OutputError
 from hf_farms.files.atomic_writes import UNFINISHED_FILE, replacing, write_text, writing
 from hf_farms.files.path_checks import check_file, check_name
@@ -166,6 +166,7 @@ class OutputFolder:
         # Earlier releases wrote the build too, as in 2.13.0+cpu.
         previous = {key: str(v).partition("+")[0] if key.startswith("versions.") else v for key, v in previous.items()}
         previous = {current_name(Recipe, key): value for key, value in previous.items()}
+        previous = {name: v for name, v in absent_values(Recipe).items() if name in current} | previous
         keys = dict.fromkeys((*current, *previous))
         return [
             f"{key}: {_short(current.get(key))}, previously {_short(previous.get(key))}"

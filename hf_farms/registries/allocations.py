@@ -86,7 +86,7 @@ ALLOCATIONS: Registry[AllocationEntry] = Registry(
             "weight spectra (measured on windows of one shape: [FARMS](https://arxiv.org/abs/2506.06280); mapped to "
             "sparsities as in [AlphaPruning](https://arxiv.org/abs/2410.10912)).",
             sentence_if_even=ALPHAS_ALIKE,
-            options=("spread", "shrink"),
+            options=("spread", "shrink", "ends"),
             citation=ALPHAPRUNING,
         ),
         "alpha": AllocationEntry(
@@ -95,7 +95,7 @@ ALLOCATIONS: Registry[AllocationEntry] = Registry(
             sentence="Less trained blocks are pruned more, as estimated by alpha, the exponent of the tail of their "
             "weight spectra (measured on whole matrices: [AlphaPruning](https://arxiv.org/abs/2410.10912)).",
             sentence_if_even=ALPHAS_ALIKE,
-            options=("spread", "shrink"),
+            options=("spread", "shrink", "ends"),
             citation=ALPHAPRUNING,
         ),
     },

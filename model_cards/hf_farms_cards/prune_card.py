@@ -27,6 +27,15 @@ __all__ = ["base_text", "pruned_card"]
 LONG_TABLE = 40
 # Block sparsities that differ by less count as equal: rounding to whole weights causes such differences.
 EQUAL_SPARSITY = 1e-4
+# Clauses on the option `ends`, after the sentence of the allocation.
+ENDS = {
+    "first-lowest": "the first block counts with the lowest alpha of the others",
+    "first-median": "the first block counts with the median alpha of the others",
+    "first-apart": "the first block takes no part in this and has the total's sparsity",
+    "lowest": "the first and the last block count with the lowest alpha of the others",
+    "median": "the first and the last block count with the median alpha of the others",
+    "apart": "the first and the last block take no part in this and have the total's sparsity",
+}
 LOWER_IS_BETTER = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "wer"}
 
 
@@ -66,6 +75,7 @@ def pruned_card(
         if report.calibration and report.calibration.config
         else None,
         "even": even,
+        "ends": "" if even else _ends(report),
         "rows": _block_rows(report),
         "has_errors": any(b.alpha_stderr is not None for b in report.before.blocks) if report.before else False,
         "standing_out": standing_out_of(report.before) if report.before else None,
@@ -94,6 +104,15 @@ def base_text(model: str | None, base_id: str | None) -> Markup:
 def _call(report: PruneReport) -> str:
     batches = ", calibration=batches" if report.config.needs_calibration else ""
     return f"from hf_farms import PruneConfig, prune\n\nprune(model, {as_call(report.config)}{batches})"
+
+
+def _ends(report: PruneReport) -> str:
+    """Return a sentence on the ends, if the allocation reads the option and they are not as measured."""
+    config = report.config
+    reads_ends = "ends" in ALLOCATIONS[config.allocation].options
+    if not reads_ends or config.ends not in ENDS:
+        return ""
+    return f"As alphas of different positions compare badly, {ENDS[config.ends]}."
 
 
 def _is_measured(perplexity: PerplexityRecord | None) -> bool:

@@ -117,9 +117,9 @@ def test_layers_have_factors_of_their_own():
 
 
 def test_first_and_last_are_left_out_on_request():
-    factors = factors_of(BLOCKS, skip_ends=True)
+    factors = factors_of(BLOCKS, ends="apart")
     assert [factors[f"{i}.q"] for i in range(4)] == [1.0, 0.5, 1.5, 1.0]
-    factors = factors_of(BLOCKS, skip_ends=True, unit="layer")
+    factors = factors_of(BLOCKS, ends="released", unit="layer")
     assert factors["0.q"] == factors["3.k"] == 1.0
     assert factors["0.k"] == 0.5
 
@@ -141,7 +141,7 @@ def test_embeddings_and_head_stay_at_one_unless_asked_for():
     head = [record("head", 9.0)]
     assert factors_of(BLOCKS, head).get("head", 1.0) == 1.0
     assert factors_of(BLOCKS, head, outside=True)["head"] == 1.5
-    assert factors_of(BLOCKS, head, outside=True, skip_ends=True)["0.q"] == 1.0
+    assert factors_of(BLOCKS, head, outside=True, ends="apart")["0.q"] == 1.0
 
 
 def test_normalised_factors_have_mean_one_over_weights():

@@ -15,7 +15,8 @@ from hf_farms.s2ft.saving import load_selection
 from hf_farms.s2ft.surgery import selection_of
 
 WRITTEN = Path(__file__).parents[1] / "golden" / "90059e8"
-FARMS_LR, S2FT = FarmsLRConfig(start=0, interval=3, min_eigenvalues=4), S2FTConfig(budget=0.1)
+FARMS_LR = FarmsLRConfig(start=0, interval=3, min_eigenvalues=4, ends="measured")
+S2FT = S2FTConfig(budget=0.1)
 CALLBACKS = {"farms_lr": lambda: FarmsLRCallback(FARMS_LR), "s2ft": lambda: S2FTCallback(S2FT)}
 
 # The latter: names that have changed since.

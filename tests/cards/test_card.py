@@ -7,11 +7,12 @@ import yaml
 from cards import EXAMPLES, blocks, demo, farms_lr, full, minimal, s2ft
 from hf_farms_cards import render_card
 from hf_farms_cards.markdown import environment
+from hf_farms_cards.prune_card import ENDS as ENDS_CLAUSES
 from hf_farms_cards.quick_start import Checkpoint, task_of
 from huggingface_hub import ModelCard
 from jinja2 import UndefinedError
 
-from hf_farms.config import PruneConfig, S2FTConfig
+from hf_farms.config import ENDS, PruneConfig, S2FTConfig
 from hf_farms.hub.base_model import read_base_model
 from hf_farms.reports import BaseModelRecord, TaskRecord
 
@@ -303,6 +304,24 @@ def test_farms_is_cited_only_where_alphas_were_used():
     assert "farms" not in header(text)["tags"]
     assert "2506.06280" not in text
     assert "2412.06289" in section(text, "Citation")
+
+
+def test_ends_that_are_not_as_measured_are_named_where_they_count():
+    report = full()
+    assert report.config.allocation == "farms"
+    for ends, clause in (
+        ("measured", None),
+        ("first-lowest", "the first block counts with the lowest alpha of the others."),
+        ("apart", "the first and the last block take no part in this and have the total's sparsity."),
+    ):
+        text = render_card(replace(report, config=replace(report.config, ends=ends)))
+        method = section(text, "How it was made")
+        assert ("As alphas of different positions compare badly, " in method) == (clause is not None)
+        assert clause is None or f" As alphas of different positions compare badly, {clause}\n" in method
+    even = replace(report, config=replace(report.config, ends="apart"), blocks=blocks([0.5] * 3))
+    uniform = replace(report, config=replace(report.config, ends="apart", allocation="uniform"))
+    assert "compare badly" not in render_card(even) + render_card(uniform)
+    assert set(ENDS_CLAUSES) == set(ENDS) - {"measured"}
 
 
 def test_factors_that_stayed_at_1_are_no_layer_wise_learning_rates():

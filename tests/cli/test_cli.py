@@ -14,6 +14,7 @@ from processes import Process, wait_for
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from hf_farms.config import PruneConfig
 from hf_farms.reports import PruneReport, SpectralReport
 
 pytestmark = pytest.mark.filterwarnings("default")  # what users of the command see is decided by the command
@@ -146,6 +147,7 @@ def test_dry_run_shows_the_plan_and_does_nothing(tmp_path, monkeypatch):
     assert "[dry-run] sparsity: 50.00% of the weights of the pruned layers" in done.stdout
     assert "[dry-run] push: no" in done.stdout
     assert "[dry-run] prune.sparsity: 0.5" in done.stdout
+    assert f"[dry-run] prune.ends: {PruneConfig().ends}" in done.stdout
     assert not list(tmp_path.iterdir())
 
 

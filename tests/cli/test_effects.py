@@ -84,7 +84,8 @@ def test_every_field_in_the_table_has_a_rule():
         ("prune demo --dry-run --method magnitude --seed 0", ("--seed",)),
         ("prune demo --dry-run --evaluation none --context-length 64", ("--context-length",)),
         ("prune demo --dry-run --allocation uniform --spread 0.1 --baseline", ("--spread", "--baseline")),
-        ("prune demo --dry-run --seed 0 --spread 0.1 --context-length 64 --baseline", ()),
+        ("prune demo --dry-run --allocation uniform --ends measured", ("--ends",)),
+        ("prune demo --dry-run --ends lowest --seed 0 --spread 0.1 --context-length 64 --baseline", ()),
     ],
 )
 def test_an_option_without_an_effect_is_warned_of_once(command, warned, folder, tmp_path, monkeypatch):

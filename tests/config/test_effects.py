@@ -38,6 +38,7 @@ CASES = {
     "windows_per_dim": (FarmsConfig(window_rows=None, windows_per_dim=2), None, FarmsConfig(windows_per_dim=2), None),
     "spread": (PruneConfig(allocation="uniform", spread=0.2), None, PruneConfig(allocation="alpha", spread=0.2), None),
     "shrink": (PruneConfig(allocation="uniform", shrink=False), None, PruneConfig(shrink=False), None),
+    "ends": (PruneConfig(allocation="uniform", ends="apart"), None, PruneConfig(ends="apart"), None),
     "max_sparsity": (
         PruneConfig(allocation="uniform", max_sparsity=0.9),
         None,
@@ -127,7 +128,7 @@ ALWAYS = {
     PruneConfig: {"sparsity", "method", "pattern", "allocation"},
     S2FTConfig: {"budget", "roles", "strategy", "budget_allocation", "layout", "write_back"},
     FarmsLRConfig: {
-        *("map", "unit", "quantity", "shrink", "normalise", "skip_ends", "min_eigenvalues", "outside", "start"),
+        *("map", "unit", "quantity", "shrink", "normalise", "ends", "min_eigenvalues", "outside", "start"),
         *("frozen", "spectra"),
     },
     CalibrationConfig: set(),

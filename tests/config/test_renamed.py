@@ -1,4 +1,4 @@
-"""`farms` of a config is named `spectra`; the old name works wherever it did."""
+"""`farms` of a config is named `spectra`, `skip_ends` is named `ends`; the old names work wherever they did."""
 
 import copy
 import dataclasses
@@ -13,7 +13,7 @@ import pytest
 
 from hf_farms import FarmsLRCallback, S2FTCallback
 from hf_farms.config import FarmsConfig, FarmsLRConfig, PruneConfig, S2FTConfig
-from hf_farms.config.renamed import current_name
+from hf_farms.config.renamed import absent_before, absent_values, current_name, renamed
 from hf_farms.errors import DataError, OutputError
 from hf_farms.files.dataclass_parsing import parse_dataclass
 from hf_farms.files.documents import Document, DocumentError
@@ -25,6 +25,8 @@ from hf_farms.s2ft.saving import load_selection
 
 CONFIGS = [PruneConfig, FarmsLRConfig, S2FTConfig]
 SMALL = FarmsConfig(window_rows=8)
+# Files of schema 1 have both old names.
+SKIPS_ENDS = pytest.mark.filterwarnings("ignore:FarmsLRConfig.skip_ends is named ends now:DeprecationWarning")
 EARLIER = Path(__file__).parents[1] / "golden" / "schema_1"
 
 
@@ -96,6 +98,7 @@ def test_the_old_name_is_a_key_of_a_mapping():
             callback({"farms": SMALL, "spectra": SMALL})
 
 
+@SKIPS_ENDS
 def test_reports_of_schema_1_are_read_and_written_as_today():
     for kind in (PruneReport, TrainReport):
         path = EARLIER / f"{kind.__name__.removesuffix('Report').lower()}_report.json"
@@ -105,7 +108,7 @@ def test_reports_of_schema_1_are_read_and_written_as_today():
         assert written["schema_version"] == report.schema_version == SCHEMA_VERSION
         assert '"farms":' not in report.to_json()
         assert kind.from_json(report.to_json()) == report
-    assert report.farms_lr.config == FarmsLRConfig(spectra=SMALL)
+    assert report.farms_lr.config == FarmsLRConfig(spectra=SMALL, ends="measured")
     assert report.s2ft.config == S2FTConfig(spectra=FarmsConfig(fit="peak"))
 
 
@@ -120,7 +123,7 @@ def test_an_old_report_with_both_names_is_refused(tmp_path):
 def test_a_recipe_with_the_old_key_is_read(tmp_path):
     with old_name(PruneConfig):
         recipe = Recipe.load(EARLIER / "recipe.yaml")
-    assert recipe.prune == PruneConfig(spectra=FarmsConfig(window_rows=16))
+    assert recipe.prune == PruneConfig(spectra=FarmsConfig(window_rows=16), ends="measured")
     text = (EARLIER / "recipe.yaml").read_text()
     (tmp_path / "recipe.yaml").write_text(text.replace("window_rows: 16", "window_rows: none"))
     with pytest.raises(DataError, match=r"prune.farms.window_rows must be a whole number"):
@@ -137,11 +140,12 @@ def test_a_selection_with_the_old_key_is_read():
     assert dict(selection.channels) == {"model.layers.0.mlp.down_proj": (1, 4)}
 
 
+@SKIPS_ENDS
 def test_a_training_checkpoint_with_the_old_keys_is_read(tmp_path):
     saved = json.loads((EARLIER / "callback_state.json").read_text())
     with old_name(FarmsLRConfig):
         callback = FarmsLRCallback.from_state(saved)
-    assert callback.config == FarmsLRConfig(map="step", spectra=SMALL)
+    assert callback.config == FarmsLRConfig(map="step", spectra=SMALL, ends="measured")
     shutil.copytree(EARLIER / "selection", tmp_path, dirs_exist_ok=True)
     state = {"global_step": 3, "log_history": [], "stateful_callbacks": {"FarmsLRCallback": saved}}
     (tmp_path / "trainer_state.json").write_text(json.dumps(state))
@@ -150,7 +154,7 @@ def test_a_training_checkpoint_with_the_old_keys_is_read(tmp_path):
     )
     with pytest.warns(DeprecationWarning, match="farms is named spectra now"):
         report = training_report(tmp_path)
-    assert report.farms_lr.config == FarmsLRConfig(map="step", spectra=SMALL)
+    assert report.farms_lr.config == FarmsLRConfig(map="step", spectra=SMALL, ends="measured")
     assert report.s2ft.config == S2FTConfig(spectra=SMALL)
 
 
@@ -174,3 +178,83 @@ def test_only_keys_of_the_renamed_option_get_another_name():
     for key in ("model", "prune", "prune.method", "farms", "other.farms.fit", "calibration.farms", "prune.farms_x"):
         assert current_name(Recipe, key) == key
     assert current_name(Recipe, "prune.farms.fit") == "prune.spectra.fit"
+
+
+@pytest.mark.parametrize(
+    ("old", "unit", "ends"),
+    [(True, "block", "apart"), (True, "layer", "released"), (False, "block", "measured"), (False, "layer", "measured")],
+)
+def test_skip_ends_becomes_the_value_of_ends_that_does_the_same(old, unit, ends):
+    message = rf"^FarmsLRConfig.skip_ends is named ends now. Replace skip_ends={old} by ends='{ends}'; the old name"
+    with pytest.warns(DeprecationWarning, match=message) as warned:
+        config = FarmsLRConfig(skip_ends=old, unit=unit)
+    assert [warning.filename for warning in warned] == [__file__]
+    assert config == FarmsLRConfig(ends=ends, unit=unit)
+    with pytest.warns(DeprecationWarning, match=message):
+        assert dataclasses.replace(FarmsLRConfig(unit=unit), skip_ends=old) == config
+    with pytest.warns(DeprecationWarning, match=message):
+        assert FarmsLRCallback({"unit": unit, "skip_ends": old}).config == config
+    with pytest.warns(DeprecationWarning, match=r"Replace skip_ends by ends;"):
+        assert config.skip_ends is old
+    document = Document({"unit": unit, "skip_ends": old})
+    with pytest.warns(DeprecationWarning, match=message):
+        assert parse_dataclass(document, FarmsLRConfig) == config
+    state = {**vars(config), "skip_ends": old}
+    del state["ends"]
+    pickled = object.__new__(FarmsLRConfig)
+    pickled.__setstate__(state)
+    assert pickled == config == pickle.loads(pickle.dumps(config))
+
+
+def test_a_wrong_skip_ends_is_refused():
+    with (
+        pytest.warns(DeprecationWarning, match="skip_ends is named ends now"),
+        pytest.raises(ValueError, match=r"ends must be one of measured, first-lowest, .*, released, got 'yes'"),
+    ):
+        FarmsLRConfig(skip_ends="yes")
+    with pytest.raises(ValueError, match="skip_ends must be left out with ends, its new name, got both"):
+        FarmsLRConfig(skip_ends=True, ends="apart")
+    with pytest.raises(DocumentError, match="skip_ends must be true or false, got 'apart'"):
+        parse_dataclass(Document({"skip_ends": "apart"}), FarmsLRConfig)
+
+
+def test_files_and_pickles_of_versions_without_a_field_do_what_those_did():
+    @absent_before(ends="measured")
+    @renamed(end="ends")
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Options:
+        ends: str = "apart"
+
+    assert Options().ends == "apart"
+    assert parse_dataclass(Document({}), Options).ends == "measured"
+    assert parse_dataclass(Document({"ends": "lowest"}), Options).ends == "lowest"
+    with pytest.warns(DeprecationWarning, match="end is named ends now"):
+        assert parse_dataclass(Document({"end": "lowest"}), Options).ends == "lowest"
+    config = object.__new__(Options)
+    config.__setstate__({})
+    assert config.ends == "measured"
+    assert copy.copy(Options()).ends == "apart"
+
+
+def test_recipes_and_reports_without_ends_are_as_measured(tmp_path):
+    assert absent_values(Recipe) == {"prune.ends": "measured"}
+    assert absent_values(FarmsLRConfig) == absent_values(PruneConfig) == {"ends": "measured"}
+    with old_name(PruneConfig):
+        recipe = Recipe.load(EARLIER / "recipe.yaml")
+    assert recipe.prune.ends == "measured"
+    changed = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, ends="first-lowest"))
+    changed.save(tmp_path / "recipe.yaml")
+    assert Recipe.load(tmp_path / "recipe.yaml") == changed
+
+
+def test_unfinished_work_of_versions_without_ends_goes_on_as_measured_only(tmp_path):
+    begun = json.loads((EARLIER / "settings.json").read_text())
+    output = OutputFolder(tmp_path / "out")
+    output.resume_or_start(begun)
+    output.load_or_compute("stage", lambda: "done", lambda result, path: path.write_text(result), Path.read_text)
+    with old_name(PruneConfig):
+        today = Recipe.load(EARLIER / "recipe.yaml").flat()
+    assert today["prune.ends"] == "measured"
+    output.resume_or_start(today)
+    with pytest.raises(OutputError, match=r"begun otherwise \(prune.ends: 'apart', previously 'measured'\)\."):
+        output.resume_or_start(today | {"prune.ends": "apart"})

@@ -16,6 +16,7 @@ from hf_farms.config import (
 
 NAN, INFINITY = float("nan"), float("inf")
 ARRAY = np.array(["auto", "mid"])
+ENDS = ("measured", "first-lowest", "first-median", "first-apart", "lowest", "median", "apart")
 SWITCH = ("True or False", ["no", 0, 1, None, "", np.True_], [True, False])
 FRACTION = (r"at least 0 and below 1", [1, -0.1, NAN, "0.5", None, True, [0.1]], [0, 0.5])
 SEED = ("an integer of at least 0", [-1, 0.5, True, "1", None, 2**63], [0, 7])
@@ -49,6 +50,7 @@ FIELDS = {
     (PruneConfig, "allocation"): choice("uniform", "farms", "alpha"),
     (PruneConfig, "spread"): FRACTION,
     (PruneConfig, "shrink"): SWITCH,
+    (PruneConfig, "ends"): choice(*ENDS),
     (PruneConfig, "max_sparsity"): ("above 0 and at most 1", [0, 1.1, NAN, "1", None, True], [0.9, 1]),
     (PruneConfig, "spectra"): SPECTRA,
     (CalibrationConfig, "source"): ("'speeches', 'self', a file or a dataset id", ["", " ", None, 3], ["self"]),
@@ -72,7 +74,7 @@ FIELDS = {
     (FarmsLRConfig, "quantity"): choice("lr", "weight_decay", "both", "constant_decay"),
     (FarmsLRConfig, "shrink"): SWITCH,
     (FarmsLRConfig, "normalise"): SWITCH,
-    (FarmsLRConfig, "skip_ends"): SWITCH,
+    (FarmsLRConfig, "ends"): choice(*ENDS, "released"),
     (FarmsLRConfig, "min_eigenvalues"): COUNT,
     (FarmsLRConfig, "outside"): SWITCH,
     (FarmsLRConfig, "start"): ("'warmup', a step,", ["epoch", -1, 1.0, NAN, None, True, ARRAY], ["warmup", 0, 9, 0.5]),

@@ -18,6 +18,8 @@ from hf_farms.reports.evaluation import EvaluationReport
 WRITTEN = Path(__file__).parents[1] / "golden" / "90059e8"
 # Names that have changed since.
 pytestmark = pytest.mark.filterwarnings("ignore:.* is named .* now:DeprecationWarning")
+# That revision had no `ends`.
+EARLIER = PruneConfig(ends="measured")
 STATE = ".hf-farms-unfinished"
 
 
@@ -32,14 +34,14 @@ def hashes(folder):
 def test_the_recipe_is_read():
     recipe = Recipe.load(WRITTEN / "demo" / "recipe.yaml")
     assert recipe.model == "demo"
-    assert recipe.prune == PruneConfig()
+    assert recipe.prune == EARLIER
     assert recipe.calibration.num_sequences == recipe.evaluation.max_windows == 4
     assert recipe.calibration.sequence_length == 64
 
 
 def test_the_reports_are_read():
     report = PruneReport.load(WRITTEN / "demo" / "hf_farms_report.json")
-    assert report.config == PruneConfig()
+    assert report.config == EARLIER
     assert report.before.config == FarmsConfig()
     assert report.sparsity == pytest.approx(0.5, abs=1e-3)
     assert report.perplexity.dense < report.perplexity.pruned
