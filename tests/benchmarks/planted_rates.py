@@ -1,7 +1,9 @@
-"""Do layer-wise rates help where it is known which blocks are under-trained? Used by planted.py.
+"""Do layer-wise rates help where it is known which blocks are under-trained?
 
-    python tests/benchmarks/planted.py rates FOLDER --setups late late-long bottleneck slow --arms none oracle
-    python tests/benchmarks/planted.py rates FOLDER --report
+    python tests/benchmarks/planted_rates.py FOLDER --setups late late-long bottleneck slow --arms none oracle
+    python tests/benchmarks/planted_rates.py FOLDER --report
+
+FOLDER holds the models that `planted.py train` writes.
 
 Four set-ups, ten models each:
 
@@ -212,19 +214,21 @@ def paired(differences: Sequence[float]) -> str:
     return f"{statistics.fmean(differences):+.4f} ± {error:.4f}"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--setups", nargs="+", choices=SETUPS, default=list(SETUPS))
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["none", "oracle"])
     parser.add_argument("--ends", default="first-apart", help="of the arm farms-ends")
     parser.add_argument("--report", action="store_true")
-
-
-def main(options: argparse.Namespace) -> None:
+    options = parser.parse_args()
+    torch.set_num_threads(1)
     if options.report:
         report(options.folder)
     else:
         run_missing(options.folder, options.setups, options.arms, options.ends)
 
 
-__all__ = ["SETUPS", "add_arguments", "centred", "derangement", "main", "report", "run", "run_missing"]
+if __name__ == "__main__":
+    main()
