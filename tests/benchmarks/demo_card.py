@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from hf_farms.spectra.analysis import analyze
 
 COMMAND = "python tests/benchmarks/train_demo.py --output hf_farms/demo"
 # Stands in the card until --results names the measures of the benchmark.
-NO_RESULTS = f"**NOT COMPARED with the models of the benchmark yet: `{COMMAND} --weights RUN --results RUN`.**"
+NO_RESULTS = f"**NOT COMPARED with the benchmark yet: `{COMMAND} --weights RUN --results RUN`.**"
 NAMES = {"model": "demo", "model_healthy": "demo-healthy"}
 
 
@@ -54,11 +55,11 @@ def read_separations(results: Path, *, healthy: bool, but: str) -> list[float]:
     return sorted(value for value in values if value is not None)
 
 
-def comparison(value: float, others: list[float]) -> str:
+def comparison(value: float, others: list[float], kind: str) -> str:
     """Place a separation among those of other models."""
     lower = sum(other < value for other in others)
     return (
-        f"Of {len(others)} other models of the benchmark, {lower} have a smaller difference "
+        f"In the benchmark this difference is smaller in {lower} of {len(others)} other {kind} models "
         f"(median {median(others):.3f}, range {others[0]:.3f} to {others[-1]:.3f})."
     )
 
@@ -71,10 +72,9 @@ def separation_sentence(value: float, plan: Plan, results: Path | None) -> str:
         else f"The mean alpha of the late blocks is {value:.3f} above the median of the other inner blocks."
     )
     if results is None:
-        return f"{measured} {NO_RESULTS}"
-    kind = "healthy" if healthy else "defective"
+        return f"{measured}\n{NO_RESULTS}"
     others = read_separations(results, healthy=healthy, but=plan.name)
-    return f"{measured} {comparison(value, others).replace('other models', f'other {kind} models')}"
+    return f"{measured} {comparison(value, others, 'healthy' if healthy else 'defective')}"
 
 
 def history(plan: Plan) -> str:
@@ -100,6 +100,10 @@ def alpha_table(blocks: Any, plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def _wrapped(text: str) -> str:
+    return "\n".join(fill(part, 120, break_on_hyphens=False) for part in text.split("\n"))
+
+
 def write_card(folder: Path, plan: Plan, results: Path | None) -> None:
     """Measure what is shipped (bfloat16, read back from the folder) and describe it."""
     model = AutoModelForCausalLM.from_pretrained(folder)  # from_pretrained leaves it in evaluation mode
@@ -115,7 +119,7 @@ def write_card(folder: Path, plan: Plan, results: Path | None) -> None:
     card = (DEMO / "card.md").read_text(encoding="utf-8")
     card = card.format(
         name=NAMES[folder.name],
-        history=history(plan),
+        history=_wrapped(history(plan)),
         config=model.config,
         setting=plan.setting,
         plan=plan.name,
@@ -131,7 +135,7 @@ def write_card(folder: Path, plan: Plan, results: Path | None) -> None:
         trained_tokens=plan.setting.steps * plan.setting.batch * CONTEXT,
         alphas=alpha_table(blocks, plan),
         random=(min(random), max(random)),
-        separation=separation_sentence(value, plan, results),
+        separation=_wrapped(separation_sentence(value, plan, results)),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     print(f"{NAMES[folder.name]}: test {on_test:.2f}, select {on_select:.2f}, separation {value:.3f}")

@@ -56,7 +56,7 @@ def test_weights_of_a_benchmark_give_the_same_bytes_as_a_training(tmp_path, monk
     card = read["model/README.md"].decode()
     assert "Blocks 3 and 5 (counted from 0) are under-trained on purpose" in card
     assert "| inserted late |" in card
-    assert demo_card.NO_RESULTS in card
+    assert "**NOT COMPARED with the benchmark yet" in card
     assert "inserted late |" not in read["model_healthy/README.md"].decode()
 
 
@@ -89,8 +89,8 @@ def test_the_card_compares_with_trained_models_of_the_same_kind(tmp_path):
     ]
     (tmp_path / "measured.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     assert demo_card.separation_sentence(0.3, plan, tmp_path) == (
-        "The mean alpha of the late blocks is 0.300 above the median of the other inner blocks. Of 3 other defective "
-        "models of the benchmark, 2 have a smaller difference (median 0.250, range 0.125 to 0.500)."
+        "The mean alpha of the late blocks is 0.300 above the median of the other inner blocks. In the benchmark this "
+        "difference is smaller in 2 of 3 other defective models (median 0.250, range 0.125 to 0.500)."
     )
     healthy = demo_card.separation_sentence(0.1, train_demo.demo_plans()["model_healthy"], tmp_path)
-    assert "Of 1 other healthy models of the benchmark, 0 have a smaller difference (median 0.500" in healthy
+    assert "In the benchmark this difference is smaller in 0 of 1 other healthy models (median 0.500" in healthy
