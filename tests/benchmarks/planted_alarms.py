@@ -2,12 +2,14 @@
 
     python tests/benchmarks/planted_alarms.py FOLDER --cache alarms.jsonl
     python tests/benchmarks/planted_alarms.py FOLDER --cache alarms.jsonl --confirm
+    python tests/benchmarks/planted_alarms.py --null
 
 FOLDER is that of planted.py. The smallest spread of `hf_farms.reports.standing_out` is fitted on the healthy models of
 8 blocks (groups "healthy", "development" and "test"): it is the smallest with which no block of any of them stands out,
 so that one more model of this kind has a false alarm with a probability of at most 1 / (models + 1). `--confirm` counts
 the false alarms among the models of the group "other" (6 or 10 blocks, other rates and decays), which were not looked
-at before the procedure was final, and among the healthy models whose blocks have different widths.
+at before the procedure was final, and among the healthy models whose blocks have different widths. `--null` simulates
+the thresholds.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,7 +29,7 @@ from planted_models import CONDITIONS
 
 from hf_farms.config import FarmsConfig
 from hf_farms.reports import BlockSpectrum
-from hf_farms.reports.standing_out import MIN_SPREAD, deviations, find_standing_out, threshold
+from hf_farms.reports.standing_out import MIN_SPREAD, find_standing_out, studentised, threshold
 from hf_farms.spectra.analysis import analyze
 
 FITTED = ("healthy", "development", "test")
@@ -59,14 +62,12 @@ class Alphas:
     @property
     def needed_spread(self) -> float:
         """The smallest spread with which no block stands out; 0 where the spread of the model itself is enough."""
-        distances, spread = deviations(self.alphas[1:-1])
-        limit = threshold(len(distances))
-        squares = [
-            (distance / limit) ** 2 - error**2 if distance > 0 else 0.0
-            for distance, error in zip(distances, self.errors[1:-1], strict=True)
-        ]
-        needed = math.sqrt(max(0.0, *squares))
-        return needed if needed > spread else 0.0
+        limit = threshold(len(self.alphas) - 2)
+
+        def is_loud(spread: float) -> bool:
+            return max(studentised(self.alphas[1:-1], self.errors[1:-1], min_spread=spread)) > limit
+
+        return _root(is_loud) if is_loud(0.0) else 0.0
 
 
 def measure(folder: Path, cache: Path, *, confirm: bool) -> list[Alphas]:
@@ -142,6 +143,19 @@ def print_power(models: Iterable[Alphas]) -> None:
     print(f"models with planted blocks in which another block stands out: {sum(others)} of {len(others)}")
 
 
+def print_null(counts: Iterable[int], draws: int) -> None:
+    """Print the quantiles of the largest residual of normal alphas by number of inner blocks."""
+    draw = random.Random(0)
+    print("inner blocks | threshold in use | 95% quantile | share above the threshold")
+    for count in counts:
+        errors = [0.0] * count
+        largest = sorted(
+            max(studentised([draw.gauss(0, 1) for _ in range(count)], errors, min_spread=0.0)) for _ in range(draws)
+        )
+        above = sum(value > threshold(count) for value in largest) / draws
+        print(f"{count} | {threshold(count):.2f} | {largest[int(0.95 * draws)]:.2f} | {above:.2%}")
+
+
 def report(models: list[Alphas], *, confirm: bool) -> None:
     """Print the fit, the false alarms and the power."""
     fitted = [model for model in models if model.group in FITTED]
@@ -163,10 +177,16 @@ def report(models: list[Alphas], *, confirm: bool) -> None:
 def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--cache", type=Path, help="JSON lines with the alphas; by default FOLDER/alarms.jsonl")
     parser.add_argument("--confirm", action="store_true", help="also the models that nothing was fitted on")
+    parser.add_argument("--null", action="store_true", help="simulate the thresholds instead")
     options = parser.parse_args()
+    if options.null:
+        print_null([*range(4, 33), 40, 60, 78, 126], 20_000)
+        return
+    if options.folder is None:
+        parser.error("folder must be that of planted.py, got none")
     torch.set_num_threads(1)
     cache = options.cache or options.folder / "alarms.jsonl"
     report(measure(options.folder, cache, confirm=options.confirm), confirm=options.confirm)
