@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,8 +25,9 @@ CAVEAT = (
 )
 # Without the first and the last, four blocks remain: the fewest of which one may be an outlier and three agree.
 MIN_BLOCKS = 6
-# Smallest spread, in units of alpha; fitted on healthy models by tests/benchmarks/planted_alarms.py.
-MIN_SPREAD = 0.012
+# Standard deviation of the alphas of healthy blocks: no block of the healthy models of planted_alarms.py lies further
+# above the others than the largest of so many normal values in 95% of models.
+HEALTHY_SPREAD = 0.02
 # Blocks within so many spreads of the closest two thirds count for the final centre and spread.
 NEAR = 5.0
 # Number of inner blocks -> residual that the largest exceeds in 5% of models, if alphas are normal, whatever their
@@ -100,38 +102,37 @@ def find_standing_out(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> S
     limit = threshold(len(inner))
     outliers = tuple(
         OutlyingBlock(index=block.index, name=block.name, residual=round(residual, 3))
-        for block, residual in zip(inner, studentised(alphas, errors, min_spread=MIN_SPREAD), strict=True)
+        for block, residual in zip(inner, studentised(alphas, errors), strict=True)
         if residual > limit
     )
     return StandingOut(sentence=_sentence(outliers), blocks=outliers, threshold=round(limit, 3))
 
 
-def studentised(alphas: Sequence[float], errors: Sequence[float], *, min_spread: float) -> list[float]:
+def studentised(alphas: Sequence[float], errors: Sequence[float]) -> list[float]:
     """Return the distance of each alpha from the centre of most others, in units of their spread and its own error.
 
     Args:
         alphas: of the inner blocks.
         errors: their standard errors.
-        min_spread: lower limit of the spread.
     """
-    centre, spread = _centre_and_spread(alphas, min_spread)
+    centre, spread = centre_and_spread(alphas)
     return [(alpha - centre) / math.hypot(spread, error) for alpha, error in zip(alphas, errors, strict=True)]
 
 
-def _centre_and_spread(alphas: Sequence[float], min_spread: float) -> tuple[float, float]:
+def centre_and_spread(alphas: Sequence[float]) -> tuple[float, float]:
     """Return mean and standard deviation of the two thirds that are closest together, and of all that are near them.
 
     These are the least trimmed squares of a constant, reweighted once (Rousseeuw 1984): up to a third of the blocks may
     lie anywhere. Median and median deviation have that too, but miss two of six blocks at eight deviations; so does a
-    robust line over depth, which leaves too few degrees of freedom.
+    robust line over depth, which leaves too few degrees of freedom. The spread is at least that of healthy models.
     """
-    ordered = sorted(alphas)
+    ordered, least = sorted(alphas), min_spread(len(alphas))
     size = len(ordered) - len(ordered) // 3
     windows = [ordered[start : start + size] for start in range(len(ordered) - size + 1)]
     centre, spread = min(map(_moments, windows), key=lambda moments: moments[1])
-    reach = NEAR * max(spread, min_spread)
+    reach = NEAR * max(spread, least)
     centre, spread = _moments([alpha for alpha in ordered if abs(alpha - centre) <= reach])
-    return centre, max(spread, min_spread)
+    return centre, max(spread, least)
 
 
 def _moments(values: Sequence[float]) -> tuple[float, float]:
@@ -142,6 +143,16 @@ def _moments(values: Sequence[float]) -> tuple[float, float]:
 def threshold(count: int) -> float:
     """Return the residual that the largest of `count` normal alphas exceeds in one of twenty models, or fewer."""
     return THRESHOLDS.get(count, THRESHOLD_OF_MORE)
+
+
+def min_spread(count: int) -> float:
+    """Return the spread with which the threshold is `largest_normal(count)` times that of healthy models."""
+    return HEALTHY_SPREAD * largest_normal(count) / threshold(count)
+
+
+def largest_normal(count: int) -> float:
+    """Return the value that the largest of `count` standard normal values exceeds with a probability of 5%."""
+    return statistics.NormalDist().inv_cdf(0.95 ** (1 / count))
 
 
 def _sentence(outliers: Sequence[OutlyingBlock]) -> str:
@@ -176,7 +187,8 @@ def _other_measurement(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> 
 def _several_stacks(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> str | None:
     # Encoder and decoder, or stages of a CNN: a step between them is no sign of training.
     stacks = list(dict.fromkeys(re.sub(r"\.?\d+$", "", block.name) for block in blocks))
-    return f"the model has several stacks of blocks ({', '.join(stacks)})" if len(stacks) > 1 else None
+    names = ", ".join([*stacks[:3], *(["…"] if len(stacks) > 3 else [])])
+    return f"the model has several stacks of blocks ({names})" if len(stacks) > 1 else None
 
 
 def _several_kinds(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> str | None:

@@ -4,12 +4,12 @@
     python tests/benchmarks/planted_alarms.py FOLDER --cache alarms.jsonl --confirm
     python tests/benchmarks/planted_alarms.py --null
 
-FOLDER is that of planted.py. The smallest spread of `hf_farms.reports.standing_out` is fitted on the healthy models of
-8 blocks (groups "healthy", "development" and "test"): it is the smallest with which no block of any of them stands out,
-so that one more model of this kind has a false alarm with a probability of at most 1 / (models + 1). `--confirm` counts
-the false alarms among the models of the group "other" (6 or 10 blocks, other rates and decays), which were not looked
-at before the procedure was final, and among the healthy models whose blocks have different widths. `--null` simulates
-the thresholds.
+FOLDER is that of planted.py. The healthy spread of `hf_farms.reports.standing_out` is fitted on the healthy models of 8
+blocks (groups "healthy", "development" and "test"): it is the smallest with which no block of any of them stands out,
+however close together the other blocks are, so that one more model of this kind has a false alarm with a probability of
+at most 1 / (models + 1). `--confirm` counts the false alarms among the models of the group "other" (6 or 10 blocks,
+other rates and decays), which were not looked at before the procedure was final, and among the healthy models whose
+blocks have different widths. `--null` simulates the thresholds.
 """
 
 from __future__ import annotations
@@ -29,11 +29,20 @@ from planted_models import CONDITIONS
 
 from hf_farms.config import FarmsConfig
 from hf_farms.reports import BlockSpectrum
-from hf_farms.reports.standing_out import MIN_SPREAD, find_standing_out, studentised, threshold
+from hf_farms.reports.standing_out import (
+    HEALTHY_SPREAD,
+    centre_and_spread,
+    find_standing_out,
+    largest_normal,
+    studentised,
+    threshold,
+)
 from hf_farms.spectra.analysis import analyze
 
 FITTED = ("healthy", "development", "test")
 CONFIRMED = ("other", "widths")
+# A spread against which that of healthy models is nothing.
+LARGE = 1000.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +69,10 @@ class Alphas:
         return find_standing_out(blocks, FarmsConfig()).indices
 
     @property
-    def needed_spread(self) -> float:
-        """The smallest spread with which no block stands out; 0 where the spread of the model itself is enough."""
-        limit = threshold(len(self.alphas) - 2)
-
-        def is_loud(spread: float) -> bool:
-            return max(studentised(self.alphas[1:-1], self.errors[1:-1], min_spread=spread)) > limit
-
-        return _root(is_loud) if is_loud(0.0) else 0.0
+    def excess(self) -> float:
+        """Distance of the highest inner block from the others, by the largest of so many normal values."""
+        inner = self.alphas[1:-1]
+        return (max(inner) - centre_and_spread(inner)[0]) / largest_normal(len(inner))
 
 
 def measure(folder: Path, cache: Path, *, confirm: bool) -> list[Alphas]:
@@ -149,9 +154,7 @@ def print_null(counts: Iterable[int], draws: int) -> None:
     print("inner blocks | threshold in use | 95% quantile | share above the threshold")
     for count in counts:
         errors = [0.0] * count
-        largest = sorted(
-            max(studentised([draw.gauss(0, 1) for _ in range(count)], errors, min_spread=0.0)) for _ in range(draws)
-        )
+        largest = sorted(max(studentised([draw.gauss(0, LARGE) for _ in range(count)], errors)) for _ in range(draws))
         above = sum(value > threshold(count) for value in largest) / draws
         print(f"{count} | {threshold(count):.2f} | {largest[int(0.95 * draws)]:.2f} | {above:.2%}")
 
@@ -159,11 +162,10 @@ def print_null(counts: Iterable[int], draws: int) -> None:
 def report(models: list[Alphas], *, confirm: bool) -> None:
     """Print the fit, the false alarms and the power."""
     fitted = [model for model in models if model.group in FITTED]
-    spreads = {model.name: model.needed_spread for model in fitted if model.is_healthy}
-    if spreads:
-        name = max(spreads, key=spreads.__getitem__)
-        print(f"smallest spread: {MIN_SPREAD} in use; {spreads[name]:.4f} needed by {name}, of {len(spreads)} models")
-        print(f"  the others: {', '.join(f'{value:.4f}' for value in sorted(spreads.values(), reverse=True)[1:6])} …")
+    excesses = sorted(((model.excess, model.name) for model in fitted if model.is_healthy), reverse=True)
+    if excesses:
+        values = ", ".join(f"{value:.4f} {name}" for value, name in excesses[:5])
+        print(f"healthy spread: {HEALTHY_SPREAD} in use; the largest of {len(excesses)} models: {values}")
     print_alarms("fitted", fitted)
     print_power([model for model in models if model.group != "widths"])
     for model in models:

@@ -59,12 +59,23 @@ def test_alarms_and_power_are_counted(capsys):
     assert "other: no models" in lines
 
 
-def test_the_needed_spread_is_the_smallest_that_silences_a_model(monkeypatch):
-    loud = model("loud", "healthy", [*HEALTHY[:4], 2.5, *HEALTHY[5:]])
-    assert model("calm", "healthy", HEALTHY).needed_spread < planted_alarms.MIN_SPREAD
-    for factor, outliers in ((1.001, set()), (0.999, {4})):
-        monkeypatch.setattr("hf_farms.reports.standing_out.MIN_SPREAD", factor * loud.needed_spread)
-        assert loud.outliers == outliers
+def test_with_the_excess_as_the_healthy_spread_no_block_stands_out(monkeypatch):
+    tight = model("tight", "healthy", [1.7, 1.65, 1.651, 1.65, 1.75, 1.65, 1.649, 1.6])
+    assert model("calm", "healthy", HEALTHY).excess < tight.excess
+    spread = "hf_farms.reports.standing_out.HEALTHY_SPREAD"
+    monkeypatch.setattr(spread, tight.excess)
+    assert tight.outliers == set()
+    monkeypatch.setattr(spread, tight.excess / 2)
+    assert tight.outliers == {4}
+
+
+def test_the_simulated_thresholds_are_those_in_use(capsys):
+    planted_alarms.print_null([4, 8], 2000)
+    heading, *rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
+    assert heading[0] == "inner blocks"
+    for _, used, quantile, share in rows:
+        assert float(quantile) == pytest.approx(float(used), rel=0.2)
+        assert float(share.rstrip("%")) < 7
 
 
 @pytest.mark.parametrize(

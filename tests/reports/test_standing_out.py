@@ -10,8 +10,8 @@ from hf_farms.config import FarmsConfig
 from hf_farms.reports import BlockSpectrum, SpectralReport
 from hf_farms.reports.standing_out import (
     CAVEAT,
+    HEALTHY_SPREAD,
     MIN_BLOCKS,
-    MIN_SPREAD,
     find_standing_out,
     standing_out_of,
     studentised,
@@ -26,10 +26,6 @@ def blocks(alphas, stderr=0.012, name="model.layers.{}"):
         BlockSpectrum(index=i, name=name.format(i), alpha=alpha, alpha_stderr=stderr, layers=())
         for i, alpha in enumerate(alphas)
     ]
-
-
-def residuals(alphas, errors):
-    return studentised(alphas, errors, min_spread=MIN_SPREAD)
 
 
 def outliers(alphas, **options):
@@ -87,14 +83,14 @@ def test_a_lower_alpha_does_not_stand_out():
 def test_a_shift_of_all_alphas_changes_nothing(shift):
     errors = [0.01] * 6
     shifted = [alpha + shift for alpha in with_alphas(b3=2.1)[1:-1]]
-    assert residuals(shifted, errors) == pytest.approx(residuals(with_alphas(b3=2.1)[1:-1], errors))
+    assert studentised(shifted, errors) == pytest.approx(studentised(with_alphas(b3=2.1)[1:-1], errors))
 
 
 @pytest.mark.parametrize("scale", [5.0, 40.0])
 def test_above_the_smallest_spread_a_scale_of_all_alphas_changes_nothing(scale):
     alphas = [0.1, -0.2, 0.15, 1.5, -0.05, 0.0]
-    scaled = residuals([scale * alpha for alpha in alphas], [scale * 0.01] * 6)
-    assert scaled == pytest.approx(residuals(alphas, [0.01] * 6))
+    scaled = studentised([scale * alpha for alpha in alphas], [scale * 0.01] * 6)
+    assert scaled == pytest.approx(studentised(alphas, [0.01] * 6))
 
 
 def test_the_order_of_the_inner_blocks_does_not_matter():
@@ -104,7 +100,7 @@ def test_the_order_of_the_inner_blocks_does_not_matter():
 
 
 def test_scatter_below_the_smallest_spread_is_not_studied_more_closely():
-    alphas = [1.7, 1.65, 1.65, 1.65, 1.65, 1.65, 1.65 + MIN_SPREAD, 1.6]
+    alphas = [1.7, 1.65, 1.65, 1.65, 1.65, 1.65, 1.65 + HEALTHY_SPREAD, 1.6]
     assert outliers(alphas, stderr=0.0) == []
     line = [1.6 + 0.001 * i for i in range(8)]
     assert outliers(line, stderr=0.0) == []
@@ -121,11 +117,11 @@ def test_a_large_error_of_its_own_excuses_a_block():
 def test_false_alarms_under_the_null_are_rare_for_every_number_of_blocks(count):
     draw = random.Random(count)
     models = 600
-    for spread, expected in ((0.5 * MIN_SPREAD, 0.01), (10 * MIN_SPREAD, 0.05)):
+    for spread, expected in ((0.5 * HEALTHY_SPREAD, 0.01), (10 * HEALTHY_SPREAD, 0.05)):
         alarms = 0
         for _ in range(models):
             alphas = [draw.gauss(2.0, spread) for _ in range(count)]
-            alarms += max(residuals(alphas, [0.0] * count)) > threshold(count)
+            alarms += max(studentised(alphas, [0.0] * count)) > threshold(count)
         assert alarms / models < expected + 3 * math.sqrt(expected * (1 - expected) / models)
 
 
