@@ -25,8 +25,8 @@ CAVEAT = (
 )
 # Without the first and the last, four blocks remain: the fewest of which one may be an outlier and three agree.
 MIN_BLOCKS = 6
-# Standard deviation of the alphas of healthy blocks: no block of the healthy models of planted_alarms.py lies further
-# above the others than the largest of so many normal values in 95% of models.
+# Standard deviation of the alphas of healthy blocks, above the largest that planted_alarms.py finds: with it, no block
+# of its healthy models stands out, however close together the other blocks are.
 HEALTHY_SPREAD = 0.02
 # Blocks within so many spreads of the closest two thirds count for the final centre and spread.
 NEAR = 5.0
@@ -212,9 +212,9 @@ def _all_equal(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> str | No
 
 # In the order in which a reader would ask; the first that applies is said.
 RULES: tuple[Callable[[Sequence[BlockSpectrum], FarmsConfig], str | None], ...] = (
-    _too_few,
     _other_measurement,
     _several_stacks,
+    _too_few,
     _several_kinds,
     _no_alpha,
     _no_error,
