@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from demo_data import CONTEXT, DEMO, VOCABULARY, tokens_of, unigram_perplexity
-from planted_models import DEFECTS, LATE, Plan
+from planted_conditions import DEFECTS, Plan
+from planted_training import LATE
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -18,8 +18,8 @@ twins trained five times longer on twice the tokens a step. The demo is a third 
 the rule for its positions (`two_late` in `planted_jobs.py`) were fixed with this text. Dropped for time: 12-block
 models, more than one instance of a condition in a family, and doses between those listed.
 
-**Conditions.** `planted_models.py` has them. Two more are made from a healthy twin without training: "random vectors"
-(trained singular values with random singular vectors) and "rank cut" (the largest quarter of the singular values).
+**Conditions.** `planted_conditions.py` has them. Two more are made from a healthy twin without training: "random
+vectors" (trained singular values, random singular vectors) and "rank cut" (the largest quarter of the singular values).
 Rescaled models have v against o, up against down, and norm gains against the matrices that read them multiplied by
 random powers (standard deviation 0.7 of the logarithm), which changes no output.
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import planted_jobs
 import torch
-from planted_models import CONDITIONS
+from planted_conditions import CONDITIONS
 
 from hf_farms.config import FarmsConfig
 from hf_farms.reports import BlockSpectrum

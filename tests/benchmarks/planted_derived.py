@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from planted_models import draw_positions
+from planted_conditions import draw_positions
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from planted_conditions import DISGUISES, SUSPECTS
 from planted_derived import DERIVED
-from planted_models import DISGUISES, SUSPECTS
 from planted_results import KINDS, Results, compact_measures, label, of_kind, select
 from planted_statistics import Planted, auc, bootstrap, interval, shares
 

@@ -10,7 +10,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from planted_models import CONDITIONS, Plan, Setting, draw_positions, loss, new_model, train
+from planted_conditions import CONDITIONS, Plan, Setting, draw_positions
+from planted_models import loss, new_model
+from planted_training import train
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 

@@ -15,9 +15,10 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from planted_conditions import Plan
 from planted_derived import DERIVED, rescale, spoil
 from planted_jobs import append, load, plan_of, rows_of, trained_rows
-from planted_models import Plan, loss, windows
+from planted_models import loss, windows
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 

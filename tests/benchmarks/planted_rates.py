@@ -40,8 +40,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from planted_conditions import Setting, draw_positions
 from planted_jobs import ACTING, append, healthy, load, two_late
-from planted_models import Setting, draw_positions, initialise, loss, matrices, new_model, sample, schedule
+from planted_models import initialise, loss, matrices, new_model, sample
+from planted_training import schedule
 from torch import nn
 
 from hf_farms import FarmsLRConfig, analyze

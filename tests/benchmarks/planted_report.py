@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import numpy as np
+from planted_conditions import DEFECTS
 from planted_derived import DERIVED
 from planted_measures import MEASURES, OF_WEIGHTS
-from planted_models import DEFECTS
 from planted_results import KINDS, TRAPS, Results, compact_measures, defects, estimate, label, of_kind, select, table
 from planted_statistics import Planted, auc, bootstrap, d_prime, differences, holm, interval, two_sided
 from planted_truth_report import truth_table

@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from planted_conditions import DEFECTS, DISGUISES, SUSPECTS
 from planted_derived import DERIVED
 from planted_jobs import rows_of
 from planted_measures import MEASURES, OF_HISTORY
-from planted_models import DEFECTS, DISGUISES, SUSPECTS
 from planted_statistics import (
     Floats,
     Means,

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from planted_conditions import DEFECTS, Plan
 from planted_jobs import append, load, plan_of, rows_of, trained_rows
 from planted_measures import FAMILIES_WITH_DEFECTS
-from planted_models import DEFECTS, Plan, loss, sample
+from planted_models import loss, sample
 
 STEPS = 50
 # Of the peak rate, as at the end of the schedule.

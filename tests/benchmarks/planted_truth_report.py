@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+from planted_conditions import DEFECTS
 from planted_measures import MEASURES
-from planted_models import DEFECTS
 from planted_results import Results, label, table
 from planted_statistics import Planted, bootstrap, bootstrap_spearman, interval, spearman
 

@@ -14,9 +14,10 @@ import planted_results
 import planted_truth
 import pytest
 import torch
+from planted_conditions import Plan, Setting
 from planted_derived import DERIVED, random_vectors, rank_cut, rescale, spoil
 from planted_measures import MEASURES, OF_HISTORY, OF_WEIGHTS, measure_text, measure_weights, share_above_edge
-from planted_models import Plan, Setting, new_model, windows
+from planted_models import new_model, windows
 from torch import nn
 
 from hf_farms import FarmsConfig, analyze

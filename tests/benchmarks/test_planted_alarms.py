@@ -3,7 +3,8 @@
 import planted_alarms
 import planted_jobs
 import pytest
-from planted_models import Plan, Setting, new_model
+from planted_conditions import Plan, Setting
+from planted_models import new_model
 from safetensors.torch import save_file
 
 SMALL = Setting(hidden=16, width=32)

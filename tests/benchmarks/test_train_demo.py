@@ -9,7 +9,7 @@ import planted_models
 import pytest
 import torch
 import train_demo
-from planted_models import Setting
+from planted_conditions import Setting
 
 from hf_farms.demo import DEMO_FOLDERS, demo_text
 

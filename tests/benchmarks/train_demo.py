@@ -21,7 +21,8 @@ import demo_card
 import demo_data
 import planted_jobs
 import torch
-from planted_models import Plan, train
+from planted_conditions import Plan
+from planted_training import train
 from transformers import LlamaForCausalLM
 
 FAMILY = 0
