@@ -5,9 +5,9 @@
     python tests/benchmarks/planted_alarms.py --null
 
 FOLDER is that of planted.py. The healthy spread of `hf_farms.reports.standing_out` is fitted on the healthy models of 8
-blocks (groups "healthy", "development" and "test"): it is the smallest with which no block of any of them stands out,
-however close together the other blocks are, so that one more model of this kind has a false alarm with a probability of
-at most 1 / (models + 1). `--confirm` counts the false alarms among the models of the group "other" (6 or 10 blocks,
+blocks (groups "healthy", "development" and "test"): it must exceed the excess of each of them, so that no block stands
+out, however close together the other blocks are. One more model of this kind then has a false alarm with a probability
+of at most 1 / (models + 1). `--confirm` counts the false alarms among the models of the group "other" (6 or 10 blocks,
 other rates and decays), which were not looked at before the procedure was final, and among the healthy models whose
 blocks have different widths. `--null` simulates the thresholds.
 """
