@@ -25,8 +25,8 @@ CAVEAT = (
 )
 # Without the first and the last, four blocks remain: the fewest of which one may be an outlier and three agree.
 MIN_BLOCKS = 6
-# Standard deviation of the alphas of healthy blocks, on the safe side: it exceeds what planted_alarms.py finds necessary
-# for its healthy models, so that none has a block that stands out, however close together the other blocks are.
+# Standard deviation of the alphas of healthy blocks, on the safe side: it exceeds what planted_alarms.py finds for its
+# healthy models, so that no block of them stands out, however close together the others are.
 HEALTHY_SPREAD = 0.03
 # Blocks within so many spreads of the closest two thirds count for the final centre and spread.
 NEAR = 5.0
