@@ -111,7 +111,7 @@ def test_an_unknown_dtype_is_refused():
 
 @pytest.mark.parametrize(
     ("size", "left", "message"),
-    [(400, [], "output must fit on the disk"), (2750, ["out.partial"], "the disk is full")],
+    [(400, [], "output must fit on the disk"), (2040, ["out.partial"], "the disk is full")],
 )
 def test_a_full_disk_leaves_only_the_partial_folder(tmp_path, size, left, message):
     """A real file system that is full after `size` kilobytes, in a mount namespace of its own."""
