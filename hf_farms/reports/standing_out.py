@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["CAVEAT", "MIN_BLOCKS", "OutlyingBlock", "StandingOut", "find_standing_out", "standing_out_of"]
 
 CAVEAT = (
-    "Alpha sees too little movement from random initial weights; it cannot see whether a block learned the right thing."
+    "Alpha shows how far weights have moved from random initial ones, not whether a block has learned the right thing."
 )
 # Without the first and the last, four blocks remain: the fewest of which one may be an outlier and three agree.
 MIN_BLOCKS = 6
