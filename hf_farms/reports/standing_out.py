@@ -136,8 +136,9 @@ def centre_and_spread(alphas: Sequence[float]) -> tuple[float, float]:
 
 
 def _moments(values: Sequence[float]) -> tuple[float, float]:
-    mean = math.fsum(values) / len(values)
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    mean = math.fsum(value / len(values) for value in values)
+    # Squares of the alphas in an edited report may be too large for a float.
+    return mean, math.hypot(*(value - mean for value in values)) / math.sqrt(len(values) - 1)
 
 
 def threshold(count: int) -> float:
@@ -157,14 +158,19 @@ def largest_normal(count: int) -> float:
 
 def _sentence(outliers: Sequence[OutlyingBlock]) -> str:
     apart = "the first and last block are not judged"
-    numbers = [str(block.index) for block in outliers]
-    if not numbers:
+    labels = [_label(block) for block in outliers]
+    if not labels:
         return f"No block stands out: no alpha is higher than the others by more than chance ({apart}). {CAVEAT}"
-    if len(numbers) == 1:
-        said = f"Block {numbers[0]} stands out: its alpha is"
+    if len(labels) == 1:
+        subject = f"Block {labels[0]} stands out: its alpha is"
     else:
-        said = f"Blocks {', '.join(numbers[:-1])} and {numbers[-1]} stand out: their alphas are"
-    return f"{said} higher than the others by more than chance, a sign of less training ({apart}). {CAVEAT}"
+        subject = f"Blocks {', '.join(labels[:-1])} and {labels[-1]} stand out: their alphas are"
+    return f"{subject} higher than the others by more than chance, a sign of less training ({apart}). {CAVEAT}"
+
+
+def _label(block: OutlyingBlock) -> str:
+    """Return the number of a block; its name where that has another number, as in models that count from 1."""
+    return str(block.index) if re.search(rf"(?<!\d){block.index}$", block.name) else block.name
 
 
 def _too_few(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> str | None:
@@ -192,7 +198,7 @@ def _several_stacks(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> str
 
 
 def _several_kinds(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> str | None:
-    kinds = {frozenset(layer.role for layer in block.layers if layer.counts) for block in blocks[1:-1]}
+    kinds = {frozenset(layer.role for layer in block.layers if layer.counts) for block in blocks[1:-1] if block.layers}
     return "the blocks have different kinds of layers, whose alphas do not compare" if len(kinds) > 1 else None
 
 

@@ -67,6 +67,20 @@ def test_the_sentence_names_the_blocks():
     assert all(sentence.endswith(f"(the first and last block are not judged). {CAVEAT}") for sentence in (one, two))
 
 
+def test_blocks_that_do_not_count_from_0_are_named():
+    measured = blocks(with_alphas(b3=2.1, b5=2.1))
+    from_1 = [replace(block, name=f"layer{block.index + 1}") for block in measured]
+    assert find_standing_out(from_1, FarmsConfig()).sentence.startswith("Blocks layer4 and layer6 stand out: their")
+    from_10 = [replace(block, name=f"layers.{block.index + 10}") for block in measured]
+    assert find_standing_out(from_10, FarmsConfig()).sentence.startswith("Blocks layers.13 and layers.15 stand out")
+
+
+@pytest.mark.parametrize("alpha", [1e155, 1.7e308])
+def test_huge_alphas_do_not_overflow(alpha):
+    assert outliers(with_alphas(b3=alpha)) == [3]
+    assert outliers(with_alphas(b2=alpha, b3=alpha, b4=alpha)) == []
+
+
 def test_the_first_and_last_block_are_neither_judged_nor_part_of_the_fit():
     assert outliers(with_alphas(b0=3.0, b7=3.0)) == []
     extreme = [9.0, *with_alphas(b3=2.1)[1:-1], 0.1]
@@ -136,6 +150,11 @@ BAD = {
     "one block": (blocks([1.7]), {}, f"the model has 1 block, and at least {MIN_BLOCKS} are needed"),
     "few blocks": (blocks(HEALTHY[: MIN_BLOCKS - 1]), {}, f"5 blocks, and at least {MIN_BLOCKS} are needed"),
     "no alpha": (without(3, alpha=None, alpha_stderr=None), {}, "model.layers.3 has no alpha"),
+    "no layers": (
+        [replace(block, layers=(layer(),) if block.alpha else ()) for block in without(3, alpha=None)],
+        {},
+        "model.layers.3 has no alpha",
+    ),
     "no error": (
         without(3, alpha_stderr=None),
         {},
