@@ -59,6 +59,7 @@ def place_ends(
     *,
     ends: LREnds,
     positions: Collection[int] | None = None,
+    beside: Collection[int] = (),
 ) -> PlacedScores:
     """Replace the scores of the ends.
 
@@ -72,6 +73,7 @@ def place_ends(
         errors: standard error of each score; None where it has none.
         ends: the rule.
         positions: units that are ends; None: `end_positions`.
+        beside: units outside of the blocks, such as the head: their scores replace no others.
     """
     if positions is None:
         positions = end_positions(ends, len(scores))
@@ -80,8 +82,8 @@ def place_ends(
         return PlacedScores(scores=list(scores), errors=list(errors), own=own)
     if len(own) < 2:
         return PlacedScores(scores=[None] * len(scores), errors=[None] * len(scores), own=[])
-    others = [(score, errors[i]) for i in own if (score := scores[i]) is not None]
-    replacement = REPLACEMENTS[ends.removeprefix("first-")](others)
+    others = [(score, errors[i]) for i in own if i not in beside and (score := scores[i]) is not None]
+    replacement = REPLACEMENTS[ends.removeprefix("first-")](others) if others else (None, None)
     placed: list[tuple[float | None, float | None]] = list(zip(scores, errors, strict=True))
     for index in positions:
         # A unit that takes no part in any case, such as layers that are too small, stays out.

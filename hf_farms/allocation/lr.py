@@ -88,7 +88,8 @@ def smoothed(
         replace(block, alpha=_mixed(block.alpha, blocks.get(block.name), keep), layers=smooth(block.layers))
         for block in report.blocks
     )
-    return replace(report, blocks=tuple(smoothed_blocks), outside=smooth(report.outside))
+    # The statement about blocks that stand out is one about the alphas before.
+    return replace(report, blocks=tuple(smoothed_blocks), outside=smooth(report.outside), standing_out=None)
 
 
 def _mixed(alpha: float | None, earlier: float | None, keep: float) -> float | None:
@@ -119,13 +120,14 @@ def _layer_unit(layer: LayerRecord, included: bool, block: int | None = None) ->
 def _placed(units: Sequence[_Unit], num_blocks: int, config: FarmsLRConfig) -> PlacedScores:
     """Place the units of the first and the last block; "released" places the first and the last unit."""
     inside = [index for index, unit in enumerate(units) if unit.block is not None]
+    beside = range(len(inside), len(units))
     if config.ends == "released":
         ends = {*inside[:1], *inside[-1:]}
     else:
         blocks = end_positions(config.ends, num_blocks)
         ends = {index for index in inside if units[index].block in blocks}
     alphas, errors = [unit.alpha for unit in units], [unit.stderr for unit in units]
-    return place_ends(alphas, errors, ends=config.ends, positions=ends)
+    return place_ends(alphas, errors, ends=config.ends, positions=ends, beside=beside)
 
 
 def lr_factors(

@@ -1,11 +1,12 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from hf_farms.allocation.lr import allocate_lr, lr_factors, smoothed
 from hf_farms.config import LR_MAPS, FarmsConfig, FarmsLRConfig
-from hf_farms.reports import BlockSpectrum, LayerRecord, SpectralReport
+from hf_farms.reports import BlockSpectrum, LayerRecord, SpectralReport, StandingOut
 
 ALPHAS = [2.5, 1.5, 3.0, 2.0, 4.0]
 
@@ -144,6 +145,18 @@ def test_embeddings_and_head_stay_at_one_unless_asked_for():
     assert factors_of(BLOCKS, head, outside=True, ends="apart")["0.q"] == 1.0
 
 
+@pytest.mark.parametrize("unit", ["block", "layer"])
+def test_ends_take_alphas_of_other_blocks_and_not_of_embeddings_and_head(unit):
+    beside = [record("embeddings", 1.5), record("head", 1.6)]
+    factors = factors_of(BLOCKS, beside, outside=True, ends="lowest", unit=unit)
+    assert factors["0.q"] == factors["3.k"] == factors["1.q"] > factors["embeddings"] == 0.5
+    median = factors_of(BLOCKS, beside, outside=True, ends="first-median", unit=unit)
+    assert median["0.q"] == pytest.approx((median["1.q"] + median["1.k"]) / 2)
+    # Without other blocks, the ends stay out.
+    alone = factors_of([BLOCKS[0], BLOCKS[2]], beside, outside=True, ends="lowest", unit=unit)
+    assert [alone[name] for name in ("0.q", "2.k", "embeddings", "head")] == [1.0, 1.0, 0.5, 1.5]
+
+
 def test_normalised_factors_have_mean_one_over_weights():
     sizes = [(10, 10), (20, 10), (5, 10), (40, 10)]
     blocks = [
@@ -165,6 +178,11 @@ def test_earlier_alphas_have_their_share():
     assert [block.alpha for block in found.blocks] == [2.25, 0.75 * 5.25 + 0.25 * 3.25, 4.25, 2.75]
     assert found.outside[0].alpha == 2.5
     assert smoothed(given, layers={"0.q": 3.0}, blocks={"1": 5.25}, keep=0.0) == given
+
+
+def test_smoothed_alphas_lose_the_statement_about_those_before():
+    given = replace(report(BLOCKS), standing_out=StandingOut(sentence="Block 2 stands out."))
+    assert smoothed(given, layers={}, blocks={"1": 5.25}, keep=0.5).standing_out is None
 
 
 @pytest.mark.parametrize(
