@@ -179,8 +179,8 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
                 )
         if self.memory["step"] is not None and not self._moved:
             warnings.warn(
-                "FarmsLRCallback had no effect: all factors were 1, because alphas differed by no more than chance or "
-                "the scales are 1.",
+                "FarmsLRCallback had no effect: all factors were 1, because alphas differed by no more than chance, fewer "
+                "than two were compared, or the scales are 1.",
                 NoEffectWarning,
                 stacklevel=2,
             )
@@ -222,10 +222,10 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 if self.memory["step"] is not None:
-                    # The first measurement has warned about the layers that are left out.
+                    # The first measurement has warned about layers that are left out and ends that leave too few.
                     warnings.simplefilter("ignore", HfFarmsWarning)
                 report = self._analyze()
-            self._store(report, state)
+                self._store(report, state)
         except Exception as error:  # a failed measurement must not end the training
             if not self._warned:
                 self._warned = True

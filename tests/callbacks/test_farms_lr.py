@@ -74,6 +74,19 @@ def test_alphas_that_differ_by_chance_have_no_effect(tmp_path):
     assert "alphas differed by no more than chance, so all factors stayed 1" in section
 
 
+def test_ends_that_leave_too_few_blocks_are_named_once(tmp_path):
+    run = trainer(tmp_path, FarmsLRCallback(FarmsLRConfig(start=0, interval=1, ends="apart")), max_steps=3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.train()
+    messages = [str(warning.message) for warning in caught if warning.category is NoEffectWarning]
+    assert [message.partition(":")[0] for message in messages] == [
+        "`ends='apart'` leaves fewer than two scores to compare",
+        "FarmsLRCallback had no effect",
+    ]
+    assert "fewer than two were compared" in messages[1]
+
+
 WSD = {"num_decay_steps": 2}
 
 
