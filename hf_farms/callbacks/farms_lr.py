@@ -179,8 +179,8 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
                 )
         if self.memory["step"] is not None and not self._moved:
             warnings.warn(
-                "FarmsLRCallback had no effect: all factors were 1, because alphas differed by no more than chance, fewer "
-                "than two were compared, or the scales are 1.",
+                "FarmsLRCallback had no effect: all factors were 1, because alphas differed by no more than chance, "
+                "fewer than two were compared, or the scales are 1.",
                 NoEffectWarning,
                 stacklevel=2,
             )

@@ -24,7 +24,7 @@ def demo_model(name: str = "demo") -> Path:
     Raises:
         ValueError: no demo model has this name.
     """
-    if name not in DEMO_FOLDERS:
+    if name not in tuple(DEMO_FOLDERS):
         raise ValueError(f"name must be one of {', '.join(DEMO_FOLDERS)}, got {name!r}.")
     return DEMO_FOLDERS[name]
 

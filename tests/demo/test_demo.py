@@ -91,6 +91,8 @@ def test_unknown_split_is_an_error() -> None:
 def test_unknown_model_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"^name must be one of demo, demo-healthy, got 'demo-sick'\.$"):
         demo_model("demo-sick")
+    with pytest.raises(ValueError, match=r"^name must be one of demo, demo-healthy, got \['demo'\]\.$"):
+        demo_model(["demo"])  # type: ignore[arg-type]
 
 
 def test_paths_need_neither_torch_nor_transformers() -> None:
