@@ -100,7 +100,7 @@ def prune_command(
         str,
         pruning(
             help="How the alphas of the first and the last block count: as `measured`; as the `lowest` or the `median` "
-            "of the others; `apart`: these blocks get the total's sparsity; `first-...`: the first block only.",
+            "of the others; `apart`: these blocks get the total sparsity; `first-...`: the first block only.",
             autocompletion=complete(ENDS),
         ),
     ] = PRUNE.ends,

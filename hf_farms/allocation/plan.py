@@ -37,7 +37,7 @@ def plan_sparsity(report: SpectralReport, *, config: PruneConfig | None = None) 
 
     `farms` and `alpha` use the same map on different measurements: `farms` needs a report over windows, `alpha` over
     whole matrices. A block without alpha (only zeros) gets the mean alpha of the others. `config.ends` places the first
-    and the last block; apart, they get exactly the total's sparsity.
+    and the last block; apart, they get exactly the total sparsity.
 
     Args:
         report: report of the model to prune.
@@ -108,12 +108,12 @@ def by_score(blocks: BlockScores, config: PruneConfig) -> list[float]:
         )
     errors = blocks.errors if blocks.errors is not None else [None] * len(blocks.sizes)
     placed = place_ends(blocks.scores, errors, ends=_ends(config))
-    warn_of_few(placed, _ends(config), result="every block gets the total's sparsity")
+    warn_of_few(placed, _ends(config), result="every block gets the total sparsity")
     mapped = placed.mapped
     sparsities = [config.sparsity] * len(blocks.sizes)
     if not mapped:
         return sparsities
-    # Blocks apart have the total's sparsity, so that the others meet the same total.
+    # Blocks apart have the total sparsity, so that the others meet the same total.
     allocated = allocate_sparsity(
         [score for score in placed.scores if score is not None],
         sizes=[blocks.sizes[index] for index in mapped],

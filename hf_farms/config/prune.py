@@ -57,7 +57,7 @@ class PruneConfig:
             published numbers.
         ends: how the first and the last block enter the map from alphas: in healthy models too, theirs differ from the
             others. "measured": like all blocks. "lowest" and "median" replace their alpha by the lowest or the median
-            of the others; "apart" leaves them at the total's sparsity. "first-lowest", "first-median" and "first-apart"
+            of the others; "apart" leaves them at the total sparsity. "first-lowest", "first-median" and "first-apart"
             change the first block only. Change it where the first block has one of the largest alphas and high
             sparsity loses more than "uniform" does.
         max_sparsity: upper limit for one block, unless the target itself is higher. Lower it if single blocks collapse.

@@ -31,10 +31,10 @@ EQUAL_SPARSITY = 1e-4
 ENDS = {
     "first-lowest": "the first block counts with the lowest alpha of the others",
     "first-median": "the first block counts with the median alpha of the others",
-    "first-apart": "the first block takes no part in this and has the total's sparsity",
+    "first-apart": "the first block takes no part in this and has the total sparsity as its target",
     "lowest": "the first and the last block count with the lowest alpha of the others",
     "median": "the first and the last block count with the median alpha of the others",
-    "apart": "the first and the last block take no part in this and have the total's sparsity",
+    "apart": "the first and the last block take no part in this and have the total sparsity as their target",
 }
 LOWER_IS_BETTER = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "wer"}
 

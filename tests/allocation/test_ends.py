@@ -189,7 +189,7 @@ def test_fewer_than_two_other_blocks_are_uniform_with_a_warning(ends, count):
         assert len(set(allocate_lr(report, config=rates).values())) > 1
         return
     sentence = f"`ends='{ends}'` leaves fewer than two scores to compare: "
-    with pytest.warns(NoEffectWarning, match=f"{sentence}every block gets the total's sparsity. Use `ends='measured'`"):
+    with pytest.warns(NoEffectWarning, match=f"{sentence}every block gets the total sparsity. Use `ends='measured'`"):
         assert plan_sparsity(report, config=config) == [0.5] * count
     with pytest.warns(NoEffectWarning, match=f"{sentence}all factors are 1"):
         assert set(allocate_lr(report, config=rates).values()) == {1.0}

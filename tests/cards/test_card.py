@@ -312,7 +312,7 @@ def test_ends_that_are_not_as_measured_are_named_where_they_count():
     for ends, clause in (
         ("measured", None),
         ("first-lowest", "the first block counts with the lowest alpha of the others."),
-        ("apart", "the first and the last block take no part in this and have the total's sparsity."),
+        ("apart", "the first and the last block take no part in this and have the total sparsity as their target."),
     ):
         text = render_card(replace(report, config=replace(report.config, ends=ends)))
         method = section(text, "How it was made")
