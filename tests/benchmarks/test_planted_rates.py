@@ -48,7 +48,9 @@ def test_the_factors_of_every_arm_have_the_geometric_mean_one(setup: Setup, arm:
 
 def test_an_arm_runs_twice_to_the_same_loss_and_another_arm_to_another(setup: Setup) -> None:
     first, again, oracle = (run(Path("unread"), setup, 1, arm)["select"] for arm in ("none", "none", "oracle"))
-    assert first == again != oracle
+    # Equal up to the order of sums, which follows the addresses in memory.
+    assert first == pytest.approx(again, abs=2e-4)
+    assert oracle != pytest.approx(first, abs=1e-3)
 
 
 def test_the_oracle_favours_planted_blocks_and_norms_those_that_are_small() -> None:
