@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from hf_farms.config import default_output_name
 from hf_farms.registries import ALLOCATIONS, FITS, METHODS
+from hf_farms.registries.allocations import AllocationEntry
 from hf_farms.reports import PerplexityRecord, PruneReport, TaskRecord
 from hf_farms.reports.standing_out import standing_out_of
 from hf_farms_cards.licences import licence_of
@@ -75,6 +76,7 @@ def pruned_card(
         if report.calibration and report.calibration.config
         else None,
         "even": even,
+        "allocation_sentence": _allocation_sentence(report, even=even),
         "ends": "" if even else _ends(report),
         "rows": _block_rows(report),
         "has_errors": any(b.alpha_stderr is not None for b in report.before.blocks) if report.before else False,
@@ -104,6 +106,17 @@ def base_text(model: str | None, base_id: str | None) -> Markup:
 def _call(report: PruneReport) -> str:
     batches = ", calibration=batches" if report.config.needs_calibration else ""
     return f"from hf_farms import PruneConfig, prune\n\nprune(model, {as_call(report.config)}{batches})"
+
+
+def _allocation_sentence(report: PruneReport, *, even: bool) -> str:
+    """Return Markdown on the allocation; the entry's own reason for equal sparsities only where it applies."""
+    config, entry = report.config, ALLOCATIONS[report.config.allocation]
+    if not even:
+        return entry.describe(config)
+    ends = 0 if config.ends == "measured" else 1 if config.ends.startswith("first-") else 2
+    others = len(report.blocks) - ends
+    could_differ = config.sparsity > 0 and config.spread > 0 and config.group is None and others > 1
+    return entry.sentence_if_even if could_differ or not entry.needs_spectra else AllocationEntry.sentence_if_even
 
 
 def _ends(report: PruneReport) -> str:

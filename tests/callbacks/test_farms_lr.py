@@ -71,7 +71,7 @@ def test_alphas_that_differ_by_chance_have_no_effect(tmp_path):
     plain.train()
     assert same(weights(run.model), weights(plain.model))
     section = (tmp_path / "a" / "farms_lr.md").read_text()
-    assert "alphas differed by no more than chance, so all factors stayed 1" in section
+    assert "all factors stayed 1 (alphas differed by no more than chance, fewer than two were compared" in section
 
 
 def test_ends_that_leave_too_few_blocks_are_named_once(tmp_path):

@@ -324,15 +324,36 @@ def test_ends_that_are_not_as_measured_are_named_where_they_count():
     assert set(ENDS_CLAUSES) == set(ENDS) - {"measured"}
 
 
+@pytest.mark.parametrize(
+    ("options", "num_blocks", "by_chance"),
+    [
+        ({}, 6, True),
+        ({"ends": "apart"}, 4, True),
+        ({"ends": "apart"}, 3, False),
+        ({"ends": "first-apart"}, 2, False),
+        ({}, 1, False),
+        ({"spread": 0.0}, 6, False),
+        ({"sparsity": 0.0}, 6, False),
+        ({"pattern": "N:8"}, 6, False),
+        ({"allocation": "uniform"}, 6, False),
+    ],
+)
+def test_equal_sparsities_are_put_down_to_chance_only_where_alphas_could_have_made_them_differ(
+    options, num_blocks, by_chance
+):
+    report = EXAMPLES["by_chance"][0]()
+    report = replace(report, config=replace(report.config, **options), blocks=blocks([0.5] * num_blocks))
+    method = section(render_card(replace(report, notes=())), "How it was made")
+    assert ("the alphas differ by no more than chance" in method) == by_chance
+    assert ("Every block has the same sparsity." in method) == (not by_chance)
+
+
 def test_factors_that_stayed_at_1_are_no_layer_wise_learning_rates():
     report = farms_lr()
     lines = report.farms_lr.measurements
     still = tuple(replace(line, blocks=tuple(replace(b, factor=1.0) for b in line.blocks)) for line in lines)
     text = render_card(replace(report, farms_lr=replace(report.farms_lr, measurements=still)))
-    assert (
-        "fine-tuned**: layer-wise learning rates were enabled, but all factors were 1, because the alphas of the "
-        "blocks differed by no more than chance.\n"
-    ) in text
+    assert "fine-tuned**: layer-wise learning rates were enabled, but all factors were 1.\n" in text
     # They moved, and came back.
     text = render_card(replace(report, farms_lr=replace(report.farms_lr, measurements=(lines[0], *still[1:]))))
     assert "fine-tuned with layer-wise learning rates**.\n" in text
