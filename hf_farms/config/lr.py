@@ -82,7 +82,7 @@ class FarmsLRConfig:
     quantity: LRQuantity = "lr"
     shrink: bool = True
     normalise: bool = False
-    ends: LREnds = DEFAULT_ENDS
+    ends: LREnds = EARLIER_ENDS
     min_eigenvalues: int = 50
     outside: bool = False
     start: int | float | Literal["warmup"] = "warmup"

@@ -56,10 +56,9 @@ class PruneConfig:
         shrink: reduce the spread when the block scores differ by little more than noise. Turn it off only to reproduce
             published numbers.
         ends: how the first and the last block enter the map from alphas: in healthy models too, theirs differ from the
-            others. "measured": like all blocks. "lowest" and "median" replace their alpha by the lowest or the median
-            of the others; "apart" leaves them at the total sparsity. "first-lowest", "first-median" and "first-apart"
-            change the first block only. Change it where the first block has one of the largest alphas and high
-            sparsity loses more than "uniform" does.
+            others. "lowest" and "median" replace their alpha by the lowest or the median of the others; "apart" leaves
+            them at the total sparsity; "first-lowest", "first-median" and "first-apart" change the first block only;
+            "measured": like all blocks. Change it to "measured" to reproduce published numbers.
         max_sparsity: upper limit for one block, unless the target itself is higher. Lower it if single blocks collapse.
         spectra: how spectra are measured. Change it for another window size or fit; see `FarmsConfig`.
     """

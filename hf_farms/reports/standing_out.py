@@ -27,7 +27,7 @@ CAVEAT = (
 MIN_BLOCKS = 6
 # Standard deviation of the alphas of healthy blocks, on the safe side: it exceeds what planted_alarms.py finds for its
 # healthy models, so that no block of them stands out, however close together the others are.
-HEALTHY_SPREAD = 0.03
+HEALTHY_SPREAD = 0.035
 # Blocks within so many spreads of the closest two thirds count for the final centre and spread.
 NEAR = 5.0
 # Number of inner blocks -> residual that the largest exceeds in 5% of models, if alphas are normal, whatever their

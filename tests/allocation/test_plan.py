@@ -37,7 +37,7 @@ def test_alpha_and_farms_refuse_each_others_measurement(llama):
 def test_a_block_without_alpha_gets_the_mean(llama):
     for parameter in llama.model.layers[0].parameters():
         parameter.data.zero_()
-    plan = plan_sparsity(analyze(llama), config=PruneConfig(shrink=False))
+    plan = plan_sparsity(analyze(llama), config=PruneConfig(shrink=False, ends="measured"))
     assert min(plan[1:]) < plan[0] < max(plan[1:])
 
 
@@ -47,7 +47,7 @@ def test_the_note_says_what_shrinkage_did(llama):
 
     def note(error):
         blocks = tuple(replace(block, alpha_stderr=error) for block in report.blocks)
-        return spread_note(replace(report, blocks=blocks), PruneConfig())
+        return spread_note(replace(report, blocks=blocks), PruneConfig(ends="measured"))
 
     # 1 - 0.4^2
     assert note(0.4 * deviation) == "Reliability of the block scores 0.840: spread 0.1 became 0.084."

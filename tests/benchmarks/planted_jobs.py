@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import time
@@ -101,9 +102,17 @@ def trained_rows(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def rows_of(path: Path) -> dict[str, dict[str, Any]]:
-    """Rows of a file by name, one JSON object in each line."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {row["name"]: row for row in map(json.loads, lines)}
+    """Rows of a file by name, one JSON object in each line; also where only the compressed file is there."""
+    return {row["name"]: row for row in json_lines(path)}
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    packed = path.with_name(f"{path.name}.gz")
+    if not path.exists():
+        text = gzip.decompress(packed.read_bytes()).decode() if packed.exists() else ""
+    else:
+        text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def append(path: Path, row: dict[str, Any]) -> None:

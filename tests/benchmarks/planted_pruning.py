@@ -29,7 +29,6 @@ and its evaluation take 1.5 core-seconds; to stay below an hour, the planted mod
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import statistics
@@ -225,11 +224,6 @@ def run(subject: Subject, missing: Iterator[Arm], options: argparse.Namespace, d
     print(subject.name, flush=True)
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The finished arms."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -257,9 +251,12 @@ def main() -> None:
     """Prune what is missing, or print the tables."""
     options = parse_arguments()
     if options.report:
-        planted_pruning_report.print_tables(rows_of(options.output))
+        planted_pruning_report.print_tables(planted_jobs.json_lines(options.output))
         return
-    done = {(r["model"], r["sparsity"], r["allocation"], r["spread"], r["ends"]) for r in rows_of(options.output)}
+    done = {
+        (r["model"], r["sparsity"], r["allocation"], r["spread"], r["ends"])
+        for r in planted_jobs.json_lines(options.output)
+    }
     real = [real_subject(options)] if options.model is not None else None
     for sparsity, spread in product(options.sparsities, options.spreads):
         for subject in real or planted_subjects(options):

@@ -31,7 +31,6 @@ loses.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import statistics
@@ -41,7 +40,7 @@ from pathlib import Path
 
 import torch
 from planted_conditions import Setting, draw_positions
-from planted_jobs import ACTING, append, healthy, load, two_late
+from planted_jobs import ACTING, append, healthy, json_lines, load, two_late
 from planted_models import initialise, loss, matrices, new_model, sample
 from planted_training import schedule
 from torch import nn
@@ -181,7 +180,7 @@ def run(folder: Path, setup: Setup, family: int, arm: str, ends: str = "first-ap
 
 def run_missing(folder: Path, setups: Sequence[str], arms: Sequence[str], ends: str) -> None:
     path = folder / "rates.jsonl"
-    done = {(row["setup"], row["family"], row["arm"]) for row in read(path)}
+    done = {(row["setup"], row["family"], row["arm"]) for row in json_lines(path)}
     for name in setups:
         for family in ACTING:
             for arm in arms:
@@ -191,13 +190,9 @@ def run_missing(folder: Path, setups: Sequence[str], arms: Sequence[str], ends: 
                     print(name, family, arm, row["select"], row["test"], flush=True)
 
 
-def read(path: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
 def report(folder: Path) -> None:
     """Print differences to `none`, mean over models ± paired standard error."""
-    rows = read(folder / "rates.jsonl")
+    rows = json_lines(folder / "rates.jsonl")
     table = {(row["setup"], row["family"], row["arm"]): row for row in rows}
     print("| set-up | arm | models | select | test |\n|---|---|---|---|---|")
     for name in SETUPS:
