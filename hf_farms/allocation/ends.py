@@ -63,8 +63,9 @@ def place_ends(
 ) -> PlacedScores:
     """Replace the scores of the ends.
 
-    lowest: the lowest score of the other units, with its error. median: their median, with the error of the middle unit
-    (for an even number of units that of the mean of the two in the middle, as if they were independent). apart: none.
+    lowest: the lowest score of the other units, with its error. capped: the same where their own is higher. median: the
+    median of the others, with the error of the middle unit (for an even number of units that of the mean of the two in
+    the middle, as if they were independent). apart: none.
 
     With fewer than two other units nothing can be compared, and no unit takes part in the map.
 
@@ -77,7 +78,12 @@ def place_ends(
     """
     if positions is None:
         positions = end_positions(ends, len(scores))
-    own = [i for i, score in enumerate(scores) if score is not None and i not in positions]
+    own = _own_scores(scores, positions)
+    if ends == "first-capped" and len(own) >= 2:
+        # An end below the cap counts as measured.
+        cap = min(score for i in own if i not in beside and (score := scores[i]) is not None)
+        positions = {i for i in positions if (score := scores[i]) is None or score > cap}
+        own = _own_scores(scores, positions)
     if not positions:
         return PlacedScores(scores=list(scores), errors=list(errors), own=own)
     if len(own) < 2:
@@ -89,6 +95,10 @@ def place_ends(
         # A unit that takes no part in any case, such as layers that are too small, stays out.
         placed[index] = replacement if scores[index] is not None else (None, None)
     return PlacedScores(scores=[score for score, _ in placed], errors=[error for _, error in placed], own=own)
+
+
+def _own_scores(scores: Sequence[float | None], positions: Collection[int]) -> list[int]:
+    return [i for i, score in enumerate(scores) if score is not None and i not in positions]
 
 
 def _lowest(others: Sequence[Estimate]) -> Estimate:
@@ -108,6 +118,7 @@ def _apart(others: Sequence[Estimate]) -> tuple[None, None]:
 
 
 REPLACEMENTS: dict[str, Callable[[Sequence[Estimate]], tuple[float | None, float | None]]] = {
+    "capped": _lowest,
     "lowest": _lowest,
     "median": _median,
     "apart": _apart,

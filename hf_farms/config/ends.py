@@ -6,13 +6,13 @@ from typing import Literal, get_args
 
 __all__ = ["DEFAULT_ENDS", "EARLIER_ENDS", "ENDS", "LR_ENDS", "Ends", "LREnds"]
 
-Ends = Literal["measured", "first-lowest", "first-median", "first-apart", "lowest", "median", "apart"]
+Ends = Literal["measured", "first-capped", "first-lowest", "first-median", "first-apart", "lowest", "median", "apart"]
 # "released" reproduces `skip_ends` of earlier versions for single layers.
 LREnds = Literal[Ends, "released"]
 
 ENDS: tuple[Ends, ...] = get_args(Ends)
 LR_ENDS: tuple[LREnds, ...] = get_args(LREnds)
 # Of pruning; learning rates keep the earlier behaviour, as no rule was shown to help there.
-DEFAULT_ENDS: Ends = "first-lowest"
+DEFAULT_ENDS: Ends = "first-capped"
 # The behaviour of versions without the option: files without it mean this, whatever the default is.
 EARLIER_ENDS: Ends = "measured"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
 from hf_farms.config.checks import check, check_choice, check_fields, is_count, is_number, is_word
-from hf_farms.config.ends import DEFAULT_ENDS, EARLIER_ENDS, LR_ENDS, LREnds
+from hf_farms.config.ends import EARLIER_ENDS, LR_ENDS, LREnds
 from hf_farms.config.renamed import NewValue, absent_before, renamed
 from hf_farms.config.spectra import FarmsConfig
 from hf_farms.registries import LR_MAPS
@@ -59,9 +59,10 @@ class FarmsLRConfig:
         ends: how the first and the last block enter the map: in healthy models too, their alphas differ from others.
             "measured": like all blocks. "lowest" and "median" replace their alpha by the lowest or the median of the
             others; "apart" leaves them at factor 1. "first-lowest", "first-median" and "first-apart" change the first
-            block only. With unit "layer", all layers of these blocks are replaced or left at 1; "released" leaves only
-            the first and the last layer at 1, as the released code does (for blocks, it is "apart"). Change it where
-            the first or the last block has an extreme alpha in every measurement.
+            block only; "first-capped" is "first-lowest" unless the first block has the lowest alpha by itself. With
+            unit "layer", all layers of these blocks are replaced or left at 1; "released" leaves only the first and the
+            last layer at 1, as the released code does (for blocks, it is "apart"). Change it where the first or the
+            last block has an extreme alpha in every measurement.
         min_eigenvalues: smallest spectrum that gets a factor. Raise it if small layers jump between measurements.
         outside: give embeddings and head factors too. Off by default: their spectra say less about training, and they
             are large to measure.

@@ -30,6 +30,7 @@ LONG_TABLE = 40
 EQUAL_SPARSITY = 1e-4
 # Clauses on the option `ends`, after the sentence of the allocation.
 ENDS = {
+    "first-capped": "the alpha of the first block counts as at most the lowest of the others",
     "first-lowest": "the first block counts with the lowest alpha of the others",
     "first-median": "the first block counts with the median alpha of the others",
     "first-apart": "the first block takes no part in this and has the total sparsity as its target",

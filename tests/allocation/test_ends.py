@@ -66,9 +66,18 @@ def twin_scores(alphas, ends):
     if ends == "measured":
         return alphas
     others = without_ends(alphas, ends)
+    if ends == "first-capped":
+        return [min(alphas[0], *others), *others]
     kind = ends.removeprefix("first-")
     end = {"lowest": sorted(others)[0], "median": statistics.median(others), "apart": None}[kind]
     return with_ends(others, ends, end)
+
+
+def twin_reliability(alphas, errors, ends):
+    """That of the blocks that count as measured."""
+    if ends == "measured" or (ends == "first-capped" and alphas[0] <= min(alphas)):
+        return reliability(alphas, errors)
+    return reliability(without_ends(alphas, ends), without_ends(errors, ends))
 
 
 def twin_sparsities(report, config):
@@ -76,10 +85,8 @@ def twin_sparsities(report, config):
     alphas, sizes = [b.alpha for b in report.blocks], [b.num_weights for b in report.blocks]
     errors = [b.alpha_stderr for b in report.blocks]
     scores, spread = twin_scores(alphas, config.ends), config.spread
-    if config.shrink and config.ends == "measured":
-        spread *= reliability(alphas, errors)
-    elif config.shrink:
-        spread *= reliability(without_ends(alphas, config.ends), without_ends(errors, config.ends))
+    if config.shrink:
+        spread *= twin_reliability(alphas, errors, config.ends)
     inside = [score for score in scores if score is not None]
     low, width = min(inside), max(inside) - min(inside)
 
@@ -128,8 +135,7 @@ def test_factors_are_those_of_the_twin(ends, name, count):
     alphas, errors = [b.alpha for b in report.blocks], [b.alpha_stderr for b in report.blocks]
     scores = twin_scores(alphas, ends)
     mapped = lr_factors([score for score in scores if score is not None], map=name)
-    inner = (alphas, errors) if ends == "measured" else (without_ends(alphas, ends), without_ends(errors, ends))
-    trust = reliability(*inner)
+    trust = twin_reliability(alphas, errors, ends)
     assert 0 < trust < 1
     remaining = iter(mapped)
     expected = [1.0 if score is None else 1 + trust * (next(remaining) - 1) for score in scores]
@@ -139,6 +145,20 @@ def test_factors_are_those_of_the_twin(ends, name, count):
     assert [unshrunk[f"{i}.0"] for i in range(count)] == pytest.approx(
         [1 + (factor - 1) / trust for factor in expected]
     )
+
+
+def test_a_first_block_with_the_lowest_alpha_counts_as_measured():
+    low, high = (
+        replace(report, blocks=(replace(report.blocks[0], alpha=alpha), *report.blocks[1:]))
+        for report, alpha in ((random_report(6), 1.0), (random_report(6), 9.0))
+    )
+
+    def plan(report, ends):
+        return plan_sparsity(report, config=PruneConfig(ends=ends))
+
+    assert plan(low, "first-capped") == plan(low, "measured") != plan(low, "first-lowest")
+    assert plan(high, "first-capped") == plan(high, "first-lowest") != plan(high, "measured")
+    assert plan(low, "first-capped")[0] < min(plan(low, "first-capped")[1:])
 
 
 def test_measured_is_the_map_without_the_option():
@@ -216,7 +236,9 @@ def test_all_layers_of_an_end_are_placed(ends):
     factors = allocate_lr(spectral_report(blocks), config=FarmsLRConfig(unit="layer", ends=ends, shrink=False))
     alphas = [alpha for block in blocks for alpha, _, _ in block]
     others = alphas[2:] if ends.startswith("first") else alphas[2:-2]
-    end = {"lowest": min(others), "median": statistics.median(others)}.get(ends.removeprefix("first-"))
+    end = {"capped": min(others), "lowest": min(others), "median": statistics.median(others)}.get(
+        ends.removeprefix("first-")
+    )
     placed = {
         "measured": alphas,
         "released": [None, *alphas[1:-1], None],
@@ -248,5 +270,5 @@ def test_an_allocation_that_does_not_read_ends_is_not_changed(monkeypatch):
 
 
 def test_the_first_or_both_ends_are_changed():
-    assert [sorted(end_positions(ends, 5)) for ends in LR_ENDS] == [[], [0], [0], [0], [0, 4], [0, 4], [0, 4], [0, 4]]
+    assert [sorted(end_positions(ends, 5)) for ends in LR_ENDS] == [[], *[[0]] * 4, *[[0, 4]] * 4]
     assert end_positions("lowest", 0) == set()

@@ -1,10 +1,12 @@
 """Statistics of planted models against slow obvious ones."""
 
+import gzip
 import math
 import statistics
 
 import numpy as np
 import pytest
+from planted_jobs import rows_of
 from planted_statistics import (
     auc,
     best_rival,
@@ -164,3 +166,11 @@ def test_bootstrap_of_spearman_draws_whole_families():
         ]
         slow.append(spearman(x[drawn], y[drawn]))
     assert bootstrap_spearman(x, y, families, draws=100).tolist() == pytest.approx(slow)
+
+
+def test_rows_are_read_from_the_compressed_file_too(tmp_path):
+    lines = b'{"name": "a", "auc": 1}\n{"name": "b", "auc": 0}\n'
+    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "plain.jsonl").write_bytes(lines)
+    assert rows_of(tmp_path / "packed.jsonl") == rows_of(tmp_path / "plain.jsonl") != {}
+    assert rows_of(tmp_path / "none.jsonl") == {}

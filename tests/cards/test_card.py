@@ -311,6 +311,7 @@ def test_ends_that_are_not_as_measured_are_named_where_they_count():
     assert report.config.allocation == "farms"
     for ends, clause in (
         ("measured", None),
+        ("first-capped", "the alpha of the first block counts as at most the lowest of the others."),
         ("first-lowest", "the first block counts with the lowest alpha of the others."),
         ("apart", "the first and the last block take no part in this and have the total sparsity as their target."),
     ):

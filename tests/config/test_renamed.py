@@ -209,7 +209,7 @@ def test_skip_ends_becomes_the_value_of_ends_that_does_the_same(old, unit, ends)
 def test_a_wrong_skip_ends_is_refused():
     with (
         pytest.warns(DeprecationWarning, match="skip_ends is named ends now"),
-        pytest.raises(ValueError, match=r"ends must be one of measured, first-lowest, .*, released, got 'yes'"),
+        pytest.raises(ValueError, match=r"ends must be one of measured, first-capped, .*, released, got 'yes'"),
     ):
         FarmsLRConfig(skip_ends="yes")
     with pytest.raises(ValueError, match="skip_ends must be left out with ends, its new name, got both"):

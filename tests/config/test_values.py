@@ -16,7 +16,7 @@ from hf_farms.config import (
 
 NAN, INFINITY = float("nan"), float("inf")
 ARRAY = np.array(["auto", "mid"])
-ENDS = ("measured", "first-lowest", "first-median", "first-apart", "lowest", "median", "apart")
+ENDS = ("measured", "first-capped", "first-lowest", "first-median", "first-apart", "lowest", "median", "apart")
 SWITCH = ("True or False", ["no", 0, 1, None, "", np.True_], [True, False])
 FRACTION = (r"at least 0 and below 1", [1, -0.1, NAN, "0.5", None, True, [0.1]], [0, 0.5])
 SEED = ("an integer of at least 0", [-1, 0.5, True, "1", None, 2**63], [0, 7])
