@@ -67,7 +67,7 @@ def place_ends(
     median of the others, with the error of the middle unit (for an even number of units that of the mean of the two in
     the middle, as if they were independent). apart: none.
 
-    With fewer than two other units nothing can be compared, and no unit takes part in the map.
+    With fewer than two other units nothing can be compared: no unit takes part in the map, and capped is as measured.
 
     Args:
         scores: one for each unit; None: takes no part in any case.
@@ -78,12 +78,9 @@ def place_ends(
     """
     if positions is None:
         positions = end_positions(ends, len(scores))
+    if ends == "first-capped":
+        positions = _above_the_cap(scores, positions, beside)
     own = _own_scores(scores, positions)
-    if ends == "first-capped" and len(own) >= 2:
-        # An end below the cap counts as measured.
-        cap = min(score for i in own if i not in beside and (score := scores[i]) is not None)
-        positions = {i for i in positions if (score := scores[i]) is None or score > cap}
-        own = _own_scores(scores, positions)
     if not positions:
         return PlacedScores(scores=list(scores), errors=list(errors), own=own)
     if len(own) < 2:
@@ -95,6 +92,16 @@ def place_ends(
         # A unit that takes no part in any case, such as layers that are too small, stays out.
         placed[index] = replacement if scores[index] is not None else (None, None)
     return PlacedScores(scores=[score for score, _ in placed], errors=[error for _, error in placed], own=own)
+
+
+def _above_the_cap(
+    scores: Sequence[float | None], positions: Collection[int], beside: Collection[int]
+) -> Collection[int]:
+    """Return the ends above all other units; those below count as measured, and so do all without two other units."""
+    others = [score for i in _own_scores(scores, positions) if i not in beside and (score := scores[i]) is not None]
+    if len(others) < 2:
+        return ()
+    return {i for i in positions if (score := scores[i]) is None or score > min(others)}
 
 
 def _own_scores(scores: Sequence[float | None], positions: Collection[int]) -> list[int]:

@@ -58,8 +58,9 @@ class PruneConfig:
         ends: how the first and the last block enter the map from alphas: in healthy models too, theirs differ from the
             others. "lowest" and "median" replace their alpha by the lowest or the median of the others; "apart" leaves
             them at the total sparsity; "first-lowest", "first-median" and "first-apart" change the first block only;
-            "first-capped" is "first-lowest" unless the first block has the lowest alpha by itself; "measured": like all
-            blocks. Change it to "measured" to reproduce published numbers.
+            "first-capped" is "first-lowest" unless the first block has the lowest alpha by itself or there are fewer
+            than three blocks; "measured": like all blocks. In an encoder-decoder the first block is the encoder's.
+            Change it to "measured" to reproduce published numbers.
         max_sparsity: upper limit for one block, unless the target itself is higher. Lower it if single blocks collapse.
         spectra: how spectra are measured. Change it for another window size or fit; see `FarmsConfig`.
     """

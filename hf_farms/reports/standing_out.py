@@ -23,8 +23,11 @@ __all__ = ["CAVEAT", "MIN_BLOCKS", "OutlyingBlock", "StandingOut", "find_standin
 CAVEAT = (
     "Alpha shows how far weights have moved from random initial ones, not whether a block has learned the right thing."
 )
+NOTHING = "Nothing can be said about blocks that stand out"
 # Without the first and the last, four blocks remain: the fewest of which one may be an outlier and three agree.
 MIN_BLOCKS = 6
+# Healthy models of 6 to 10 blocks gave the limits. Those of deep models assume that alphas have no curve over depth.
+CALIBRATED_BLOCKS = 10
 # Standard deviation of the alphas of healthy blocks, on the safe side: it exceeds what planted_alarms.py finds for its
 # healthy models, so that no block of them stands out, however close together the others are.
 HEALTHY_SPREAD = 0.035
@@ -35,7 +38,7 @@ NEAR = 5.0
 THRESHOLDS = {4: 7.3, 5: 5.2, 6: 6.7, 7: 4.8, 8: 3.95, 9: 4.7, 10: 4.1, 11: 3.85, 12: 4.1}
 THRESHOLD_OF_MORE = 3.9
 # Options that change the scatter of alphas between blocks.
-CALIBRATED_OPTIONS = ("aspect_ratio", "fit", "tail_divisor", "block_score")
+CALIBRATED_OPTIONS = ("window_rows", "aspect_ratio", "windows_per_dim", "fit", "tail_divisor", "block_score")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,17 +98,29 @@ def find_standing_out(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> S
     for rule in RULES:
         reason = rule(blocks, config)
         if reason is not None:
-            return StandingOut(sentence=f"Nothing can be said about blocks that stand out: {reason}.", reason=reason)
+            return StandingOut(sentence=f"{NOTHING}: {reason}.", reason=reason)
     inner = blocks[1:-1]
     alphas = [block.alpha for block in inner if block.alpha is not None]
     errors = [block.alpha_stderr for block in inner if block.alpha_stderr is not None]
     limit = threshold(len(inner))
+    far = blocks_far_above(alphas)
+    if far > len(inner) // 3:
+        reason = f"{far} of the {len(inner)} inner blocks lie far above the others, too many for a comparison"
+        return StandingOut(sentence=f"{NOTHING}: {reason}.", reason=reason)
     outliers = tuple(
         OutlyingBlock(index=block.index, name=block.name, residual=round(residual, 3))
         for block, residual in zip(inner, studentised(alphas, errors), strict=True)
         if residual > limit
     )
-    return StandingOut(sentence=_sentence(outliers), blocks=outliers, threshold=round(limit, 3))
+    return StandingOut(sentence=_sentence(outliers, len(blocks)), blocks=outliers, threshold=round(limit, 3))
+
+
+def blocks_far_above(alphas: Sequence[float]) -> int:
+    """Count the blocks far above the closest half of them: more than a third would hide each other from the fit."""
+    ordered, size = sorted(alphas), len(alphas) // 2 + 1
+    windows = [ordered[start : start + size] for start in range(len(ordered) - size + 1)]
+    centre, spread = min(map(_moments, windows), key=lambda moments: moments[1])
+    return sum(alpha > centre + NEAR * max(spread, HEALTHY_SPREAD) for alpha in alphas)
 
 
 def studentised(alphas: Sequence[float], errors: Sequence[float]) -> list[float]:
@@ -156,8 +171,10 @@ def largest_normal(count: int) -> float:
     return statistics.NormalDist().inv_cdf(0.95 ** (1 / count))
 
 
-def _sentence(outliers: Sequence[OutlyingBlock]) -> str:
+def _sentence(outliers: Sequence[OutlyingBlock], count: int) -> str:
     apart = "the first and last block are not judged"
+    if count > CALIBRATED_BLOCKS:
+        apart += f"; the limit comes from models of up to {CALIBRATED_BLOCKS} blocks"
     labels = [_label(block) for block in outliers]
     if not labels:
         return f"No block stands out: no alpha is higher than the others by more than chance ({apart}). {CAVEAT}"
@@ -178,9 +195,11 @@ def _too_few(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> str | None
     return f"the model has {count}, and at least {MIN_BLOCKS} are needed" if len(blocks) < MIN_BLOCKS else None
 
 
+def _whole_matrices(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> str | None:
+    return "alphas of whole matrices have no standard errors" if config.window_rows is None else None
+
+
 def _other_measurement(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> str | None:
-    if config.window_rows is None:
-        return "alphas of whole matrices have no standard errors"
     default = FarmsConfig()
     values = [
         f"{name} {getattr(config, name)!r}"
@@ -198,7 +217,11 @@ def _several_stacks(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> str
 
 
 def _several_kinds(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> str | None:
-    kinds = {frozenset(layer.role for layer in block.layers if layer.counts) for block in blocks[1:-1] if block.layers}
+    kinds = {
+        frozenset(layer.role for layer in block.layers if layer.counts and layer.alpha is not None)
+        for block in blocks[1:-1]
+        if block.layers
+    }
     return "the blocks have different kinds of layers, whose alphas do not compare" if len(kinds) > 1 else None
 
 
@@ -213,16 +236,17 @@ def _no_error(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> str | Non
 
 
 def _all_equal(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> str | None:
-    return "all alphas are equal" if len({block.alpha for block in blocks}) == 1 else None
+    return "all alphas are equal" if len({block.alpha for block in blocks[1:-1]}) == 1 else None
 
 
 # In the order in which a reader would ask; the first that applies is said.
 RULES: tuple[Callable[[Sequence[BlockSpectrum], FarmsConfig], str | None], ...] = (
-    _other_measurement,
+    _whole_matrices,
     _several_stacks,
     _too_few,
-    _several_kinds,
     _no_alpha,
+    _several_kinds,
     _no_error,
+    _other_measurement,
     _all_equal,
 )

@@ -204,6 +204,9 @@ def test_noise_of_the_ends_does_not_count(ends):
 def test_fewer_than_two_other_blocks_are_uniform_with_a_warning(ends, count):
     report = random_report(count)
     config, rates = PruneConfig(ends=ends, shrink=False), FarmsLRConfig(ends=ends, shrink=False)
+    if ends == "first-capped" and count < 3:
+        assert plan_sparsity(report, config=config) == plan_sparsity(report, config=replace(config, ends="measured"))
+        return
     if count == 3 and ends.startswith("first"):
         assert len(set(plan_sparsity(report, config=config))) > 1
         assert len(set(allocate_lr(report, config=rates).values())) > 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from statistics import median
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from demo_data import CONTEXT, DEMO, VOCABULARY, tokens_of, unigram_perplexity
 from planted_conditions import DEFECTS, Plan
+from planted_jobs import json_lines
 from planted_training import LATE
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -46,7 +46,7 @@ def separation(alphas: list[float], planted: dict[int, str]) -> float | None:
 
 def read_separations(results: Path, *, healthy: bool, but: str) -> list[float]:
     """The separations of all measured models with a defect, or without, in ascending order."""
-    rows = map(json.loads, (results / "measured.jsonl").read_text(encoding="utf-8").splitlines())
+    rows = json_lines(results / "measured.jsonl")
     values = [
         separation(row["measures"]["farms"], {int(index): name for index, name in row["planted"].items()})
         for row in rows

@@ -66,6 +66,8 @@ Added after the first rank cut, which divided by 0: the median is that of the ei
 from __future__ import annotations
 
 import argparse
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,8 +81,10 @@ import torch
 
 
 def part(options: argparse.Namespace) -> tuple[int, int]:
-    number, count = map(int, options.part.split("/"))
-    return number, count
+    parts = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", options.part)
+    if parts is None or int(parts[1]) > int(parts[2]):
+        sys.exit(f"--part must be I/N with I from 1 to N, got {options.part!r}. Pass 1/2 and 2/2 for two processes.")
+    return int(parts[1]), int(parts[2])
 
 
 def report(options: argparse.Namespace) -> None:

@@ -47,6 +47,7 @@ from torch import nn
 
 from hf_farms import FarmsLRConfig, analyze
 from hf_farms.allocation.lr import lr_factors
+from hf_farms.config.ends import LR_ENDS
 
 ARMS = ("none", "oracle", "farms", "farms-ends", "norm", "deranged", "constant")
 ORACLE = 3.0
@@ -180,12 +181,14 @@ def run(folder: Path, setup: Setup, family: int, arm: str, ends: str = "first-ap
 
 def run_missing(folder: Path, setups: Sequence[str], arms: Sequence[str], ends: str) -> None:
     path = folder / "rates.jsonl"
-    done = {(row["setup"], row["family"], row["arm"]) for row in json_lines(path)}
+    done = {(row["setup"], row["family"], row["arm"], row.get("ends")) for row in json_lines(path)}
     for name in setups:
         for family in ACTING:
             for arm in arms:
-                if (name, family, arm) not in done:
-                    row = {"setup": name, "family": family, "arm": arm, **run(folder, SETUPS[name], family, arm, ends)}
+                used = ends if arm == "farms-ends" else None
+                if (name, family, arm, used) not in done:
+                    result = run(folder, SETUPS[name], family, arm, ends)
+                    row = {"setup": name, "family": family, "arm": arm, "ends": used, **result}
                     append(path, row)
                     print(name, family, arm, row["select"], row["test"], flush=True)
 
@@ -199,16 +202,20 @@ def report(folder: Path) -> None:
         for arm in ARMS[1:]:
             families = [f for f in ACTING if (name, f, arm) in table and (name, f, "none") in table]
             if len(families) > 1:
-                cells = [
+                gains = [
                     paired([table[name, f, arm][split] - table[name, f, "none"][split] for f in families])  # type: ignore[operator]
                     for split in ("select", "test")
                 ]
-                print(f"| {name} | {arm} | {len(families)} | {' | '.join(cells)} |")
+                cells = " | ".join(f"{mean:+.4f} ± {error:.4f}" for mean, error in gains)
+                print(f"| {name} | {arm}{gate(*gains[0]) if arm == 'oracle' else ''} | {len(families)} | {cells} |")
 
 
-def paired(differences: Sequence[float]) -> str:
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    return f"{statistics.fmean(differences):+.4f} ± {error:.4f}"
+def paired(differences: Sequence[float]) -> tuple[float, float]:
+    return statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
+
+
+def gate(mean: float, error: float) -> str:
+    return f" (gate {'passed' if -mean >= max(GATE, 2 * error) else 'not passed'})"
 
 
 def main() -> None:
@@ -217,7 +224,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--setups", nargs="+", choices=SETUPS, default=list(SETUPS))
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["none", "oracle"])
-    parser.add_argument("--ends", default="first-apart", help="of the arm farms-ends")
+    parser.add_argument("--ends", choices=LR_ENDS, default="first-apart", help="of the arm farms-ends")
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -225,3 +225,18 @@ def test_a_report_without_the_field_is_read_and_judged():
 def test_what_was_saved_is_not_judged_again():
     saved = find_standing_out(blocks(with_alphas(b3=2.1)), FarmsConfig())
     assert standing_out_of(replace(report(HEALTHY), standing_out=saved)) is saved
+
+
+def test_many_blocks_far_above_the_others_hide_nothing_in_silence():
+    two_of_five = [1.76, 1.69, 1.73, 2.08, 1.78, 2.09, 1.77]
+    result = find_standing_out(blocks(two_of_five), FarmsConfig())
+    assert result.reason == "2 of the 5 inner blocks lie far above the others, too many for a comparison"
+    assert result.blocks == ()
+    # Two of six are found.
+    assert find_standing_out(blocks([*two_of_five, 1.79]), FarmsConfig()).indices == {3, 5}
+
+
+def test_models_deeper_than_the_calibrated_ones_say_so():
+    deep = find_standing_out(blocks([*HEALTHY, *HEALTHY[1:]]), FarmsConfig()).sentence
+    assert "; the limit comes from models of up to 10 blocks)" in deep
+    assert "the limit comes from" not in find_standing_out(blocks(HEALTHY), FarmsConfig()).sentence

@@ -41,6 +41,7 @@ def test_nothing_stands_out_where_all_blocks_are_alike(model):
     [
         (FarmsConfig(window_rows=None), "alphas of whole matrices have no standard errors"),
         (FarmsConfig(windows_per_dim=1), "model.layers.1 was measured on one window per layer, which has no standard"),
+        (FarmsConfig(window_rows=8), "the limits are known for the default measurement only, not for window_rows 8"),
         (FarmsConfig(fit="peak"), "the limits are known for the default measurement only, not for fit 'peak'"),
     ],
 )
@@ -64,6 +65,12 @@ def test_equal_blocks_say_nothing(model):
     for block in model.model.layers[1:]:
         block.load_state_dict(model.model.layers[0].state_dict())
     assert analyze(model).standing_out.reason == "all alphas are equal"
+
+
+def test_a_block_that_lost_some_layers_does_not_compare(model):
+    with torch.no_grad():
+        model.model.layers[3].self_attn.q_proj.weight.zero_()
+    assert "different kinds of layers" in analyze(model).standing_out.reason
 
 
 def test_blocks_without_a_tail_say_nothing(model):
