@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hf_farms.metrics.perplexity import Perplexity
     from hf_farms.pruning.pruner import prune
     from hf_farms.reports import PruneReport, SpectralReport
+    from hf_farms.s2ft.adapters.patches import S2FTAdapter
     from hf_farms.s2ft.selection import select_channels
     from hf_farms.s2ft.surgery import apply_s2ft, restore, write_back
     from hf_farms.spectra.analysis import analyze
@@ -50,6 +51,7 @@ __all__ = [
     "Perplexity",
     "PruneConfig",
     "PruneReport",
+    "S2FTAdapter",
     "S2FTCallback",
     "S2FTConfig",
     "SpectralReport",
@@ -81,6 +83,7 @@ _HOME = {
     "Perplexity": "metrics.perplexity",
     "PruneConfig": "config",
     "PruneReport": "reports",
+    "S2FTAdapter": "s2ft.adapters.patches",
     "S2FTCallback": "callbacks.s2ft",
     "S2FTConfig": "config",
     "SpectralReport": "reports",

@@ -155,8 +155,11 @@ def _channels(folders: Iterable[Path]) -> dict[str, range]:
     if path is None:
         return {}
     with safe_open(path, framework="numpy") as file:
-        names = [name for name in file.keys() if name.endswith(".index")]  # noqa: SIM118 - not a mapping
-        return {name.removesuffix(".index"): range(file.get_slice(name).get_shape()[0]) for name in names}
+        names = list(file.keys())
+        # An adapter has the channels of its layers beside the index of its weights; a selection has an index of layers.
+        end = ".channels" if any(name.endswith(".channels") for name in names) else ".index"
+        own = [name for name in names if name.endswith(end)]
+        return {name.removesuffix(end): range(file.get_slice(name).get_shape()[0]) for name in own}
 
 
 def _stored_parameters(folder: Path) -> int | None:

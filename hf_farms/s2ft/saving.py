@@ -1,6 +1,7 @@
 """Save and load a selection: options and base model in `s2ft_config.json`, channels in `s2ft_adapter.safetensors`.
 
-The safetensors file has an entry `{layer name}.index` for each layer, int64 `(s,)`, ascending.
+The safetensors file has an entry `{layer name}.index` for each layer, int64 `(s,)`, ascending. Checkpoints of
+`S2FTCallback` have a whole adapter under these names, which contains the selection; see `adapters/files.py`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from hf_farms.files.dataclass_parsing import parse_dataclass
 from hf_farms.files.documents import Document, load_json, read_text
 from hf_farms.privacy.publishing import published_path
 from hf_farms.reports import READABLE_VERSIONS, SCHEMA_VERSION, json_converter, versions
+from hf_farms.s2ft.adapters.loading import holds_adapter, read_adapter
 from hf_farms.s2ft.selection import Selection
 
 __all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "load_selection", "save_selection"]
@@ -54,12 +56,20 @@ def save_selection(selection: Selection, folder: str | Path, *, model: Any = Non
 
 
 def load_selection(folder: str | Path) -> Selection:
-    """Load the files of `save_selection`, for instance from a training checkpoint.
+    """Load the selection of a training checkpoint: of an adapter, or the files of `save_selection`.
 
     Raises:
-        DataError: files are missing or have another format.
+        DataError: files are missing or have another format, or an adapter was made without a selection.
     """
     path = Path(folder)
+    if holds_adapter(path):
+        adapter = read_adapter(path)
+        if adapter.selection is None:
+            raise DataError(
+                f"{str(folder)!r} must hold a selection, got an adapter that was made by comparing two models.",
+                hint="Name a checkpoint that S2FTCallback wrote.",
+            )
+        return Selection(adapter.selection, adapter.channels)
     try:
         content = load_json(read_text(path / CONFIG_NAME)).data
         if content["schema_version"] not in READABLE_VERSIONS:

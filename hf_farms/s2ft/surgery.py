@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -17,10 +17,12 @@ from hf_farms.blocks.coupling import (
     undo_orders,
 )
 from hf_farms.blocks.model_checks import check_model
+from hf_farms.blocks.wrappers import unwrapped
 from hf_farms.config import S2FTConfig
 from hf_farms.config.checks import check_arguments
 from hf_farms.config.effects import warn_unused
 from hf_farms.errors import NoEffectWarning
+from hf_farms.s2ft.base_slices import KEPT, KeptBase, StoredSlice, slices_as_stored
 from hf_farms.s2ft.checks import check_module, check_plain, check_unshared
 from hf_farms.s2ft.coupled import CoupledModel
 from hf_farms.s2ft.layers import InOriginalOrder, SelectiveLayer, selective_class
@@ -30,7 +32,9 @@ from hf_farms.s2ft.selection import Batches, Selection, check_selections, choose
 __all__ = [
     "apply_s2ft",
     "apply_selection",
+    "base_of",
     "count_parameters",
+    "replace_base",
     "restore",
     "selection_of",
     "selective_layers",
@@ -48,6 +52,7 @@ M = TypeVar("M", bound=nn.Module)
 class _Applied:
     selection: Selection
     learned: frozenset[str]
+    base: dict[str, StoredSlice]
 
 
 def apply_s2ft(
@@ -65,8 +70,9 @@ def apply_s2ft(
     `save_pretrained` contain the plain model, `hf_farms.s2ft.saving.save_selection` writes the selection. `restore`
     turns the model back into a plain one. Casts (`model.to(torch.bfloat16)`) leave the slices in float32.
 
-    Memory: the trained slices, in float32 if the weights are in half precision. Layout "permuted" copies one weight at
-    a time here, and every permuted weight in a state dict.
+    Memory: the trained slices, in float32 if the weights are in half precision, and on the CPU those of the base in the
+    dtype of the model, for `S2FTAdapter`. Layout "permuted" copies one weight at a time here, and every permuted weight
+    in a state dict.
 
     Args:
         model: a transformers model in memory; changed in place.
@@ -127,7 +133,8 @@ def apply_selection(coupled: CoupledModel, selection: Selection) -> None:
         layer.__class__ = selective_class(plain)
         layer.s2ft_orders, layer.s2ft_plain_class = orders, plain
         layer.select(index, inputs=inputs, write_back=selection.config.write_back)
-    setattr(model, MARK, _Applied(selection, learned))
+    model.__dict__.pop(KEPT, None)
+    setattr(model, MARK, _Applied(selection, learned, slices_as_stored(model)))
 
 
 def restore(model: M) -> M:
@@ -156,6 +163,7 @@ def restore(model: M) -> M:
             module.__class__ = plain  # type: ignore[assignment]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in applied.learned)
+    setattr(model, KEPT, KeptBase(applied.selection, applied.base))
     return model
 
 
@@ -195,6 +203,24 @@ def selection_of(model: nn.Module) -> Selection | None:
     """Return the selection that S2FT trains in this model, or None for a plain model."""
     applied: _Applied | None = getattr(model, MARK, None)
     return None if applied is None else applied.selection
+
+
+def base_of(model: nn.Module) -> KeptBase | None:
+    """Return the base of the training of this model: with S2FT on it, or restored; None if it is not known."""
+    for candidate in (model, unwrapped(model)):
+        applied: _Applied | None = candidate.__dict__.get(MARK)
+        if applied is not None:
+            return KeptBase(applied.selection, applied.base)
+        kept: KeptBase | None = candidate.__dict__.get(KEPT)
+        if kept is not None:
+            return kept
+    return None
+
+
+def replace_base(model: nn.Module, slices: dict[str, StoredSlice]) -> None:
+    """Replace the base of the training of a model with S2FT on it, for instance by that of a checkpoint."""
+    applied: _Applied = getattr(model, MARK)
+    setattr(model, MARK, replace(applied, base=slices))
 
 
 def selective_layers(model: nn.Module) -> Iterator[tuple[str, SelectiveLayer]]:

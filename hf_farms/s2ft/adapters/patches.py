@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_farms.config import S2FTConfig
 
@@ -48,13 +50,24 @@ class WeightPatch:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class S2FTAdapter:
-    """What S²FT learned, as a sparse patch of its base model (arXiv 2412.06289, section 5).
+    """Changes of S²FT as a sparse patch of the base model (arXiv 2412.06289, section 5).
+
+    Merging, unmerging and switching copy whole slices and compute nothing, so that they are exact in every dtype, as
+    often as they are repeated. The slices of the base that a merge replaces are kept on the model, on its device; an
+    adapter never changes, and serves any number of models.
+
+    Example:
+        >>> adapter = S2FTAdapter.from_model(trainer.model)
+        >>> adapter.save_pretrained("math")
+        >>> base = AutoModelForCausalLM.from_pretrained(adapter.base_model, dtype=adapter.dtype)
+        >>> S2FTAdapter.from_pretrained("math").merge(base)
 
     Attributes:
         patches: by name of the weight, in the order of the model.
         base_model: Hub id of the base model, if known.
         base_revision: its commit, if known.
         selection: options of the selection; None for an adapter made by comparing two models.
+        channels: selected channels by layer of the model in memory, as in `Selection`; empty without a selection.
         dtype: of all slices.
     """
 
@@ -62,11 +75,152 @@ class S2FTAdapter:
     base_model: str | None = None
     base_revision: str | None = None
     selection: S2FTConfig | None = None
+    channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     dtype: torch.dtype = field(default=torch.float32)
 
     def __len__(self) -> int:
         """Return the number of patched weights."""
         return len(self.patches)
+
+    @classmethod
+    def from_model(cls, model: nn.Module) -> S2FTAdapter:
+        """Make an adapter of a model that S2FT trains or has trained.
+
+        Cost: one copy of the trained slices on the CPU.
+
+        Args:
+            model: with S2FT on it, or plain after `restore`; not modified. Slices have the dtype of the model.
+
+        Returns:
+            The adapter, with the slices at the time of `apply_s2ft` as base.
+
+        Raises:
+            ValueError: a model that S2FT was never applied to.
+            ModelError: trained weights that transformers converts when it saves them.
+        """
+        from hf_farms.s2ft.adapters.making import adapter_of_model
+
+        return adapter_of_model(model)
+
+    @classmethod
+    def from_training(cls, model: nn.Module, base: nn.Module) -> S2FTAdapter:
+        """Make an adapter of any fine-tuned model whose difference to its base lies in whole channels.
+
+        For each changed weight, the patch has the inputs or the outputs with changes, the fewer of the two. A channel
+        counts as changed if one of its bits differs. Cost: one comparison of all weights.
+
+        Args:
+            model: plain, in memory; not modified.
+            base: the model that the training started from, of the same architecture and dtype; not modified.
+
+        Returns:
+            The adapter, without a selection.
+
+        Raises:
+            ValueError: S2FT is on a model, or it is compiled.
+            ModelError: equal models; changes in vectors, or in all inputs and all outputs of a weight, with their
+                share; models of other shapes or dtypes; quantised, sharded or offloaded models; tied weights.
+        """
+        from hf_farms.s2ft.adapters.making import adapter_of_difference
+
+        return adapter_of_difference(model, base)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> S2FTAdapter:
+        """Load an adapter; every name, shape, index and dtype is checked, and every slice against its SHA-256.
+
+        Args:
+            name: a folder of `save_pretrained`, a checkpoint of `S2FTCallback`, or an id of the Hub.
+            revision: branch, tag or commit on the Hub.
+
+        Raises:
+            DataError: missing, truncated or changed files, or a selection without slices, as earlier versions saved.
+            HubError: the Hub cannot be reached.
+            ModelError: the Hub has no such repository.
+        """
+        from hf_farms.s2ft.adapters.loading import load_adapter
+
+        return load_adapter(name, revision=revision)
+
+    def save_pretrained(self, folder: str | Path, *, include_base: bool = True) -> None:
+        """Write `s2ft_config.json` and `s2ft_adapter.safetensors`. A killed process leaves the old adapter or the new.
+
+        Args:
+            folder: created if it does not exist; other files in it stay.
+            include_base: also write the slices of the base, which doubles the size. Without them, a model that was
+                saved with the adapter merged cannot be unmerged.
+
+        Raises:
+            OutputError: a path that cannot be written, or a full disk.
+        """
+        from hf_farms.s2ft.adapters.files import save_adapter
+
+        save_adapter(self, folder, include_base=include_base)
+
+    def merge(self, model: nn.Module) -> None:
+        """Write the slices into a plain model, in place; the result is the trained model, bit for bit.
+
+        All checks come before the first change. Cost: two gathers and one scatter of the slices; memory for the
+        replaced slices on the device of the model.
+
+        Args:
+            model: the base model of the adapter, in the dtype of the adapter.
+
+        Raises:
+            ValueError: an adapter is merged already, S2FT is on the model, or it is compiled.
+            ModelError: another base (with the first weight that differs), size or dtype; a model that is quantised,
+                sharded, offloaded or has adapters of PEFT; weights that several layers share.
+        """
+        from hf_farms.s2ft.adapters.applying import merge
+
+        merge(self, model)
+
+    def unmerge(self, model: nn.Module) -> None:
+        """Put the slices of the base back, in place, bit for bit.
+
+        They come from the model that `merge` changed; for a model that was saved with the adapter merged, from the
+        adapter. Cost: as `merge`.
+
+        Args:
+            model: with this adapter merged into it.
+
+        Raises:
+            ValueError: another adapter or none is merged, or as `merge`.
+            ModelError: the slices have changed since the merge, or their base is not known; or as `merge`.
+        """
+        from hf_farms.s2ft.adapters.applying import unmerge
+
+        unmerge(self, model)
+
+    def switch(self, model: nn.Module, to: S2FTAdapter) -> None:
+        """Replace this merged adapter by another one of the same base, touching only the channels of both.
+
+        Args:
+            model: with this adapter merged into it; changed in place.
+            to: the new adapter.
+
+        Raises:
+            ValueError: as `unmerge`.
+            ModelError: as `unmerge` and `merge`; the model then keeps this adapter.
+        """
+        from hf_farms.s2ft.adapters.applying import switch
+
+        switch(self, model, to)
+
+    def on(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+        """Merge within a context, and unmerge at its end, also after an exception.
+
+        Example:
+            >>> with adapter.on(model):
+            ...     model.generate(**inputs)
+
+        Raises:
+            ValueError: as `merge` and `unmerge`.
+            ModelError: as `merge` and `unmerge`.
+        """
+        from hf_farms.s2ft.adapters.applying import merged
+
+        return merged(self, model)
 
 
 def fingerprint(slices: Tensor) -> str:

@@ -1,0 +1,143 @@
+"""Make an adapter: of a model that S2FT has trained, or of a model and its base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from hf_farms.blocks.model_checks import check_model
+from hf_farms.blocks.wrappers import unwrapped
+from hf_farms.errors import ModelError
+from hf_farms.privacy.publishing import published_path
+from hf_farms.s2ft.adapters.patches import S2FTAdapter, WeightPatch, fingerprint
+from hf_farms.s2ft.adapters.targets import check_patchable, check_untied, checkpoint_names
+from hf_farms.s2ft.base_slices import StoredSlice, bits, same_bits, slices_as_stored, take
+from hf_farms.s2ft.surgery import base_of, selection_of
+
+__all__ = ["adapter_of_difference", "adapter_of_model"]
+
+
+def adapter_of_model(model: nn.Module) -> S2FTAdapter:
+    """Make the adapter of a model that S2FT trains or has trained; see `S2FTAdapter.from_model`."""
+    check_model(model)
+    kept, inner = base_of(model), unwrapped(model)
+    if kept is None:
+        raise ValueError(
+            f"model must have S2FT on it, or have been restored from it, got a plain {type(model).__name__}. Compare "
+            "it with its base: S2FTAdapter.from_training(model, base)."
+        )
+    trained = selection_of(model) is not None or selection_of(inner) is not None
+    current = slices_as_stored(inner) if trained else {}
+    names = checkpoint_names(inner, kept.slices)
+    patches = []
+    for name, base in kept.slices.items():
+        parameter = inner.get_parameter(name)
+        now = current[name].values if trained else take(parameter, base.dim, base.indices).cpu()
+        patches.append(_patch(names[name], parameter, base, now, base.values.to(now.dtype)))
+    return _adapter(inner, patches, selection=kept.selection.config, channels=dict(kept.selection.channels))
+
+
+def adapter_of_difference(model: nn.Module, base: nn.Module) -> S2FTAdapter:
+    """Make the adapter that turns one model into another; see `S2FTAdapter.from_training`."""
+    for each in (model, base):
+        check_patchable(each)
+    tuned, plain = unwrapped(model), unwrapped(base)
+    found: dict[str, StoredSlice] = {}
+    changed = outside = 0
+    first = ""
+    for name, new, old in _pairs(tuned, plain):
+        if same_bits(new, old):
+            continue
+        differs = (bits(new) != bits(old)).reshape(new.shape)
+        count = int(differs.sum())
+        changed += count
+        slices = _changed_channels(tuned, name, new, differs)
+        if slices is None:
+            outside, first = outside + count, first or name
+        else:
+            found[name] = slices
+    if not changed:
+        raise ModelError(
+            f"model must differ from its base, got two {type(tuned).__name__} with equal weights.",
+            hint="Pass the trained model and the model that its training started from.",
+        )
+    if outside:
+        raise ModelError(
+            f"models must differ in whole channels of matrices only, got {outside / changed:.1%} of the changed "
+            f"weights outside of such channels, in {first} among others.",
+            hint="Save the whole model, or train with S2FT from the start.",
+        )
+    check_untied(tuned, found)
+    names = checkpoint_names(tuned, found)
+    patches = []
+    for name, part in found.items():
+        before = take(plain.get_parameter(name), part.dim, part.indices).cpu()
+        patches.append(_patch(names[name], tuned.get_parameter(name), part, part.values, before))
+    return _adapter(plain, patches)
+
+
+def _pairs(tuned: nn.Module, plain: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield the tensors of two models that their checkpoints have, each once.
+
+    Raises:
+        ModelError: other names, shapes or dtypes.
+    """
+    parameters, known = dict(tuned.named_parameters()), dict(tuned.named_parameters(remove_duplicate=False))
+    new, old = tuned.state_dict(), plain.state_dict()
+    if new.keys() != old.keys():
+        raise ModelError(
+            f"models must have the same weights by name, got {type(tuned).__name__} and {type(plain).__name__}, which "
+            f"differ in {sorted(new.keys() ^ old.keys())[0]}.",
+            hint="Pass the model that the training started from.",
+        )
+    for name, tensor in new.items():
+        other = old[name]
+        if tensor.shape != other.shape or tensor.dtype != other.dtype:
+            raise ModelError(
+                f"models must have weights of one shape and dtype, got {tuple(tensor.shape)} {tensor.dtype} and "
+                f"{tuple(other.shape)} {other.dtype} in {name}.",
+                hint="Load both models with the same dtype, and pass the model that the training started from.",
+            )
+        if name in parameters or name not in known:  # not a second name of a tied weight
+            yield name, tensor, other.to(tensor.device)
+
+
+def _changed_channels(model: nn.Module, name: str, new: Tensor, differs: Tensor) -> StoredSlice | None:
+    """Return the channels that contain all changes, on the side where these are fewer; None if it has no such side."""
+    if new.ndim != 2 or not isinstance(dict(model.named_parameters()).get(name), nn.Parameter):
+        return None
+    transposed = isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D)
+    counts: dict[int, Tensor] = {dim: differs.any(1 - dim).nonzero().flatten().cpu() for dim in (0, 1)}
+    dim = min(counts, key=lambda dim: (len(counts[dim]), dim != int(not transposed)))
+    if len(counts[dim]) == new.shape[dim]:
+        return None
+    side = "inputs" if dim == int(not transposed) else "outputs"
+    return StoredSlice(side, dim, counts[dim], take(new, dim, counts[dim]).cpu())  # type: ignore[arg-type]
+
+
+def _patch(name: str, parameter: Tensor, part: StoredSlice, values: Tensor, base: Tensor) -> WeightPatch:
+    rows, columns = parameter.shape
+    return WeightPatch(
+        name=name,
+        shape=(rows, columns),
+        side=part.side,
+        dim=part.dim,
+        indices=part.indices,
+        values=values.contiguous(),
+        base=base.contiguous(),
+        base_fingerprint=fingerprint(base),
+    )
+
+
+def _adapter(model: nn.Module, patches: list[WeightPatch], **options: object) -> S2FTAdapter:
+    config = getattr(model, "config", None)
+    return S2FTAdapter(
+        patches={patch.name: patch for patch in patches},
+        base_model=published_path(getattr(config, "_name_or_path", None) or "") or None,
+        base_revision=getattr(config, "_commit_hash", None),
+        dtype=patches[0].values.dtype if patches else torch.float32,
+        **options,  # type: ignore[arg-type]
+    )

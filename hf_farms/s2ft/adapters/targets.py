@@ -1,0 +1,156 @@
+"""Find the parameters that an adapter patches, in a plain model, and reject models that cannot be patched."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from hf_farms.blocks.model_checks import check_model
+from hf_farms.blocks.origins import find_origins
+from hf_farms.blocks.wrappers import unwrapped
+from hf_farms.errors import ModelError
+from hf_farms.s2ft.adapters.patches import S2FTAdapter
+from hf_farms.s2ft.checks import check_plain
+
+__all__ = ["check_patchable", "check_untied", "checkpoint_names", "find_targets", "parameter_names"]
+
+
+def find_targets(model: nn.Module, adapter: S2FTAdapter) -> dict[str, tuple[nn.Module, nn.Parameter]]:
+    """Find the module and the parameter of every patch.
+
+    Args:
+        model: a plain transformers model, also inside DDP.
+        adapter: for a model of this architecture and size.
+
+    Returns:
+        By name of the patch.
+
+    Raises:
+        ValueError: S2FT is on the model, or it is compiled.
+        ModelError: a model without these weights, or with others of that name (another shape or dtype); a model that is
+            quantised, sharded, offloaded or has adapters of PEFT; a weight that several layers share.
+    """
+    check_patchable(model)
+    model = unwrapped(model)
+    names = parameter_names(model, tuple(adapter.patches))
+    targets: dict[str, tuple[nn.Module, nn.Parameter]] = {}
+    for patch in adapter.patches.values():
+        path, _, attribute = names[patch.name].rpartition(".")
+        module = model.get_submodule(path)
+        parameter = getattr(module, attribute)
+        if tuple(parameter.shape) != tuple(patch.shape):
+            raise ModelError(
+                f"weights must have the shape that the adapter was made for, got {tuple(parameter.shape)} instead of "
+                f"{tuple(patch.shape)} in {patch.name}.",
+                hint="Take the base model of the adapter.",
+            )
+        if parameter.dtype != patch.values.dtype:
+            raise ModelError(
+                f"weights must have the dtype of the adapter ({_name(patch.values.dtype)}), got "
+                f"{_name(parameter.dtype)} in {patch.name}.",
+                hint=f"Load the model with dtype=torch.{_name(patch.values.dtype)}.",
+            )
+        targets[patch.name] = module, parameter
+    check_untied(model, [names[name] for name in adapter.patches])
+    return targets
+
+
+def parameter_names(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
+    """Return the name in memory for names of a checkpoint, as transformers renames them on loading.
+
+    Args:
+        model: without wrappers.
+        names: as in the files of a checkpoint.
+
+    Raises:
+        ModelError: the model has no such parameter, or makes it of several tensors.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    found = {name: name for name in names if name in parameters}
+    if len(found) < len(names) and hasattr(model, "base_model_prefix"):
+        missing = [name for name in names if name not in found]
+        for origin in find_origins(missing, model, dict(parameters)):
+            if origin.converter is None:
+                found[origin.only] = origin.target
+    for name in names:
+        if name not in found:
+            raise ModelError(
+                f"model must have every weight of the adapter, got a {type(model).__name__} without {name}.",
+                hint="Take the base model of the adapter.",
+            )
+    return found
+
+
+def checkpoint_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Return the names that `save_pretrained` writes for parameters of a model.
+
+    Args:
+        model: without wrappers.
+        names: in memory.
+
+    Raises:
+        ModelError: transformers splits or converts a parameter when it saves the model.
+    """
+    if not hasattr(model, "base_model_prefix"):
+        return {name: name for name in names}
+    from transformers.core_model_loading import revert_weight_conversion
+
+    saved: dict[str, str] = {}
+    for name in names:
+        blank = torch.empty(model.get_parameter(name).shape, device="meta")
+        reverted = revert_weight_conversion(model, {name: blank})  # type: ignore[arg-type]
+        if len(reverted) != 1 or next(iter(reverted.values())).shape != blank.shape:
+            raise ModelError(
+                f"trained weights must be stored unchanged in a checkpoint for an adapter, got {name}, which "
+                "transformers converts on loading.",
+                hint="Leave its role out of S2FTConfig(roles=...).",
+            )
+        saved[name] = next(iter(reverted))
+    # Some patterns match more names in one direction than in the other: what is not found again keeps its name.
+    back = {origin.only: origin.target for origin in find_origins(list(saved.values()), model, _parameters(model))}
+    return {name: other if back.get(other) == name else name for name, other in saved.items()}
+
+
+def check_patchable(model: nn.Module) -> None:
+    """Reject models of which an adapter cannot change the weights.
+
+    Raises:
+        ValueError: no model in memory, a compiled one, or one with S2FT on it.
+        ModelError: adapters of PEFT, quantised, sharded or offloaded weights.
+    """
+    check_model(model)
+    if any("_orig_mod" in module._modules or module._compiled_call_impl is not None for module in model.modules()):
+        raise ValueError(
+            "model must not be compiled for an adapter, got one under torch.compile, whose graphs may contain the "
+            "previous weights. Merge the adapter first, and compile the model afterwards."
+        )
+    check_plain(unwrapped(model))
+
+
+def check_untied(model: nn.Module, names: Iterable[str]) -> None:
+    """Reject parameters that several modules share.
+
+    Raises:
+        ModelError: with the names of the parameter.
+    """
+    owners: dict[nn.Parameter, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners[parameter].append(name)
+    for name in names:
+        shared = owners[model.get_parameter(name)]
+        if len(shared) > 1:
+            raise ModelError(
+                f"weights must belong to one layer for an adapter, got one that is both {' and '.join(shared)}.",
+                hint="Save the whole model instead.",
+            )
+
+
+def _parameters(model: nn.Module) -> dict[str, torch.Tensor]:
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
