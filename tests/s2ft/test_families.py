@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from families import C, G, family_model
+from s2ft_families import FAMILIES, HEADS, scattered
 
 import hf_farms.blocks.discovery
 import hf_farms.s2ft.permuting
@@ -13,19 +14,6 @@ from hf_farms import S2FTConfig, apply_s2ft, restore, select_channels
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.blocks.coupling import check_movable, coupled_structures
 from hf_farms.errors import ModelError
-from hf_farms.s2ft.coupled import CoupledModel
-from hf_farms.s2ft.selection import Selection
-
-SMALL, EVERY = ("q", "k", "v", "o", "up", "down"), ("q", "k", "v", "o", "gate", "up", "down")
-HEADS = ("q", "k", "v", "o")
-FAMILIES = {
-    **dict.fromkeys(
-        ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gemma3", "phi3", "olmo2", "qwen3_vl"], EVERY
-    ),
-    **dict.fromkeys(["gpt2", "opt", "bert", "roberta", "distilbert", "vit", "gpt_neox"], SMALL),
-    **dict.fromkeys(["mixtral", "qwen3_moe", "gpt_oss", "llama4_text", "jamba"], HEADS),
-    "t5": EVERY,
-}
 
 
 def build(name, monkeypatch):
@@ -53,17 +41,6 @@ def inputs(name, dtype=torch.float32):
     if name == "vit":
         return {"pixel_values": torch.randn(2, 3, 16, 16, generator=generator).to(dtype)}
     return {"input_ids": ids, "decoder_input_ids": ids[:, 3:]} if name == "t5" else {"input_ids": ids}
-
-
-def scattered(model, config):
-    """Units that do not come first, and others in every block."""
-    channels = {}
-    for block, found in enumerate(CoupledModel(model, config).structures):
-        for structure in found:
-            units = [unit for unit in range(1, structure.units, 2) if unit % 5 != 2 * block][-5:]
-            for member in structure.trained(config.roles):
-                channels[member.layer.name] = tuple(member.channels(units).tolist())
-    return Selection(config, channels)
 
 
 def trained_entries(model, selection):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hf_farms.blocks.wrappers import unwrapped
 from hf_farms.errors import ModelError
 from hf_farms.s2ft.adapters.patches import S2FTAdapter, WeightPatch, fingerprint
-from hf_farms.s2ft.adapters.targets import find_targets, parameter_names
+from hf_farms.s2ft.adapters.targets import resolve
 from hf_farms.s2ft.base_slices import same_bits, take
 
 __all__ = ["is_merged", "merge", "merged", "switch", "unmerge"]
@@ -116,13 +116,11 @@ def _backups(model: nn.Module) -> Mapping[str, _Backup] | None:
 
 def _targets(adapter: S2FTAdapter, model: nn.Module) -> list[_Target]:
     """Return the patches with their parameters, checked, and with everything that is written on their devices."""
-    parameters = find_targets(model, adapter)
-    names = parameter_names(unwrapped(model), tuple(adapter.patches))
-    targets = []
-    for name, patch in adapter.patches.items():
-        parameter = parameters[name][1]
+    resolved, targets = resolve(model, adapter), []
+    for key, patch in adapter.patches.items():
+        name, _, parameter = resolved[key]
         device = parameter.device
-        targets.append(_Target(patch, names[name], parameter, patch.indices.to(device), patch.values.to(device)))
+        targets.append(_Target(patch, name, parameter, patch.indices.to(device), patch.values.to(device)))
     return targets
 
 

@@ -106,12 +106,12 @@ def _pairs(tuned: nn.Module, plain: nn.Module) -> Iterator[tuple[str, Tensor, Te
 
 
 def _changed_channels(model: nn.Module, name: str, new: Tensor, differs: Tensor) -> StoredSlice | None:
-    """Return the channels that contain all changes, on the side where these are fewer; None if it has no such side."""
+    """Return the channels that contain all changes, on the side where these are less of the weight; None: all of it."""
     if new.ndim != 2 or not isinstance(dict(model.named_parameters()).get(name), nn.Parameter):
         return None
     transposed = isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D)
     counts: dict[int, Tensor] = {dim: differs.any(1 - dim).nonzero().flatten().cpu() for dim in (0, 1)}
-    dim = min(counts, key=lambda dim: (len(counts[dim]), dim != int(not transposed)))
+    dim = min(counts, key=lambda dim: (len(counts[dim]) / new.shape[dim], dim != int(not transposed)))
     if len(counts[dim]) == new.shape[dim]:
         return None
     side = "inputs" if dim == int(not transposed) else "outputs"

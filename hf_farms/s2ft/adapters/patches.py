@@ -106,8 +106,8 @@ class S2FTAdapter:
     def from_training(cls, model: nn.Module, base: nn.Module) -> S2FTAdapter:
         """Make an adapter of any fine-tuned model whose difference to its base lies in whole channels.
 
-        For each changed weight, the patch has the inputs or the outputs with changes, the fewer of the two. A channel
-        counts as changed if one of its bits differs. Cost: one comparison of all weights.
+        For each changed weight, the patch has the inputs or the outputs with changes, whichever are less of the weight.
+        A channel counts as changed if one of its bits differs. Cost: one comparison of all weights.
 
         Args:
             model: plain, in memory; not modified.

@@ -6,16 +6,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hf_farms.blocks.model_checks import check_model
 from hf_farms.blocks.origins import find_origins
 from hf_farms.blocks.wrappers import unwrapped
 from hf_farms.errors import ModelError
-from hf_farms.s2ft.adapters.patches import S2FTAdapter
+from hf_farms.s2ft.adapters.patches import S2FTAdapter, WeightPatch
 from hf_farms.s2ft.checks import check_plain
 
-__all__ = ["check_patchable", "check_untied", "checkpoint_names", "find_targets", "parameter_names"]
+__all__ = ["check_patchable", "check_untied", "checkpoint_names", "find_targets", "parameter_names", "resolve"]
 
 
 def find_targets(model: nn.Module, adapter: S2FTAdapter) -> dict[str, tuple[nn.Module, nn.Parameter]]:
@@ -33,29 +33,39 @@ def find_targets(model: nn.Module, adapter: S2FTAdapter) -> dict[str, tuple[nn.M
         ModelError: a model without these weights, or with others of that name (another shape or dtype); a model that is
             quantised, sharded, offloaded or has adapters of PEFT; a weight that several layers share.
     """
+    return {name: (module, parameter) for name, (_, module, parameter) in resolve(model, adapter).items()}
+
+
+def resolve(model: nn.Module, adapter: S2FTAdapter) -> dict[str, tuple[str, nn.Module, nn.Parameter]]:
+    """Find the name in memory, the module and the parameter of every patch, as `find_targets` does."""
     check_patchable(model)
     model = unwrapped(model)
     names = parameter_names(model, tuple(adapter.patches))
-    targets: dict[str, tuple[nn.Module, nn.Parameter]] = {}
+    targets: dict[str, tuple[str, nn.Module, nn.Parameter]] = {}
     for patch in adapter.patches.values():
         path, _, attribute = names[patch.name].rpartition(".")
         module = model.get_submodule(path)
         parameter = getattr(module, attribute)
-        if tuple(parameter.shape) != tuple(patch.shape):
-            raise ModelError(
-                f"weights must have the shape that the adapter was made for, got {tuple(parameter.shape)} instead of "
-                f"{tuple(patch.shape)} in {patch.name}.",
-                hint="Take the base model of the adapter.",
-            )
-        if parameter.dtype != patch.values.dtype:
-            raise ModelError(
-                f"weights must have the dtype of the adapter ({_name(patch.values.dtype)}), got "
-                f"{_name(parameter.dtype)} in {patch.name}.",
-                hint=f"Load the model with dtype=torch.{_name(patch.values.dtype)}.",
-            )
-        targets[patch.name] = module, parameter
+        _check_fits(parameter, patch)
+        targets[patch.name] = names[patch.name], module, parameter
     check_untied(model, [names[name] for name in adapter.patches])
     return targets
+
+
+def _check_fits(parameter: Tensor, patch: WeightPatch) -> None:
+    """Reject another shape or dtype."""
+    if tuple(parameter.shape) != tuple(patch.shape):
+        raise ModelError(
+            f"weights must have the shape that the adapter was made for, got {tuple(parameter.shape)} instead of "
+            f"{tuple(patch.shape)} in {patch.name}.",
+            hint="Take the base model of the adapter.",
+        )
+    if parameter.dtype != patch.values.dtype:
+        raise ModelError(
+            f"weights must have the dtype of the adapter ({_name(patch.values.dtype)}), got {_name(parameter.dtype)} "
+            f"in {patch.name}.",
+            hint=f"Load the model with dtype=torch.{_name(patch.values.dtype)}.",
+        )
 
 
 def parameter_names(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
@@ -72,7 +82,7 @@ def parameter_names(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
     found = {name: name for name in names if name in parameters}
     if len(found) < len(names) and hasattr(model, "base_model_prefix"):
         missing = [name for name in names if name not in found]
-        for origin in find_origins(missing, model, dict(parameters)):
+        for origin in find_origins(missing, model, _parameters(model)):
             if origin.converter is None:
                 found[origin.only] = origin.target
     for name in names:
@@ -148,7 +158,7 @@ def check_untied(model: nn.Module, names: Iterable[str]) -> None:
             )
 
 
-def _parameters(model: nn.Module) -> dict[str, torch.Tensor]:
+def _parameters(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters(remove_duplicate=False))
 
 
