@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
-from hf_farms.config.checks import check, check_choice, check_fields, is_number, is_seed
+from hf_farms.config.checks import check, check_choice, check_fields, is_count, is_number, is_seed
 from hf_farms.config.renamed import renamed
 from hf_farms.config.spectra import FarmsConfig
 from hf_farms.registries import STRATEGIES
@@ -63,6 +63,9 @@ class S2FTConfig:
         write_back: write the trained slice into the weight after every step. Set False for weights that something else
             reads and that must not change while training, and for optimizers that evaluate the loss inside a step
             (LBFGS); it costs a second product, with more time and memory.
+        max_channels: largest number of trained channels of one weight, in whole heads; q, k and v inside one weight
+            count together. None: no limit. It is the rank of a LoRA export: set 256 for servers whose ranks end there,
+            or 258 channels take a rank of 320. If it leaves a part of the budget unused, a warning says so.
     """
 
     budget: float = 0.01
@@ -75,6 +78,7 @@ class S2FTConfig:
     spectra: FarmsConfig = field(default_factory=FarmsConfig)
     layout: S2FTLayout = "indexed"
     write_back: bool = True
+    max_channels: int | None = None
 
     def __post_init__(self) -> None:
         check(
@@ -97,6 +101,8 @@ class S2FTConfig:
         check_choice("budget_allocation", self.budget_allocation, S2FT_BUDGETS)
         check(is_number(self.spread) and 0 <= self.spread < 1, "spread", "at least 0 and below 1", self.spread)
         check_choice("layout", self.layout, S2FT_LAYOUTS)
+        none_or_count = self.max_channels is None or is_count(self.max_channels)
+        check(none_or_count, "max_channels", "None or a positive integer", self.max_channels)
         check_fields(self)
 
     @property

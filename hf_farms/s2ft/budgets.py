@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from hf_farms.allocation.plan import block_alphas
 from hf_farms.allocation.sparsity import allocate_sparsity
 from hf_farms.blocks.coupling import Structure
 from hf_farms.config import S2FTConfig
+from hf_farms.config.checks import check
 from hf_farms.config.effects import given_fields
 from hf_farms.errors import HfFarmsWarning
 from hf_farms.s2ft.coupled import CoupledModel
@@ -25,7 +27,7 @@ class _Share(NamedTuple):
     Attributes:
         structure: with the units.
         taken: number of trained units.
-        room: number of free units.
+        room: number of free units; `config.max_channels` may forbid to train all of them.
         cost: trained weights of one unit.
         needed: weights that the budget of the block must cover for one unit to be taken.
     """
@@ -45,13 +47,17 @@ def unit_counts(coupled: CoupledModel, room: Sequence[Sequence[int]]) -> list[li
         room: number of free units of each structure.
 
     Raises:
-        ValueError: no unit is free, or the budget is too small for a single one.
+        ValueError: no unit is free, or the budget or `config.max_channels` is too small for a single one.
     """
     structures, config = coupled.structures, coupled.config
     parameters = sum(parameter.numel() for parameter in coupled.source.model.parameters())
     costs = [[sum(m.weights_per_unit for m in s.trained(config.roles)) for s in block] for block in structures]
     budgets = [share * config.budget * parameters for share in _block_shares(coupled)]
-    counts = [_unit_counts(*block) for block in zip(costs, room, budgets, strict=True)]
+    allowed = [
+        [min(units, _most_units(s, config)) for s, units in zip(*block, strict=True)]
+        for block in zip(structures, room, strict=True)
+    ]
+    counts = [_unit_counts(*block) for block in zip(costs, allowed, budgets, strict=True)]
     shares = [
         # A head is taken where a channel fits beside it.
         _Share(structure, counts[b][s], room[b][s], costs[b][s], sum(costs[b][s:]))
@@ -59,7 +65,66 @@ def unit_counts(coupled: CoupledModel, room: Sequence[Sequence[int]]) -> list[li
         for s, structure in enumerate(block)
     ]
     _check_shares(shares, sum(bool(block) for block in structures), config, parameters)
+    if allowed != [list(block) for block in room]:
+        unlimited = [_unit_counts(*block) for block in zip(costs, room, budgets, strict=True)]
+        _check_limit(structures, counts, unlimited, config, parameters)
     return counts
+
+
+def _channels_per_unit(structure: Structure, roles: Sequence[str]) -> int:
+    """Return the trained channels of one unit, in the weight with most of them; fused weights have several members."""
+    widths = Counter[str]()
+    for member in structure.trained(roles):
+        widths[member.layer.parameter] += member.width
+    return max(widths.values())
+
+
+def _most_units(structure: Structure, config: S2FTConfig) -> int:
+    """Return the number of units that `config.max_channels` allows.
+
+    Raises:
+        ValueError: it does not allow a single one.
+    """
+    if config.max_channels is None:
+        return structure.units
+    width = _channels_per_unit(structure, config.roles)
+    check(
+        config.max_channels >= width,
+        "max_channels",
+        f"at least {width}, the channels of one head (under grouped-query attention, of a group of heads)",
+        config.max_channels,
+        "Raise it, or leave attention out of roles.",
+    )
+    return config.max_channels // width
+
+
+def _check_limit(
+    structures: Sequence[Sequence[Structure]],
+    counts: Sequence[Sequence[int]],
+    unlimited: Sequence[Sequence[int]],
+    config: S2FTConfig,
+    parameters: int,
+) -> None:
+    """Warn if `config.max_channels` leaves more than 1% of the budget unused."""
+
+    def trained(units: Sequence[Sequence[int]]) -> int:
+        return sum(
+            count * sum(member.weights_per_unit for member in structure.trained(config.roles))
+            for block in zip(structures, units, strict=True)
+            for structure, count in zip(*block, strict=True)
+        )
+
+    if trained(counts) >= 0.99 * trained(unlimited):
+        return
+    least = max(
+        count * _channels_per_unit(structure, config.roles)
+        for block in zip(structures, unlimited, strict=True)
+        for structure, count in zip(*block, strict=True)
+    )
+    _warn(
+        f"max_channels must be at least {least} to use the budget of {config.budget!r}, got {config.max_channels}: "
+        f"{trained(counts) / parameters:.2g} of the parameters are trained. Raise it, or add roles."
+    )
 
 
 def _block_shares(coupled: CoupledModel) -> list[float]:

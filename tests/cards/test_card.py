@@ -295,6 +295,15 @@ def test_a_small_budget_is_not_said_to_train_what_it_left_out():
     assert "Trained layers: `self_attn.o_proj`." in heads
 
 
+def test_a_limit_of_channels_is_named():
+    report = s2ft()
+    assert "channels of each weight" not in render_card(report)
+    config = S2FTConfig(budget=0.1, max_channels=1256)
+    text = render_card(replace(report, s2ft=replace(report.s2ft, config=config)))
+    assert "Budget: 10% of the parameters; at most 1,256 channels of each weight." in text
+    assert "max_channels=1256" in text
+
+
 def test_farms_is_cited_only_where_alphas_were_used():
     report = s2ft()
     text = render_card(report)

@@ -126,7 +126,7 @@ CASES = {
 ALWAYS = {
     FarmsConfig: {"window_rows", "fit", "block_score"},
     PruneConfig: {"sparsity", "method", "pattern", "allocation"},
-    S2FTConfig: {"budget", "roles", "strategy", "budget_allocation", "layout", "write_back"},
+    S2FTConfig: {"budget", "roles", "strategy", "budget_allocation", "layout", "write_back", "max_channels"},
     FarmsLRConfig: {
         *("map", "unit", "quantity", "shrink", "normalise", "ends", "min_eigenvalues", "outside", "start"),
         *("frozen", "spectra"),

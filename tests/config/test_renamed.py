@@ -109,7 +109,7 @@ def test_reports_of_schema_1_are_read_and_written_as_today():
         assert '"farms":' not in report.to_json()
         assert kind.from_json(report.to_json()) == report
     assert report.farms_lr.config == FarmsLRConfig(spectra=SMALL, ends="measured")
-    assert report.s2ft.config == S2FTConfig(spectra=FarmsConfig(fit="peak"))
+    assert report.s2ft.config == S2FTConfig(spectra=FarmsConfig(fit="peak"), max_channels=None)
 
 
 def test_an_old_report_with_both_names_is_refused(tmp_path):

@@ -31,6 +31,7 @@ def test_roles_must_be_a_tuple(roles):
         ({"layout": "sorted"}, r"layout must be one of indexed, permuted, got 'sorted'\."),
         ({"spectra": {"window_rows": 8}}, r"spectra must be a FarmsConfig, got \{'window_rows': 8\}\."),
         ({"write_back": "no"}, r"write_back must be True or False, got 'no'\."),
+        ({"max_channels": 0}, r"max_channels must be None or a positive integer, got 0\."),
     ],
 )
 def test_options_out_of_range_are_refused(options, match):

@@ -96,6 +96,7 @@ FIELDS = {
     (S2FTConfig, "spectra"): SPECTRA,
     (S2FTConfig, "layout"): choice("indexed", "permuted"),
     (S2FTConfig, "write_back"): SWITCH,
+    (S2FTConfig, "max_channels"): ("None or a positive integer", [0, -1, 1.5, True, "256"], [None, 1, 256]),
 }
 
 

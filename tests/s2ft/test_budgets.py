@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from families import family_model
 from models import tiny
 
 from hf_farms import FarmsConfig, S2FTConfig, analyze, select_channels
@@ -88,6 +89,66 @@ def test_the_least_budget_of_the_error_is_enough(llama):
         select_channels(llama, S2FTConfig(budget=1e-5, roles=("v", "o")))
     least = float(str(error.value).split("least ")[1].split()[0])
     assert len(select_channels(llama, S2FTConfig(budget=least * 1.05, roles=("v", "o")))) == 6
+
+
+def lengths(selection, end):
+    return {len(channels) for name, channels in selection.channels.items() if name.endswith(end)}
+
+
+@pytest.mark.parametrize(("limit", "heads", "channels"), [(8, 1, 8), (17, 2, 17), (24, 3, 24), (29, 3, 29)])
+def test_a_limit_of_channels_counts_whole_heads(llama, limit, heads, channels):
+    """Without the limit a budget of 0.2 trains 4 heads of 8 channels, and 29 feed-forward channels."""
+    with pytest.warns(HfFarmsWarning, match=rf"max_channels must be at least 32 to use the budget .*, got {limit}"):
+        found = select_channels(llama, S2FTConfig(budget=0.2, max_channels=limit))
+    assert (lengths(found, "o_proj"), lengths(found, "down_proj")) == ({heads * 8}, {channels})
+
+
+def test_the_warning_of_a_limit_has_the_share_that_is_left(llama):
+    total = sum(p.numel() for p in llama.parameters())
+    with pytest.warns(HfFarmsWarning) as caught:
+        found = select_channels(llama, S2FTConfig(budget=0.2, max_channels=16))
+    share = sum(trained(llama, found)) / total
+    assert [str(warning.message) for warning in caught] == [
+        "max_channels must be at least 32 to use the budget of 0.2, got 16: "
+        f"{share:.2g} of the parameters are trained. Raise it, or add roles."
+    ]
+    assert caught[0].filename == __file__
+
+
+def test_a_limit_that_costs_nothing_is_silent(llama):
+    for limit in (32, 256):
+        config = S2FTConfig(budget=0.2, max_channels=limit)
+        assert select_channels(llama, config).channels == select_channels(llama, S2FTConfig(budget=0.2)).channels
+
+
+def test_no_weight_exceeds_the_limit(llama):
+    roles = ("q", "k", "v", "o", "gate", "up", "down")
+    with pytest.warns(HfFarmsWarning, match="max_channels must be at least"):
+        found = select_channels(llama, S2FTConfig(budget=0.5, max_channels=23, roles=roles)).channels
+    ends = {"q_proj": 16, "k_proj": 8, "v_proj": 8, "o_proj": 16, "gate_proj": 23, "up_proj": 23, "down_proj": 23}
+    assert {name.rpartition(".")[2]: len(channels) for name, channels in found.items()} == ends
+
+
+def test_a_limit_below_one_head_is_refused(llama):
+    with pytest.raises(ValueError, match=r"max_channels must be at least 8, the channels of one head .*, got 7\."):
+        select_channels(llama, S2FTConfig(budget=0.2, max_channels=7))
+    # A group has two query heads.
+    with pytest.raises(ValueError, match=r"max_channels must be at least 16, .*got 15"):
+        select_channels(llama, S2FTConfig(budget=0.2, max_channels=15, roles=("v", "o")))
+    with pytest.warns(HfFarmsWarning, match="max_channels must be at least 48 to use"):
+        found = select_channels(llama, S2FTConfig(budget=0.2, max_channels=1, roles=("down",)))
+    assert {len(channels) for channels in found.channels.values()} == {1}
+
+
+def test_roles_inside_one_weight_count_together():
+    """A group of heads of Phi-3 has 16 rows of q, 8 of k and 8 of v in one weight."""
+    model = family_model("phi3")
+    roles = ("q", "k", "v")
+    with pytest.raises(ValueError, match=r"max_channels must be at least 32, .*got 31"):
+        select_channels(model, S2FTConfig(budget=0.2, max_channels=31, roles=roles))
+    with pytest.warns(HfFarmsWarning, match="max_channels must be at least 64 to use"):
+        found = select_channels(model, S2FTConfig(budget=0.2, max_channels=63, roles=roles)).channels
+    assert [len(found[f"model.layers.0.self_attn.qkv_proj.{role}"]) for role in roles] == [16, 8, 8]
 
 
 def with_tails(model, exponents):
