@@ -300,7 +300,7 @@ def test_a_limit_of_channels_is_named():
     assert "channels of each weight" not in render_card(report)
     config = S2FTConfig(budget=0.1, max_channels=1256)
     text = render_card(replace(report, s2ft=replace(report.s2ft, config=config)))
-    assert "Budget: 10% of the parameters; at most 1,256 channels of each weight." in text
+    assert "Budget: 10.00% of the parameters; at most 1,256 channels of each weight." in text
     assert "max_channels=1256" in text
 
 
