@@ -1,0 +1,187 @@
+"""The layers that the adapters of a router patch, checked, with the differences of all adapters as stacks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hf_farms.errors import ModelError
+from hf_farms.s2ft.adapters.patches import S2FTAdapter, Side, WeightPatch, fingerprint
+from hf_farms.s2ft.adapters.routed_products import Stack
+from hf_farms.s2ft.checks import check_module
+
+__all__ = ["Id", "RoutedLayer", "routed_layers"]
+
+Id = str | int
+
+
+@dataclass(frozen=True)
+class BaseSlice:
+    """The part of a weight that one adapter was made for.
+
+    Attributes:
+        adapter: its id.
+        dim: of the channels in the stored weight.
+        indices: `(s,)`.
+        fingerprint: of the slice of the base.
+    """
+
+    adapter: Id
+    dim: int
+    indices: Tensor
+    fingerprint: str
+
+    def of(self, weight: Tensor) -> Tensor:
+        """Return the slice of a weight, on the CPU."""
+        return weight.detach().index_select(self.dim, self.indices.to(weight.device)).cpu().contiguous()
+
+
+class RoutedLayer:
+    """A layer with patches of at least one adapter.
+
+    Attributes:
+        name: of the weight.
+        module: Linear or Conv1D.
+        stacks: one for each side that adapters patch.
+
+    Args:
+        name: of the weight.
+        module: the layer.
+        patches: by position of the adapter, with its id.
+    """
+
+    def __init__(self, name: str, module: nn.Module, patches: Mapping[int, tuple[Id, WeightPatch]]) -> None:
+        self.name, self.module = name, module
+        self.slices = [
+            BaseSlice(name, patch.dim, patch.indices, patch.base_fingerprint) for name, patch in patches.values()
+        ]
+        self.stacks: list[Stack] = []
+        self._dtype, self._version = self.weight.dtype, _version(self.weight)
+        by_side: dict[Side, dict[int, tuple[BaseSlice, WeightPatch]]] = defaultdict(dict)
+        for (position, (_, patch)), base in zip(patches.items(), self.slices, strict=True):
+            _check_slice(name, base, base.of(self.weight), patch)
+            by_side[patch.side][position] = base, patch
+        for side, chosen in by_side.items():
+            self.stacks.append(_stack(self.weight, side, chosen))
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as it is now."""
+        weight: Tensor = self.module.weight  # type: ignore[assignment]
+        return weight
+
+    def follow(self) -> None:
+        """Check that the weight is still that of the base, and move the stacks to its device.
+
+        Raises:
+            ModelError: cast, or changed where an adapter has its channels.
+        """
+        weight = self.weight
+        if weight.dtype != self._dtype:
+            raise ModelError(
+                f"the model must keep its dtype under a router, got {weight.dtype} instead of {self._dtype} in "
+                f"{self.name}.",
+                hint="Remove the router, and make a new one of adapters in that dtype.",
+            )
+        if _version(weight) != self._version:
+            for base in self.slices:
+                _check_slice(self.name, base, base.of(weight))
+            self._version = _version(weight)
+        self.stacks = [stack.to(weight.device) for stack in self.stacks]
+
+
+def routed_layers(model: nn.Module, adapters: Mapping[Id, S2FTAdapter]) -> list[RoutedLayer]:
+    """Return the layers that adapters patch, in the order of the model.
+
+    Raises:
+        ModelError: adapters that do not fit the model, layers that are not plain, shared weights.
+    """
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[id(parameter)].append(name)
+    patches: dict[str, dict[int, tuple[Id, WeightPatch]]] = defaultdict(dict)
+    for position, (adapter, content) in enumerate(adapters.items()):
+        for patch in content.patches.values():
+            patches[patch.name][position] = adapter, patch
+    known = dict(model.named_parameters(remove_duplicate=False))
+    for name, of_adapters in patches.items():
+        for adapter, patch in of_adapters.values():
+            _check_patch(known, adapter, patch)
+        shared = names[id(known[name])]
+        if len(shared) > 1:
+            raise ModelError(
+                f"patched weights must belong to one layer for a router, got one that is both {' and '.join(shared)}.",
+                hint="Merge the adapters one at a time.",
+            )
+    return [RoutedLayer(name, _module(model, name), patches[name]) for name in known if name in patches]
+
+
+def _module(model: nn.Module, name: str) -> nn.Module:
+    path = name.rpartition(".")[0]
+    module = model.get_submodule(path)
+    check_module(module, path)
+    return module
+
+
+def _check_patch(known: Mapping[str, Tensor], adapter: Id, patch: WeightPatch) -> None:
+    weight = known.get(patch.name)
+    if weight is None:
+        raise ModelError(
+            f"adapters must patch weights of the model, got {patch.name} in {adapter!r}.",
+            hint="Load the base model of the adapter.",
+        )
+    for constraint, own, value in (
+        ("shape", tuple(weight.shape), tuple(patch.shape)),
+        ("dtype", weight.dtype, patch.values.dtype),
+    ):
+        if own != value:
+            raise ModelError(
+                f"adapters must have the {constraint} of the model, {own} in {patch.name}, got {value} in {adapter!r}.",
+                hint="Load the base model of the adapter, in the dtype of the adapter.",
+            )
+
+
+def _check_slice(name: str, base: BaseSlice, part: Tensor, patch: WeightPatch | None = None) -> None:
+    """Refuse a weight whose slice is not that of the base of an adapter."""
+    if fingerprint(part) == base.fingerprint:
+        return
+    if patch is not None and torch.equal(part, patch.values):
+        raise ModelError(
+            f"the model must have the weights of the base, got one with {base.adapter!r} merged ({name}).",
+            hint="Unmerge it first: adapter.unmerge(model).",
+        )
+    raise ModelError(
+        f"the model must be the base of all adapters, got other weights in {name} than {base.adapter!r} was made for.",
+        hint="Load the base model, and unmerge every adapter before.",
+    )
+
+
+def _stack(weight: Tensor, side: Side, patches: Mapping[int, tuple[BaseSlice, WeightPatch]]) -> Stack:
+    """Return the differences of one weight and side, padded to the largest number of channels."""
+    channels = max(len(patch.indices) for _, patch in patches.values())
+    index, deltas = [], []
+    for base, patch in patches.values():
+        # (s, other): the channels first, as rows.
+        change = (patch.values.float() - base.of(weight).float()).to(weight.dtype).movedim(patch.dim, 0)
+        missing = channels - len(change)
+        index.append(torch.cat([patch.indices, _unused(patch.indices, missing)]))
+        deltas.append(nn.functional.pad(change, (0, 0, 0, missing)))
+    stacked = torch.stack(index).to(weight.device), torch.stack(deltas).to(weight.device)
+    return Stack(side, tuple(patches), *stacked)
+
+
+def _unused(indices: Tensor, number: int) -> Tensor:
+    """Return the first channels that are not among these, for the padding: no channel may occur twice."""
+    free = torch.ones(len(indices) + number, dtype=torch.bool)
+    free[indices[indices < len(free)]] = False
+    return free.nonzero().flatten()[:number]
+
+
+def _version(weight: Tensor) -> tuple[int, int]:
+    """Return a value that changes with the weight."""
+    # Tensors made under inference_mode have no counter, and cannot be changed outside of it.
+    return id(weight), 0 if weight.is_inference() else weight._version
