@@ -261,13 +261,13 @@ def test_bad_adapters(llama):
 def test_adapters_of_another_model(llama):
     with pytest.raises(ModelError, match=r"the model must be the base of all adapters, got other weights in .* than 1"):
         AdapterRouter(llama, [random_adapter(llama), random_adapter(tiny("llama", seed=1))])
-    with pytest.raises(ModelError, match=r"adapters must have the shape of the model, \(32, 32\) in .*got \(24, 24\)"):
+    with pytest.raises(ModelError, match=r"weights must have the shape .* got \(32, 32\) instead of \(24, 24\)"):
         AdapterRouter(
             llama, [random_adapter(tiny("llama", hidden_size=24, num_attention_heads=3, num_key_value_heads=3))]
         )
-    with pytest.raises(ModelError, match=r"adapters must have the dtype of the model, torch.float32 in .*got torch.bf"):
+    with pytest.raises(ModelError, match=r"weights must have the dtype of the adapter \(bfloat16\), got float32"):
         AdapterRouter(llama, [random_adapter(tiny("llama", dtype=torch.bfloat16))])
-    with pytest.raises(ModelError, match=r"adapters must patch weights of the model, got transformer.h.0.attn.c_proj"):
+    with pytest.raises(ModelError, match=r"got a LlamaForCausalLM without transformer.h.0.attn.c_proj"):
         AdapterRouter(llama, [random_adapter(family_model("gpt2"))])
 
 
@@ -276,12 +276,16 @@ def test_a_merged_adapter_is_refused_before_and_after_registration(llama):
     with pytest.raises(ModelError, match=r"got one with 'a' merged") as caught:
         AdapterRouter(merged(copy.deepcopy(llama), adapters["a"]), adapters)
     assert caught.value.hint == "Unmerge it first: adapter.unmerge(model)."
+    with adapters["c"].on(llama), pytest.raises(ValueError, match="model must have no adapter merged into it for a ro"):
+        AdapterRouter(llama, {"a": adapters["a"]})
     router, weights = AdapterRouter(llama, adapters), copy.deepcopy(llama.state_dict())
     merged(llama, adapters["a"])
     with pytest.raises(ModelError, match="the model must be the base of all adapters"), router.using(["b"]):
         pass
     llama.load_state_dict(weights)
     with router.using(["b"]):
+        pass
+    with adapters["a"].on(llama), pytest.raises(ValueError, match="no adapter merged"), router.using(["b"]):
         pass
     llama.to(torch.bfloat16)
     with pytest.raises(ModelError, match=r"keep its dtype under a router, got torch.bfloat16"), router.using(["b"]):
@@ -300,7 +304,7 @@ def test_models_that_cannot_be_routed(llama):
         AdapterRouter(copy.deepcopy(llama).to("meta"), adapters)
     tied = copy.deepcopy(llama)
     tied.model.layers[1].mlp.down_proj.weight = tied.model.layers[0].mlp.down_proj.weight
-    with pytest.raises(ModelError, match=r"must belong to one layer for a router, got one that is both"):
+    with pytest.raises(ModelError, match=r"weights must belong to one layer for an adapter, got one that is both"):
         AdapterRouter(tied, {"a": adapters["a"]})
     offloaded = copy.deepcopy(llama)
     offloaded.model.layers[0].mlp.down_proj.forward = nn.Identity().forward
@@ -321,11 +325,11 @@ def test_a_compiled_model_is_refused(llama):
     compiled_itself = copy.deepcopy(llama)
     compiled_itself.compile(backend="eager")
     for model in (torch.compile(llama, backend="eager"), compiled_itself):
-        with pytest.raises(ModelError, match="must not be compiled for a router"):
+        with pytest.raises(ValueError, match="model must not be compiled for an adapter"):
             AdapterRouter(model, adapters)
     router = AdapterRouter(llama, adapters)
     compiled = torch.compile(llama, backend="eager")
-    with router.using(["a"] * 6), pytest.raises(ModelError, match="must not be compiled for a router"):
+    with router.using(["a"] * 6), pytest.raises(ValueError, match="model must not be compiled for a router"):
         compiled(input_ids=TOKENS)
 
 

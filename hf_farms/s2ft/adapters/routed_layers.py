@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hf_farms.errors import ModelError
 from hf_farms.s2ft.adapters.patches import S2FTAdapter, Side, WeightPatch, fingerprint
 from hf_farms.s2ft.adapters.routed_products import Stack
+from hf_farms.s2ft.adapters.targets import find_targets
 from hf_farms.s2ft.checks import check_module
 
 __all__ = ["Id", "RoutedLayer", "routed_layers"]
@@ -95,54 +96,20 @@ class RoutedLayer:
 
 
 def routed_layers(model: nn.Module, adapters: Mapping[Id, S2FTAdapter]) -> list[RoutedLayer]:
-    """Return the layers that adapters patch, in the order of the model.
+    """Return the layers that adapters patch.
 
     Raises:
-        ModelError: adapters that do not fit the model, layers that are not plain, shared weights.
+        ValueError: S2FT is on the model, or it is compiled.
+        ModelError: as `find_targets`; layers that are not plain, weights that are not those of the base.
     """
-    names: dict[int, list[str]] = defaultdict(list)
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names[id(parameter)].append(name)
+    modules: dict[str, nn.Module] = {}
     patches: dict[str, dict[int, tuple[Id, WeightPatch]]] = defaultdict(dict)
     for position, (adapter, content) in enumerate(adapters.items()):
-        for patch in content.patches.values():
-            patches[patch.name][position] = adapter, patch
-    known = dict(model.named_parameters(remove_duplicate=False))
-    for name, of_adapters in patches.items():
-        for adapter, patch in of_adapters.values():
-            _check_patch(known, adapter, patch)
-        shared = names[id(known[name])]
-        if len(shared) > 1:
-            raise ModelError(
-                f"patched weights must belong to one layer for a router, got one that is both {' and '.join(shared)}.",
-                hint="Merge the adapters one at a time.",
-            )
-    return [RoutedLayer(name, _module(model, name), patches[name]) for name in known if name in patches]
-
-
-def _module(model: nn.Module, name: str) -> nn.Module:
-    path = name.rpartition(".")[0]
-    module = model.get_submodule(path)
-    check_module(module, path)
-    return module
-
-
-def _check_patch(known: Mapping[str, Tensor], adapter: Id, patch: WeightPatch) -> None:
-    weight = known.get(patch.name)
-    if weight is None:
-        raise ModelError(
-            f"adapters must patch weights of the model, got {patch.name} in {adapter!r}.",
-            hint="Load the base model of the adapter.",
-        )
-    for constraint, own, value in (
-        ("shape", tuple(weight.shape), tuple(patch.shape)),
-        ("dtype", weight.dtype, patch.values.dtype),
-    ):
-        if own != value:
-            raise ModelError(
-                f"adapters must have the {constraint} of the model, {own} in {patch.name}, got {value} in {adapter!r}.",
-                hint="Load the base model of the adapter, in the dtype of the adapter.",
-            )
+        for name, (module, _) in find_targets(model, content).items():
+            check_module(module, name.rpartition(".")[0])
+            modules[name] = module
+            patches[name][position] = adapter, content.patches[name]
+    return [RoutedLayer(name, module, patches[name]) for name, module in modules.items()]
 
 
 def _check_slice(name: str, base: BaseSlice, part: Tensor, patch: WeightPatch | None = None) -> None:

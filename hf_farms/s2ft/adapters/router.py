@@ -12,13 +12,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from hf_farms.blocks.model_checks import check_model
+from hf_farms.blocks.wrappers import unwrapped
 from hf_farms.config.checks import check
 from hf_farms.errors import ModelError
+from hf_farms.s2ft.adapters.applying import is_merged
 from hf_farms.s2ft.adapters.patches import S2FTAdapter
 from hf_farms.s2ft.adapters.routed_layers import Id, routed_layers
 from hf_farms.s2ft.adapters.routed_products import Groups, Products, group_samples
-from hf_farms.s2ft.checks import check_plain
+from hf_farms.s2ft.adapters.targets import check_patchable
 
 __all__ = ["AdapterRouter"]
 
@@ -60,15 +61,20 @@ class AdapterRouter:
         adapters: by id; the ids of a list are 0, 1, ...
 
     Raises:
-        ValueError: no adapters, things that are no adapters, S2FT or a router on the model.
-        ModelError: a model of another base, with an adapter merged, compiled, quantised, sharded or offloaded; shared
-            weights.
+        ValueError: no adapters, or things that are none; a compiled model, S2FT or a router on it, an adapter merged.
+        ModelError: a model of another base, size or dtype, quantised, sharded or offloaded; shared weights.
     """
 
     def __init__(self, model: nn.Module, adapters: Mapping[Id, S2FTAdapter] | Sequence[S2FTAdapter]) -> None:
-        check_model(model)
         named = _checked_adapters(adapters)
-        _check_routable(model)
+        check_patchable(model)
+        model = unwrapped(model)
+        _check_unmerged(model)
+        if MARK in vars(model):
+            raise ValueError(
+                f"model must be without a router, got {type(model).__name__} with one. Call router.remove() first, and "
+                f"make one router of all adapters."
+            )
         self.model = model
         self._ids: dict[Id, int] = {name: position for position, name in enumerate(named)}
         self._layers = routed_layers(model, named)
@@ -95,7 +101,7 @@ class AdapterRouter:
             ids: one for each sample; None is the base model.
 
         Raises:
-            ValueError: ids that are not registered, or a single text; `remove` was called.
+            ValueError: ids that are not registered, or a single text; an adapter is merged; `remove` was called.
             ModelError: weights that are no longer those of the base; another thread uses the router.
         """
         rows = self._positions(ids)
@@ -215,7 +221,7 @@ class AdapterRouter:
                 "the router must be used by one thread at a time, got a second one.",
                 hint="Put the samples of both into one batch, or give each thread a model of its own.",
             )
-        _check_uncompiled(self.model)
+        _check_unmerged(self.model)
         for layer in self._layers:
             layer.follow()
 
@@ -236,29 +242,20 @@ def _checked_adapters(adapters: object) -> dict[Id, S2FTAdapter]:
     return named
 
 
-def _check_routable(model: nn.Module) -> None:
-    """Refuse a model that is not plain and in memory, or has a router."""
-    _check_uncompiled(model)
-    check_plain(model)
-    if MARK in vars(model):
+def _check_unmerged(model: nn.Module) -> None:
+    if is_merged(model):
         raise ValueError(
-            f"model must be without a router, got {type(model).__name__} with one. Call router.remove() on that first, "
-            f"and make one of all adapters."
+            f"model must have no adapter merged into it for a router, got a {type(model).__name__} with one. Call "
+            f"unmerge(model) of that adapter first, and give it to the router as one of its adapters."
         )
-
-
-def _check_uncompiled(model: nn.Module) -> None:
-    compiled = hasattr(model, "_orig_mod") or any(module._compiled_call_impl for module in model.modules())
-    if compiled:
-        _refuse_compiled(model)
 
 
 # Dynamo cannot trace the error, so it leaves this function to Python.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _refuse_compiled(model: nn.Module) -> None:
-    raise ModelError(
-        f"the model must not be compiled for a router, got {type(model).__name__} under torch.compile.",
-        hint="Use the model from before torch.compile, or merge one adapter and compile then.",
+    raise ValueError(
+        f"model must not be compiled for a router, got {type(model).__name__} under torch.compile. Use the model "
+        f"from before torch.compile, or merge one adapter and compile then."
     )
 
 
