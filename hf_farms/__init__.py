@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from hf_farms.metrics.perplexity import Perplexity
     from hf_farms.pruning.pruner import prune
     from hf_farms.reports import PruneReport, SpectralReport
+    from hf_farms.s2ft.adapters.fusing import fuse
     from hf_farms.s2ft.adapters.patches import S2FTAdapter
+    from hf_farms.s2ft.adapters.router import AdapterRouter
     from hf_farms.s2ft.selection import select_channels
     from hf_farms.s2ft.surgery import apply_s2ft, restore, write_back
     from hf_farms.spectra.analysis import analyze
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AdapterRouter",
     "CalibrationConfig",
     "EvaluationConfig",
     "FarmsConfig",
@@ -62,6 +65,7 @@ __all__ = [
     "apply_s2ft",
     "compare_checkpoints",
     "evaluate_checkpoint",
+    "fuse",
     "layer_spectrum",
     "plan_sparsity",
     "prune",
@@ -73,6 +77,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "AdapterRouter": "s2ft.adapters.router",
     "CalibrationConfig": "config",
     "EvaluationConfig": "config",
     "FarmsConfig": "config",
@@ -94,6 +99,7 @@ _HOME = {
     "apply_s2ft": "s2ft.surgery",
     "compare_checkpoints": "workflows.analyze",
     "evaluate_checkpoint": "workflows.evaluate",
+    "fuse": "s2ft.adapters.fusing",
     "layer_spectrum": "spectra.spectrum",
     "plan_sparsity": "allocation.plan",
     "prune": "pruning.pruner",

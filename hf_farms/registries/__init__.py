@@ -6,12 +6,14 @@ allocations.py         ALLOCATIONS: rules that distribute sparsity across blocks
 fits.py                FITS: rules for the start of the tail of a spectrum
 lr_maps.py             LR_MAPS: maps from alphas to factors on the learning rate
 strategies.py          STRATEGIES: scores of heads and channels for the selection of S2FT
+combinations.py        COMBINATIONS: rules that make one adapter of S2FT of several
 checkpoint_formats.py  CHECKPOINT_FORMATS: file formats of models
 """
 
 from hf_farms.registries.allocations import ALLOCATIONS, AllocationEntry
 from hf_farms.registries.base import Entry, Needs, Registry, load
 from hf_farms.registries.checkpoint_formats import CHECKPOINT_FORMATS, FormatEntry
+from hf_farms.registries.combinations import COMBINATIONS, CombinationEntry
 from hf_farms.registries.fits import FITS, FitEntry
 from hf_farms.registries.lr_maps import LR_MAPS, LRMapEntry
 from hf_farms.registries.methods import METHODS, MethodEntry
@@ -20,11 +22,13 @@ from hf_farms.registries.strategies import STRATEGIES, StrategyEntry
 __all__ = [
     "ALLOCATIONS",
     "CHECKPOINT_FORMATS",
+    "COMBINATIONS",
     "FITS",
     "LR_MAPS",
     "METHODS",
     "STRATEGIES",
     "AllocationEntry",
+    "CombinationEntry",
     "Entry",
     "FitEntry",
     "FormatEntry",
