@@ -5,9 +5,9 @@ import threading
 
 import pytest
 import torch
-from random_adapters import merged, random_adapter, random_patch
 from families import family_model
 from models import NEEDS_COMPILE, tiny
+from random_adapters import merged, random_adapter, random_patch
 from torch import nn
 
 from hf_farms import S2FTConfig, apply_s2ft
