@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from adapters import merged, random_adapter, random_patch
+from random_adapters import merged, random_adapter, random_patch
 from families import family_model
 from models import tiny
 
