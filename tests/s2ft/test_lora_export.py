@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,11 @@ from random_adapters import merged, random_adapter, random_patch
 from safetensors.torch import load_file, save_file
 
 from hf_farms.errors import ModelError, OutputError
-from hf_farms.s2ft.adapters.lora_export import CONFIG_NAME, MAX_LORA_RANKS, WEIGHTS_NAME, export_lora
+from hf_farms.s2ft.adapters.lora_export import export_lora
+from hf_farms.s2ft.adapters.lora_files import CONFIG_NAME, WEIGHTS_NAME
+from hf_farms.s2ft.adapters.lora_servers import MAX_LORA_RANKS, short_names
 from hf_farms.s2ft.adapters.patches import S2FTAdapter
+from hf_farms.s2ft.adapters.targets import checkpoint_names
 
 # PEFT 0.21 uses a name that transformers 5.24 renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -86,6 +90,18 @@ def test_differences_of_half_precision_are_exact_in_float32(tmp_path, dtype):
         key = f"base_model.model.{name.removesuffix('.weight')}"
         change = tensors[f"{key}.lora_B.weight"].double() @ tensors[f"{key}.lora_A.weight"].double()
         assert torch.equal((base.get_parameter(name).double() + change).to(dtype), whole(base, patch))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_peft_merges_half_precision_bit_for_bit(tmp_path, name, dtype):
+    base = family_model(name).to(dtype)
+    adapter = random_adapter(base, roles=EVERY, scale=1e-3)
+    expected = merged(copy.deepcopy(base), adapter).state_dict()
+    export_lora(adapter, tmp_path, base=base)
+    weights = PeftModel.from_pretrained(base, tmp_path).merge_and_unload().state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[key], weight) for key, weight in expected.items())
 
 
 def whole(base, patch):
@@ -189,7 +205,7 @@ def test_layers_that_sglang_stacks_have_company(tmp_path, roles, company):
     adapter = random_adapter(base, roles=roles)
     export = export_lora(adapter, tmp_path, base=base)
     patched = {name.split(".")[-2] for name in adapter.patches}
-    assert set(export.target_names) == patched | company
+    assert set(short_names(export.modules)) == patched | company
     tensors = load_file(tmp_path / WEIGHTS_NAME)
     zero = {key.split(".")[-3] for key, tensor in tensors.items() if not tensor.any()}
     assert zero == company
@@ -197,14 +213,15 @@ def test_layers_that_sglang_stacks_have_company(tmp_path, roles, company):
     notes = export_lora(adapter, tmp_path).notes
     named = ", ".join(sorted(company))
     assert notes == (
-        (f"SGLang needs zero tensors of {named} too, if the model has them: pass `base`.",) if named else ()
+        (f"SGLang needs zero tensors of {named} too, if the model has these layers: pass `base`.",) if named else ()
     )
 
 
 def test_opt_has_no_gate(tmp_path):
     base = family_model("opt")
     export = export_lora(random_adapter(base, roles=("up", "k")), tmp_path, base=base)
-    assert set(export.target_names) == {"q_proj", "k_proj", "v_proj", "fc1"}
+    assert set(short_names(export.modules)) == {"q_proj", "k_proj", "v_proj", "fc1"}
+    assert export.notes == ("SGLang has no LoRA for opt.",)
 
 
 def test_mixed_batches_are_the_adapters_one_by_one(tmp_path):
@@ -251,6 +268,19 @@ def test_slices_of_the_base_come_from_a_model_or_its_files(tmp_path):
     assert config_in(tmp_path / "lora")["fan_in_fan_out"]
 
 
+def test_names_are_those_in_memory(tmp_path):
+    """The files of Gemma 3 have `language_model.model.layers` for `model.language_model.layers`."""
+    base = family_model("gemma3")
+    adapter = random_adapter(base)
+    stored = checkpoint_names(base, adapter.patches)
+    assert all(stored[name] != name for name in adapter.patches)
+    patches = {stored[name]: replace(patch, name=stored[name]) for name, patch in adapter.patches.items()}
+    tensors = load_file(exported(S2FTAdapter(patches=patches), tmp_path, base=base))
+    expected = load_file(exported(adapter, tmp_path, base=base))
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in tensors.items())
+
+
 def test_another_base_is_refused(tmp_path):
     base = family_model("llama")
     adapter = random_adapter(base, include_base=False)
@@ -280,10 +310,10 @@ def wide(channels):
 def test_the_flags_have_the_smallest_rank_that_fits(tmp_path, channels, largest):
     export = export_lora(wide(channels), tmp_path)
     assert (export.rank, export.max_lora_rank) == (channels, largest)
-    assert export.vllm_flags == f"--enable-lora --max-lora-rank {largest} --lora-target-modules layer"
-    assert export.sglang_flags == f"--enable-lora --max-lora-rank {channels} --lora-target-modules layer"
-    assert export.vllm_flags in str(export)
-    assert ("Rank 258 just misses 256: S2FTConfig(max_channels=256)" in str(export)) == (channels == 258)
+    assert export.vllm_options == f"--enable-lora --max-lora-rank {largest} --lora-target-modules layer"
+    assert export.sglang_options == f"--enable-lora --max-lora-rank {channels} --lora-target-modules layer"
+    assert export.vllm_options in str(export)
+    assert ("S2FTConfig(max_channels=256) would fit into a rank of 256 for vLLM." in str(export)) == (channels == 258)
 
 
 def test_more_channels_than_a_server_takes_are_refused(tmp_path):
@@ -307,6 +337,7 @@ def test_sizes_are_said(tmp_path):
     export = export_lora(adapter, tmp_path)
     assert export.num_bytes == 10 * (600 + 4) * 4
     assert export.slice_bytes == 10 * 4 * 4 + 10 * 8
+    assert export.buffer_bytes == 16 * (600 + 4) * 4
     assert export_lora(adapter, tmp_path, dtype=torch.bfloat16).num_bytes == export.num_bytes / 2
     assert {tensor.dtype for tensor in load_file(tmp_path / WEIGHTS_NAME).values()} == {torch.bfloat16}
     with pytest.raises(ValueError, match=r"dtype must be None or a floating-point dtype of torch, got torch\.int8"):
@@ -315,14 +346,14 @@ def test_sizes_are_said(tmp_path):
 
 def test_gpt2_is_not_served_by_vllm(tmp_path):
     export = export_lora(random_adapter(family_model("gpt2")), tmp_path)
-    assert export.notes == ("vLLM and SGLang have no LoRA for GPT-2: serve the merged model there.",)
+    assert export.notes == ("vLLM and SGLang have no LoRA for GPT-2: serve the merged model.",)
 
 
 @pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME, "adapter_model.bin", "config.json"])
 def test_files_of_others_are_not_replaced(tmp_path, name):
     (tmp_path / name).write_text("{}")
     with pytest.raises(
-        OutputError, match=rf"folder must be new, or hold an earlier export, got {name} of something else"
+        OutputError, match=rf"folder must be new, or hold an earlier export, got .* with another {name}"
     ):
         export_lora(wide(2), tmp_path)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "{}"}
@@ -330,7 +361,7 @@ def test_files_of_others_are_not_replaced(tmp_path, name):
 
 def test_another_lora_is_not_replaced(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / WEIGHTS_NAME, metadata={"format": "pt"})
-    with pytest.raises(OutputError, match=f"got {WEIGHTS_NAME} of something else"):
+    with pytest.raises(OutputError, match=f"got .* with another {WEIGHTS_NAME}"):
         export_lora(wide(2), tmp_path)
 
 
@@ -360,7 +391,7 @@ def test_an_export_that_stops_halfway_is_no_lora(tmp_path, monkeypatch):
     def fail(*args):
         raise OSError(5, "stopped")
 
-    monkeypatch.setattr("hf_farms.s2ft.adapters.lora_export.write_text", fail)
+    monkeypatch.setattr("hf_farms.s2ft.adapters.lora_files.write_text", fail)
     with pytest.raises(OutputError, match="could not be written: stopped"):
         export_lora(wide(3), tmp_path)
     monkeypatch.undo()

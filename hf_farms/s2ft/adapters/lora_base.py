@@ -70,13 +70,17 @@ class BaseModel:
 
     def features(self) -> dict[str, tuple[int, int]]:
         """Return outputs and inputs of every linear layer, by name in memory."""
-        return {
-            name: (module.weight.shape[1], module.weight.shape[0])
-            if isinstance(module, Conv1D)
-            else module.weight.shape
-            for name, module in self.model.named_modules()
-            if isinstance(module, nn.Linear | Conv1D)
-        }
+        features = {}
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.Linear | Conv1D):
+                m, n = module.weight.mT.shape if isinstance(module, Conv1D) else module.weight.shape
+                features[name] = m, n
+        return features
+
+    @property
+    def model_type(self) -> str:
+        """The architecture, as in `config.json`; empty for a model without a config."""
+        return str(getattr(getattr(self.model, "config", None), "model_type", ""))
 
     @property
     def task_type(self) -> str | None:

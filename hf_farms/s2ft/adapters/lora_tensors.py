@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_farms.s2ft.adapters.patches import WeightPatch
 
-__all__ = ["Factors", "factors_of", "features_of", "zero_factors"]
+__all__ = ["Factors", "factors_of", "features_of", "is_transposed", "zero_factors"]
 
 # A and B.
 Factors = tuple[Tensor, Tensor]
@@ -32,7 +32,7 @@ def factors_of(patch: WeightPatch, base: Tensor, *, rank: int, dtype: torch.dtyp
     wide = torch.promote_types(patch.values.dtype, torch.float32)
     change = (patch.values.to(wide) - base.to(wide)).to(dtype)
     # The channels of the slice come last for inputs, first for outputs.
-    if (patch.dim == 1) != (patch.side == "inputs"):
+    if is_transposed(patch):
         change = change.mT
     lora_a, lora_b = zero_factors(features_of(patch), rank=rank, dtype=dtype)
     channels = torch.arange(len(patch.indices))
@@ -52,6 +52,11 @@ def zero_factors(features: tuple[int, int], *, rank: int, dtype: torch.dtype) ->
 
 
 def features_of(patch: WeightPatch) -> tuple[int, int]:
-    """Return the outputs and inputs `(m, n)` of the layer; Conv1D stores its weight as `(n, m)`."""
-    m, n = patch.shape
-    return (m, n) if (patch.dim == 1) == (patch.side == "inputs") else (n, m)
+    """Return the outputs and inputs `(m, n)` of the layer."""
+    m, n = reversed(patch.shape) if is_transposed(patch) else patch.shape
+    return m, n
+
+
+def is_transposed(patch: WeightPatch) -> bool:
+    """Return whether the weight is stored as `(n, m)`, that of a Conv1D."""
+    return (patch.dim == 1) != (patch.side == "inputs")
