@@ -10,12 +10,15 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
 from hf_farms.config import S2FTConfig
+
+if TYPE_CHECKING:
+    from hf_farms.s2ft.adapters.lora_servers import LoRAExport
 
 __all__ = ["S2FTAdapter", "WeightPatch", "fingerprint"]
 
@@ -221,6 +224,23 @@ class S2FTAdapter:
         from hf_farms.s2ft.adapters.applying import merged
 
         return merged(self, model)
+
+    def export_lora(
+        self, folder: str | Path, *, base: nn.Module | str | Path | None = None, dtype: torch.dtype | None = None
+    ) -> LoRAExport:
+        """Write a LoRA for PEFT, vLLM and SGLang; see `hf_farms.s2ft.adapters.lora_export.export_lora`.
+
+        Args:
+            folder: created if it does not exist; an earlier export in it is replaced.
+            base: the base model or its checkpoint; needed if the adapter has no slices of its base.
+            dtype: of the tensors; None is float32.
+
+        Returns:
+            Sizes, and the options to start a server with: `print` it.
+        """
+        from hf_farms.s2ft.adapters.lora_export import export_lora
+
+        return export_lora(self, folder, base=base, dtype=dtype)
 
 
 def fingerprint(slices: Tensor) -> str:
