@@ -6,16 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from adapters import trained
 from families import family_model
 from peft import PeftModel
 from random_adapters import merged, random_adapter, random_patch
 from safetensors.torch import load_file, save_file
 
-from hf_farms.errors import ModelError, OutputError
+from hf_farms import S2FTAdapter, S2FTConfig, apply_s2ft, restore
+from hf_farms.errors import HfFarmsWarning, ModelError, OutputError
 from hf_farms.s2ft.adapters.lora_export import export_lora
 from hf_farms.s2ft.adapters.lora_files import CONFIG_NAME, WEIGHTS_NAME
 from hf_farms.s2ft.adapters.lora_servers import MAX_LORA_RANKS, short_names
-from hf_farms.s2ft.adapters.patches import S2FTAdapter
 from hf_farms.s2ft.adapters.targets import checkpoint_names
 
 # PEFT 0.21 uses a name that transformers 5.24 renamed.
@@ -49,6 +50,28 @@ def logits(model, name="llama", **options):
 
 def close(found, expected, tolerance=2e-6):
     assert float((found - expected).norm() / expected.norm()) <= tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "phi3"])
+def test_a_trained_model_is_served_as_a_lora(tmp_path, name, dtype):
+    base, model = trained(name, roles=EVERY, dtype=dtype)
+    S2FTAdapter.from_model(model).export_lora(tmp_path, base=base)
+    expected = restore(model).state_dict()
+    weights = PeftModel.from_pretrained(base, tmp_path).merge_and_unload().state_dict()
+    for key, weight in expected.items():
+        torch.testing.assert_close(weights[key], weight, rtol=1e-6 if dtype is torch.float32 else 0, atol=1e-7)
+
+
+def test_the_rank_stays_below_a_limit_of_channels(tmp_path):
+    model = family_model("phi3")
+    config = S2FTConfig(budget=0.2, roles=("q", "v", "o", "down"), max_channels=26)
+    with pytest.warns(HfFarmsWarning, match="max_channels must be at least"):
+        apply_s2ft(model, config)
+    export = S2FTAdapter.from_model(model).export_lora(tmp_path)
+    # A group of heads has 24 rows of q and v in their weight, and 16 inputs of o.
+    assert export.rank == 26
+    assert export.max_lora_rank == 32
 
 
 def config_in(folder):
