@@ -104,7 +104,7 @@ def test_peft_computes_what_the_merged_model_does(tmp_path, name, roles, with_ba
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_differences_of_half_precision_are_exact_in_float32(tmp_path, dtype):
+def test_differences_of_half_precision_are_stored_in_float32(tmp_path, dtype):
     base = family_model("llama").to(dtype)
     adapter = random_adapter(base, roles=EVERY)
     tensors = load_file(exported(adapter, tmp_path))
@@ -117,7 +117,7 @@ def test_differences_of_half_precision_are_exact_in_float32(tmp_path, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_peft_merges_half_precision_bit_for_bit(tmp_path, name, dtype):
+def test_peft_merges_small_changes_in_half_precision_bit_for_bit(tmp_path, name, dtype):
     base = family_model(name).to(dtype)
     adapter = random_adapter(base, roles=EVERY, scale=1e-3)
     expected = merged(copy.deepcopy(base), adapter).state_dict()

@@ -45,8 +45,9 @@ def export_lora(
 
     For input channels (o, down) A selects the channels and B holds the differences; for output channels (q, k, v, up,
     gate) it is the other way round. r is the number of channels of the layer with most of them, and lora_alpha = r;
-    other layers get zero rows. A fused weight (`qkv_proj`) is one layer. `merge_and_unload` of PEFT gives a
-    half-precision model the trained weights bit for bit, and a float32 model up to rounding.
+    other layers get zero rows. A fused weight (`qkv_proj`) is one layer. `merge_and_unload` of PEFT gives the trained
+    weights up to float32 rounding of the difference: in half precision usually bit for bit, except for weights that
+    became thousands of times smaller. `S2FTAdapter.merge` is always exact.
 
     Args:
         adapter: with the slices of its base; else `base` is needed.
