@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from random_adapters import merged, random_adapter, random_patch
 from families import family_model
 from models import tiny
+from random_adapters import merged, random_adapter, random_patch
 
 from hf_farms.errors import HfFarmsWarning, ModelError, NoEffectWarning
 from hf_farms.registries import COMBINATIONS
