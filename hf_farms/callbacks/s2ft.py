@@ -28,9 +28,10 @@ from hf_farms.config import S2FTConfig
 from hf_farms.config.effects import warn_unused
 from hf_farms.config.mappings import as_config
 from hf_farms.distributed import launched_ranks
-from hf_farms.errors import ModelError, NoEffectWarning
+from hf_farms.errors import HfFarmsWarning, ModelError, NoEffectWarning
 from hf_farms.files.path_checks import check_within
 from hf_farms.reports import REPORT_NAME
+from hf_farms.s2ft.adapters.patches import S2FTAdapter
 from hf_farms.s2ft.checks import check_plain
 from hf_farms.s2ft.coupled import CoupledModel
 from hf_farms.s2ft.saving import CONFIG_NAME, WEIGHTS_NAME, save_selection
@@ -47,8 +48,8 @@ DISTRIBUTED = (
 
 # Printed at the end: `trainer.save_model` does not tell callbacks its folder.
 SAVED_IN = (
-    "S2FT: the selection of trained channels was saved in {folder}. trainer.save_model(FOLDER) writes the model only; "
-    "hf_farms.s2ft.saving.save_selection(selection_of(model), FOLDER, model=model) adds the selection."
+    "S2FT: the adapter (trained slices, and those of the base) was saved in {folder}. trainer.save_model(FOLDER) writes "
+    "the model only; hf_farms.S2FTAdapter.from_model(model).save_pretrained(FOLDER) adds the adapter."
 )
 
 
@@ -56,12 +57,14 @@ class S2FTCallback(TrainerCallback):
     """Train a few heads and channels of a model in place, and nothing else (S2FT, arXiv 2412.06289).
 
     Use it as `Trainer(..., callbacks=[S2FTCallback(S2FTConfig(budget=0.01))])`, or in a single process as
-    `trainer.add_callback(...)`. Checkpoints are those of the plain model; each also gets `s2ft_config.json` and the
-    selected channels, and so does `output_dir` at the end of the training. `trainer.save_model(FOLDER)` does not tell
-    callbacks its folder: call `hf_farms.s2ft.saving.save_selection(selection_of(model), FOLDER, model=model)` for it,
-    with `selection_of` of `hf_farms.s2ft.surgery`, before `restore`. The model stays selective after the training, so
-    that another training can follow; `hf_farms.restore(model)` makes it plain. If something other than the optimizer
-    changes the slices (EMA, SWA, assignment), call `hf_farms.write_back(model)` to update the weights.
+    `trainer.add_callback(...)`. Checkpoints are those of the plain model; each also gets the adapter,
+    `s2ft_config.json` and `s2ft_adapter.safetensors` with the selection, the trained slices and those of the base, and
+    so does `output_dir` at the end of the training: `hf_farms.S2FTAdapter.from_pretrained(FOLDER)` loads it.
+    `trainer.save_model(FOLDER)` does not tell callbacks its folder: call
+    `hf_farms.S2FTAdapter.from_model(model).save_pretrained(FOLDER)` for it. The slices of the base are kept on the CPU
+    in the dtype of the model; a resumed training takes those of its checkpoint. The model stays selective after the
+    training, so that another training can follow; `hf_farms.restore(model)` makes it plain. If something other than the
+    optimizer changes the slices (EMA, SWA, assignment), call `hf_farms.write_back(model)` to update the weights.
 
     The start of the training prints the trained parameters, as PEFT does, and the heads and channels of every block.
     Slices stay in float32, whatever the model is cast to. With `bf16_full_eval` or `fp16_full_eval` a Trainer casts the
@@ -153,16 +156,15 @@ class S2FTCallback(TrainerCallback):
         log_to_trackers(args, state, logs, model)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Add the selection to the checkpoint."""
-        selection = selection_of(kwargs["model"])
+        """Add the adapter to the checkpoint."""
         folder = checkpoint_folder(args, state)
-        if selection is not None and state.is_world_process_zero and folder.is_dir():
-            save_selection(selection, folder, model=kwargs["model"])
+        if selection_of(kwargs["model"]) is not None and state.is_world_process_zero and folder.is_dir():
+            _save_adapter(kwargs["model"], folder)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Write the report of the training and the selection to the output folder."""
+        """Write the report of the training and the adapter to the output folder."""
         model = kwargs["model"]
         selection = selection_of(model)
         if selection is None:
@@ -178,7 +180,7 @@ class S2FTCallback(TrainerCallback):
                 s2ft=(selection.config, selection.channels),
             )
             if state.is_world_process_zero:
-                save_selection(selection, args.output_dir or ".", model=model)
+                _save_adapter(model, Path(args.output_dir or "."))
                 if not self._printed:
                     print(SAVED_IN.format(folder=args.output_dir or "."))  # noqa: T201 - as the line at the start
                 self._printed = True
@@ -219,6 +221,19 @@ class S2FTCallback(TrainerCallback):
         # Not kept: a callback that outlives its training must not keep the model in memory.
         coupled, self._coupled = self._coupled, None
         return coupled if coupled is not None and coupled.model is model else CoupledModel(model, self.config)
+
+
+def _save_adapter(model: nn.Module, folder: Path) -> None:
+    """Save the adapter; the selection alone for weights that have no name of their own in a checkpoint."""
+    try:
+        adapter = S2FTAdapter.from_model(model)
+    except ModelError as error:
+        warnings.warn(f"Only the selection was saved in {str(folder)!r}: {error}", HfFarmsWarning, stacklevel=2)
+        selection = selection_of(model)
+        assert selection is not None
+        save_selection(selection, folder, model=model)
+    else:
+        adapter.save_pretrained(folder)
 
 
 def _warn_no_effect(reason: str) -> bool:

@@ -1,19 +1,23 @@
 """Put the trained slices into the optimizer of a Trainer, and into its checkpoints.
 
 The weights of a checkpoint have the dtype of the model. The float32 slices are stored in optimizer.pt, as an entry of
-the first group, which optimizers keep and ignore.
+the first group, which optimizers keep and ignore. So are the slices of the base: no event of a Trainer names the folder
+that it resumes, whose adapter has them too.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Container, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_farms.callbacks.trainer import SLICES_MARK, get_mark, set_mark
-from hf_farms.s2ft.surgery import selection_of, selective_layers
+from hf_farms.errors import HfFarmsWarning
+from hf_farms.s2ft.surgery import base_of, replace_base, selection_of, selective_layers
 
 __all__ = ["check_optimizer", "load_slices", "save_slices_with_optimizer", "swap_in_slices"]
 
@@ -97,6 +101,8 @@ def save_slices_with_optimizer(
             "channels": channels,
             "slices": {name: layer.selected.detach() for name, layer in layers.items()},
         }
+        kept = base_of(model)
+        stored["base"] = {name: part.values for name, part in kept.slices.items()} if kept is not None else {}
         stored["bases"] = {name: layer.slice_of_weight() for name, layer in layers.items() if not layer.s2ft_write_back}
         if lengths is not None:
             stored["state"] = _state_by_layer(
@@ -134,10 +140,27 @@ def load_slices(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
             "selection must be that of the checkpoint, got another one: base model, calibration data or config differ. "
             "Pass S2FTCallback(selection=load_selection(CHECKPOINT)), from hf_farms.s2ft.saving."
         )
+    _load_base(stored, model)
     for name, layer in selective_layers(model):
         layer.resume(stored["slices"][name], stored["bases"].get(name))
         if "state" in stored:
             optimizer.state[layer.selected] = _to_device(stored["state"][name], layer.selected.device)
+
+
+def _load_base(stored: State, model: nn.Module) -> None:
+    """Take the slices of the base from a checkpoint: the model may have been loaded from that checkpoint."""
+    kept, base = base_of(model), stored.get("base")
+    assert kept is not None
+    if base is not None:
+        replace_base(model, {name: replace(part, values=base[name].cpu()) for name, part in kept.slices.items()})
+        return
+    warnings.warn(
+        "The checkpoint was written by an earlier version, without the slices of the base model: adapters of this "
+        "training have the weights that S2FT was applied to in this run as base. S2FTAdapter.from_training(model, base) "
+        "makes one of the whole training.",
+        HfFarmsWarning,
+        stacklevel=4,
+    )
 
 
 def _state_by_layer(optimizer: torch.optim.Optimizer, state: State, names: dict[Tensor, str]) -> State:

@@ -8,10 +8,10 @@ from s2ft_models import EARLY, INDEXED, LAYOUTS, PERMUTED, follows, inside, laye
 from trainers import Images, Tokens, arguments, same, weights
 from transformers import Trainer
 
-from hf_farms import S2FTCallback, S2FTConfig, apply_s2ft, restore, select_channels
+from hf_farms import S2FTAdapter, S2FTCallback, S2FTConfig, apply_s2ft, restore, select_channels
 from hf_farms.callbacks.trainer import unwrap_optimizer
 from hf_farms.errors import DataError, NoEffectWarning
-from hf_farms.s2ft.saving import load_selection, save_selection
+from hf_farms.s2ft.saving import load_selection
 from hf_farms.s2ft.surgery import selection_of
 from hf_farms.s2ft.trainable import trainable_text
 
@@ -91,7 +91,7 @@ def test_what_is_trained_is_logged(early, tmp_path):
 
 @EARLY
 def test_what_is_trained_is_printed_once(early, tmp_path, capsys):
-    """To stdout, whatever the log level, as PEFT does it; and where the selection lies."""
+    """To stdout, whatever the log level, as PEFT does it; and where the adapter lies."""
     run = trainer(tmp_path, S2FTCallback(INDEXED), early=early, log_level="error", max_steps=1)
     run.train()
     run.train()
@@ -101,23 +101,22 @@ def test_what_is_trained_is_printed_once(early, tmp_path, capsys):
     total = tiny("llama").num_parameters()
     count = sum(layer.selected.numel() for layer in layers(run.model))
     assert line == f"trainable params: {count:,} || all params: {total:,} || trainable%: {100 * count / total:.4f}"
-    (end,) = [
-        line for line in said.splitlines() if line.startswith("S2FT: the selection of trained channels was saved in ")
-    ]
+    start = "S2FT: the adapter (trained slices, and those of the base) was saved in "
+    (end,) = [line for line in said.splitlines() if line.startswith(start)]
     assert str(tmp_path) in end
     assert said.index(line) < said.index("train_runtime") < said.index(end)
 
 
-def test_the_selection_for_a_folder_that_save_model_wrote(tmp_path, capsys):
+def test_the_adapter_for_a_folder_that_save_model_wrote(tmp_path, capsys):
     """As the line at the end says it."""
     run = trainer(tmp_path / "out", S2FTCallback(INDEXED), max_steps=1)
     run.train()
-    assert "save_selection(selection_of(model), FOLDER, model=model)" in capsys.readouterr().out
+    assert "S2FTAdapter.from_model(model).save_pretrained(FOLDER)" in capsys.readouterr().out
     assert load_selection(tmp_path / "out") == selection_of(run.model)
     run.save_model(str(tmp_path / "elsewhere"))
     with pytest.raises(DataError, match="must hold a selection"):
         load_selection(tmp_path / "elsewhere")
-    save_selection(selection_of(run.model), tmp_path / "elsewhere", model=run.model)
+    S2FTAdapter.from_model(run.model).save_pretrained(tmp_path / "elsewhere")
     assert load_selection(tmp_path / "elsewhere") == selection_of(run.model)
 
 
