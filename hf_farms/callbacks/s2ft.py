@@ -48,8 +48,8 @@ DISTRIBUTED = (
 
 # Printed at the end: `trainer.save_model` does not tell callbacks its folder.
 SAVED_IN = (
-    "S2FT: the adapter (trained slices, and those of the base) was saved in {folder}. trainer.save_model(FOLDER) writes "
-    "the model only; hf_farms.S2FTAdapter.from_model(model).save_pretrained(FOLDER) adds the adapter."
+    "S2FT: the adapter (trained slices, and those of the base) was saved in {folder}. trainer.save_model(FOLDER) "
+    "writes the model only; hf_farms.S2FTAdapter.from_model(model).save_pretrained(FOLDER) adds the adapter."
 )
 
 

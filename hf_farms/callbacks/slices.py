@@ -156,8 +156,8 @@ def _load_base(stored: State, model: nn.Module) -> None:
         return
     warnings.warn(
         "The checkpoint was written by an earlier version, without the slices of the base model: adapters of this "
-        "training have the weights that S2FT was applied to in this run as base. S2FTAdapter.from_training(model, base) "
-        "makes one of the whole training.",
+        "training have the weights that S2FT was applied to in this run as base. S2FTAdapter.from_training(model, "
+        "base) makes one of the whole training.",
         HfFarmsWarning,
         stacklevel=4,
     )

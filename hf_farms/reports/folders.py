@@ -72,12 +72,14 @@ def training_report(folder: str | Path) -> TrainReport | None:
     log = list(state.get("log_history", ()))
     try:
         entries = read_history(history, up_to=state.get("global_step"))
-        if not entries and not s2ft:
+        # An adapter that was made by comparing two models has none.
+        selected = s2ft.get("selection")
+        if not entries and not selected:
             return None
         best = _best_step_of_weights(folder, state)
         trained = last_logged(log, "s2ft/trainable_parameters")
         share = last_logged(log, "s2ft/trainable_share")
-        selection = parse_dataclass(Document(s2ft["selection"]), S2FTConfig) if s2ft else None
+        selection = parse_dataclass(Document(selected), S2FTConfig) if selected else None
         return TrainReport(
             model=s2ft.get("base_model") or config.get("_name_or_path") or None,
             model_type=str(config.get("model_type", "unknown")),
