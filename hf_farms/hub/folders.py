@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_farms.errors import ModelError, OutputError
+from hf_farms.files.names import MODEL_CONFIG, SELECTED_CHANNELS, SELECTION, WEIGHTS_INDEX
 from hf_farms.files.names import WEIGHTS as WEIGHTS_NAME
-from hf_farms.files.names import WEIGHTS_INDEX
 from hf_farms.files.own_files import is_own_file
 from hf_farms.files.shards import SHARD_OF, weight_map
 from hf_farms.hub.base_model import WEIGHTS
@@ -56,7 +56,7 @@ def check_folder(folder: str | Path) -> Path:
         )
     if not os.path.isdir(folder):  # pathlib raises for a name that is too long
         raise OutputError(f"folder must be an existing one, got {str(folder)!r}.", hint="Check the path.")
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+    if not (is_adapter(folder) or (folder / MODEL_CONFIG).is_file()) or not any(folder.glob("*.safetensors")):
         raise OutputError(
             f"folder must hold config.json and *.safetensors, got {str(folder)!r}.",
             hint="Name the folder that `prune_checkpoint` wrote.",
@@ -90,7 +90,7 @@ def check_publishable(folder: str | Path) -> PublishableFolder:
     """
     folder = check_folder(folder)
     contents = read_contents(folder)
-    needed = ["config.json", *_weights(folder)]
+    needed = [SELECTION, SELECTED_CHANNELS] if is_adapter(folder) else [MODEL_CONFIG, *_weights(folder)]
     if (folder / WEIGHTS_INDEX).exists() and not (folder / WEIGHTS_NAME).exists():
         needed.append(WEIGHTS_INDEX)
     for name in needed:
@@ -102,6 +102,12 @@ def check_publishable(folder: str | Path) -> PublishableFolder:
     if not any(name.endswith(".safetensors") for name in contents.files):
         raise OutputError(f"folder must hold *.safetensors to be pushed, got none but links in {str(folder)!r}.")
     return PublishableFolder(folder, contents, folder_report(folder))
+
+
+def is_adapter(folder: Path) -> bool:
+    """Return whether a folder has an adapter of S2FT and no model."""
+    adapter = (folder / SELECTION).is_file() and (folder / SELECTED_CHANNELS).is_file()
+    return adapter and not (folder / MODEL_CONFIG).exists()
 
 
 def _check_weights(folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_farms.errors import HfFarmsWarning, HubError
+from hf_farms.files.names import SELECTED_CHANNELS
 from hf_farms.hub.client import client, hub_errors, with_retries
 from hf_farms.hub.folders import INITIAL, PublishableFolder, is_unfinished_push
 from hf_farms.reports import REPORT_NAME, BaseModelRecord
@@ -222,7 +223,7 @@ def _plan(
 def _check_contents(api: HfApi, plan: PushPlan, folder: Path | None) -> None:
     """Refuse a repository with files not written by hf-farms. A pull request is reviewed by its owner."""
     foreign = sorted(set(plan.files) - INITIAL)
-    if not foreign or REPORT_NAME in foreign or plan.create_pr:
+    if not foreign or {REPORT_NAME, SELECTED_CHANNELS} & set(foreign) or plan.create_pr:
         return
     if folder is not None and folder.is_dir() and _is_ours(api, plan, folder):
         return

@@ -24,7 +24,7 @@ def brief(seconds):
 
 time.sleep = brief
 from typer.testing import CliRunner
-from hf_farms import hub
+from hf_farms import S2FTAdapter, hub
 from hf_farms.data.datasets import check_dataset
 from hf_farms.loading.names import ModelRef
 from hf_farms_cli.app import app
@@ -35,6 +35,8 @@ def call(name, arguments, options):
         return {"status": done.exit_code, "stdout": done.stdout, "stderr": done.stderr}
     functions = {
         "check_dataset": check_dataset,
+        "push_adapter": lambda folder, to, **more: S2FTAdapter.from_pretrained(folder).push_to_hub(to, **more),
+        "copy_adapter": lambda name, folder, **more: S2FTAdapter.from_pretrained(name, **more).save_pretrained(folder),
         "weights_size": lambda name: ModelRef.parse(name).weights_size,
         "push_as_planned": lambda folder, to, **more: hub.push(folder, plan=hub.plan_push(folder, to), **more),
     }
@@ -91,7 +93,7 @@ class HubClient:
         self._logged.close()
 
     def __call__(self, name, *arguments, **options):
-        """Call a function of hf_farms.hub: its `result` or `error`, and the `waits` asked for."""
+        """Call a function of hf_farms.hub, or one named above: its `result` or `error`, and the `waits` asked for."""
         arguments = [str(a) if a is not None else None for a in arguments]
         print(json.dumps([name, arguments, options]), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()

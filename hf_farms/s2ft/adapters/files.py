@@ -40,7 +40,8 @@ def save_adapter(adapter: S2FTAdapter, folder: str | Path, *, include_base: bool
         tensors = {key: tensor for patch in adapter.patches.values() for key, tensor in _tensors(patch, include_base)}
         selected = {f"{name}{CHANNELS}": torch.tensor(channels) for name, channels in adapter.channels.items()}
         description = _description(adapter, selected, include_base)
-        metadata = {"format": "pt", KEY: json.dumps(description)}
+        # One entry only: safetensors writes several in a random order, and a push that goes on compares bytes.
+        metadata = {KEY: json.dumps(description)}
         with replacing(path / names.SELECTED_CHANNELS) as unfinished:
             save_file({**tensors, **selected}, unfinished, metadata=metadata)
         write_text(path / names.SELECTION, json.dumps(description, indent=2) + "\n")

@@ -6,6 +6,7 @@ Symbols: m outputs, n inputs, s channels; a weight is `(m, n)`, or `(n, m)` in C
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -159,6 +160,54 @@ class S2FTAdapter:
         from hf_farms.s2ft.adapters.files import save_adapter
 
         save_adapter(self, folder, include_base=include_base)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        include_base: bool = True,
+        private: bool | None = None,
+        create_pr: bool = False,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        overwrite: bool = False,
+        token: str | None = None,
+    ) -> str:
+        """Upload the adapter with a model card and the licence files of the base model.
+
+        The token, the name, the content of the repository and write access are checked before anything is created.
+
+        Args:
+            repo_id: `namespace/name`, or a name in the user's namespace; created if it does not exist.
+            include_base: as for `save_pretrained`.
+            private: as for `hf_farms.push`.
+            create_pr: as for `hf_farms.push`.
+            revision: as for `hf_farms.push`.
+            commit_message: as for `hf_farms.push`.
+            overwrite: as for `hf_farms.push`.
+            token: None: the token of `hf auth login`.
+
+        Returns:
+            URL of the repository, the branch or the pull request.
+
+        Raises:
+            HubError: the Hub refused the push or cannot be reached.
+            ValueError: a name that no repository can have.
+        """
+        # Workflows stand above this package, so that they are loaded when they are called.
+        push = importlib.import_module("hf_farms.workflows.adapters").push_adapter
+        url: str = push(
+            self,
+            repo_id,
+            include_base=include_base,
+            private=private,
+            create_pr=create_pr,
+            revision=revision,
+            commit_message=commit_message,
+            overwrite=overwrite,
+            token=token,
+        )
+        return url
 
     def merge(self, model: nn.Module) -> None:
         """Write the slices into a plain model, in place; the result is the trained model, bit for bit.

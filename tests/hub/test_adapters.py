@@ -1,0 +1,95 @@
+"""Adapters of S2FT on a Hub on this machine: pushed with card and licence, and loaded by their id."""
+
+import pytest
+from adapters import WEIGHT, change_slices, one_layer
+from hub_client import HubClient, contents
+from local_hub import LocalHub
+from models import tiny
+
+from hf_farms import S2FTAdapter, S2FTConfig, apply_s2ft
+from hf_farms.s2ft.saving import CONFIG_NAME, WEIGHTS_NAME, save_selection
+from hf_farms.s2ft.surgery import selection_of
+
+
+@pytest.fixture(scope="module")
+def server():
+    with LocalHub() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server, tmp_path_factory):
+    with HubClient(server, tmp_path_factory.mktemp("work")) as client:
+        yield client
+
+
+@pytest.fixture
+def hub(server):
+    server.repos.clear()
+    server.faults.clear()
+    return server
+
+
+@pytest.fixture
+def model():
+    model = tiny("llama")
+    model.config._name_or_path = "meta/tiny"
+    apply_s2ft(model, S2FTConfig(budget=0.1))
+    return change_slices(model)
+
+
+def test_a_pushed_adapter_comes_back(hub, client, model, tmp_path):
+    card = b"---\nlicense: llama3.1\nbase_model: x\n---\n"
+    hub.add("meta/tiny", {"config.json": b"{}", "README.md": card, "LICENSE": b"terms"})
+    S2FTAdapter.from_model(model).save_pretrained(tmp_path / "saved")
+    done = client("push_adapter", tmp_path / "saved", "Llama-3.1-math")
+    assert done["result"] == f"{hub.endpoint}/ada/Llama-3.1-math"
+    files = hub.files("ada/Llama-3.1-math")
+    assert {name: files[name] for name in (WEIGHTS_NAME, CONFIG_NAME)} == contents(tmp_path / "saved")
+    assert files["LICENSE"] == b"terms"
+    assert b"Built with Llama" in files["README.md"]
+    for text in (b"base_model: meta/tiny", b"base_model_relation: adapter", b"library_name: hf-farms", b"- s2ft"):
+        assert text in files["README.md"]
+    for text in (
+        b'S2FTAdapter.from_pretrained("ada/Llama-3.1-math")',
+        b'from_pretrained("meta/tiny", dtype=torch.float32)',
+    ):
+        assert text in files["README.md"]
+    assert client("copy_adapter", "ada/Llama-3.1-math", folder=str(tmp_path / "copy")) == {"result": None, "waits": []}
+    assert contents(tmp_path / "copy") == contents(tmp_path / "saved")
+    # Another one in its place; and the first at its commit.
+    first = hub.repos["ada/Llama-3.1-math"].sha
+    one_layer([1, 5]).save_pretrained(tmp_path / "other")
+    assert "result" in client("push_adapter", tmp_path / "other", "Llama-3.1-math", include_base=False)
+    assert "error" not in client("copy_adapter", "ada/Llama-3.1-math", folder=str(tmp_path / "second"))
+    second = S2FTAdapter.from_pretrained(tmp_path / "second")
+    assert list(second.patches) == [WEIGHT]
+    assert second.patches[WEIGHT].base is None
+    assert "error" not in client("copy_adapter", "ada/Llama-3.1-math", folder=str(tmp_path / "again"), revision=first)
+
+
+def test_refusals_of_a_push(hub, client, model, tmp_path):
+    hub.add("meta/tiny", {"config.json": b"{}"})
+    S2FTAdapter.from_model(model).save_pretrained(tmp_path / "saved")
+    done = client("push_adapter", tmp_path / "saved", "meta/tiny")
+    assert done["message"] == "repo_id must not be the dense model's own repository, got 'meta/tiny'."
+    hub.add("ada/others", {"config.json": b"{}"})
+    done = client("push_adapter", tmp_path / "saved", "ada/others")
+    assert "must be new or one that hf-farms wrote" in done["message"]
+    done = client("push_adapter", tmp_path / "saved", "bob/math")
+    assert "the token may not write to 'bob/math'" in done["message"]
+    assert set(hub.repos) == {"meta/tiny", "ada/others"}
+
+
+def test_repositories_without_an_adapter(hub, client, model, tmp_path):
+    hub.add("meta/tiny", {"config.json": b"{}"})
+    done = client("copy_adapter", "meta/tiny", folder=str(tmp_path / "copy"))
+    assert done["error"] == "DataError"
+    assert done["message"].startswith("'meta/tiny' must hold an adapter of S2FT, got a repository without s2ft_adapter")
+    done = client("copy_adapter", "nobody/nothing", folder=str(tmp_path / "copy"))
+    assert done["error"] == "ModelError"
+    save_selection(selection_of(model), tmp_path / "selection")
+    hub.add("ada/selection", contents(tmp_path / "selection"))
+    done = client("copy_adapter", "ada/selection", folder=str(tmp_path / "copy"))
+    assert "got a selection only" in done["message"]
+    assert not (tmp_path / "copy").exists()
