@@ -11,4 +11,6 @@ products.py    their products, with a backward pass for the selected channels on
 checks.py      models and layers that are refused
 trainable.py   description of the trained part
 saving.py      a selection on disk
+base_slices.py the trained slices, and those of the base, as a checkpoint stores them
+adapters/      the trained slices as a patch of the base model
 """

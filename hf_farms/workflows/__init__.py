@@ -5,6 +5,7 @@ prune_stages.py         the stages of a prune, which an interrupted run resumes
 prune_plan.py           checks before a prune
 baseline.py             the perplexity of uniform sparsity
 texts.py                calibration and evaluation texts
+adapters.py             push an adapter of S²FT
 push.py                 push a result
 card.py                 write a card again
 evaluate.py             measure a model, and the dense one
