@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_farms import S2FTAdapter, S2FTCallback, restore
 from hf_farms.errors import HfFarmsWarning, ModelError
+from hf_farms.reports.folders import training_report
 from hf_farms.s2ft.saving import load_selection
 from hf_farms.s2ft.surgery import selection_of
 
@@ -36,7 +37,10 @@ def test_every_checkpoint_has_the_adapter(config, early, tmp_path):
         assert same(merged(tmp_path / f"checkpoint-{step}", dtype), plain(stored))
     assert same(merged(tmp_path, dtype), plain(run.model))
     assert not same(merged(tmp_path / "checkpoint-2", dtype), plain(run.model))
-    assert load_selection(tmp_path / "checkpoint-2") == selection_of(run.model)
+    selection = selection_of(run.model)
+    assert load_selection(tmp_path / "checkpoint-2") == selection
+    layers = training_report(tmp_path / "checkpoint-2").s2ft.layers
+    assert {layer.name: layer.num_selected for layer in layers} == {n: len(c) for n, c in selection.channels.items()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

@@ -78,7 +78,7 @@ def unmerge(adapter: S2FTAdapter, model: nn.Module) -> None:
 
 def switch(adapter: S2FTAdapter, model: nn.Module, to: S2FTAdapter) -> None:
     """Replace a merged adapter by another one; see `S2FTAdapter.switch`."""
-    old, new, inner = _targets(adapter, model), _targets(to, model), unwrapped(model)
+    old, new, inner = _targets(adapter, model), _targets(to, model, checked=True), unwrapped(model)
     backups = _checked_backups(old, inner)
     replaced = {}
     for target in new:
@@ -114,9 +114,9 @@ def _backups(model: nn.Module) -> Mapping[str, _Backup] | None:
     return backups
 
 
-def _targets(adapter: S2FTAdapter, model: nn.Module) -> list[_Target]:
+def _targets(adapter: S2FTAdapter, model: nn.Module, *, checked: bool = False) -> list[_Target]:
     """Return the patches with their parameters, checked, and with everything that is written on their devices."""
-    resolved, targets = resolve(model, adapter), []
+    resolved, targets = resolve(model, adapter, checked=checked), []
     for key, patch in adapter.patches.items():
         name, _, parameter = resolved[key]
         device = parameter.device

@@ -70,7 +70,7 @@ def adapter_of_difference(model: nn.Module, base: nn.Module) -> S2FTAdapter:
             f"weights outside of such channels, in {first} among others.",
             hint="Save the whole model, or train with S2FT from the start.",
         )
-    check_untied(tuned, found)
+    check_untied(dict(tuned.named_parameters(remove_duplicate=False)), found)
     names = checkpoint_names(tuned, found)
     patches = []
     for name, part in found.items():

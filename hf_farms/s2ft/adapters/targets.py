@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,11 +36,21 @@ def find_targets(model: nn.Module, adapter: S2FTAdapter) -> dict[str, tuple[nn.M
     return {name: (module, parameter) for name, (_, module, parameter) in resolve(model, adapter).items()}
 
 
-def resolve(model: nn.Module, adapter: S2FTAdapter) -> dict[str, tuple[str, nn.Module, nn.Parameter]]:
-    """Find the name in memory, the module and the parameter of every patch, as `find_targets` does."""
-    check_patchable(model)
+def resolve(
+    model: nn.Module, adapter: S2FTAdapter, *, checked: bool = False
+) -> dict[str, tuple[str, nn.Module, nn.Parameter]]:
+    """Find the name in memory, the module and the parameter of every patch, as `find_targets` does.
+
+    Args:
+        model: as for `find_targets`.
+        adapter: as for `find_targets`.
+        checked: whether `check_patchable` has accepted the model just now.
+    """
+    if not checked:
+        check_patchable(model)
     model = unwrapped(model)
-    names = parameter_names(model, tuple(adapter.patches))
+    parameters = _parameters(model)
+    names = _names_in(model, parameters, tuple(adapter.patches))
     targets: dict[str, tuple[str, nn.Module, nn.Parameter]] = {}
     for patch in adapter.patches.values():
         path, _, attribute = names[patch.name].rpartition(".")
@@ -48,7 +58,7 @@ def resolve(model: nn.Module, adapter: S2FTAdapter) -> dict[str, tuple[str, nn.M
         parameter = getattr(module, attribute)
         _check_fits(parameter, patch)
         targets[patch.name] = names[patch.name], module, parameter
-    check_untied(model, [names[name] for name in adapter.patches])
+    check_untied(parameters, names.values())
     return targets
 
 
@@ -78,11 +88,14 @@ def parameter_names(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
     Raises:
         ModelError: the model has no such parameter, or makes it of several tensors.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return _names_in(model, _parameters(model), names)
+
+
+def _names_in(model: nn.Module, parameters: dict[str, nn.Parameter], names: Sequence[str]) -> dict[str, str]:
     found = {name: name for name in names if name in parameters}
     if len(found) < len(names) and hasattr(model, "base_model_prefix"):
         missing = [name for name in names if name not in found]
-        for origin in find_origins(missing, model, _parameters(model)):
+        for origin in find_origins(missing, model, dict[str, Tensor](parameters)):
             if origin.converter is None:
                 found[origin.only] = origin.target
     for name in names:
@@ -120,7 +133,10 @@ def checkpoint_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
             )
         saved[name] = next(iter(reverted))
     # Some patterns match more names in one direction than in the other: what is not found again keeps its name.
-    back = {origin.only: origin.target for origin in find_origins(list(saved.values()), model, _parameters(model))}
+    back = {
+        origin.only: origin.target
+        for origin in find_origins(list(saved.values()), model, dict[str, Tensor](_parameters(model)))
+    }
     return {name: other if back.get(other) == name else name for name, other in saved.items()}
 
 
@@ -140,17 +156,21 @@ def check_patchable(model: nn.Module) -> None:
     check_plain(unwrapped(model))
 
 
-def check_untied(model: nn.Module, names: Iterable[str]) -> None:
+def check_untied(parameters: Mapping[str, nn.Parameter], names: Iterable[str]) -> None:
     """Reject parameters that several modules share.
+
+    Args:
+        parameters: of the model, under all their names.
+        names: of the parameters that an adapter patches.
 
     Raises:
         ModelError: with the names of the parameter.
     """
     owners: dict[nn.Parameter, list[str]] = defaultdict(list)
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in parameters.items():
         owners[parameter].append(name)
     for name in names:
-        shared = owners[model.get_parameter(name)]
+        shared = owners[parameters[name]]
         if len(shared) > 1:
             raise ModelError(
                 f"weights must belong to one layer for an adapter, got one that is both {' and '.join(shared)}.",
@@ -158,7 +178,7 @@ def check_untied(model: nn.Module, names: Iterable[str]) -> None:
             )
 
 
-def _parameters(model: nn.Module) -> dict[str, Tensor]:
+def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return dict(model.named_parameters(remove_duplicate=False))
 
 
