@@ -211,9 +211,9 @@ def test_one_adapter_of_many_is_not_copied(llama):
     with router.using([None, "b", "b"]):
         chosen = [product for products in router._products.values() for product in products]
     assert len(chosen) == 6
-    assert all(product.deltas.shape[0] == 1 for product in chosen)
+    assert all(product.factors.shape[0] == 1 for product in chosen)
     stacks = {stack.deltas.untyped_storage().data_ptr() for layer in router._layers for stack in layer.stacks}
-    assert {product.deltas.untyped_storage().data_ptr() for product in chosen} == stacks
+    assert {product.factors.untyped_storage().data_ptr() for product in chosen} == stacks
 
 
 @pytest.mark.parametrize(

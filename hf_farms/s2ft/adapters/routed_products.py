@@ -95,10 +95,11 @@ class Stack:
     def products(self, groups: Groups) -> Products:
         """Return the products of a batch. The rows are copied once here, unless they follow one another."""
         rows = groups.rows.tolist()
-        if rows == list(range(rows[0], rows[0] + len(rows))):
-            part = slice(rows[0], rows[0] + len(rows))
-            return Products(groups, self.side, self.index[part], self.deltas[part])
-        return Products(groups, self.side, self.index[groups.rows], self.deltas[groups.rows])
+        following = rows == list(range(rows[0], rows[0] + len(rows)))
+        part: slice | Tensor = slice(rows[0], rows[0] + len(rows)) if following else groups.rows
+        deltas = self.deltas[part]
+        # Views are made once and not for every token.
+        return Products(groups, self.side, self.index[part][:, None], deltas if self.side == "inputs" else deltas.mT)
 
 
 @dataclass(frozen=True)
@@ -108,14 +109,14 @@ class Products:
     Attributes:
         groups: of the samples.
         side: of the channels.
-        index: `(g, s)`.
-        deltas: `(g, s, m)` or `(g, s, n)`.
+        index: `(g, 1, s)`.
+        factors: `(g, s, m)` for inputs, `(g, n, s)` for outputs.
     """
 
     groups: Groups
     side: Side
     index: Tensor
-    deltas: Tensor
+    factors: Tensor
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add to the outputs, in place.
@@ -124,8 +125,11 @@ class Products:
             x: inputs, with the samples in order in the leading dimension, each of which may have several rows.
             y: outputs, contiguous.
         """
-        b, places, span = self.groups.samples, self.groups.places, self.groups.span
-        x, y = x.reshape(b, -1, x.shape[-1]), y.view(b, -1, y.shape[-1])
+        samples, places, span = self.groups.samples, self.groups.places, self.groups.span
+        if span is not None and span.stop - span.start == samples:
+            self._add_groups(x, y)
+            return
+        x, y = x.reshape(samples, -1, x.shape[-1]), y.view(samples, -1, y.shape[-1])
         if span is not None:
             # Consecutive samples are a view.
             self._add_groups(x[span], y[span])
@@ -137,15 +141,18 @@ class Products:
         y.index_copy_(0, places, part)
 
     def _add_groups(self, x: Tensor, y: Tensor) -> None:
-        """Add to the outputs of the samples in groups, `(g * c, t, m)`, in place."""
-        g = len(self.deltas)
-        x, y = x.reshape(g, -1, x.shape[-1]).to(y.dtype), y.view(g, -1, y.shape[-1])
-        index, deltas = self.index[:, None].expand(-1, x.shape[1], -1), self.deltas.to(y.dtype)
+        """Add to the outputs of the samples in groups, `(g * c, ..., m)`, in place."""
+        g, index, factors = len(self.factors), self.index, self.factors
+        x, y = x.reshape(g, -1, x.shape[-1]), y.view(g, -1, y.shape[-1])
+        if x.dtype != y.dtype or factors.dtype != y.dtype:  # autocast
+            x, factors = x.to(y.dtype), factors.to(y.dtype)
+        if x.shape[1] > 1:
+            index = index.expand(-1, x.shape[1], -1)
         if self.side == "inputs":
-            y.baddbmm_(x.gather(-1, index), deltas)
+            y.baddbmm_(x.gather(-1, index), factors)
         elif torch.is_grad_enabled():
-            y.scatter_add_(-1, index, torch.bmm(x, deltas.mT))
+            y.scatter_add_(-1, index, torch.bmm(x, factors))
         else:
             # The same, as no channel occurs twice: scatter_add is slow in half precision and not deterministic on CUDA.
             # Autograd would keep the `y` of the gather.
-            y.scatter_(-1, index, y.gather(-1, index) + torch.bmm(x, deltas.mT))
+            y.scatter_(-1, index, y.gather(-1, index).add_(torch.bmm(x, factors)))
