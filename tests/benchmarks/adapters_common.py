@@ -1,5 +1,7 @@
 """Shared by adapters.py and gpu_adapters.py: layers, adapters of random channels, and LoRAs of as many parameters."""
 
+import statistics
+import time
 import warnings
 from functools import partial
 
@@ -12,6 +14,7 @@ from hf_farms.s2ft.adapters.patches import S2FTAdapter, WeightPatch, fingerprint
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 SIDES = ("inputs", "outputs")
 COPY_BYTES = 2**27
+LEAST_SECONDS = 0.05
 
 
 class Layers(nn.Module):
@@ -94,9 +97,29 @@ def peft_model(model, rank, count):
     return peft.to(model.layers[0].base_layer.weight.dtype).eval()
 
 
+def interleave(functions, repeats, device):
+    """Median seconds of every function, which are called in turn after a call of each to warm up.
+
+    On one thread of a CPU these are seconds of the thread, without those in which other processes had the core.
+    """
+    own_thread = torch.device(device).type == "cpu" and torch.get_num_threads() == 1
+    now = time.thread_time if own_thread else time.perf_counter
+    for function in functions:
+        function()
+    seconds = [[] for _ in functions]
+    while len(seconds[0]) < repeats or sum(map(sum, seconds)) < LEAST_SECONDS:
+        for function, taken in zip(functions, seconds, strict=True):
+            common.synchronise(device)
+            start = now()
+            function()
+            common.synchronise(device)
+            taken.append(now() - start)
+    return [statistics.median(taken) for taken in seconds]
+
+
 def copy_bandwidth(device):
     """Bytes per second of a plain copy, read and written."""
     target = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
     origin = torch.zeros_like(target)
-    (seconds,), _ = common.interleave([partial(target.copy_, origin)], 7, device)
+    (seconds,) = interleave([partial(target.copy_, origin)], 7, device)
     return 2 * COPY_BYTES / seconds

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import adapters_common as own
-import spectra_common as common
 import torch
 
 from hf_farms.s2ft.adapters.router import AdapterRouter
@@ -33,7 +32,7 @@ def _switch(d, dtype, device, rank, side, layers, repeats, copied):
     peft = own.peft_model(own.Layers(d, layers, dtype, device), rank, 2)
     one.merge(model)
     # Each call is a switch there and one back.
-    seconds, _ = common.interleave(
+    seconds = own.interleave(
         [
             partial(_there_and_back, bare, plans),
             partial(_switch_methods, model, one, other),
@@ -102,12 +101,12 @@ def _cost_per_token(peft, d, dtype, device, repeats, tokens=16):
     """Seconds per token that unmerged LoRA adds, and those of the layers."""
     x = torch.randn(tokens, 1, d, dtype=dtype, device=device)
     base = [module.base_layer for module in peft.modules() if hasattr(module, "base_layer")]
-    (whole, plain), _ = common.interleave([partial(peft, x), lambda: [layer(x) for layer in base]], repeats, device)
+    whole, plain = own.interleave([partial(peft, x), lambda: [layer(x) for layer in base]], repeats, device)
     return (whole - plain) / tokens, plain / tokens
 
 
 def parallel(d, dtype, device, *, rank, adapters, tokens, layers=2, repeats=9):
-    """One sample for each adapter: AdapterRouter, batched products of LoRA, PEFT's mixed batch; whole and added part."""
+    """One sample for each adapter: AdapterRouter, batched LoRA, PEFT's mixed batch; whole and added part."""
     for count in adapters:
         for length in tokens:
             for side in own.SIDES:
@@ -152,7 +151,7 @@ def _mixed_batch(d, dtype, device, rank, count, length, side, layers, repeats):
             partial(added_lora, gather=True),
             choose,
         ]
-        seconds, _ = common.interleave(functions, repeats, device)
+        seconds = own.interleave(functions, repeats, device)
     base, routed, gathered, mixed, added, lora_added, lora_gathering, choosing = (1e3 * s / layers for s in seconds)
     return {
         "d": d,

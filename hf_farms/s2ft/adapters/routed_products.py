@@ -149,10 +149,22 @@ class Products:
         if x.shape[1] > 1:
             index = index.expand(-1, x.shape[1], -1)
         if self.side == "inputs":
-            y.baddbmm_(x.gather(-1, index), factors)
+            y.baddbmm_(_picked(x, index), factors)
         elif torch.is_grad_enabled():
             y.scatter_add_(-1, index, torch.bmm(x, factors))
         else:
-            # The same, as no channel occurs twice: scatter_add is slow in half precision and not deterministic on CUDA.
-            # Autograd would keep the `y` of the gather.
-            y.scatter_(-1, index, y.gather(-1, index).add_(torch.bmm(x, factors)))
+            # The same, as no channel occurs twice, but deterministic on CUDA too. Autograd would keep the first `y`.
+            values = _picked(y, index).add_(torch.bmm(x, factors))
+            _bits(y).scatter_(-1, index, _bits(values))
+
+
+def _picked(x: Tensor, index: Tensor) -> Tensor:
+    """Return the entries `(g, t, s)` of the last dimension."""
+    if torch.is_grad_enabled():
+        return x.gather(-1, index)
+    return _bits(x).gather(-1, index).view(x.dtype)
+
+
+def _bits(x: Tensor) -> Tensor:
+    """Return half precision as integers, which the CPU gathers and scatters many times faster."""
+    return x.view(torch.int16) if x.dtype.itemsize == 2 else x
