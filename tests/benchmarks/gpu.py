@@ -86,6 +86,9 @@ SECTIONS = {
         "gpu_training:training", 120, {"settings": ["4x512"], "arms": ARMS, "checkpointing": True}
     ),
     "training-sizes": Section("gpu_training:training", 120, {"settings": ["1x512", "2x1024", "16x512"], "arms": ARMS}),
+    "adapters": Section(
+        "gpu_adapters:adapters", 60, {"ranks": [16, 128], "counts": [1, 4, 16, 64], "lengths": [1, 128]}
+    ),
 }
 
 
