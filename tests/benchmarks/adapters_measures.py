@@ -44,7 +44,7 @@ def _switch(d, dtype, device, rank, side, layers, repeats, copied):
     )
     scatter, method, lora, chosen = (value / 2 for value in seconds)
     per_token, base = _cost_per_token(peft, d, dtype, device, repeats)
-    moved = layers * 2 * 2 * d * 2 * rank * dtype.itemsize
+    moved = sum(2 * values.nbytes for _, _, values in plans[0])
     return {
         "d": d,
         "dtype": str(dtype).removeprefix("torch."),
@@ -63,20 +63,25 @@ def _switch(d, dtype, device, rank, side, layers, repeats, copied):
 
 
 def _scatters(model, out, into, device):
-    """Channels and slices of a switch: the base of one adapter, the values of another."""
+    """Each switch as one scatter: channels of either adapter, with new values, or the base where only the old one is."""
     plan = []
     for name, patch in out.patches.items():
-        new = into.patches[name]
-        moved = (patch.indices, patch.base, new.indices, new.values)
-        plan.append((patch.dim, *(tensor.to(device) for tensor in moved)))
+        new, whole = into.patches[name], model.get_parameter(name).detach().cpu().clone()
+        whole.index_copy_(patch.dim, patch.indices, patch.base).index_copy_(new.dim, new.indices, new.values)
+        union = torch.cat([patch.indices, new.indices]).unique()
+        plan.append((patch.dim, union.to(device), whole.index_select(patch.dim, union).to(device)))
     return plan
 
 
 def _there_and_back(model, plans):
     for plan in plans:
-        for layer, (dim, old, base, new, values) in zip(model.layers, plan, strict=True):
-            layer.weight.index_copy_(dim, old, base)
-            layer.weight.index_copy_(dim, new, values)
+        for layer, (dim, union, values) in zip(model.layers, plan, strict=True):
+            if dim == 0:
+                layer.weight.index_copy_(0, union, values)
+            else:
+                # Row by row: index_copy goes through the rows once for each channel.
+                integers = {2: torch.int16, 4: torch.int32}[values.dtype.itemsize]
+                layer.weight.view(integers).scatter_(1, union.expand(len(values), -1), values.view(integers))
 
 
 def _switch_methods(model, one, other):
