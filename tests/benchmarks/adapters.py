@@ -6,10 +6,10 @@
 
 One layer is d x d, its adapter has 2 r channels, the LoRA beside it rank r. All times are of one layer, medians of
 calls in turn; on one thread of a CPU, seconds of the thread. Switching: `scatter` writes the base of one adapter and
-the values of another at once, `switch` is S2FTAdapter.switch with its checks, `lora` subtracts BA and adds B'A'; `of_copy` is
-the bandwidth of the scatters, of the bytes that are read and written, against a plain copy. Parallel: each sample has
-another adapter; LoRA as two batched products over the samples, with the factors of the batch copied before as in
-`AdapterRouter.using` (`lora_gathering`: copied in every call).
+the values of another at once, `switch` is S2FTAdapter.switch with its checks, `lora` subtracts BA and adds B'A';
+`of_copy` is the bandwidth of the scatter, of the bytes that are read and written, against a plain copy. Parallel: each
+sample has another adapter; LoRA as two batched products over the samples, with the factors of the batch copied before
+as in `AdapterRouter.using` (`lora_gathering`: copied in every call).
 """
 
 import argparse

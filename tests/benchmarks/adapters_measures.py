@@ -63,7 +63,7 @@ def _switch(d, dtype, device, rank, side, layers, repeats, copied):
 
 
 def _scatters(model, out, into, device):
-    """Each switch as one scatter: channels of either adapter, with new values, or the base where only the old one is."""
+    """A switch as one scatter: channels of both, with the values of the new one, or the base if it lacks the channel."""
     plan = []
     for name, patch in out.patches.items():
         new, whole = into.patches[name], model.get_parameter(name).detach().cpu().clone()
