@@ -63,7 +63,7 @@ def _switch(d, dtype, device, rank, side, layers, repeats, copied):
 
 
 def _scatters(model, out, into, device):
-    """A switch as one scatter: channels of both, with the values of the new one, or the base if it lacks the channel."""
+    """A switch as one scatter: channels of both, with the values of the new one, or the base where it has none."""
     plan = []
     for name, patch in out.patches.items():
         new, whole = into.patches[name], model.get_parameter(name).detach().cpu().clone()
