@@ -17,9 +17,12 @@ from hf_farms.registries import CHECKPOINT_FORMATS
 __all__ = ["architecture_of", "find_pickled", "find_safetensors", "quantisation_of", "weight_files"]
 
 SAFETENSORS, PICKLED, INDEX = names.WEIGHTS, "pytorch_model.bin", ".index.json"
+CONVERT = "Convert them with transformers (save_pretrained), or allow them: `allow_pickle=True`."
 
 
-def weight_files(name: str, path: str, revision: str | None, *, allow_pickle: bool) -> list[Path]:
+def weight_files(
+    name: str, path: str, revision: str | None, *, allow_pickle: bool, remedy: str = CONVERT
+) -> list[Path]:
     """Return the local paths of the weight files, and download them if needed.
 
     Args:
@@ -27,6 +30,7 @@ def weight_files(name: str, path: str, revision: str | None, *, allow_pickle: bo
         path: a folder or a Hub id.
         revision: a branch, tag or commit of the Hub id.
         allow_pickle: accept `pytorch_model.bin`, whose loading may be unsafe.
+        remedy: hint where weights are pickled.
 
     Raises:
         ModelError: there are no weights, only pickled ones, or a shard is missing.
@@ -48,7 +52,7 @@ def weight_files(name: str, path: str, revision: str | None, *, allow_pickle: bo
         if entry.pickled and not allow_pickle:
             raise ModelError(
                 f"weights must be safetensors, got pickled ones in {name!r}.",
-                hint="Convert them with transformers (save_pretrained), or allow them: `allow_pickle=True`.",
+                hint=remedy,
             )
         if not file.name.endswith(INDEX):
             return [file]

@@ -78,8 +78,12 @@ def test_every_command_has_the_formats_of_hf(path):
         (["--help"], 0),
         (["prune", "--help"], 0),
         (["analyze", "--help"], 0),
+        (["adapter", "--help"], 0),
+        (["adapter", "fuse", "--help"], 0),
         ([], 2),
         (["prune"], 2),
+        (["adapter"], 2),
+        (["adapter", "merge", "demo"], 2),
         (["nothing"], 2),
         (["prune", "demo", "--no-such-option"], 2),
         (["analyze", "demo", "--format", "xml"], 2),
@@ -134,6 +138,9 @@ def test_version(arguments):
         ("analyze --fit ", {"mid", "peak", "goodness_of_fit"}),
         ("analyze --block-score m", {"mean", "median"}),
         ("analyze de", {"demo", "demo-healthy"}),
+        ("adapter un", {"unmerge"}),
+        ("adapter merge de", {"demo", "demo-healthy"}),
+        ("adapter fuse a b --combination dare", {"dare_linear", "dare_ties"}),
         ("analyze ./no", set()),  # left to the shell, which offers files
     ],
 )

@@ -15,7 +15,17 @@ from hf_farms.output.recipe import Recipe
 pytestmark = pytest.mark.filterwarnings("default")
 runner = CliRunner(env={"COLUMNS": "200"})
 
-COMMANDS = typer.main.get_command(app).commands
+
+def leaves(group, path=()):
+    """The commands by their path, also those of groups."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from leaves(command, (*path, name))
+        else:
+            yield " ".join((*path, name)), command
+
+
+COMMANDS = dict(leaves(typer.main.get_command(app)))
 # Options that have an effect wherever they are accepted.
 OUTPUT = {"--format", "--json", "--quiet", "--debug"}
 ALWAYS = {
@@ -29,6 +39,15 @@ ALWAYS = {
     "eval": OUTPUT | {"--metrics", "--tasks", "--output", "--dtype", "--stream"},
     "card": OUTPUT | {"--repo-id", "--output", "--token"},
     "env": OUTPUT,
+    "adapter info": OUTPUT | {"--layers"},
+    "adapter merge": OUTPUT | {"--output", "--revision"},
+    "adapter unmerge": OUTPUT | {"--output", "--revision"},
+    "adapter fuse": OUTPUT | {"--output", "--weight", "--combination", "--density", "--seed", "--include-base"},
+    "adapter export": OUTPUT | {"--output", "--base", "--dtype"},
+    "adapter diff": OUTPUT | {"--output", "--revision", "--include-base"},
+    "adapter push": OUTPUT
+    | {"--repo-id", "--private", "--create-pr", "--push-revision", "--commit-message", "--yes"}
+    | {"--token", "--dry-run"},
 }
 # Options that are refused where they have no effect.
 REFUSED = {

@@ -214,7 +214,7 @@ def test_different_sides_of_one_weight(llama):
         ({"weights": 0.5}, r"weights must be a list of 2 numbers, one for each adapter, got 0.5"),
         ({"weights": [1.0, float("nan")]}, "weights must be finite and not 0, got nan"),
         ({"weights": [0, 1]}, "weights must be finite and not 0, got 0"),
-        ({"weights": [1.0, -1.0]}, "weights must be positive for 'linear', got -1.0. Pass combination=\"cat\"."),
+        ({"weights": [1.0, -1.0]}, "weights must be positive for 'linear', got -1.0. Pass `combination='cat'`."),
         ({"weights": [1e300, 1.0]}, "weights must keep all values finite in torch.float32, got an overflow in"),
         ({"combination": "svd"}, "combination must be one of linear, cat, magnitude_prune, ties, dare_linear, dare_ti"),
         ({"combination": None}, "combination must be one of linear, .* got None"),

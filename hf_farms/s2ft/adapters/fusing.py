@@ -115,7 +115,7 @@ def _checked_weights(adapters: Sequence[S2FTAdapter], weights: Sequence[float] |
     for weight in weights:
         check(is_number(weight) and math.isfinite(weight) and weight != 0, "weights", "finite and not 0", weight)
         if COMBINATIONS[combination].mean:
-            check(weight > 0, "weights", f"positive for {combination!r}", weight, 'Pass combination="cat".')
+            check(weight > 0, "weights", f"positive for {combination!r}", weight, "Pass `combination='cat'`.")
     return [float(weight) for weight in weights]
 
 
@@ -133,7 +133,7 @@ def _checked_options(combination: str, density: float | None, seed: int | None) 
     if "density" in used:
         in_range = is_number(density) and 0 < density <= 1
         check(
-            in_range, "density", f"over 0 and up to 1 for {combination!r}", density, "Pass density=0.5, for instance."
+            in_range, "density", f"over 0 and up to 1 for {combination!r}", density, "Pass `density=0.5`, for instance."
         )
     check(seed is None or is_seed(seed), "seed", "an integer from 0", seed)
     return {

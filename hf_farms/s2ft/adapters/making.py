@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from hf_farms.s2ft.adapters.targets import check_patchable, check_untied, checkp
 from hf_farms.s2ft.base_slices import StoredSlice, bits, same_bits, slices_as_stored, take
 from hf_farms.s2ft.surgery import base_of, selection_of
 
-__all__ = ["adapter_of_difference", "adapter_of_model"]
+__all__ = ["adapter_of_difference", "adapter_of_model", "adapter_of_pairs"]
 
 
 def adapter_of_model(model: nn.Module) -> S2FTAdapter:
@@ -36,7 +36,7 @@ def adapter_of_model(model: nn.Module) -> S2FTAdapter:
     for name, base in kept.slices.items():
         parameter = inner.get_parameter(name)
         now = current[name].values if trained else take(parameter, base.dim, base.indices).cpu()
-        patches.append(_patch(names[name], parameter, base, now, base.values.to(now.dtype)))
+        patches.append(_patch(names[name], parameter.shape, base, now, base.values.to(now.dtype)))
     return _adapter(inner, patches, selection=kept.selection.config, channels=dict(kept.selection.channels))
 
 
@@ -45,10 +45,24 @@ def adapter_of_difference(model: nn.Module, base: nn.Module) -> S2FTAdapter:
     for each in (model, base):
         check_patchable(each)
     tuned, plain = unwrapped(model), unwrapped(base)
-    found: dict[str, StoredSlice] = {}
+    return adapter_of_pairs(tuned, plain, _pairs(tuned, plain))
+
+
+def adapter_of_pairs(tuned: nn.Module, plain: nn.Module, pairs: Iterable[tuple[str, Tensor, Tensor]]) -> S2FTAdapter:
+    """Make the adapter of two models whose tensors are read one by one.
+
+    Args:
+        tuned: the trained model, without wrappers; its weights are not read.
+        plain: its base; only its config is read.
+        pairs: names of all tensors in memory, with the new and the old one.
+
+    Raises:
+        ModelError: as `S2FTAdapter.from_training`.
+    """
+    found: dict[str, tuple[StoredSlice, Tensor, torch.Size]] = {}
     changed = outside = 0
     first = ""
-    for name, new, old in _pairs(tuned, plain):
+    for name, new, old in pairs:
         if same_bits(new, old):
             continue
         differs = (bits(new) != bits(old)).reshape(new.shape)
@@ -58,7 +72,7 @@ def adapter_of_difference(model: nn.Module, base: nn.Module) -> S2FTAdapter:
         if slices is None:
             outside, first = outside + count, first or name
         else:
-            found[name] = slices
+            found[name] = slices, take(old, slices.dim, slices.indices).cpu(), new.shape
     if not changed:
         raise ModelError(
             f"model must differ from its base, got two {type(tuned).__name__} with equal weights.",
@@ -72,10 +86,7 @@ def adapter_of_difference(model: nn.Module, base: nn.Module) -> S2FTAdapter:
         )
     check_untied(dict(tuned.named_parameters(remove_duplicate=False)), found)
     names = checkpoint_names(tuned, found)
-    patches = []
-    for name, part in found.items():
-        before = take(plain.get_parameter(name), part.dim, part.indices).cpu()
-        patches.append(_patch(names[name], tuned.get_parameter(name), part, part.values, before))
+    patches = [_patch(names[name], shape, part, part.values, before) for name, (part, before, shape) in found.items()]
     return _adapter(plain, patches)
 
 
@@ -118,8 +129,8 @@ def _changed_channels(model: nn.Module, name: str, new: Tensor, differs: Tensor)
     return StoredSlice(side, dim, counts[dim], take(new, dim, counts[dim]).cpu())  # type: ignore[arg-type]
 
 
-def _patch(name: str, parameter: Tensor, part: StoredSlice, values: Tensor, base: Tensor) -> WeightPatch:
-    rows, columns = parameter.shape
+def _patch(name: str, shape: torch.Size, part: StoredSlice, values: Tensor, base: Tensor) -> WeightPatch:
+    rows, columns = shape
     return WeightPatch(
         name=name,
         shape=(rows, columns),
