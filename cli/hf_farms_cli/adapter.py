@@ -1,4 +1,4 @@
-"""`hf-farms adapter ...`: the options. The work is in workflows/adapter_folders.py and workflows/adapter_checkpoints.py."""
+"""`hf-farms adapter ...`: the options. The work is in workflows/adapter_folders.py and adapter_checkpoints.py."""
 
 from __future__ import annotations
 
