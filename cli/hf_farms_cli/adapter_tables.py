@@ -10,7 +10,7 @@ from hf_farms_cli.console import Format, print_done, print_hint, print_remark, s
 from hf_farms_cli.tables import print_table
 
 if TYPE_CHECKING:
-    from hf_farms.s2ft.adapters.lora_export import LoRAExport
+    from hf_farms.s2ft.adapters.lora_servers import LoRAExport
     from hf_farms.workflows.adapter_folders import FusedAdapter
 
 __all__ = ["print_adapter", "print_export", "print_overlaps"]
@@ -59,15 +59,17 @@ def print_overlaps(fused: FusedAdapter, output_format: Format) -> None:
 
 def print_export(export: LoRAExport, output_format: Format) -> None:
     """Print folder, size and the options of the servers."""
+    from hf_farms.s2ft.adapters.lora_servers import short_names
+
     print_done(
-        f"LoRA of rank {export.rank} in {len(export.modules)} layers ({', '.join(export.target_names)}) written",
+        f"LoRA of rank {export.rank} in {len(export.modules)} layers ({', '.join(short_names(export.modules))}) written",
         output_format,
         folder=export.folder,
         rank=export.rank,
         bytes=export.num_bytes,
         slice_bytes=export.slice_bytes,
-        vllm=export.vllm_flags,
-        sglang=export.sglang_flags,
+        vllm=export.vllm_options,
+        sglang=export.sglang_options,
     )
     for note in export.notes:
         print_hint(note, output_format)
