@@ -61,8 +61,10 @@ def print_export(export: LoRAExport, output_format: Format) -> None:
     """Print folder, size and the options of the servers."""
     from hf_farms.s2ft.adapters.lora_servers import short_names
 
+    names = short_names(export.modules)
+
     print_done(
-        f"LoRA of rank {export.rank} in {len(export.modules)} layers ({', '.join(short_names(export.modules))}) written",
+        f"LoRA of rank {export.rank} in {len(export.modules)} layers written ({', '.join(names)})",
         output_format,
         folder=export.folder,
         rank=export.rank,
