@@ -17,7 +17,7 @@ from hf_farms.blocks.wrappers import plain_name, unwrapped
 from hf_farms.s2ft.layers import SelectiveLayer
 from hf_farms.s2ft.selection import Selection
 
-__all__ = ["KEPT", "KeptBase", "StoredSlice", "bits", "same_bits", "slice_as_stored", "slices_as_stored", "take"]
+__all__ = ["KEPT", "KeptBase", "StoredSlice", "bits", "put", "same_bits", "slice_as_stored", "slices_as_stored", "take"]
 
 # Attribute of a model that was restored, with the base of its training.
 KEPT = "_hf_farms_base_slices"
@@ -82,8 +82,26 @@ def slice_as_stored(layer: SelectiveLayer) -> StoredSlice:
 
 
 def take(parameter: Tensor, dim: int, indices: Tensor) -> Tensor:
-    """Return a copy of these channels of a parameter, on its device."""
-    return parameter.detach().index_select(dim, indices.to(parameter.device))
+    """Return a copy of these channels of a matrix, on its device."""
+    matrix, indices = parameter.detach(), indices.to(parameter.device)
+    if dim == 0:
+        return matrix.index_select(0, indices)
+    return _integers(matrix).gather(1, indices.expand(len(matrix), -1)).view(matrix.dtype)
+
+
+@torch.no_grad()
+def put(parameter: Tensor, dim: int, indices: Tensor, values: Tensor) -> None:
+    """Write these channels of a matrix, in place."""
+    matrix, indices, values = parameter.detach(), indices.to(parameter.device), values.to(parameter.device)
+    if dim == 0:
+        matrix.index_copy_(0, indices, values)
+    else:
+        # Half the time of index_copy_ on a CPU, and of index_select above.
+        _integers(matrix).scatter_(1, indices.expand(len(matrix), -1), _integers(values))
+
+
+def _integers(tensor: Tensor) -> Tensor:
+    return tensor.view(INTEGERS.get(tensor.dtype.itemsize, torch.uint8))
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:

@@ -16,6 +16,7 @@ from torch import nn
 from hf_farms import S2FTAdapter, S2FTConfig, apply_s2ft, restore
 from hf_farms.errors import ModelError
 from hf_farms.s2ft.adapters.applying import is_merged
+from hf_farms.s2ft.base_slices import put, take
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUTS = ("indexed", "permuted")
@@ -304,3 +305,19 @@ def test_compiled_models_are_refused():
         with pytest.raises(ValueError, match=r"model must not be compiled for an adapter, got one under torch"):
             adapter.merge(each)
     assert same(state(model), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_channels_are_taken_and_put_as_bits(dtype, dim, transposed):
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn((7, 11), generator=generator).to(dtype)
+    matrix = matrix.mT if transposed else matrix
+    twin, indices = matrix.float(), torch.tensor([0, 3, 6])
+    taken = take(matrix, dim, indices)
+    assert torch.equal(taken.float(), twin.index_select(dim, indices))
+    version = matrix._version
+    put(matrix, dim, indices, taken.flip(dim))
+    assert torch.equal(matrix.float(), twin.index_copy(dim, indices, taken.float().flip(dim)))
+    assert matrix._version > version

@@ -16,7 +16,7 @@ from hf_farms.blocks.wrappers import unwrapped
 from hf_farms.errors import ModelError
 from hf_farms.s2ft.adapters.patches import S2FTAdapter, WeightPatch, fingerprint
 from hf_farms.s2ft.adapters.targets import resolve
-from hf_farms.s2ft.base_slices import same_bits, take
+from hf_farms.s2ft.base_slices import put, same_bits, take
 
 __all__ = ["is_merged", "merge", "merged", "switch", "unmerge"]
 
@@ -62,7 +62,7 @@ def merge(adapter: S2FTAdapter, model: nn.Module) -> None:
         _check_base(target, base)
         backups[target.name] = _Backup(target.patch.dim, target.indices, base)
     for target in targets:
-        _put(target.parameter, target.patch.dim, target.indices, target.values)
+        put(target.parameter, target.patch.dim, target.indices, target.values)
     setattr(inner, MARK, backups)
 
 
@@ -72,7 +72,7 @@ def unmerge(adapter: S2FTAdapter, model: nn.Module) -> None:
     backups = _checked_backups(targets, inner)
     for target in targets:
         backup = backups[target.name]
-        _put(target.parameter, backup.dim, backup.indices, backup.values)
+        put(target.parameter, backup.dim, backup.indices, backup.values)
     inner.__dict__.pop(MARK, None)
 
 
@@ -88,9 +88,9 @@ def switch(adapter: S2FTAdapter, model: nn.Module, to: S2FTAdapter) -> None:
     left = {name: _not_in(backup, replaced.get(name)) for name, backup in backups.items()}
     for target in old:
         backup = left[target.name]
-        _put(target.parameter, backup.dim, backup.indices, backup.values)
+        put(target.parameter, backup.dim, backup.indices, backup.values)
     for target in new:
-        _put(target.parameter, target.patch.dim, target.indices, target.values)
+        put(target.parameter, target.patch.dim, target.indices, target.values)
     setattr(inner, MARK, replaced)
 
 
@@ -223,8 +223,3 @@ def _positions(indices: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """Return the places in `indices` of what both have, and for every place the position in `others` or its end."""
     position = torch.searchsorted(others, indices).clamp(max=len(others) - 1)
     return (others[position] == indices).nonzero().flatten(), position
-
-
-@torch.no_grad()
-def _put(parameter: nn.Parameter, dim: int, indices: Tensor, values: Tensor) -> None:
-    parameter.index_copy_(dim, indices.to(parameter.device), values.to(parameter.device))
