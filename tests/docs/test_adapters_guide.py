@@ -16,6 +16,7 @@ NUMBER = re.compile(r"\d+\.\d{2}\b")
 pytestmark = [
     pytest.mark.skipif(not GUIDE.exists(), reason="needs the source tree"),
     pytest.mark.filterwarnings("default"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
 ]
 
 
