@@ -1,0 +1,130 @@
+"""Adapters in vLLM without LoRA: exact slices, written into the weights of a running engine, and taken out again.
+
+One adapter at a time, for all requests, and without a cost per token. To serve several at once, export them as LoRA
+(`S2FTAdapter.export_lora`). Needs vLLM 0.33 or later on a GPU; untried on one so far.
+
+    vllm serve BASE --worker-extension-cls hf_farms.serving.vllm.S2FTWorkerExtension
+
+vLLM imports this module by its name; it imports vLLM when a method is called.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, cast
+
+from hf_farms.errors import ModelError
+from hf_farms.s2ft.adapters.patches import S2FTAdapter
+from hf_farms.serving.flat_patches import flat_patches
+
+__all__ = ["S2FTWorkerExtension"]
+
+PATCHES = "vllm.model_executor.model_loader.checkpoint_weight_patch"
+# Attribute of a worker: the adapter that its weights hold, BROKEN after a patch that failed.
+STATE = "_s2ft_adapter"
+BROKEN = "broken"
+EXPORT = "export the adapter as a LoRA (hf-farms adapter export) and start the engine with --enable-lora"
+
+
+class S2FTWorkerExtension:
+    """Methods that vLLM adds to its workers.
+
+    Pause or finish the requests before a switch, and reset the prefix cache after it, whose keys and values belong to
+    the previous weights.
+
+    Example:
+        >>> llm = LLM(base, worker_extension_cls="hf_farms.serving.vllm.S2FTWorkerExtension")
+        >>> llm.collective_rpc("apply_s2ft_adapter", args=("math",))
+        >>> llm.reset_prefix_cache()
+        >>> llm.collective_rpc("apply_s2ft_adapter", args=(None,))  # the base again, bit for bit
+    """
+
+    def apply_s2ft_adapter(self, name: str | None, revision: str | None = None) -> int:
+        """Write an adapter into the weights, in place of the one that they hold.
+
+        Every check that needs no vLLM comes before the first change. The adapter in use stays in the memory of the
+        worker, with the slices of its base.
+
+        Args:
+            name: folder or Hub id of an adapter that was saved with the slices of its base; None for the base model.
+            revision: branch, tag or commit on the Hub.
+
+        Returns:
+            The number of values in the whole checkpoint that were written.
+
+        Raises:
+            ModelError: vLLM before 0.33 or for the CPU; an engine with LoRA, quantised weights or another dtype; an
+                adapter of another base than the one in use; an earlier patch has failed.
+            ValueError: an adapter without the slices of its base.
+            DataError: as `S2FTAdapter.from_pretrained`.
+        """
+        worker = cast(Any, self)
+        vllm_patches = _vllm_patches()
+        _check_engine(worker)
+        old: Any = getattr(worker, STATE, None)
+        if old is BROKEN:
+            raise ModelError(
+                "weights must be patched completely, got an engine in which a patch has failed, so that some may have "
+                "changed.",
+                hint="Restart the engine.",
+            )
+        new = None if name is None else S2FTAdapter.from_pretrained(name, revision=revision)
+        _check_dtype(worker, new)
+        flat = flat_patches(old, new)
+        device = worker.device
+        patches = [
+            vllm_patches.CheckpointWeightPatch(
+                name=patch.name,
+                shape=patch.shape,
+                dtype=patch.values.dtype,
+                values=patch.values.to(device),
+                indices=patch.indices.to(device),
+            )
+            for patch in flat
+        ]
+        setattr(worker, STATE, BROKEN)
+        if patches:
+            vllm_patches.load_checkpoint_weight_patches(worker.get_model(), patches)
+        setattr(worker, STATE, new)
+        return sum(len(patch.indices) for patch in flat)
+
+
+def _vllm_patches() -> Any:
+    """Import the module of vLLM that patches weights.
+
+    Raises:
+        ModelError: it is not in this version.
+    """
+    try:
+        return importlib.import_module(PATCHES)
+    except ModuleNotFoundError as error:
+        # Not something else that is missing, which vLLM explains better.
+        if error.name is None or not f"{PATCHES}.".startswith(f"{error.name}."):
+            raise
+    vllm = importlib.import_module("vllm")
+    raise ModelError(
+        f"vLLM must be 0.33 or later to patch weights in place, got {vllm.__version__}: {EXPORT}, or update vLLM."
+    )
+
+
+def _check_engine(worker: Any) -> None:
+    """Refuse engines whose weights are not those of a checkpoint."""
+    config = worker.vllm_config
+    if worker.device.type == "cpu":
+        raise ModelError(f"vLLM must run on a GPU to patch weights, which it repacks on a CPU, got a CPU: {EXPORT}.")
+    if config.lora_config is not None:
+        raise ModelError("the engine must be started without LoRA to patch its weights, got --enable-lora.")
+    if config.model_config.quantization is not None:
+        raise ModelError(
+            f"weights must not be quantised to be patched, got {config.model_config.quantization}: {EXPORT}."
+        )
+
+
+def _check_dtype(worker: Any, adapter: S2FTAdapter | None) -> None:
+    dtype = worker.vllm_config.model_config.dtype
+    if adapter is not None and adapter.dtype != dtype:
+        own = str(adapter.dtype).removeprefix("torch.")
+        raise ModelError(
+            f"the engine must have the dtype of the adapter, {own}, got {str(dtype).removeprefix('torch.')}: start it "
+            f"with --dtype {own}."
+        )

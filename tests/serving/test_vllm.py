@@ -1,0 +1,123 @@
+"""The worker extension, with a stand-in for the module of vLLM that patches weights."""
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from adapters import same, state
+from models import tiny
+from random_adapters import merged, random_adapter
+
+from hf_farms.errors import ModelError
+from hf_farms.serving.vllm import PATCHES, S2FTWorkerExtension
+
+
+class Device(str):
+    """A device for tensors, and another type for what asks."""
+
+    type = "cuda"
+
+
+class Worker(S2FTWorkerExtension):
+    """What the extension reads of a worker."""
+
+    def __init__(self, model, *, device=None, lora=None, quantization=None, dtype=torch.bfloat16):
+        self.model = model
+        self.device = device or Device("cpu")
+        model_config = SimpleNamespace(quantization=quantization, dtype=dtype)
+        self.vllm_config = SimpleNamespace(lora_config=lora, model_config=model_config)
+
+    def get_model(self):
+        return self.model
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    """The module of vLLM 0.33, on models whose parameters have the names of the checkpoint."""
+    module = ModuleType(PATCHES)
+    module.CheckpointWeightPatch = SimpleNamespace
+    module.calls = []
+
+    def load(model, patches):
+        module.calls.append(patches)
+        with torch.no_grad():
+            for patch in patches:
+                weight = model.get_parameter(patch.name)
+                assert (tuple(weight.shape), weight.dtype) == (patch.shape, patch.dtype)
+                weight.view(-1)[patch.indices.long()] = patch.values
+        return {patch.name for patch in patches}
+
+    module.load_checkpoint_weight_patches = load
+    monkeypatch.setitem(sys.modules, PATCHES, module)
+    return module
+
+
+@pytest.fixture
+def base():
+    return tiny("llama", dtype=torch.bfloat16)
+
+
+@pytest.fixture
+def saved(base, tmp_path):
+    """Two adapters with common channels, and their folders."""
+    adapters = [random_adapter(base, seed, channels=(8, 12)) for seed in (1, 2)]
+    for name, adapter in zip("ab", adapters, strict=True):
+        adapter.save_pretrained(tmp_path / name)
+    return adapters, [str(tmp_path / name) for name in "ab"]
+
+
+def test_adapters_are_switched_in_an_engine(vllm, base, saved):
+    adapters, folders = saved
+    worker = Worker(tiny("llama", dtype=torch.bfloat16))
+    for adapter, folder in [*zip(adapters, folders, strict=True), (adapters[1], folders[1])]:
+        assert worker.apply_s2ft_adapter(folder) > 0
+        assert same(state(worker.model), state(merged(tiny("llama", dtype=torch.bfloat16), adapter)))
+    assert worker.apply_s2ft_adapter(None) > 0
+    assert same(state(worker.model), state(base))
+    assert worker.apply_s2ft_adapter(None) == 0
+    assert len(vllm.calls) == 4
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ({"device": torch.device("cpu")}, r"on a GPU to patch weights.*hf-farms adapter export"),
+        ({"lora": object()}, "without LoRA"),
+        ({"quantization": "fp8"}, r"not be quantised to be patched, got fp8.*hf-farms adapter export"),
+        ({"dtype": torch.float16}, "dtype of the adapter, bfloat16, got float16: start it with --dtype bfloat16"),
+    ],
+)
+def test_engines_that_cannot_be_patched(vllm, base, saved, engine, message):
+    with pytest.raises(ModelError, match=message):
+        Worker(base, **engine).apply_s2ft_adapter(saved[1][0])
+    assert vllm.calls == []
+
+
+def test_an_adapter_that_could_not_be_taken_out_is_refused(vllm, base, saved, tmp_path):
+    saved[0][0].save_pretrained(tmp_path / "bare", include_base=False)
+    with pytest.raises(ValueError, match="include_base=True"):
+        Worker(base).apply_s2ft_adapter(str(tmp_path / "bare"))
+    assert vllm.calls == []
+
+
+def test_a_patch_that_fails_leaves_an_engine_to_restart(vllm, base, saved, monkeypatch):
+    worker = Worker(base)
+
+    def fail(model, patches):
+        raise NotImplementedError("a loader that does not copy")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(vllm, "load_checkpoint_weight_patches", fail)
+        with pytest.raises(NotImplementedError, match="does not copy"):
+            worker.apply_s2ft_adapter(saved[1][0])
+    with pytest.raises(ModelError, match="an engine in which a patch has failed"):
+        worker.apply_s2ft_adapter(None)
+
+
+def test_earlier_versions_are_refused(monkeypatch, base):
+    earlier = ModuleType("vllm")
+    earlier.__version__ = "0.32.0"
+    monkeypatch.setitem(sys.modules, "vllm", earlier)
+    with pytest.raises(ModelError, match=r"vLLM must be 0\.33 or later .*, got 0\.32\.0: export the adapter as a LoRA"):
+        Worker(base).apply_s2ft_adapter(None)
