@@ -1,7 +1,8 @@
 """Adapters in vLLM without LoRA: exact slices, written into the weights of a running engine, and taken out again.
 
 One adapter at a time, for all requests, and without a cost per token. To serve several at once, export them as LoRA
-(`S2FTAdapter.export_lora`). Needs vLLM 0.33 or later on a GPU; untried on one so far.
+(`S2FTAdapter.export_lora`). Needs the checkpoint weight patches of vLLM 0.33. Tried in vLLM for the CPU, where it works
+only if linear layers keep their weights; untried on a GPU.
 
     vllm serve BASE --worker-extension-cls hf_farms.serving.vllm.S2FTWorkerExtension
 
@@ -53,8 +54,8 @@ class S2FTWorkerExtension:
             The number of values in the whole checkpoint that were written.
 
         Raises:
-            ModelError: vLLM before 0.33 or for the CPU; an engine with LoRA, quantised weights or another dtype; an
-                adapter of another base than the one in use; an earlier patch has failed.
+            ModelError: vLLM without checkpoint weight patches; an engine with LoRA, packed or quantised weights, or
+                another dtype; an adapter of another base than the one in use; an earlier patch has failed.
             ValueError: an adapter without the slices of its base.
             DataError: as `S2FTAdapter.from_pretrained`.
         """
@@ -103,15 +104,19 @@ def _vllm_patches() -> Any:
             raise
     vllm = importlib.import_module("vllm")
     raise ModelError(
-        f"vLLM must be 0.33 or later to patch weights in place, got {vllm.__version__}: {EXPORT}, or update vLLM."
+        f"vLLM must have checkpoint weight patches, as 0.33 has, got {vllm.__version__}: {EXPORT}, or update vLLM."
     )
 
 
 def _check_engine(worker: Any) -> None:
     """Refuse engines whose weights are not those of a checkpoint."""
     config = worker.vllm_config
-    if worker.device.type == "cpu":
-        raise ModelError(f"vLLM must run on a GPU to patch weights, which it repacks on a CPU, got a CPU: {EXPORT}.")
+    # On a CPU, vLLM packs the weights of linear layers when it has loaded them, and leaves empty parameters.
+    if any(weight.numel() == 0 for weight in worker.get_model().parameters()):
+        raise ModelError(
+            f"the engine must keep the weights of the checkpoint to patch them, got packed ones on {worker.device}: "
+            f"{EXPORT}."
+        )
     if config.lora_config is not None:
         raise ModelError("the engine must be started without LoRA to patch its weights, got --enable-lora.")
     if config.model_config.quantization is not None:

@@ -13,18 +13,12 @@ from hf_farms.errors import ModelError
 from hf_farms.serving.vllm import PATCHES, S2FTWorkerExtension
 
 
-class Device(str):
-    """A device for tensors, and another type for what asks."""
-
-    type = "cuda"
-
-
 class Worker(S2FTWorkerExtension):
     """What the extension reads of a worker."""
 
-    def __init__(self, model, *, device=None, lora=None, quantization=None, dtype=torch.bfloat16):
+    def __init__(self, model, *, lora=None, quantization=None, dtype=torch.bfloat16):
         self.model = model
-        self.device = device or Device("cpu")
+        self.device = torch.device("cpu")
         model_config = SimpleNamespace(quantization=quantization, dtype=dtype)
         self.vllm_config = SimpleNamespace(lora_config=lora, model_config=model_config)
 
@@ -82,7 +76,6 @@ def test_adapters_are_switched_in_an_engine(vllm, base, saved):
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
-        ({"device": torch.device("cpu")}, r"on a GPU to patch weights.*hf-farms adapter export"),
         ({"lora": object()}, "without LoRA"),
         ({"quantization": "fp8"}, r"not be quantised to be patched, got fp8.*hf-farms adapter export"),
         ({"dtype": torch.float16}, "dtype of the adapter, bfloat16, got float16: start it with --dtype bfloat16"),
@@ -91,6 +84,14 @@ def test_adapters_are_switched_in_an_engine(vllm, base, saved):
 def test_engines_that_cannot_be_patched(vllm, base, saved, engine, message):
     with pytest.raises(ModelError, match=message):
         Worker(base, **engine).apply_s2ft_adapter(saved[1][0])
+    assert vllm.calls == []
+
+
+def test_packed_weights_are_refused(vllm, base, saved):
+    base.model.layers[0].self_attn.o_proj.weight.data = torch.empty(0)
+    message = r"must keep the weights of the checkpoint to patch them, got packed ones on cpu: export the adapter"
+    with pytest.raises(ModelError, match=message):
+        Worker(base).apply_s2ft_adapter(saved[1][0])
     assert vllm.calls == []
 
 
@@ -119,5 +120,7 @@ def test_earlier_versions_are_refused(monkeypatch, base):
     earlier = ModuleType("vllm")
     earlier.__version__ = "0.32.0"
     monkeypatch.setitem(sys.modules, "vllm", earlier)
-    with pytest.raises(ModelError, match=r"vLLM must be 0\.33 or later .*, got 0\.32\.0: export the adapter as a LoRA"):
+    with pytest.raises(
+        ModelError, match=r"vLLM must have checkpoint weight patches, .*, got 0\.32\.0: export the adapter as a LoRA"
+    ):
         Worker(base).apply_s2ft_adapter(None)
