@@ -39,7 +39,7 @@ test-slow: $(VENV)/.installed-test
 
 # vLLM has a virtual environment of its own, 3 GB, in which the tests start engines.
 test-serving: $(VENV)/.installed-test $(SERVING_VENV)/.installed
-	OMP_NUM_THREADS=1 HF_FARMS_SERVING_PYTHON=$(abspath $(SERVING_BIN)/python) $(BIN)/python -m pytest -m serving tests/serving
+	OMP_NUM_THREADS=1 HF_FARMS_SERVING_PYTHON=$(abspath $(SERVING_BIN)/python) $(BIN)/python -m pytest -m serving -rP tests/serving
 
 schemas: $(VENV)/.installed-test
 	$(BIN)/python .github/schemas.py

@@ -35,12 +35,12 @@ TEXTS = {
 }
 PROMPTS = ("The people of the United States", "I have", "There was once a king who")
 NEW_TOKENS = 24
-FLOAT32, TIMES = 1e-3, 3
+FLOAT32, TIMES = 1e-4, 3
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Folder, prompts and exports: the base, and two adapters trained on a sentence each: adapter, LoRA and merged checkpoint, by name."""
+    """Folder, prompts and exports; in the folder, for each of two adapters, its files, LoRA and merged checkpoint."""
     folder = tmp_path_factory.mktemp("served")
     padded_demo(torch.bfloat16).save_pretrained(folder / "base")
     tokenizer = AutoTokenizer.from_pretrained(demo_model())
