@@ -17,6 +17,7 @@ from typing import Any, cast
 from hf_farms.errors import ModelError
 from hf_farms.s2ft.adapters.patches import S2FTAdapter
 from hf_farms.serving.flat_patches import flat_patches
+from hf_farms.serving.served_base import with_served_base
 
 __all__ = ["S2FTWorkerExtension"]
 
@@ -44,10 +45,10 @@ class S2FTWorkerExtension:
         """Write an adapter into the weights, in place of the one that they hold.
 
         Every check that needs no vLLM comes before the first change. The adapter in use stays in the memory of the
-        worker, with the slices of its base.
+        worker, with the slices of its base, which are read from the served checkpoint.
 
         Args:
-            name: folder or Hub id of an adapter that was saved with the slices of its base; None for the base model.
+            name: folder or Hub id of an adapter of the served model; None for the base model.
             revision: branch, tag or commit on the Hub.
 
         Returns:
@@ -55,8 +56,7 @@ class S2FTWorkerExtension:
 
         Raises:
             ModelError: vLLM without checkpoint weight patches; an engine with LoRA, packed or quantised weights, or
-                another dtype; an adapter of another base than the one in use; an earlier patch has failed.
-            ValueError: an adapter without the slices of its base.
+                another dtype; an adapter of another base than the served checkpoint; an earlier patch has failed.
             DataError: as `S2FTAdapter.from_pretrained`.
         """
         worker = cast(Any, self)
@@ -69,8 +69,12 @@ class S2FTWorkerExtension:
                 "changed.",
                 hint="Restart the engine.",
             )
-        new = None if name is None else S2FTAdapter.from_pretrained(name, revision=revision)
-        _check_dtype(worker, new)
+        new = None
+        if name is not None:
+            new = S2FTAdapter.from_pretrained(name, revision=revision)
+            _check_dtype(worker, new)
+            model = worker.vllm_config.model_config
+            new = with_served_base(new, model.model, revision=model.revision)
         flat = flat_patches(old, new)
         device = worker.device
         patches = [
@@ -125,9 +129,9 @@ def _check_engine(worker: Any) -> None:
         )
 
 
-def _check_dtype(worker: Any, adapter: S2FTAdapter | None) -> None:
+def _check_dtype(worker: Any, adapter: S2FTAdapter) -> None:
     dtype = worker.vllm_config.model_config.dtype
-    if adapter is not None and adapter.dtype != dtype:
+    if adapter.dtype != dtype:
         own = str(adapter.dtype).removeprefix("torch.")
         raise ModelError(
             f"the engine must have the dtype of the adapter, {own}, got {str(dtype).removeprefix('torch.')}: start it "

@@ -16,10 +16,10 @@ from hf_farms.serving.vllm import PATCHES, S2FTWorkerExtension
 class Worker(S2FTWorkerExtension):
     """What the extension reads of a worker."""
 
-    def __init__(self, model, *, lora=None, quantization=None, dtype=torch.bfloat16):
+    def __init__(self, model, served=None, *, lora=None, quantization=None, dtype=torch.bfloat16):
         self.model = model
         self.device = torch.device("cpu")
-        model_config = SimpleNamespace(quantization=quantization, dtype=dtype)
+        model_config = SimpleNamespace(quantization=quantization, dtype=dtype, model=served, revision=None)
         self.vllm_config = SimpleNamespace(lora_config=lora, model_config=model_config)
 
     def get_model(self):
@@ -54,16 +54,17 @@ def base():
 
 @pytest.fixture
 def saved(base, tmp_path):
-    """Two adapters with common channels, and their folders."""
+    """Two adapters with common channels, their folders, and that of the base."""
+    base.save_pretrained(tmp_path / "base")
     adapters = [random_adapter(base, seed, channels=(8, 12)) for seed in (1, 2)]
     for name, adapter in zip("ab", adapters, strict=True):
         adapter.save_pretrained(tmp_path / name)
-    return adapters, [str(tmp_path / name) for name in "ab"]
+    return adapters, [str(tmp_path / name) for name in "ab"], str(tmp_path / "base")
 
 
 def test_adapters_are_switched_in_an_engine(vllm, base, saved):
-    adapters, folders = saved
-    worker = Worker(tiny("llama", dtype=torch.bfloat16))
+    adapters, folders, served = saved
+    worker = Worker(tiny("llama", dtype=torch.bfloat16), served)
     for adapter, folder in [*zip(adapters, folders, strict=True), (adapters[1], folders[1])]:
         assert worker.apply_s2ft_adapter(folder) > 0
         assert same(state(worker.model), state(merged(tiny("llama", dtype=torch.bfloat16), adapter)))
@@ -83,7 +84,7 @@ def test_adapters_are_switched_in_an_engine(vllm, base, saved):
 )
 def test_engines_that_cannot_be_patched(vllm, base, saved, engine, message):
     with pytest.raises(ModelError, match=message):
-        Worker(base, **engine).apply_s2ft_adapter(saved[1][0])
+        Worker(base, saved[2], **engine).apply_s2ft_adapter(saved[1][0])
     assert vllm.calls == []
 
 
@@ -91,19 +92,29 @@ def test_packed_weights_are_refused(vllm, base, saved):
     base.model.layers[0].self_attn.o_proj.weight.data = torch.empty(0)
     message = r"must keep the weights of the checkpoint to patch them, got packed ones on cpu: export the adapter"
     with pytest.raises(ModelError, match=message):
-        Worker(base).apply_s2ft_adapter(saved[1][0])
+        Worker(base, saved[2]).apply_s2ft_adapter(saved[1][0])
     assert vllm.calls == []
 
 
-def test_an_adapter_that_could_not_be_taken_out_is_refused(vllm, base, saved, tmp_path):
+def test_slices_of_the_base_come_from_the_served_checkpoint(vllm, base, saved, tmp_path):
     saved[0][0].save_pretrained(tmp_path / "bare", include_base=False)
-    with pytest.raises(ValueError, match="include_base=True"):
-        Worker(base).apply_s2ft_adapter(str(tmp_path / "bare"))
+    before, worker = state(base), Worker(base, saved[2])
+    worker.apply_s2ft_adapter(str(tmp_path / "bare"))
+    assert not same(state(base), before)
+    worker.apply_s2ft_adapter(None)
+    assert same(state(base), before)
+
+
+def test_adapters_of_another_base_are_refused(vllm, base, saved, tmp_path):
+    tiny("llama", dtype=torch.bfloat16, seed=1).save_pretrained(tmp_path / "other")
+    message = r"must serve the base model of the adapter, got '.*other' with other weights in model\.layers\.0\."
+    with pytest.raises(ModelError, match=message):
+        Worker(base, str(tmp_path / "other")).apply_s2ft_adapter(saved[1][0])
     assert vllm.calls == []
 
 
 def test_a_patch_that_fails_leaves_an_engine_to_restart(vllm, base, saved, monkeypatch):
-    worker = Worker(base)
+    worker = Worker(base, saved[2])
 
     def fail(model, patches):
         raise NotImplementedError("a loader that does not copy")
