@@ -192,6 +192,18 @@ def test_tied_weights_are_refused():
         S2FTAdapter.from_training(model, base)
 
 
+@pytest.mark.parametrize("tied", ["model", "base"])
+def test_models_with_other_ties_are_refused(tied):
+    """A tied lm_head is compared once, so that another one of the base would be lost."""
+    models = {name: tiny("llama", tie_word_embeddings=name == tied) for name in ("model", "base")}
+    with torch.no_grad():
+        models["model"].get_parameter(WEIGHT)[:, 3] += 1
+    other = ({"model", "base"} - {tied}).pop()
+    match = rf"a {tied} that ties lm_head\.weight and model\.embed_tokens\.weight and a {other} that does not"
+    with pytest.raises(ModelError, match=match):
+        S2FTAdapter.from_training(**models)
+
+
 def test_names_are_those_of_a_checkpoint(tmp_path):
     """Renamed on loading, and without the prefix of the base model, as in files of GPT-2."""
     model = family_model("gemma3")

@@ -247,6 +247,17 @@ def test_a_diff_refuses_what_is_no_adapter(small, tmp_path):
     refuse(lambda: diff_checkpoints(base, half, out), r"one shape and dtype, got .* torch\.bfloat16 and", tmp_path)
 
 
+def test_a_diff_refuses_checkpoints_with_other_ties(tmp_path):
+    base = saved(tmp_path / "base", tiny("llama"))
+    model = tiny("llama", tie_word_embeddings=True)
+    with torch.no_grad():
+        model.get_parameter(DOWN)[:, 3] += 1
+    tuned = saved(tmp_path / "tuned", model)
+    for pair, tied in (((base, tuned), "model"), ((tuned, base), "base")):
+        match = f"must tie the same weights, got a {tied} that ties lm_head"
+        refuse(lambda pair=pair: diff_checkpoints(*pair, tmp_path / "out"), match, tmp_path)
+
+
 # The moment is counted in changes of files.
 CODE = (
     "import sys; from hf_farms.workflows.adapter_checkpoints import merge_checkpoint; merge_checkpoint(*sys.argv[1:])"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -59,6 +60,7 @@ def adapter_of_pairs(tuned: nn.Module, plain: nn.Module, pairs: Iterable[tuple[s
     Raises:
         ModelError: as `S2FTAdapter.from_training`.
     """
+    _check_same_ties(tuned, plain)
     found: dict[str, tuple[StoredSlice, Tensor, torch.Size]] = {}
     changed = outside = 0
     first = ""
@@ -88,6 +90,27 @@ def adapter_of_pairs(tuned: nn.Module, plain: nn.Module, pairs: Iterable[tuple[s
     names = checkpoint_names(tuned, found)
     patches = [_patch(names[name], shape, part, part.values, before) for name, (part, before, shape) in found.items()]
     return _adapter(plain, patches)
+
+
+def _check_same_ties(tuned: nn.Module, plain: nn.Module) -> None:
+    """Reject models of which one has a weight twice that the other one shares: it is compared under one name only."""
+    ties = {name: _ties(model) for name, model in (("model", tuned), ("base", plain))}
+    different = sorted(ties["model"] ^ ties["base"], key=sorted)
+    if different:
+        one, other = ("model", "base") if different[0] in ties["model"] else ("base", "model")
+        raise ModelError(
+            f"model and base must tie the same weights, got a {one} that ties {' and '.join(sorted(different[0]))} and "
+            f"a {other} that does not.",
+            hint="Load both with the same tie_word_embeddings in their configs.",
+        )
+
+
+def _ties(model: nn.Module) -> set[frozenset[str]]:
+    """Return the names of each parameter that has several."""
+    names: dict[nn.Parameter, set[str]] = defaultdict(set)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[parameter].add(name)
+    return {frozenset(tied) for tied in names.values() if len(tied) > 1}
 
 
 def _pairs(tuned: nn.Module, plain: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
