@@ -158,7 +158,9 @@ def test_changes_outside_of_channels_are_refused_with_their_share():
     one = changed(WEIGHT, (slice(None), [3]))
     with torch.no_grad():
         one.get_parameter("model.norm.weight")[:8] += 1
-    match = r"in whole channels of matrices only, got 20\.0% of the changed weights outside .*, in model\.norm\.weight"
+    match = (
+        r"in whole channels of linear layers only, got 20\.0% of the changed weights outside .*, in model\.norm\.weight"
+    )
     with pytest.raises(ModelError, match=match):
         S2FTAdapter.from_training(one, base)
     # A diagonal: every input and every output.
@@ -189,6 +191,18 @@ def test_tied_weights_are_refused():
     with torch.no_grad():
         model.lm_head.weight[3] += 1
     with pytest.raises(ModelError, match=r"got one that is both model\.embed_tokens\.weight and lm_head\.weight"):
+        S2FTAdapter.from_training(model, base)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [("llama", "model.embed_tokens.weight"), ("gpt2", "transformer.wpe.weight")]
+)
+def test_rows_of_embeddings_are_no_channels(family, name):
+    base, model = family_model(family), family_model(family)
+    with torch.no_grad():
+        model.get_parameter(name)[[2, 5]] += 1
+    match = rf"of linear layers only, got 100\.0% of the changed weights outside of such channels, in {name}"
+    with pytest.raises(ModelError, match=match):
         S2FTAdapter.from_training(model, base)
 
 

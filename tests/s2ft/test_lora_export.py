@@ -346,6 +346,34 @@ def test_more_channels_than_a_server_takes_are_refused(tmp_path):
     assert not (tmp_path / "lora").exists()
 
 
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("llama", "model.embed_tokens.weight"),
+        ("gpt2", "transformer.wpe.weight"),
+        ("gpt_neox", "gpt_neox.embed_in.weight"),
+    ],
+)
+def test_rows_of_embeddings_are_refused(tmp_path, family, name):
+    """They look like the outputs of a linear layer; a LoRA of them would not reach the embedding."""
+    base = family_model(family)
+    generator = torch.Generator().manual_seed(0)
+    patch = random_patch(base, name, side="outputs", indices=[3, 7], scale=0.1, generator=generator)
+    adapter = S2FTAdapter(patches={name: patch})
+    for place in (base, None):
+        with pytest.raises(ModelError, match=f"must be those of linear layers for a LoRA, got {name}"):
+            export_lora(adapter, tmp_path / "lora", base=place)
+    assert not (tmp_path / "lora").exists()
+
+
+def test_heads_are_linear_layers(tmp_path):
+    base = family_model("gpt_neox")
+    patch = random_patch(
+        base, "embed_out.weight", side="outputs", indices=[3], scale=0.1, generator=torch.Generator().manual_seed(0)
+    )
+    assert export_lora(S2FTAdapter(patches={patch.name: patch}), tmp_path).modules == ("embed_out",)
+
+
 def test_experts_are_refused(tmp_path):
     base = family_model("qwen3_moe")
     for place in (base, None):

@@ -8,6 +8,7 @@ lora_files.py     the folder
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ from hf_farms.s2ft.adapters.lora_tensors import factors_of, features_of, is_tran
 from hf_farms.s2ft.adapters.patches import S2FTAdapter, WeightPatch
 
 __all__ = ["LoRAExport", "export_lora"]
+
+# Names of embeddings in transformers: without the base, their weights look like those of linear layers.
+EMBEDDING = re.compile(r"(^|\.)(embed_(tokens|positions|in)|(\w+_)?embeddings?|wte|wpe|shared)$")
 
 
 def export_lora(
@@ -151,10 +155,13 @@ def _layers(patches: Iterable[WeightPatch], base: BaseModel | None) -> dict[str,
     layers = {}
     for patch in patches:
         module, _, attribute = parameters[patch.name].rpartition(".")
-        if attribute != "weight" or (known is not None and module not in known):
+        unknown = EMBEDDING.search(module) if known is None else module not in known
+        if attribute != "weight" or unknown:
             raise ModelError(
                 f"patched weights must be those of linear layers for a LoRA, got {patch.name}.",
-                hint="Serve the merged model.",
+                hint="Serve the merged model."
+                if known is not None or attribute != "weight"
+                else "Pass the base model as base if it is one, or serve the merged model.",
             )
         layers[module] = patch
     return layers

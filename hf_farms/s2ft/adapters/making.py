@@ -62,11 +62,14 @@ def adapter_of_pairs(tuned: nn.Module, plain: nn.Module, pairs: Iterable[tuple[s
     """
     _check_same_ties(tuned, plain)
     found: dict[str, tuple[StoredSlice, Tensor, torch.Size]] = {}
+    parameters = dict(tuned.named_parameters(remove_duplicate=False))
+    different: list[str] = []
     changed = outside = 0
     first = ""
     for name, new, old in pairs:
         if same_bits(new, old):
             continue
+        different.append(name)
         differs = (bits(new) != bits(old)).reshape(new.shape)
         count = int(differs.sum())
         changed += count
@@ -80,13 +83,13 @@ def adapter_of_pairs(tuned: nn.Module, plain: nn.Module, pairs: Iterable[tuple[s
             f"model must differ from its base, got two {type(tuned).__name__} with equal weights.",
             hint="Pass the trained model and the model that its training started from.",
         )
+    check_untied(parameters, (name for name in different if name in parameters))
     if outside:
         raise ModelError(
-            f"models must differ in whole channels of matrices only, got {outside / changed:.1%} of the changed "
+            f"models must differ in whole channels of linear layers only, got {outside / changed:.1%} of the changed "
             f"weights outside of such channels, in {first} among others.",
             hint="Save the whole model, or train with S2FT from the start.",
         )
-    check_untied(dict(tuned.named_parameters(remove_duplicate=False)), found)
     names = checkpoint_names(tuned, found)
     patches = [_patch(names[name], shape, part, part.values, before) for name, (part, before, shape) in found.items()]
     return _adapter(plain, patches)
@@ -140,10 +143,16 @@ def _pairs(tuned: nn.Module, plain: nn.Module) -> Iterator[tuple[str, Tensor, Te
 
 
 def _changed_channels(model: nn.Module, name: str, new: Tensor, differs: Tensor) -> StoredSlice | None:
-    """Return the channels that contain all changes, on the side where these are less of the weight; None: all of it."""
-    if new.ndim != 2 or not isinstance(dict(model.named_parameters()).get(name), nn.Parameter):
+    """Return the channels that contain all changes, on the side where these are less of the weight.
+
+    None: all of it, or not the weight of a linear layer. Rows of an embedding look like output channels, but a LoRA
+    of them is not that of a linear layer.
+    """
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    if attribute != "weight" or not isinstance(module, nn.Linear | Conv1D):
         return None
-    transposed = isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D)
+    transposed = isinstance(module, Conv1D)
     counts: dict[int, Tensor] = {dim: differs.any(1 - dim).nonzero().flatten().cpu() for dim in (0, 1)}
     dim = min(counts, key=lambda dim: (len(counts[dim]) / new.shape[dim], dim != int(not transposed)))
     if len(counts[dim]) == new.shape[dim]:

@@ -122,8 +122,9 @@ class S2FTAdapter:
 
         Raises:
             ValueError: S2FT is on a model, or it is compiled.
-            ModelError: equal models; changes in vectors, or in all inputs and all outputs of a weight, with their
-                share; models of other shapes or dtypes; quantised, sharded or offloaded models; tied weights.
+            ModelError: equal models; changes outside of linear layers, or in all inputs and all outputs of a weight,
+                with their share; models of other shapes, dtypes or ties; quantised, sharded or offloaded models;
+                changes of tied weights.
         """
         from hf_farms.s2ft.adapters.making import adapter_of_difference
 
