@@ -367,11 +367,12 @@ def test_rows_of_embeddings_are_refused(tmp_path, family, name):
 
 
 def test_heads_are_linear_layers(tmp_path):
-    base = family_model("gpt_neox")
-    patch = random_patch(
-        base, "embed_out.weight", side="outputs", indices=[3], scale=0.1, generator=torch.Generator().manual_seed(0)
-    )
-    assert export_lora(S2FTAdapter(patches={patch.name: patch}), tmp_path).modules == ("embed_out",)
+    """GPT-NeoX calls its head `embed_out` in its files."""
+    base, generator = family_model("gpt_neox"), torch.Generator().manual_seed(0)
+    patch = random_patch(base, "lm_head.weight", side="outputs", indices=[3], scale=0.1, generator=generator)
+    for module in ("lm_head", "embed_out"):
+        adapter = S2FTAdapter(patches={f"{module}.weight": replace(patch, name=f"{module}.weight")})
+        assert export_lora(adapter, tmp_path).modules == (module,)
 
 
 def test_experts_are_refused(tmp_path):

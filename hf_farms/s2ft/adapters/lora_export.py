@@ -155,13 +155,15 @@ def _layers(patches: Iterable[WeightPatch], base: BaseModel | None) -> dict[str,
     layers = {}
     for patch in patches:
         module, _, attribute = parameters[patch.name].rpartition(".")
-        unknown = EMBEDDING.search(module) if known is None else module not in known
-        if attribute != "weight" or unknown:
+        if known is None and attribute == "weight" and EMBEDDING.search(module):
+            raise ModelError(
+                f"patched weights must be those of linear layers for a LoRA, got {patch.name}, named as an embedding.",
+                hint="Serve the merged model; if it is a linear layer, pass the base model as base.",
+            )
+        if attribute != "weight" or (known is not None and module not in known):
             raise ModelError(
                 f"patched weights must be those of linear layers for a LoRA, got {patch.name}.",
-                hint="Serve the merged model."
-                if known is not None or attribute != "weight"
-                else "Pass the base model as base if it is one, or serve the merged model.",
+                hint="Serve the merged model.",
             )
         layers[module] = patch
     return layers
