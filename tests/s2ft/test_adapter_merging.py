@@ -9,13 +9,16 @@ from dataclasses import replace
 import pytest
 import torch
 from adapters import WEIGHT, adapters_of, change_slices, one_layer, same, state, trained
+from families import family_model
 from models import NEEDS_COMPILE, tiny
+from random_adapters import random_patch
 from s2ft_families import FAMILIES
 from torch import nn
 
 from hf_farms import S2FTAdapter, S2FTConfig, apply_s2ft, restore
 from hf_farms.errors import ModelError
 from hf_farms.s2ft.adapters.applying import is_merged
+from hf_farms.s2ft.adapters.router import AdapterRouter
 from hf_farms.s2ft.base_slices import put, take
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -321,3 +324,28 @@ def test_channels_are_taken_and_put_as_bits(dtype, dim, transposed):
     put(matrix, dim, indices, taken.flip(dim))
     assert torch.equal(matrix.float(), twin.index_copy(dim, indices, taken.float().flip(dim)))
     assert matrix._version > version
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "layer"),
+    [("llama", WEIGHT, "Linear"), ("gpt2", "transformer.h.0.mlp.c_proj.weight", "Conv1D")],
+)
+@pytest.mark.parametrize("side", ["inputs", "outputs"])
+def test_a_side_that_is_not_that_of_the_dimension_is_refused(tmp_path, family, name, layer, side):
+    """The shape does not show it: a Linear saved as if it were a Conv1D, and the other way round."""
+    model, generator = family_model(family), torch.Generator().manual_seed(0)
+    patch = random_patch(model, name, side=side, indices=[1, 3], scale=0.1, generator=generator)
+    other = ({"inputs", "outputs"} - {side}).pop()
+    S2FTAdapter(patches={name: replace(patch, side=other)}).save_pretrained(tmp_path / "adapter")
+    adapter, before = S2FTAdapter.from_pretrained(tmp_path / "adapter"), state(model)
+    match = f"got {other} for dimension {patch.dim} of {name}, which counts the {side} of a {layer}"
+    calls = (
+        lambda: adapter.merge(model),
+        lambda: AdapterRouter(model, {"one": adapter}),
+        lambda: adapter.export_lora(tmp_path / "lora", base=model),
+    )
+    for call in calls:
+        with pytest.raises(ModelError, match=match):
+            call()
+    assert same(state(model), before)
+    assert not (tmp_path / "lora").exists()

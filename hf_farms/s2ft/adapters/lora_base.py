@@ -15,7 +15,7 @@ from hf_farms.blocks.wrappers import unwrapped
 from hf_farms.config.checks import check
 from hf_farms.errors import ModelError
 from hf_farms.s2ft.adapters.patches import WeightPatch, fingerprint
-from hf_farms.s2ft.adapters.targets import check_patchable, parameter_names
+from hf_farms.s2ft.adapters.targets import check_patchable, check_side, parameter_names
 
 __all__ = ["BaseModel", "open_base"]
 
@@ -39,7 +39,7 @@ class BaseModel:
         """Return the name in memory for the name of every patch.
 
         Raises:
-            ModelError: the model has no such weight, or one of another shape.
+            ModelError: the model has no such weight, or one of another shape, or a layer with other sides.
         """
         names = parameter_names(self.model, [patch.name for patch in patches])
         for patch in patches:
@@ -50,6 +50,7 @@ class BaseModel:
                     f"{patch.name}.",
                     hint="Pass the base model of the adapter.",
                 )
+            check_side(self.model.get_submodule(names[patch.name].rpartition(".")[0]), patch)
         return names
 
     def slices(self, patch: WeightPatch, parameter: str) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from hf_farms.blocks.model_checks import check_model
 from hf_farms.blocks.origins import find_origins
@@ -15,7 +16,15 @@ from hf_farms.errors import ModelError
 from hf_farms.s2ft.adapters.patches import S2FTAdapter, WeightPatch
 from hf_farms.s2ft.checks import check_plain
 
-__all__ = ["check_patchable", "check_untied", "checkpoint_names", "find_targets", "parameter_names", "resolve"]
+__all__ = [
+    "check_patchable",
+    "check_side",
+    "check_untied",
+    "checkpoint_names",
+    "find_targets",
+    "parameter_names",
+    "resolve",
+]
 
 
 def find_targets(model: nn.Module, adapter: S2FTAdapter) -> dict[str, tuple[nn.Module, nn.Parameter]]:
@@ -57,6 +66,7 @@ def resolve(
         module = model.get_submodule(path)
         parameter = getattr(module, attribute)
         _check_fits(parameter, patch)
+        check_side(module, patch)
         targets[patch.name] = names[patch.name], module, parameter
     check_untied(parameters, names.values())
     return targets
@@ -75,6 +85,24 @@ def _check_fits(parameter: Tensor, patch: WeightPatch) -> None:
             f"weights must have the dtype of the adapter ({_name(patch.values.dtype)}), got {_name(parameter.dtype)} "
             f"in {patch.name}.",
             hint=f"Load the model with dtype=torch.{_name(patch.values.dtype)}.",
+        )
+
+
+def check_side(module: nn.Module, patch: WeightPatch) -> None:
+    """Reject a patch whose side is not that of its dimension in this layer, which would be computed with transposed.
+
+    Raises:
+        ModelError: inputs are the last dimension of a Linear, and the first one of a Conv1D.
+    """
+    if not isinstance(module, nn.Linear | Conv1D):
+        return
+    inputs = 0 if isinstance(module, Conv1D) else 1
+    side = "inputs" if patch.dim == inputs else "outputs"
+    if patch.side != side:
+        raise ModelError(
+            f"patches must name the side of their channels, got {patch.side} for dimension {patch.dim} of "
+            f"{patch.name}, which counts the {side} of a {type(module).__name__}.",
+            hint="Make the adapter again: S2FTAdapter.from_training(model, base).",
         )
 
 
