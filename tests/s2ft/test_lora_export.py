@@ -304,9 +304,21 @@ def test_names_are_those_in_memory(tmp_path):
     assert all(torch.equal(tensor, expected[key]) for key, tensor in tensors.items())
 
 
-def test_another_base_is_refused(tmp_path):
+@pytest.mark.parametrize("include_base", [True, False])
+def test_a_base_in_another_dtype_is_cast_as_for_the_training(tmp_path, include_base):
+    stored = family_model("llama").to(torch.bfloat16)
+    base = family_model("llama").to(torch.bfloat16).float()
+    adapter = random_adapter(base, include_base=include_base)
+    tensors = [load_file(exported(adapter, tmp_path / name, base=base)) for name, base in (("a", stored), ("b", base))]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert all(torch.equal(tensor, tensors[1][key]) for key, tensor in tensors[0].items())
+
+
+@pytest.mark.parametrize("include_base", [True, False])
+def test_another_base_is_refused(tmp_path, include_base):
+    """Also where its values are not needed, as the adapter has its own."""
     base = family_model("llama")
-    adapter = random_adapter(base, include_base=False)
+    adapter = random_adapter(base, include_base=include_base)
     with pytest.raises(
         ModelError, match=r"base must be the model that the adapter was made of, got other values .*o_proj"
     ):

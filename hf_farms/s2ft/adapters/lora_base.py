@@ -54,17 +54,17 @@ class BaseModel:
         return names
 
     def slices(self, patch: WeightPatch, parameter: str) -> Tensor:
-        """Return the slices of the base for a patch.
+        """Return the slices of the base for a patch, in the dtype of the adapter, which the training has cast it to.
 
         Raises:
             ModelError: the model is not the base of the adapter.
         """
         weight = self.read(parameter).detach()
-        base = weight.index_select(patch.dim, patch.indices.to(weight.device)).cpu().contiguous()
+        base = weight.index_select(patch.dim, patch.indices.to(weight.device)).cpu()
+        base = base.to(patch.values.dtype).contiguous()
         if fingerprint(base) != patch.base_fingerprint:
             raise ModelError(
-                f"base must be the model that the adapter was made of, got other values or another dtype in "
-                f"{patch.name}.",
+                f"base must be the model that the adapter was made of, got other values in {patch.name}.",
                 hint="Pass that model, without an adapter merged into it.",
             )
         return base

@@ -182,10 +182,11 @@ def _all_features(layers: Mapping[str, WeightPatch], base: BaseModel | None) -> 
 
 
 def _base_slices(patch: WeightPatch, module: str, base: BaseModel | None) -> Tensor:
-    if patch.base is not None:
-        return patch.base
-    assert base is not None
-    return base.slices(patch, f"{module}.weight")
+    """Return the slices of the base; a given base is compared even where the adapter has its own."""
+    if base is not None:
+        return base.slices(patch, f"{module}.weight")
+    assert patch.base is not None
+    return patch.base
 
 
 def _target_modules(modules: Iterable[str], base: BaseModel | None) -> list[str]:
