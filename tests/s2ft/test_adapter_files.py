@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,6 +93,22 @@ def test_an_adapter_without_a_selection(tmp_path):
     assert equal(S2FTAdapter.from_pretrained(tmp_path), adapter)
     with pytest.raises(DataError, match=r"must hold a selection, got an adapter that was made by comparing two models"):
         load_selection(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["meta/Llama-3.1", "demo", "./my model", "../Modèle (2)", "./John's", "/data/x_y-z"])
+def test_names_of_bases_come_back(tmp_path, name):
+    adapter = replace(one_layer([1, 5]), base_model=name, base_revision="refs/pr/1")
+    adapter.save_pretrained(tmp_path)
+    back = S2FTAdapter.from_pretrained(tmp_path)
+    assert (back.base_model, back.base_revision) == (name, "refs/pr/1")
+
+
+def test_a_base_whose_name_cannot_be_printed_is_unknown(tmp_path):
+    base, tuned = tiny("llama"), tiny("llama")
+    one_layer([1, 5]).merge(tuned)
+    base.config._name_or_path = "./two\nlines"
+    S2FTAdapter.from_training(tuned, base).save_pretrained(tmp_path)
+    assert S2FTAdapter.from_pretrained(tmp_path).base_model is None
 
 
 def test_the_weights_file_is_enough(saved):
@@ -205,6 +222,19 @@ DAMAGE = {
     "other dtype": (field("dtype", "float32"), r"bfloat16 instead of float32 in model\.layers"),
     "no weights": (field("weights", {}), "a description without weights"),
     "base id": (field("base_model", 3), "base_model 3, which is not a text"),
+    "escape in base": (
+        field("base_model", "meta/tiny\x1b[2J"),
+        r"base_model 'meta/tiny\\x1b\[2J', which is not a Hub id or a path",
+    ),
+    "lines in base": (field("base_model", "meta/tiny\nok"), r"base_model 'meta/tiny\\nok', which is not a Hub id"),
+    "reversed base": (field("base_model", "meta/\u202etiny"), r"base_model 'meta/\\u202etiny', which is not a Hub id"),
+    "code in base": (field("base_model", 'a"); print("b'), "base_model 'a.*', which is not a Hub id or a path"),
+    "empty base": (field("base_model", ""), "base_model '', which is not a Hub id or a path"),
+    "escape in revision": (
+        field("base_revision", "main\x1b]0;x\x07"),
+        r"base_revision 'main\\x1b.*', which is not a revision",
+    ),
+    "lines in revision": (field("base_revision", "main\n"), r"base_revision 'main\\n', which is not a revision"),
     "selection": (field("selection", {"budget": 3}), "budget must be above 0 and below 1, got 3"),
     "path": (named("../../etc/passwd"), r"the name '\.\./\.\./etc/passwd', which is not that of a weight"),
     "absolute path": (named("/tmp/x"), "the name '/tmp/x', which is not that of a weight"),

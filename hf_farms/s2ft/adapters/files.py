@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,30 @@ from hf_farms.files.path_checks import check_within
 from hf_farms.reports import SCHEMA_VERSION, json_converter, versions
 from hf_farms.s2ft.adapters.patches import S2FTAdapter, WeightPatch, fingerprint
 
-__all__ = ["BASE", "CHANNELS", "INDEX", "KEY", "VALUES", "digest_of", "save_adapter"]
+__all__ = [
+    "BASE",
+    "BASE_MODEL",
+    "BASE_REVISION",
+    "CHANNELS",
+    "INDEX",
+    "KEY",
+    "VALUES",
+    "digest_of",
+    "is_printed",
+    "save_adapter",
+]
 
 # Entry of the metadata of the safetensors file.
 KEY = "s2ft"
 INDEX, VALUES, BASE, CHANNELS = ".index", ".values", ".base", ".channels"
+
+# Name and revision of a base model, without the characters that end a text in code or start markup: a card has both.
+BASE_MODEL, BASE_REVISION = re.compile(r"[^\"`<>|\\]{1,4096}"), re.compile(r"[\w.+@/-]{1,255}")
+
+
+def is_printed(text: str, pattern: re.Pattern[str]) -> bool:
+    """Return whether a text fits a pattern and has one line, without escape sequences of a terminal."""
+    return pattern.fullmatch(text) is not None and text.isprintable()
 
 
 def save_adapter(adapter: S2FTAdapter, folder: str | Path, *, include_base: bool = True) -> None:

@@ -18,7 +18,17 @@ from hf_farms.files import names
 from hf_farms.files.dataclass_parsing import parse_dataclass
 from hf_farms.files.documents import Document, load_json, read_text, short_repr
 from hf_farms.reports import READABLE_VERSIONS
-from hf_farms.s2ft.adapters.files import BASE, CHANNELS, INDEX, KEY, VALUES, digest_of
+from hf_farms.s2ft.adapters.files import (
+    BASE,
+    BASE_MODEL,
+    BASE_REVISION,
+    CHANNELS,
+    INDEX,
+    KEY,
+    VALUES,
+    digest_of,
+    is_printed,
+)
 from hf_farms.s2ft.adapters.patches import S2FTAdapter, WeightPatch, fingerprint
 
 __all__ = ["holds_adapter", "load_adapter", "read_adapter"]
@@ -127,8 +137,8 @@ def _adapter(description: Mapping[str, Any], file: Any) -> S2FTAdapter:
     selection = description.get("selection")
     return S2FTAdapter(
         patches={name: _patch(name, entry, dtype, file) for name, entry in entries.items()},
-        base_model=_text(description, "base_model"),
-        base_revision=_text(description, "base_revision"),
+        base_model=_text(description, "base_model", BASE_MODEL, "a Hub id or a path"),
+        base_revision=_text(description, "base_revision", BASE_REVISION, "a revision"),
         selection=None if selection is None else parse_dataclass(Document(selection), S2FTConfig),
         channels={name: _channels(name, sha256, file) for name, sha256 in layers.items()},
         dtype=dtype,
@@ -210,10 +220,15 @@ def _check_copy(path: Path, description: Mapping[str, Any]) -> None:
         raise ValueError(f"a {path.name} that was changed: it does not fit its digest")
 
 
-def _text(description: Mapping[str, Any], key: str) -> str | None:
+def _text(description: Mapping[str, Any], key: str, pattern: re.Pattern[str], kind: str) -> str | None:
+    """Return a text of the description if it can be printed as it is: no escape sequence of a terminal, one line."""
     value = description.get(key)
-    if value is not None and not isinstance(value, str):
+    if value is None:
+        return None
+    if not isinstance(value, str):
         raise ValueError(f"{key} {short_repr(value)}, which is not a text")
+    if not is_printed(value, pattern):
+        raise ValueError(f"{key} {short_repr(value)}, which is not {kind}")
     return value
 
 

@@ -13,6 +13,7 @@ from hf_farms.blocks.model_checks import check_model
 from hf_farms.blocks.wrappers import unwrapped
 from hf_farms.errors import ModelError
 from hf_farms.privacy.publishing import published_path
+from hf_farms.s2ft.adapters.files import BASE_MODEL, is_printed
 from hf_farms.s2ft.adapters.patches import S2FTAdapter, WeightPatch, fingerprint
 from hf_farms.s2ft.adapters.targets import check_patchable, check_untied, checkpoint_names
 from hf_farms.s2ft.base_slices import StoredSlice, bits, same_bits, slices_as_stored, take
@@ -177,9 +178,10 @@ def _patch(name: str, shape: torch.Size, part: StoredSlice, values: Tensor, base
 
 def _adapter(model: nn.Module, patches: list[WeightPatch], **options: object) -> S2FTAdapter:
     config = getattr(model, "config", None)
+    base = published_path(getattr(config, "_name_or_path", None) or "")
     return S2FTAdapter(
         patches={patch.name: patch for patch in patches},
-        base_model=published_path(getattr(config, "_name_or_path", None) or "") or None,
+        base_model=base if is_printed(base, BASE_MODEL) else None,  # another name would not be loaded again
         base_revision=getattr(config, "_commit_hash", None),
         dtype=patches[0].values.dtype if patches else torch.float32,
         **options,  # type: ignore[arg-type]
