@@ -97,7 +97,16 @@ def adapter_of_pairs(tuned: nn.Module, plain: nn.Module, pairs: Iterable[tuple[s
 
 
 def _check_same_ties(tuned: nn.Module, plain: nn.Module) -> None:
-    """Reject models of which one has a weight twice that the other one shares: it is compared under one name only."""
+    """Reject models of which one has a weight twice that the other one shares: it is compared under one name only.
+
+    Models of other names or shapes are left to the comparison, which names these.
+    """
+    shapes = [
+        {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
+        for model in (tuned, plain)
+    ]
+    if shapes[0] != shapes[1]:
+        return
     ties = {name: _ties(model) for name, model in (("model", tuned), ("base", plain))}
     different = sorted(ties["model"] ^ ties["base"], key=sorted)
     if different:
