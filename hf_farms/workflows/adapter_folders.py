@@ -14,7 +14,6 @@ from hf_farms import hub
 from hf_farms.config.checks import check
 from hf_farms.errors import ModelError, OutputError, argument_errors
 from hf_farms.files import names
-from hf_farms.files.documents import load_json, read_text
 from hf_farms.files.own_files import is_own_file
 from hf_farms.hub.base_model import fetch_base_model
 from hf_farms.hub.licence_files import copy_licence_files
@@ -25,8 +24,9 @@ from hf_farms.output.new_folder import check_new_folder, new_folder
 from hf_farms.privacy.publishing import is_local
 from hf_farms.reports import json_converter
 from hf_farms.reports.adapters import AdapterSummary, PatchSummary
+from hf_farms.s2ft.adapters.files import write_description
 from hf_farms.s2ft.adapters.fusing import fuse, overlaps
-from hf_farms.s2ft.adapters.loading import load_adapter, read_adapter
+from hf_farms.s2ft.adapters.loading import load_adapter, read_description
 from hf_farms.s2ft.adapters.lora_export import LoRAExport, export_lora
 from hf_farms.s2ft.adapters.patches import S2FTAdapter
 
@@ -201,15 +201,17 @@ def planned_push(
     from hf_farms_cards.adapter_card import render_adapter_card
 
     source = Path(adapter)
-    summary = describe_adapter(read_adapter(source))
+    content, description = read_description(source)
+    summary = describe_adapter(content)
     if link := next((name for name in FILES if not is_own_file(source / name)), None):
         raise OutputError(f"{link} must be a file of {str(source)!r} to be pushed, got none or a link.")
     base = _base_record(summary, token)
     with TemporaryDirectory(prefix="hf-farms-adapter-") as temporary:
         folder = Path(temporary) / source.absolute().name
         folder.mkdir()
-        for name in FILES:
-            shutil.copyfile(source / name, folder / name)
+        shutil.copyfile(source / names.SELECTED_CHANNELS, folder / names.SELECTED_CHANNELS)
+        # The copy beside the weights may be that of another adapter, after a save that was killed.
+        write_description(folder, description)
         if base is not None:
             copy_licence_files(base, folder, token=token)
         plan = hub.preflight(
@@ -228,7 +230,6 @@ def planned_push(
             shutil.copyfile(source / CARD, folder / CARD)
         else:
             files = [path.name for path in folder.iterdir()]
-            description = load_json(read_text(folder / names.SELECTION)).data
             text = render_adapter_card(description, repo_id=plan.repo_id, base=base, files=files)
             (folder / CARD).write_text(text, encoding="utf-8")
         checked = hub.PublishableFolder(folder, hub.read_contents(folder), None)

@@ -1,6 +1,7 @@
 """`hf-farms adapter ...` on small checkpoints of several shards, and against a Hub on this machine."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -185,6 +186,20 @@ def test_push_and_use_from_the_hub(made, client, tmp_path):
     assert done["status"] == 0, done
     run("merge", made / "base", made / "code", "-o", tmp_path / "local")
     assert contents(tmp_path / "out") == contents(tmp_path / "local")
+
+
+def test_a_pushed_description_is_that_of_the_weights_file(made, client, tmp_path):
+    """The copy beside it may be that of another adapter, after a save that was killed."""
+    client.hub.add("meta/tiny", contents(made / "base"))
+    shutil.copytree(made / "math", tmp_path / "stale")
+    other = json.loads((made / "code" / "s2ft_config.json").read_text()) | {"base_model": "other/base", "digest": "x"}
+    (tmp_path / "stale" / "s2ft_config.json").write_text(json.dumps(other))
+    done = client.cli("adapter", "push", tmp_path / "stale", "--repo-id", "ada/stale", "-q")
+    assert done["status"] == 0, done
+    files = client.hub.files("ada/stale")
+    assert {name: files[name] for name in contents(made / "math")} == contents(made / "math")
+    assert b"base_model: meta/tiny" in files["README.md"]
+    assert b"other/base" not in files["README.md"]
 
 
 def test_push_refuses_the_base_and_other_repositories(made, client):

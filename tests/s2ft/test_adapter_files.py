@@ -212,6 +212,7 @@ DAMAGE = {
     "one bit": (flip, "that were changed: their SHA-256 is another one"),
     "edited copy": (edit, r"a s2ft_config\.json that was changed: it does not fit its digest"),
     "no JSON": (lambda folder: (folder / CONFIG_NAME).write_text('{"schema'), "line 1"),
+    "a list": (lambda folder: (folder / CONFIG_NAME).write_text("[]"), r"a s2ft_config\.json that is not an object"),
     "foreign": (lambda folder: save_file({"a": torch.ones(1)}, folder / WEIGHTS_NAME), "without the description"),
     "edited description": (
         rewritten(lambda tensors, content: content.update(base_model="other"), sealed=False),
@@ -276,6 +277,15 @@ def test_damaged_and_foreign_files_are_refused(saved, damage, match):
     with pytest.raises(DataError, match=rf"adapter' must hold an adapter of S2FT .*got (?s:.)*({match})") as error:
         S2FTAdapter.from_pretrained(saved)
     assert error.value.hint
+
+
+def test_a_refusal_names_the_damaged_file(saved):
+    (saved / CONFIG_NAME).write_text("{")
+    with pytest.raises(DataError, match=r"must hold an adapter of S2FT \(s2ft_config\.json\), got"):
+        S2FTAdapter.from_pretrained(saved)
+    truncate(saved)
+    with pytest.raises(DataError, match=r"must hold an adapter of S2FT \(s2ft_adapter\.safetensors\), got"):
+        S2FTAdapter.from_pretrained(saved)
 
 
 def test_other_channels_of_the_selection_are_refused(saved):

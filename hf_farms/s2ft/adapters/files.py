@@ -36,6 +36,7 @@ __all__ = [
     "digest_of",
     "is_printed",
     "save_adapter",
+    "write_description",
 ]
 
 # Entry of the metadata of the safetensors file.
@@ -64,7 +65,12 @@ def save_adapter(adapter: S2FTAdapter, folder: str | Path, *, include_base: bool
         metadata = {KEY: json.dumps(description)}
         with replacing(path / names.SELECTED_CHANNELS) as unfinished:
             save_file({**tensors, **selected}, unfinished, metadata=metadata)
-        write_text(path / names.SELECTION, json.dumps(description, indent=2) + "\n")
+        write_description(path, description)
+
+
+def write_description(folder: Path, description: Mapping[str, Any]) -> None:
+    """Write the copy of the description that is read without safetensors."""
+    write_text(folder / names.SELECTION, json.dumps(description, indent=2) + "\n")
 
 
 def digest_of(description: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ from hf_farms.s2ft.adapters.files import (
 )
 from hf_farms.s2ft.adapters.patches import S2FTAdapter, WeightPatch, fingerprint
 
-__all__ = ["holds_adapter", "load_adapter", "read_adapter"]
+__all__ = ["holds_adapter", "load_adapter", "read_adapter", "read_description"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 # Parts of a parameter's name: never a path.
@@ -61,12 +61,23 @@ def read_adapter(folder: Path, *, shown: str | None = None) -> S2FTAdapter:
     Raises:
         DataError: missing, truncated or changed files.
     """
-    with _refusals(shown or str(folder)):
-        with _opened(folder) as file:
-            description = _description_in(file, folder)
-            adapter = _adapter(description, file)
+    return read_description(folder, shown=shown)[0]
+
+
+def read_description(folder: Path, *, shown: str | None = None) -> tuple[S2FTAdapter, dict[str, Any]]:
+    """Read an adapter as `read_adapter` does, with the description in its weights file, whose digest was checked.
+
+    Args:
+        folder: as for `read_adapter`.
+        shown: as for `read_adapter`.
+    """
+    name = shown or str(folder)
+    with _refusals(name), _opened(folder) as file:
+        description = _description_in(file, folder)
+        adapter = _adapter(description, file)
+    with _refusals(name, names.SELECTION):
         _check_copy(folder / names.SELECTION, description)
-    return adapter
+    return adapter, description
 
 
 def holds_adapter(folder: Path) -> bool:
@@ -216,7 +227,9 @@ def _check_copy(path: Path, description: Mapping[str, Any]) -> None:
     if not path.is_file():
         return
     copy = load_json(read_text(path)).data
-    if isinstance(copy, dict) and copy.get("digest") == description["digest"] and copy != description:
+    if not isinstance(copy, dict):
+        raise ValueError(f"a {path.name} that is not an object")
+    if copy.get("digest") == description["digest"] and copy != description:
         raise ValueError(f"a {path.name} that was changed: it does not fit its digest")
 
 
@@ -237,8 +250,8 @@ def _short(dtype: torch.dtype) -> str:
 
 
 @contextmanager
-def _refusals(shown: str) -> Iterator[None]:
-    """Raise whatever a foreign file causes as one sentence."""
+def _refusals(shown: str, file: str = names.SELECTED_CHANNELS) -> Iterator[None]:
+    """Raise whatever a foreign file causes as one sentence that names the file."""
     try:
         yield
     except HfFarmsError:
@@ -248,7 +261,7 @@ def _refusals(shown: str) -> Iterator[None]:
         while isinstance(reason, BaseExceptionGroup):  # what cattrs raises only counts what it holds
             reason = reason.exceptions[0]
         raise DataError(
-            f"{shown!r} must hold an adapter of S2FT ({names.SELECTED_CHANNELS}), got {str(reason).rstrip('.')}.",
+            f"{shown!r} must hold an adapter of S2FT ({file}), got {str(reason).rstrip('.')}.",
             hint=SHOWN,
         ) from error
 
