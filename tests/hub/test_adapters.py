@@ -1,10 +1,13 @@
 """Adapters of S2FT on a Hub on this machine: pushed with card and licence, and loaded by their id."""
 
+import sys
+
 import pytest
 from adapters import WEIGHT, change_slices, one_layer
-from hub_client import HubClient, contents
+from hub_client import HubClient, contents, environment
 from local_hub import LocalHub
 from models import tiny
+from processes import finished
 
 from hf_farms import S2FTAdapter, S2FTConfig, apply_s2ft
 from hf_farms.s2ft.saving import CONFIG_NAME, WEIGHTS_NAME, save_selection
@@ -93,3 +96,30 @@ def test_repositories_without_an_adapter(hub, client, model, tmp_path):
     done = client("copy_adapter", "ada/selection", folder=str(tmp_path / "copy"))
     assert "got a selection only" in done["message"]
     assert not (tmp_path / "copy").exists()
+
+
+LOAD = """
+from hf_farms import S2FTAdapter
+from hf_farms.errors import HfFarmsError
+try:
+    print(list(S2FTAdapter.from_pretrained("ada/math").patches))
+except HfFarmsError as error:
+    print(type(error).__name__, error, error.hint)
+"""
+
+
+def test_a_hub_that_is_not_asked_is_no_repository_without_an_adapter(hub, tmp_path):
+    """The client says in both cases that there is no such file."""
+    one_layer([1, 5]).save_pretrained(tmp_path / "saved")
+    hub.add("ada/math", contents(tmp_path / "saved"))
+
+    def load(endpoint, **more):
+        done = finished([sys.executable, "-c", LOAD], env=environment(endpoint, tmp_path / "home", **more))
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    offline = load(hub.endpoint, HF_HUB_OFFLINE="1")
+    assert offline.startswith("ModelError 'ada/math' is not on this machine and the Hub is switched off")
+    assert "Unset HF_HUB_OFFLINE" in offline
+    assert load(hub.endpoint) == f"{[WEIGHT]}\n"
+    assert load(hub.endpoint, HF_HUB_OFFLINE="1") == f"{[WEIGHT]}\n"

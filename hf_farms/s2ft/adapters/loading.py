@@ -269,7 +269,7 @@ def _refusals(shown: str, file: str = names.SELECTED_CHANNELS) -> Iterator[None]
 def _downloaded(name: str, revision: str | None) -> Path:
     """Download the files of one commit, and return their folder."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     from hf_farms.hub.client import hub_errors, with_retries
 
@@ -280,6 +280,8 @@ def _downloaded(name: str, revision: str | None) -> Path:
                 what=f"Downloading {name}",
                 reads=True,
             )
+        except LocalEntryNotFoundError:  # not in the cache, and the Hub was not asked
+            raise
         except EntryNotFoundError as error:
             raise DataError(
                 f"{name!r} must hold an adapter of S2FT, got a repository without {names.SELECTED_CHANNELS}.",
