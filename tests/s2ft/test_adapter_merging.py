@@ -349,3 +349,14 @@ def test_a_side_that_is_not_that_of_the_dimension_is_refused(tmp_path, family, n
             call()
     assert same(state(model), before)
     assert not (tmp_path / "lora").exists()
+
+
+@pytest.mark.parametrize("to", ["math", None, {}])
+def test_a_switch_to_what_is_no_adapter_is_refused(to):
+    model, adapter = tiny("llama"), one_layer([1, 5])
+    adapter.merge(model)
+    before = state(model)
+    with pytest.raises(ValueError, match=r"^to must be an S2FTAdapter, got .*\. Load it first: S2FTAdapter\.from_pre"):
+        adapter.switch(model, to)
+    assert same(state(model), before)
+    adapter.unmerge(model)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hf_farms.blocks.wrappers import unwrapped
 from hf_farms.errors import ModelError
+from hf_farms.files.documents import short_repr
 from hf_farms.s2ft.adapters.patches import S2FTAdapter, WeightPatch, fingerprint
 from hf_farms.s2ft.adapters.targets import resolve
 from hf_farms.s2ft.base_slices import put, same_bits, take
@@ -78,6 +79,10 @@ def unmerge(adapter: S2FTAdapter, model: nn.Module) -> None:
 
 def switch(adapter: S2FTAdapter, model: nn.Module, to: S2FTAdapter) -> None:
     """Replace a merged adapter by another one; see `S2FTAdapter.switch`."""
+    if not isinstance(to, S2FTAdapter):
+        raise ValueError(
+            f"to must be an S2FTAdapter, got {short_repr(to)}. Load it first: S2FTAdapter.from_pretrained(...)."
+        )
     old, new, inner = _targets(adapter, model), _targets(to, model, checked=True), unwrapped(model)
     backups = _checked_backups(old, inner)
     replaced = {}

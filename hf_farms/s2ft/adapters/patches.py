@@ -253,7 +253,7 @@ class S2FTAdapter:
             to: the new adapter.
 
         Raises:
-            ValueError: as `unmerge`.
+            ValueError: `to` is no adapter, or as `unmerge`.
             ModelError: as `unmerge` and `merge`; the model then keeps this adapter.
         """
         from hf_farms.s2ft.adapters.applying import switch
