@@ -348,3 +348,76 @@ def test_a_second_thread_is_refused(llama):
         thread.start()
         thread.join()
     assert errors == ["the router must be used by one thread at a time, got a second one."]
+
+
+def test_a_merge_inside_using_is_refused(llama):
+    adapters = three(llama)
+    router = AdapterRouter(llama, adapters)
+    expected = merged(copy.deepcopy(llama), adapters["a"])(input_ids=TOKENS).logits
+    before = copy.deepcopy(llama.state_dict())
+    with router.using(["a"] * 6):
+        for call in (adapters["b"].merge, lambda model: adapters["b"].on(model).__enter__()):
+            with pytest.raises(ValueError, match=r"model must not be inside router.using"):
+                call(llama)
+        with pytest.raises(ValueError, match=r"model must not be inside router.using"):
+            adapters["b"].switch(llama, adapters["a"])
+        assert all(torch.equal(value, before[name]) for name, value in llama.state_dict().items())
+        assert error(llama(input_ids=TOKENS).logits, expected) < 1e-6
+    with adapters["b"].on(llama):
+        pass
+
+
+def test_weights_that_change_inside_using_are_refused(llama):
+    adapters = three(llama)
+    router = AdapterRouter(llama, adapters)
+    # Adapter "c" has no channels in this block.
+    with router.using(["c"] * 6):
+        merged(llama, random_adapter(llama, 7, blocks=[2]))
+        for call in (llama, llama.model):
+            with pytest.raises(ModelError, match=r"weights must stay as they are inside router.using.*layers.2"):
+                call(input_ids=TOKENS)
+
+
+def test_inner_models_and_layers_need_one_row_for_each_id(llama):
+    layer = llama.model.layers[0].mlp.down_proj
+    with AdapterRouter(llama, three(llama)).using(["a", "b"]):
+        llama.model(input_ids=TOKENS[:2])
+        message = r"ids must be one for each sample of the batch, got 2 for a batch of 4."
+        for call in (
+            lambda: llama.model(input_ids=TOKENS[:4]),
+            lambda: llama.model(TOKENS[:4]),
+            lambda: layer(torch.zeros(4, 9, 48)),
+            lambda: layer(torch.zeros(4, 48)),
+        ):
+            with pytest.raises(ValueError, match=message):
+                call()
+
+
+def test_layers_that_join_samples_and_tokens():
+    model = family_model("opt")
+    adapters, ids = three(model, roles=("up", "down", "o")), ["b", None, "a", "c", "a", "b"]
+    expected = one_by_one(model, adapters, ids, input_ids=TOKENS)
+    with AdapterRouter(model, adapters).using(ids):
+        assert error(model(input_ids=TOKENS).logits, expected) < 1e-6
+    other = family_model("opt")
+    with AdapterRouter(other, adapters).using(ids[:3]), pytest.raises(ValueError, match="got 3 for a batch of 6"):
+        other.model(input_ids=TOKENS)
+
+
+def test_layers_of_images_are_refused():
+    model = family_model("gemma3")
+    tower = next(name for name, module in model.named_modules() if "vision" in name and name.endswith("out_proj"))
+    options = {"side": "inputs", "indices": [1, 2], "scale": 0.1, "generator": torch.Generator().manual_seed(1)}
+    patch = random_patch(model, f"{tower}.weight", **options)
+    with pytest.raises(ModelError, match=r"layers must be of the text model for a router, got .*vision.*out_proj"):
+        AdapterRouter(model, [S2FTAdapter(patches={patch.name: patch})])
+    assert not model.model.language_model._forward_pre_hooks
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen3_vl"])
+def test_text_layers_of_a_model_with_images(family):
+    model = family_model(family)
+    adapters, ids = three(model), ["b", None, "a"]
+    expected = one_by_one(model, adapters, ids, input_ids=TOKENS[:3, :5])
+    with AdapterRouter(model, adapters).using(ids):
+        assert error(model(input_ids=TOKENS[:3, :5]).logits, expected) < 1e-6

@@ -19,10 +19,12 @@ from hf_farms.s2ft.adapters.patches import S2FTAdapter, WeightPatch, fingerprint
 from hf_farms.s2ft.adapters.targets import resolve
 from hf_farms.s2ft.base_slices import put, same_bits, take
 
-__all__ = ["is_merged", "merge", "merged", "switch", "unmerge"]
+__all__ = ["ROUTER", "is_merged", "merge", "merged", "switch", "unmerge"]
 
 # Attribute of a model with an adapter merged into it: the replaced slices by name of the parameter.
 MARK = "_hf_farms_merged_adapter"
+# Attribute of a model with its AdapterRouter.
+ROUTER = "_hf_farms_router"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class _Target:
 def merge(adapter: S2FTAdapter, model: nn.Module) -> None:
     """Write the slices of an adapter into a model; see `S2FTAdapter.merge`."""
     targets, inner = _targets(adapter, model), unwrapped(model)
+    _check_not_routed(inner)
     if _backups(inner) is not None:
         raise ValueError(
             f"model must have no adapter merged into it, got a {type(inner).__name__} with one. Call unmerge(model) of "
@@ -84,6 +87,7 @@ def switch(adapter: S2FTAdapter, model: nn.Module, to: S2FTAdapter) -> None:
             f"to must be an S2FTAdapter, got {short_repr(to)}. Load it first: S2FTAdapter.from_pretrained(...)."
         )
     old, new, inner = _targets(adapter, model), _targets(to, model, checked=True), unwrapped(model)
+    _check_not_routed(inner)
     backups = _checked_backups(old, inner)
     replaced = {}
     for target in new:
@@ -112,6 +116,16 @@ def merged(adapter: S2FTAdapter, model: nn.Module) -> Iterator[nn.Module]:
 def is_merged(model: nn.Module) -> bool:
     """Return whether `merge` has written an adapter into this model."""
     return _backups(unwrapped(model)) is not None
+
+
+def _check_not_routed(model: nn.Module) -> None:
+    """Reject a merge inside `AdapterRouter.using`: both changes would add up."""
+    router = model.__dict__.get(ROUTER)
+    if router is not None and router.is_active:
+        raise ValueError(
+            f"model must not be inside router.using(...), got a {type(model).__name__} with adapters in use. Merge "
+            "after it, or give the adapter to the router as one of its adapters."
+        )
 
 
 def _backups(model: nn.Module) -> Mapping[str, _Backup] | None:

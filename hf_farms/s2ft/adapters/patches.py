@@ -220,7 +220,7 @@ class S2FTAdapter:
             model: the base model of the adapter, in the dtype of the adapter.
 
         Raises:
-            ValueError: an adapter is merged already, S2FT is on the model, or it is compiled.
+            ValueError: an adapter is merged already, S2FT or an active router is on the model, or it is compiled.
             ModelError: another base (with the first weight that differs), size or dtype; a model that is quantised,
                 sharded, offloaded or has adapters of PEFT; weights that several layers share.
         """

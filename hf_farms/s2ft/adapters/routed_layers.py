@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from hf_farms.errors import ModelError
 from hf_farms.s2ft.adapters.patches import S2FTAdapter, Side, WeightPatch, fingerprint
+from hf_farms.s2ft.adapters.routed_batches import check_text_layer
 from hf_farms.s2ft.adapters.routed_products import Stack
-from hf_farms.s2ft.adapters.targets import find_targets
+from hf_farms.s2ft.adapters.targets import resolve
 from hf_farms.s2ft.checks import check_module
 
 __all__ = ["Id", "RoutedLayer", "routed_layers"]
@@ -46,17 +47,19 @@ class RoutedLayer:
 
     Attributes:
         name: of the weight.
+        path: of the layer in the model.
         module: Linear or Conv1D.
         stacks: one for each side that adapters patch.
 
     Args:
         name: of the weight.
+        path: of the layer in the model.
         module: the layer.
         patches: by position of the adapter, with its id.
     """
 
-    def __init__(self, name: str, module: nn.Module, patches: Mapping[int, tuple[Id, WeightPatch]]) -> None:
-        self.name, self.module = name, module
+    def __init__(self, name: str, path: str, module: nn.Module, patches: Mapping[int, tuple[Id, WeightPatch]]) -> None:
+        self.name, self.path, self.module = name, path, module
         self.slices = [
             BaseSlice(name, patch.dim, patch.indices, patch.base_fingerprint) for name, patch in patches.values()
         ]
@@ -94,22 +97,33 @@ class RoutedLayer:
             self._version = _version(weight)
         self.stacks = [stack.to(weight.device) for stack in self.stacks]
 
+    def check_unchanged(self) -> None:
+        """Refuse a weight that was written or replaced since `follow`, without reading it."""
+        if _version(self.weight) != self._version:
+            raise ModelError(
+                f"weights must stay as they are inside router.using(...), got a change of {self.name}.",
+                hint="Merge, load and train outside of it.",
+            )
+
 
 def routed_layers(model: nn.Module, adapters: Mapping[Id, S2FTAdapter]) -> list[RoutedLayer]:
     """Return the layers that adapters patch.
 
     Raises:
         ValueError: S2FT is on the model, or it is compiled.
-        ModelError: as `find_targets`; layers that are not plain, weights that are not those of the base.
+        ModelError: as `find_targets`; layers that are not plain or not of the text model, weights that are not those of
+            the base.
     """
-    modules: dict[str, nn.Module] = {}
+    modules: dict[str, tuple[str, nn.Module]] = {}
     patches: dict[str, dict[int, tuple[Id, WeightPatch]]] = defaultdict(dict)
     for position, (adapter, content) in enumerate(adapters.items()):
-        for name, (module, _) in find_targets(model, content).items():
-            check_module(module, name.rpartition(".")[0])
-            modules[name] = module
+        for name, (parameter, module, _) in resolve(model, content).items():
+            path = parameter.rpartition(".")[0]
+            check_module(module, path)
+            check_text_layer(model, path)
+            modules[name] = path, module
             patches[name][position] = adapter, content.patches[name]
-    return [RoutedLayer(name, module, patches[name]) for name, module in modules.items()]
+    return [RoutedLayer(name, path, module, patches[name]) for name, (path, module) in modules.items()]
 
 
 def _check_slice(name: str, base: BaseSlice, part: Tensor, patch: WeightPatch | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,18 +16,14 @@ from torch import Tensor, nn
 from hf_farms.blocks.wrappers import unwrapped
 from hf_farms.config.checks import check
 from hf_farms.errors import ModelError
-from hf_farms.s2ft.adapters.applying import is_merged
+from hf_farms.s2ft.adapters.applying import ROUTER, is_merged
 from hf_farms.s2ft.adapters.patches import S2FTAdapter
+from hf_farms.s2ft.adapters.routed_batches import batch_shape, growth, modules_with_batch
 from hf_farms.s2ft.adapters.routed_layers import Id, routed_layers
 from hf_farms.s2ft.adapters.routed_products import Groups, Products, group_samples
 from hf_farms.s2ft.adapters.targets import check_patchable
 
 __all__ = ["AdapterRouter"]
-
-# Attribute of the model with its router.
-MARK = "_hf_farms_router"
-# Arguments of forward and generate that have the batch in the leading dimension, in this order.
-BATCHED = ("input_ids", "inputs_embeds", "inputs", "decoder_input_ids", "decoder_inputs_embeds")
 
 
 class AdapterRouter:
@@ -62,7 +59,8 @@ class AdapterRouter:
 
     Raises:
         ValueError: no adapters, or things that are none; a compiled model, S2FT or a router on it, an adapter merged.
-        ModelError: a model of another base, size or dtype, quantised, sharded or offloaded; shared weights.
+        ModelError: a model of another base, size or dtype, quantised, sharded or offloaded; shared weights; layers
+            outside of the text model (of an encoder of images, say), whose inputs are not one for each sample.
     """
 
     def __init__(self, model: nn.Module, adapters: Mapping[Id, S2FTAdapter] | Sequence[S2FTAdapter]) -> None:
@@ -70,7 +68,7 @@ class AdapterRouter:
         check_patchable(model)
         model = unwrapped(model)
         _check_unmerged(model)
-        if MARK in vars(model):
+        if ROUTER in vars(model):
             raise ValueError(
                 f"model must be without a router, got {type(model).__name__} with one. Call router.remove() first, and "
                 f"make one router of all adapters."
@@ -79,16 +77,22 @@ class AdapterRouter:
         self._ids: dict[Id, int] = {name: position for position, name in enumerate(named)}
         self._layers = routed_layers(model, named)
         self._products: dict[nn.Module, list[Products]] | None = None
-        self._samples, self._thread = 0, 0
+        self._samples, self._thread, self._tokens = 0, 0, 0
         self._factors: tuple[int, ...] = (1,)
         self._handles = [layer.module.register_forward_hook(self._add, with_kwargs=True) for layer in self._layers]
-        self._handles.append(model.register_forward_pre_hook(self._check_batch, with_kwargs=True))
-        model.__dict__[MARK] = self
+        for module in modules_with_batch(model, [layer.path for layer in self._layers]):
+            self._handles.append(module.register_forward_pre_hook(self._check_batch, with_kwargs=True))
+        model.__dict__[ROUTER] = self
 
     @property
     def ids(self) -> tuple[Id, ...]:
         """The ids of the adapters."""
         return tuple(self._ids)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether `using` is open."""
+        return self._products is not None
 
     @contextmanager
     def using(self, ids: Sequence[Id | None]) -> Iterator[None]:
@@ -124,8 +128,8 @@ class AdapterRouter:
         """Take the router off the model, which is as it was before. A second call does nothing."""
         for handle in self._handles:
             handle.remove()
-        if vars(self.model).get(MARK) is self:
-            del self.model.__dict__[MARK]
+        if vars(self.model).get(ROUTER) is self:
+            del self.model.__dict__[ROUTER]
         self._handles, self._layers = [], []
 
     def __enter__(self) -> AdapterRouter:
@@ -166,31 +170,31 @@ class AdapterRouter:
         if not products:
             return None
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
-        self._check_samples(len(x), multiples=True)
+        # Some models (OPT) join samples and tokens in front of a layer.
+        if x.ndim != 2 or len(x) != self._tokens:
+            self._check_samples(len(x))
         output = output.contiguous()
         for product in products:
             product.add(x, output)
         return output
 
     def _check_batch(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse batches of another size, and compilation: a hook before the forward of the model."""
+        """Refuse batches of another size, changed weights and compilation: a hook before the forward of a model."""
         if self._products is None:
             return
         if torch.compiler.is_compiling():
             _refuse_compiled(module)
-        batch = _batch(self.model, args, kwargs)
-        if batch is not None:
-            self._check_samples(batch)
+        _check_unmerged(self.model)
+        for layer in self._layers:
+            layer.check_unchanged()
+        shape = batch_shape(module, args, kwargs)
+        self._tokens = 0 if shape is None else math.prod(shape)
+        if shape is not None:
+            self._check_samples(shape[0])
 
-    def _check_samples(self, batch: int, *, multiples: bool = False) -> None:
-        """Refuse a batch of another size than the list of ids.
-
-        Args:
-            batch: its leading dimension.
-            multiples: whether each sample may have several entries, as inside a model that flattens its batch.
-        """
-        fits = batch % self._samples == 0 if multiples else batch in [self._samples * i for i in self._factors]
-        if not fits:
+    def _check_samples(self, batch: int) -> None:
+        """Refuse a batch of another size than the list of ids, or that times the growth of `generate`."""
+        if batch not in [self._samples * factor for factor in self._factors]:
             raise ValueError(
                 f"ids must be one for each sample of the batch, got {self._samples} for a batch of {batch}. "
                 f"Pass as many ids to using(...), None for the base model."
@@ -201,10 +205,10 @@ class AdapterRouter:
 
         @functools.wraps(generate)
         def checked(*args: Any, **kwargs: Any) -> Any:
-            batch = _batch(self.model, args, kwargs)
-            if batch is not None:
-                self._check_samples(batch)
-            before, self._factors = self._factors, (1, _growth(self.model, args, kwargs))
+            shape = batch_shape(self.model, args, kwargs)
+            if shape is not None:
+                self._check_samples(shape[0])
+            before, self._factors = self._factors, (1, growth(self.model, args, kwargs))
             try:
                 return generate(*args, **kwargs)
             finally:
@@ -257,21 +261,3 @@ def _refuse_compiled(model: nn.Module) -> None:
         f"model must not be compiled for a router, got {type(model).__name__} under torch.compile. Use the model "
         f"from before torch.compile, or merge one adapter and compile then."
     )
-
-
-def _batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
-    """Return the number of samples of a call of forward or generate, if its arguments tell."""
-    names = (*BATCHED, getattr(model, "main_input_name", "input_ids"))
-    values = [*args[:1], *(kwargs.get(name) for name in names)]
-    return next((len(value) for value in values if isinstance(value, Tensor)), None)
-
-
-def _growth(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Return the factor by which `generate` repeats each sample."""
-    configs = (kwargs.get("generation_config"), *args[1:2], getattr(model, "generation_config", None))
-
-    def option(name: str) -> int:
-        values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
-        return next((value for value in values if value is not None), 1)
-
-    return max(option("num_beams"), option("num_return_sequences"))
