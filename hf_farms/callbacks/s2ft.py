@@ -32,7 +32,7 @@ from hf_farms.errors import HfFarmsWarning, ModelError, NoEffectWarning
 from hf_farms.files.path_checks import check_within
 from hf_farms.reports import REPORT_NAME
 from hf_farms.s2ft.adapters.patches import S2FTAdapter
-from hf_farms.s2ft.checks import check_plain
+from hf_farms.s2ft.checks import check_trainable
 from hf_farms.s2ft.coupled import CoupledModel
 from hf_farms.s2ft.saving import CONFIG_NAME, WEIGHTS_NAME, save_selection
 from hf_farms.s2ft.selection import Batches, Selection, check_selections, choose_channels
@@ -200,7 +200,7 @@ class S2FTCallback(TrainerCallback):
         return self._applied
 
     def _choose_and_apply(self, model: nn.Module) -> bool:
-        check_plain(model)
+        check_trainable(model)
         try:
             coupled = CoupledModel(model, self.config)
         except ModelError as error:

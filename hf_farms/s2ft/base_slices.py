@@ -17,10 +17,23 @@ from hf_farms.blocks.wrappers import plain_name, unwrapped
 from hf_farms.s2ft.layers import SelectiveLayer
 from hf_farms.s2ft.selection import Selection
 
-__all__ = ["KEPT", "KeptBase", "StoredSlice", "bits", "put", "same_bits", "slice_as_stored", "slices_as_stored", "take"]
+__all__ = [
+    "KEPT",
+    "MERGED",
+    "KeptBase",
+    "StoredSlice",
+    "bits",
+    "put",
+    "same_bits",
+    "slice_as_stored",
+    "slices_as_stored",
+    "take",
+]
 
 # Attribute of a model that was restored, with the base of its training.
 KEPT = "_hf_farms_base_slices"
+# Attribute of a model with an adapter merged into it: the replaced slices by name of the parameter.
+MERGED = "_hf_farms_merged_adapter"
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -48,10 +61,13 @@ class KeptBase:
     Attributes:
         selection: that was trained.
         slices: by name of the parameter.
+        is_original: False if the weights contained an earlier training, so that they are not those of a published
+            base.
     """
 
     selection: Selection
     slices: dict[str, StoredSlice]
+    is_original: bool = True
 
 
 def slices_as_stored(model: nn.Module) -> dict[str, StoredSlice]:

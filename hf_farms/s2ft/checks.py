@@ -8,10 +8,12 @@ from collections.abc import Iterable
 from torch import nn
 
 from hf_farms.blocks import LayerMetadata
+from hf_farms.blocks.wrappers import unwrapped
 from hf_farms.errors import ModelError
+from hf_farms.s2ft.base_slices import MERGED
 from hf_farms.s2ft.layers import SelectiveLayer, selective_class
 
-__all__ = ["check_module", "check_plain", "check_unshared"]
+__all__ = ["check_module", "check_plain", "check_trainable", "check_unshared"]
 
 
 def check_plain(model: nn.Module) -> None:
@@ -45,6 +47,21 @@ def check_plain(model: nn.Module) -> None:
                 f"weights must be loaded for S2FT, got a meta tensor in {name}.",
                 hint="Load the model without offloading: leave device_map out.",
             )
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Reject models that S2FT cannot be applied to: as `check_plain`, and with an adapter merged.
+
+    Raises:
+        ValueError: S2FT is on it already, or an adapter is merged, which the new one would take for its base.
+        ModelError: as `check_plain`.
+    """
+    check_plain(model)
+    if any(MERGED in vars(each) for each in (model, unwrapped(model))):
+        raise ValueError(
+            f"model must have no adapter merged into it for S2FT, got a {type(model).__name__} with one. Call "
+            "unmerge(model) of that adapter first, or save the merged model and load it as the new base."
+        )
 
 
 def check_unshared(model: nn.Module, layers: Iterable[LayerMetadata]) -> None:

@@ -21,9 +21,9 @@ from hf_farms.blocks.wrappers import unwrapped
 from hf_farms.config import S2FTConfig
 from hf_farms.config.checks import check_arguments
 from hf_farms.config.effects import warn_unused
-from hf_farms.errors import NoEffectWarning
-from hf_farms.s2ft.base_slices import KEPT, KeptBase, StoredSlice, slices_as_stored
-from hf_farms.s2ft.checks import check_module, check_plain, check_unshared
+from hf_farms.errors import HfFarmsWarning, NoEffectWarning
+from hf_farms.s2ft.base_slices import KEPT, KeptBase, StoredSlice, same_bits, slices_as_stored, take
+from hf_farms.s2ft.checks import check_module, check_trainable, check_unshared
 from hf_farms.s2ft.coupled import CoupledModel
 from hf_farms.s2ft.layers import InOriginalOrder, SelectiveLayer, selective_class
 from hf_farms.s2ft.permuting import move_selected_first
@@ -53,6 +53,7 @@ class _Applied:
     selection: Selection
     learned: frozenset[str]
     base: dict[str, StoredSlice]
+    is_original: bool
 
 
 def apply_s2ft(
@@ -74,6 +75,9 @@ def apply_s2ft(
     dtype of the model, for `S2FTAdapter`. Layout "permuted" copies one weight at a time here, and every permuted weight
     in a state dict.
 
+    If the weights contain an earlier training (after `restore`), the base of the new adapter is the model as it is now:
+    a warning says so, and the adapter names no base model.
+
     Args:
         model: a transformers model in memory; changed in place.
         config: budget, roles, strategy and layout.
@@ -85,13 +89,13 @@ def apply_s2ft(
         The selection; empty, with an unchanged model, if the model has neither attention nor feed-forward layers.
 
     Raises:
-        ValueError: as `select_channels`; or the model has S2FT on it already.
+        ValueError: as `select_channels`; or the model has S2FT on it already, or an adapter merged into it.
         ModelError: a model that is quantised, sharded, offloaded, not loaded, or has adapters on it.
     """
     check_model(model)
     check_arguments(apply_s2ft, config=config)
     check_selections(calibration, exclude, selection)
-    check_plain(model)
+    check_trainable(model)
     if selection is None:
         config = config or S2FTConfig()
         warn_unused(config)
@@ -119,6 +123,7 @@ def apply_selection(coupled: CoupledModel, selection: Selection) -> None:
     """
     model = coupled.model
     plan = _channels_by_module(coupled, selection)
+    is_original = _is_original(model)
     learned = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     if selection.config.layout == "permuted":
         move_selected_first(coupled, selection)
@@ -134,7 +139,7 @@ def apply_selection(coupled: CoupledModel, selection: Selection) -> None:
         layer.s2ft_orders, layer.s2ft_plain_class = orders, plain
         layer.select(index, inputs=inputs, write_back=selection.config.write_back)
     model.__dict__.pop(KEPT, None)
-    setattr(model, MARK, _Applied(selection, learned, slices_as_stored(model)))
+    setattr(model, MARK, _Applied(selection, learned, slices_as_stored(model), is_original))
 
 
 def restore(model: M) -> M:
@@ -163,7 +168,7 @@ def restore(model: M) -> M:
             module.__class__ = plain  # type: ignore[assignment]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in applied.learned)
-    setattr(model, KEPT, KeptBase(applied.selection, applied.base))
+    setattr(model, KEPT, KeptBase(applied.selection, applied.base, applied.is_original))
     return model
 
 
@@ -210,7 +215,7 @@ def base_of(model: nn.Module) -> KeptBase | None:
     for candidate in (model, unwrapped(model)):
         applied: _Applied | None = candidate.__dict__.get(MARK)
         if applied is not None:
-            return KeptBase(applied.selection, applied.base)
+            return KeptBase(applied.selection, applied.base, applied.is_original)
         kept: KeptBase | None = candidate.__dict__.get(KEPT)
         if kept is not None:
             return kept
@@ -255,6 +260,27 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     """
     trained = sum(layer.selected.numel() for _, layer in selective_layers(model))
     return trained, sum(parameter.numel() for parameter in model.parameters()) - trained
+
+
+def _is_original(model: nn.Module) -> bool:
+    """Return whether the weights are without an earlier training of S2FT; warn if they are not."""
+    kept: KeptBase | None = model.__dict__.get(KEPT)
+    if kept is None:
+        return True
+    untouched = all(
+        same_bits(take(model.get_parameter(name), part.dim, part.indices).cpu(), part.values)
+        for name, part in kept.slices.items()
+    )
+    if kept.is_original and untouched:
+        return True
+    warnings.warn(
+        "the base of the new adapter is the model as it is now, with an earlier training of S2FT in its weights, so "
+        "that the adapter names no base model. For an adapter of the base model, load that first, or unmerge the "
+        "earlier adapter.",
+        HfFarmsWarning,
+        stacklevel=4,
+    )
+    return False
 
 
 def _channels_by_module(coupled: CoupledModel, selection: Selection) -> dict[nn.Module, tuple[Tensor, bool]]:

@@ -88,6 +88,7 @@ def test_units_that_others_exclude_need_the_groups_too(calls):
     assert calls == {"ModelBlockSource": 1, "coupled_structures": 2 * BLOCKS}
 
 
+@pytest.mark.filterwarnings("ignore:the base of the new adapter")
 def test_a_model_that_is_selective_already_is_searched_once(calls, tmp_path):
     model = tiny("llama")
     apply_s2ft(model, CONFIGS["default"])

@@ -10,8 +10,8 @@ from families import family_model
 from models import tiny
 
 import hf_farms
-from hf_farms import S2FTAdapter, S2FTConfig, apply_s2ft, restore, select_channels
-from hf_farms.errors import ModelError
+from hf_farms import S2FTAdapter, S2FTCallback, S2FTConfig, apply_s2ft, restore, select_channels
+from hf_farms.errors import HfFarmsWarning, ModelError
 from hf_farms.s2ft.adapters.patches import fingerprint
 from hf_farms.s2ft.adapters.targets import checkpoint_names, find_targets, parameter_names
 from hf_farms.s2ft.selection import Selection
@@ -83,6 +83,7 @@ def test_copies_know_their_base(copied):
         assert same(state(base), before)
 
 
+@pytest.mark.filterwarnings("ignore:the base of the new adapter")
 def test_a_second_training_has_its_own_base():
     model = tiny("llama")
     apply_s2ft(model, CONFIG)
@@ -259,3 +260,50 @@ def test_one_weight_with_several_layers():
 
 def test_an_adapter_of_one_layer():
     assert list(one_layer([1]).patches) == [WEIGHT]
+
+
+def test_a_model_with_a_merged_adapter_cannot_be_trained():
+    model, adapter = tiny("llama"), one_layer([1])
+    before = state(model)
+    with adapter.on(model):
+        merged = state(model)
+        for call in (lambda: apply_s2ft(model, CONFIG), lambda: S2FTCallback(CONFIG)._apply(model)):
+            with pytest.raises(
+                ValueError, match=r"must have no adapter merged into it for S2FT, .* Call unmerge\(model\)"
+            ):
+                call()
+        assert same(state(model), merged)
+    assert same(state(model), before)
+    apply_s2ft(model, CONFIG)
+
+
+@pytest.mark.parametrize("through", ["function", "callback"])
+def test_a_training_on_top_of_another_names_no_base(through):
+    def apply():
+        return apply_s2ft(model, CONFIG) if through == "function" else S2FTCallback(CONFIG)._apply(model)
+
+    model = tiny("llama")
+    model.config._name_or_path, model.config._commit_hash = "ada/base", "0" * 40
+    apply()
+    restore(model)
+    apply()  # nothing was trained
+    assert S2FTAdapter.from_model(change_slices(model)).base_model == "ada/base"
+    first = S2FTAdapter.from_model(restore(model))
+    middle = state(model)
+    with pytest.warns(HfFarmsWarning, match="with an earlier training of S2FT in its weights") as caught:
+        apply()
+    assert len(caught) == 1
+    assert caught[0].filename == __file__ or through == "callback"
+    second = S2FTAdapter.from_model(change_slices(model, 2))
+    assert (second.base_model, second.base_revision) == (None, None)
+    restore(model)
+    assert S2FTAdapter.from_model(model).base_model is None
+    second.unmerge(model)
+    assert same(state(model), middle)
+    with pytest.warns(HfFarmsWarning, match="names no base model"):
+        apply()  # the first training is still there
+    plain = tiny("llama")
+    with pytest.raises(ModelError, match="must be the base model of the adapter"):
+        second.merge(plain)
+    first.unmerge(restored := restore(model))
+    assert same(state(restored), state(plain))

@@ -156,6 +156,7 @@ def test_the_same_selection_again(llama, ids):
         apply_s2ft(restore(again), S2FTConfig(), selection=selection)
 
 
+@pytest.mark.filterwarnings("ignore:the base of the new adapter")
 def test_a_second_training_starts_where_the_first_ended(llama, ids):
     before = state(llama)
     masks = []

@@ -17,12 +17,10 @@ from hf_farms.errors import ModelError
 from hf_farms.files.documents import short_repr
 from hf_farms.s2ft.adapters.patches import S2FTAdapter, WeightPatch, fingerprint
 from hf_farms.s2ft.adapters.targets import resolve
-from hf_farms.s2ft.base_slices import put, same_bits, take
+from hf_farms.s2ft.base_slices import MERGED, put, same_bits, take
 
 __all__ = ["ROUTER", "is_merged", "merge", "merged", "switch", "unmerge"]
 
-# Attribute of a model with an adapter merged into it: the replaced slices by name of the parameter.
-MARK = "_hf_farms_merged_adapter"
 # Attribute of a model with its AdapterRouter.
 ROUTER = "_hf_farms_router"
 
@@ -67,7 +65,7 @@ def merge(adapter: S2FTAdapter, model: nn.Module) -> None:
         backups[target.name] = _Backup(target.patch.dim, target.indices, base)
     for target in targets:
         put(target.parameter, target.patch.dim, target.indices, target.values)
-    setattr(inner, MARK, backups)
+    setattr(inner, MERGED, backups)
 
 
 def unmerge(adapter: S2FTAdapter, model: nn.Module) -> None:
@@ -77,7 +75,7 @@ def unmerge(adapter: S2FTAdapter, model: nn.Module) -> None:
     for target in targets:
         backup = backups[target.name]
         put(target.parameter, backup.dim, backup.indices, backup.values)
-    inner.__dict__.pop(MARK, None)
+    inner.__dict__.pop(MERGED, None)
 
 
 def switch(adapter: S2FTAdapter, model: nn.Module, to: S2FTAdapter) -> None:
@@ -100,7 +98,7 @@ def switch(adapter: S2FTAdapter, model: nn.Module, to: S2FTAdapter) -> None:
         put(target.parameter, backup.dim, backup.indices, backup.values)
     for target in new:
         put(target.parameter, target.patch.dim, target.indices, target.values)
-    setattr(inner, MARK, replaced)
+    setattr(inner, MERGED, replaced)
 
 
 @contextmanager
@@ -129,7 +127,7 @@ def _check_not_routed(model: nn.Module) -> None:
 
 
 def _backups(model: nn.Module) -> Mapping[str, _Backup] | None:
-    backups: Mapping[str, _Backup] | None = model.__dict__.get(MARK)
+    backups: Mapping[str, _Backup] | None = model.__dict__.get(MERGED)
     return backups
 
 

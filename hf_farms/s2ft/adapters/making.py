@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,9 @@ def adapter_of_model(model: nn.Module) -> S2FTAdapter:
         parameter = inner.get_parameter(name)
         now = current[name].values if trained else take(parameter, base.dim, base.indices).cpu()
         patches.append(_patch(names[name], parameter.shape, base, now, base.values.to(now.dtype)))
-    return _adapter(inner, patches, selection=kept.selection.config, channels=dict(kept.selection.channels))
+    adapter = _adapter(inner, patches, selection=kept.selection.config, channels=dict(kept.selection.channels))
+    # The published base is without the earlier training.
+    return adapter if kept.is_original else replace(adapter, base_model=None, base_revision=None)
 
 
 def adapter_of_difference(model: nn.Module, base: nn.Module) -> S2FTAdapter:

@@ -68,7 +68,7 @@ class S2FTAdapter:
 
     Attributes:
         patches: by name of the weight, in the order of the model.
-        base_model: Hub id of the base model, if known.
+        base_model: Hub id of the base model; None if it is not known or contained an earlier training.
         base_revision: its commit, if known.
         selection: options of the selection; None for an adapter made by comparing two models.
         channels: selected channels by layer of the model in memory, as in `Selection`; empty without a selection.
@@ -96,7 +96,9 @@ class S2FTAdapter:
             model: with S2FT on it, or plain after `restore`; not modified. Slices have the dtype of the model.
 
         Returns:
-            The adapter, with the slices at the time of `apply_s2ft` as base.
+            The adapter, with the slices at the time of `apply_s2ft` as base. If the model contained an earlier
+            training of S2FT at that time (after `restore`), `base_model` is None: the adapter belongs onto that model.
+            On the plain base, `merge` then refuses it only where it has channels that the earlier training changed.
 
         Raises:
             ValueError: a model that S2FT was never applied to.
