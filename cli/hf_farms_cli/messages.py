@@ -25,6 +25,7 @@ OPTIONS = {
     "dtype": "--dtype",
     "ends": "--ends",
     "figures": "--figures",
+    "include_base": "--include-base",
     "include_path": "--include-path",
     "method": "--method",
     "metrics": "--metrics",
@@ -65,6 +66,14 @@ FIELDS = {
     },
 }
 
+# Regular expression for an argument at the start of a message, outside of backticks -> option.
+FIRST = {
+    r"weights(?= must be (a list of|finite and|positive for))": "--weight",
+    r"folder(?= must be (new, or hold an earlier export|a folder or not exist))": "--output",
+    r"(combination|density|seed)(?= (must be|has no effect))": r"--\1",
+    r"base(?= must be given)": "--base",
+}
+
 # Regular expression -> equivalent option or command.
 EXPRESSIONS = {
     r"CalibrationConfig\(source='self'\)": "--calibration self",
@@ -83,6 +92,8 @@ ARGUMENT = re.compile(r"([\w.]+)(?:=(.+))?")
 
 def in_options(message: str) -> str:
     """Return a message of the library with options and commands in place of arguments and functions."""
+    for pattern, option in FIRST.items():
+        message = re.sub(f"^{pattern}", option, message)
     return SPAN.sub(_replacement, message)
 
 

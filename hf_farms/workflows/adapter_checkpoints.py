@@ -164,7 +164,7 @@ def _checked_merged(adapter: S2FTAdapter, checkpoint: StoredCheckpoint) -> dict[
     if any(patch.base is None for patch in adapter.patches.values()):
         raise ModelError(
             "adapter must hold the slices of its base to be unmerged, got one that was saved without them "
-            "(include_base=False).",
+            "(`include_base=False`).",
             hint="Take the base model itself.",
         )
     stored = {}

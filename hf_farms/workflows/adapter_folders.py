@@ -27,6 +27,8 @@ from hf_farms.reports.adapters import AdapterSummary, PatchSummary
 from hf_farms.s2ft.adapters.files import write_description
 from hf_farms.s2ft.adapters.fusing import fuse, overlaps
 from hf_farms.s2ft.adapters.loading import load_adapter, read_description
+from hf_farms.s2ft.adapters.fusing import check_fuse_options, fuse, overlaps
+from hf_farms.s2ft.adapters.loading import load_adapter, read_adapter
 from hf_farms.s2ft.adapters.lora_export import LoRAExport, export_lora
 from hf_farms.s2ft.adapters.patches import S2FTAdapter
 
@@ -124,7 +126,9 @@ def fuse_adapters(
         DataError: as `S2FTAdapter.from_pretrained`.
         OutputError: a folder that has files, or that cannot be written.
     """
-    check(len(adapters) > 1, "adapters", "at least two to be fused", list(map(str, adapters)))
+    with argument_errors():
+        check(len(adapters) > 1, "adapters", "at least two to be fused", list(map(str, adapters)))
+        check_fuse_options(len(adapters), weights=weights, combination=combination, density=density, seed=seed)
     reads = {f"the adapter {name}": name for name in map(str, adapters)}
     check_new_folder(output, reads=reads)
     loaded = [load_adapter(name) for name in adapters]

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from families import family_model
 from hf_farms_cli.app import app
 from hub_client import HubClient, contents
 from local_hub import LocalHub
@@ -117,6 +118,24 @@ def test_export_prints_flags_and_bytes(made, tmp_path):
     assert int(full["bytes"]) == 2 * int(values["bytes"])
 
 
+def test_export_of_gpt2_prints_no_options_of_servers(tmp_path):
+    random_adapter(family_model("gpt2"), 1).save_pretrained(tmp_path / "gpt2")
+    shown = run("export", tmp_path / "gpt2", "-o", tmp_path / "lora", "--format", "human")
+    assert "--enable-lora" not in shown.output
+    assert "vllm" not in shown.stdout
+    assert "have no LoRA for GPT-2: serve the merged model" in shown.stderr
+    assert (
+        not {"vllm", "sglang"}
+        & json.loads(run("export", tmp_path / "gpt2", "-o", tmp_path / "lora", "--json").stdout).keys()
+    )
+
+
+def test_fuse_names_unknown_bases(made, tmp_path):
+    random_adapter(tiny("llama", dtype=torch.bfloat16), 5).save_pretrained(tmp_path / "local")
+    shown = run("fuse", tmp_path / "local", made / "code", "-o", tmp_path / "out", "--format", "human")
+    assert "Warning: the base of 1 of the 2 adapters cannot be checked" in shown.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "sentence", "status"),
     [
@@ -130,15 +149,19 @@ def test_export_prints_flags_and_bytes(made, tmp_path):
         ("merge BASE MATH -o BASE", "output must be a new folder|output must not be the model", 1),
         ("merge BASE MATH -o BASE/out", "Choose another --output.", 1),
         ("unmerge BASE MATH -o out", "must have this adapter merged into it", 1),
-        ("unmerge TUNED BARE -o out", "adapter must hold the slices of its base", 1),
-        ("fuse MATH -o out", "adapters must be at least two to be fused", 1),
-        ("fuse MATH CODE -o out --weight 1", "weights must be a list of 2 numbers", 1),
-        ("fuse MATH CODE -o out --weight 1 --weight -1", "positive for 'linear', got -1.0. Pass --combination cat.", 1),
-        ("fuse MATH CODE -o out --combination svd", "combination must be one of linear, cat", 1),
-        ("fuse MATH CODE -o out --combination ties", "Pass --density 0.5", 1),
-        ("fuse MATH BARE -o out --combination cat", "base", 1),
-        ("export BARE -o out", "base must be given", 1),
-        ("export MATH -o BASE", "folder must be new, or hold an earlier export", 1),
+        ("unmerge TUNED BARE -o out", "adapter must hold the slices of its base|(--no-include-base)", 1),
+        ("fuse MATH -o out", "adapters must be at least two to be fused", 2),
+        ("fuse MATH CODE -o out --weight 1", "Error: --weight must be a list of 2 numbers", 2),
+        ("fuse MATH CODE -o out --weight 1 --weight 0", "Error: --weight must be finite and not 0, got 0.0", 2),
+        ("fuse MATH CODE -o out --weight 1 --weight -1", "positive for 'linear', got -1.0. Pass --combination cat.", 2),
+        ("fuse MATH CODE -o out --combination svd", "Error: --combination must be one of linear, cat", 2),
+        ("fuse MATH CODE -o out --combination ties", "Pass --density 0.5", 2),
+        ("fuse MATH CODE -o out --combination ties --density 2", "Error: --density must be over 0 and up to 1", 2),
+        ("fuse MATH CODE -o out --seed -1", "Error: --seed must be an integer from 0, got -1", 2),
+        ("fuse ./none ./nor -o out --combination svd", "Error: --combination must be one of linear, cat", 2),
+        ("fuse MATH BARE -o out --combination cat", "Save it with --include-base.", 1),
+        ("export BARE -o out", "Error: --base must be given", 1),
+        ("export MATH -o BASE", "Error: --output must be new, or hold an earlier export", 1),
         ("export MATH -o MATH", "output must not be the adapter", 1),
         ("export MATH -o out --dtype int8", "dtype must be auto, float32, bfloat16 or float16, got 'int8'.", 2),
         ("diff BASE BASE -o out", "model must differ from its base", 1),

@@ -18,6 +18,8 @@ from hf_farms.s2ft.adapters.patches import S2FTAdapter
 DOWN = "model.layers.1.mlp.down_proj.weight"
 OVERLAP = pytest.mark.filterwarnings("ignore:adapters overlap")
 ALL = ("q", "k", "v", "o", "gate", "up", "down")
+# The adapters of these tests name no base model.
+pytestmark = pytest.mark.filterwarnings("ignore:the base of . of the . adapters cannot be checked")
 LARGEST = ("magnitude_prune", "ties")
 
 
@@ -50,7 +52,7 @@ def test_disjoint_selections_are_fused_exactly(family, combination, dtype):
     model = family_model(family).to(dtype)
     adapters = disjoint(model, roles=ALL)
     with warnings.catch_warnings(action="error"):
-        fused = fuse(adapters, combination=combination)
+        fused = fuse([replace(adapter, base_model="ada/base") for adapter in adapters], combination=combination)
     assert set(overlaps(adapters).values()) == {0.0}
     one_after_another, at_once = family_model(family).to(dtype), family_model(family).to(dtype)
     for adapter in adapters:
@@ -151,6 +153,7 @@ def test_a_density_keeps_its_share_of_each_adapter(llama):
 
 def test_overlap_is_measured_and_named_once(llama):
     one, other = on_one_weight(llama, range(0, 10), range(5, 20))
+    one, other = (replace(adapter, base_model="ada/base") for adapter in (one, other))
     assert overlaps([one, other]) == {DOWN: 0.25}
     with pytest.warns(HfFarmsWarning) as caught:
         fuse([one, other])
@@ -166,7 +169,8 @@ def test_base_model_and_revision_stay_where_all_agree(llama):
     fused = fuse([one, other])
     assert (fused.base_model, fused.base_revision, fused.selection) == ("ada/base", "abc", None)
     unknown = replace(other, base_model=None, base_revision="def")
-    assert (fuse([one, unknown]).base_model, fuse([one, unknown]).base_revision) == ("ada/base", None)
+    with pytest.warns(HfFarmsWarning, match="the base of 1 of the 2 adapters cannot be checked"):
+        assert (fuse([one, unknown]).base_model, fuse([one, unknown]).base_revision) == (None, None)
 
 
 @OVERLAP
@@ -184,6 +188,18 @@ def test_base_slices_are_needed_only_where_something_is_computed(llama):
     wrong = replace(other, patches={DOWN: replace(other.patches[DOWN], base=None, base_fingerprint="0" * 64)})
     with pytest.raises(ModelError, match=r"got different base slices of model.layers.1.mlp"):
         fuse([one, wrong])
+
+
+def test_unknown_bases_are_named_once(llama):
+    one, other = disjoint(llama, 2)
+    gpt2 = random_adapter(family_model("gpt2"))
+    for pair in ([one, other], [one, gpt2]):
+        with pytest.warns(HfFarmsWarning, match="the base of 2 of the 2 adapters cannot be checked, as they") as caught:
+            assert fuse(pair).base_model is None
+        assert len(caught) == 1
+    with warnings.catch_warnings(action="error"):
+        fuse([one])
+        fuse([replace(one, base_model="a/a"), replace(other, base_model="a/a")])
 
 
 def test_adapters_of_different_bases(llama):

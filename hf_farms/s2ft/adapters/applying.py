@@ -201,7 +201,7 @@ def _own_base(target: _Target) -> _Backup:
     if base is None:
         raise ModelError(
             "the base slices must be known to unmerge an adapter, got a model that was saved with it merged and an "
-            "adapter that was saved with include_base=False.",
+            "adapter that was saved with `include_base=False`.",
             hint="Load the base model.",
         )
     return _Backup(target.patch.dim, target.indices, base.to(target.parameter.device))

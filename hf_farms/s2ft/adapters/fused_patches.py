@@ -104,7 +104,7 @@ def _base(patches: Collection[WeightPatch], union: Tensor) -> Tensor:
         elif not known[at].all():
             raise ValueError(
                 f"adapters must have the base slices of weights that are fused with a weight other than 1 or with "
-                f"another adapter, got one without those of {patch.name}. Save it with include_base=True."
+                f"another adapter, got one without those of {patch.name}. Save it with `include_base=True`."
             )
     return base
 

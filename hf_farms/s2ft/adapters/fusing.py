@@ -15,7 +15,7 @@ from hf_farms.registries.combinations import COMBINATIONS
 from hf_farms.s2ft.adapters.fused_patches import fused_patch
 from hf_farms.s2ft.adapters.patches import S2FTAdapter, WeightPatch
 
-__all__ = ["fuse", "overlaps"]
+__all__ = ["check_fuse_options", "fuse", "overlaps"]
 
 
 def fuse(
@@ -57,7 +57,8 @@ def fuse(
         seed: of "dare_linear" and "dare_ties"; None: 0.
 
     Returns:
-        The adapter, without a selection.
+        The adapter, without a selection. Its base model is that of all adapters; None, with a warning, if any names
+        none.
 
     Raises:
         ValueError: no adapters, invalid options, adapters without the base slices that are needed, or that patch one
@@ -65,9 +66,10 @@ def fuse(
         ModelError: adapters of different bases, sizes or dtypes.
     """
     _check_adapters(adapters)
+    check_fuse_options(len(adapters), weights=weights, combination=combination, density=density, seed=seed)
     entry = COMBINATIONS[combination]
-    factors = _checked_weights(adapters, weights, combination)
-    options = _checked_options(combination, density, seed)
+    factors = [1.0] * len(adapters) if weights is None else [float(weight) for weight in weights]
+    options = _used_options(combination, density, seed)
     _check_bases(adapters)
     generator = torch.Generator().manual_seed(int(options["seed"]))
     patches = {
@@ -75,9 +77,10 @@ def fuse(
         for name in _names(adapters)
     }
     _warn_overlap(adapters)
+    _warn_unknown_base(adapters)
     return S2FTAdapter(
         patches=patches,
-        base_model=_common(adapter.base_model for adapter in adapters if adapter.base_model is not None),
+        base_model=_common(adapter.base_model for adapter in adapters),
         base_revision=_common(adapter.base_revision for adapter in adapters),
         dtype=adapters[0].dtype,
     )
@@ -107,19 +110,35 @@ def _check_adapters(adapters: object) -> None:
             )
 
 
-def _checked_weights(adapters: Sequence[S2FTAdapter], weights: Sequence[float] | None, combination: str) -> list[float]:
-    if weights is None:
-        return [1.0] * len(adapters)
-    is_list = isinstance(weights, Sequence) and not isinstance(weights, str) and len(weights) == len(adapters)
-    check(is_list, "weights", f"a list of {len(adapters)} numbers, one for each adapter", weights)
-    for weight in weights:
+def check_fuse_options(
+    number: int,
+    *,
+    weights: Sequence[float] | None = None,
+    combination: str = "linear",
+    density: float | None = None,
+    seed: int | None = None,
+) -> None:
+    """Check the options of `fuse` for a number of adapters that need not be loaded.
+
+    Raises:
+        ValueError: an invalid option.
+    """
+    entry = COMBINATIONS[combination]
+    is_list = isinstance(weights, Sequence) and not isinstance(weights, str) and len(weights) == number
+    check(weights is None or is_list, "weights", f"a list of {number} numbers, one for each adapter", weights)
+    for weight in weights or ():
         check(is_number(weight) and math.isfinite(weight) and weight != 0, "weights", "finite and not 0", weight)
-        if COMBINATIONS[combination].mean:
+        if entry.mean:
             check(weight > 0, "weights", f"positive for {combination!r}", weight, "Pass `combination='cat'`.")
-    return [float(weight) for weight in weights]
+    if "density" in entry.options:
+        in_range = is_number(density) and 0 < density <= 1
+        check(
+            in_range, "density", f"over 0 and up to 1 for {combination!r}", density, "Pass `density=0.5`, for instance."
+        )
+    check(seed is None or is_seed(seed), "seed", "an integer from 0", seed)
 
 
-def _checked_options(combination: str, density: float | None, seed: int | None) -> dict[str, float]:
+def _used_options(combination: str, density: float | None, seed: int | None) -> dict[str, float]:
     """Return density and seed; name those that the combination does not read."""
     values, defaults = {"density": density, "seed": seed}, {"density": 1.0, "seed": 0.0}
     used = COMBINATIONS[combination].options
@@ -130,12 +149,6 @@ def _checked_options(combination: str, density: float | None, seed: int | None) 
                 NoEffectWarning,
                 stacklevel=3,
             )
-    if "density" in used:
-        in_range = is_number(density) and 0 < density <= 1
-        check(
-            in_range, "density", f"over 0 and up to 1 for {combination!r}", density, "Pass `density=0.5`, for instance."
-        )
-    check(seed is None or is_seed(seed), "seed", "an integer from 0", seed)
     return {
         name: float(value) if value is not None and name in used else defaults[name] for name, value in values.items()
     }
@@ -193,6 +206,17 @@ def _warn_overlap(adapters: Sequence[S2FTAdapter]) -> None:
             f"adapters overlap in {share:.1%} of the fused channels, most in {name} "
             f"({counts[name][0] / counts[name][1]:.1%}), where their changes interfere. Train them on disjoint "
             f"selections: S2FTCallback(exclude=...); overlaps(adapters) returns the share of each weight.",
+            HfFarmsWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_unknown_base(adapters: Sequence[S2FTAdapter]) -> None:
+    unknown = sum(adapter.base_model is None for adapter in adapters)
+    if unknown and len(adapters) > 1:
+        warnings.warn(
+            f"the base of {unknown} of the {len(adapters)} adapters cannot be checked, as they name no base model: "
+            f"only the channels that several adapters have were compared. Fuse adapters of one base only.",
             HfFarmsWarning,
             stacklevel=3,
         )
