@@ -25,10 +25,8 @@ from hf_farms.privacy.publishing import is_local
 from hf_farms.reports import json_converter
 from hf_farms.reports.adapters import AdapterSummary, PatchSummary
 from hf_farms.s2ft.adapters.files import write_description
-from hf_farms.s2ft.adapters.fusing import fuse, overlaps
-from hf_farms.s2ft.adapters.loading import load_adapter, read_description
 from hf_farms.s2ft.adapters.fusing import check_fuse_options, fuse, overlaps
-from hf_farms.s2ft.adapters.loading import load_adapter, read_adapter
+from hf_farms.s2ft.adapters.loading import load_adapter, read_description
 from hf_farms.s2ft.adapters.lora_export import LoRAExport, export_lora
 from hf_farms.s2ft.adapters.patches import S2FTAdapter
 
