@@ -367,9 +367,9 @@ def test_a_killed_save_leaves_the_old_adapter_or_the_new_one(model, tmp_path):
         assert is_old != is_new
         assert is_new or code == 9
         states.append((before, "new" if is_new else "old"))
-    for before in ("adapter", "selection"):
-        # Killed before, between and after the two files.
-        assert states.count((before, "old")) >= 2
+    # Killed before, between and after the two files; in the middle of one too over an adapter.
+    for before, times in (("adapter", 2), ("selection", 1)):
+        assert states.count((before, "old")) >= times
         assert states.count((before, "new")) >= 2
 
 
