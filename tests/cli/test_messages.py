@@ -74,7 +74,7 @@ def test_each_argument_of_a_message_becomes_its_option(argument):
     for message in messages:
         shown = in_options(message)
         flags = FLAG.findall(shown)
-        assert OPTIONS[argument] in flags or f"--no-{argument}" in flags
+        assert OPTIONS[argument] in flags or f"--no-{OPTIONS[argument][2:]}" in flags
         assert set(flags) <= FLAGS
         assert f"`{argument}" not in shown
 
