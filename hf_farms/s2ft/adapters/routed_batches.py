@@ -33,12 +33,20 @@ def growth(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> i
     return max(option("num_beams"), option("num_return_sequences"))
 
 
-def modules_with_batch(model: nn.Module, layers: Iterable[str]) -> list[nn.Module]:
-    """Return the model, and the models of transformers inside it that have one of these layers."""
+def modules_with_batch(model: nn.Module, layers: Iterable[str]) -> dict[nn.Module, bool]:
+    """Return the model and the models of transformers inside it that have one of these layers.
+
+    Returns:
+        For each of them, whether it is an innermost one.
+    """
     names = {""}
     for layer in layers:
         names.update(name for name in _parents(layer) if hasattr(model.get_submodule(name), "main_input_name"))
-    return [model.get_submodule(name) for name in sorted(names)]
+    modules = {model.get_submodule(name): name for name in sorted(names)}
+    return {
+        module: not any(other != name and (not name or other.startswith(f"{name}.")) for other in names)
+        for module, name in modules.items()
+    }
 
 
 def check_text_layer(model: nn.Module, name: str) -> None:

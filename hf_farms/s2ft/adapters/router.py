@@ -80,7 +80,8 @@ class AdapterRouter:
         self._samples, self._thread, self._tokens = 0, 0, 0
         self._factors: tuple[int, ...] = (1,)
         self._handles = [layer.module.register_forward_hook(self._add, with_kwargs=True) for layer in self._layers]
-        for module in modules_with_batch(model, [layer.path for layer in self._layers]):
+        self._checked = modules_with_batch(model, [layer.path for layer in self._layers])
+        for module in self._checked:
             self._handles.append(module.register_forward_pre_hook(self._check_batch, with_kwargs=True))
         model.__dict__[ROUTER] = self
 
@@ -184,9 +185,10 @@ class AdapterRouter:
             return
         if torch.compiler.is_compiling():
             _refuse_compiled(module)
-        _check_unmerged(self.model)
-        for layer in self._layers:
-            layer.check_unchanged()
+        if self._checked[module]:  # once for each token, not in every model around the layers
+            _check_unmerged(self.model)
+            for layer in self._layers:
+                layer.check_unchanged()
         shape = batch_shape(module, args, kwargs)
         self._tokens = 0 if shape is None else math.prod(shape)
         if shape is not None:
