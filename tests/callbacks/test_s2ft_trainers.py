@@ -232,7 +232,7 @@ def test_two_processes_stay_identical_and_cannot_add_it_late(tmp_path):
     done = run_script(SCRIPT, tmp_path)
     assert (
         done.stdout.count("trainable params: ")
-        == done.stdout.count("S2FT: the selection of trained channels was saved in ")
+        == done.stdout.count("S2FT: the adapter (trained slices, and those of the base) was saved in ")
         == 1
     )
     (first, refused, broadcast), (second, other, _) = (

@@ -31,7 +31,7 @@ def strings(path, *, docstrings):
 # Command lines are masked there, and read.
 SOURCES = [path for path in sorted(PACKAGE.rglob("*.py")) if "privacy" not in path.parts]
 # Has those of vLLM and SGLang.
-OTHER_PROGRAMS = ("lora_servers.py",)
+OTHER_PROGRAMS = ("lora_servers.py", "vllm.py")
 MESSAGES = [text for path in SOURCES for text in strings(path, docstrings=False)]
 
 

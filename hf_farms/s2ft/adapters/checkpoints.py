@@ -19,7 +19,7 @@ from torch import Tensor
 from hf_farms.blocks import TensorFiles
 from hf_farms.blocks.origins import find_origins
 from hf_farms.errors import ModelError
-from hf_farms.files.names import MODEL_CONFIG, WEIGHTS, WEIGHTS_INDEX
+from hf_farms.files.names import HISTORY, MODEL_CONFIG, RECIPE, REPORT, SELECTION, WEIGHTS, WEIGHTS_INDEX
 from hf_farms.files.own_files import foreign_texts
 from hf_farms.hub.base_model import LICENCE_FILE
 from hf_farms.hub.client import hub_errors, with_retries
@@ -51,8 +51,8 @@ TEXTS = [
 ]
 # Files of hf-farms and of a training, which describe the other model.
 DESCRIPTIONS = {
-    *("README.md", "recipe.yaml", "hf_farms_report.json", "farms_lr.jsonl", "CITATION.cff", ".gitattributes"),
-    *("trainer_state.json", "modelcard.json", "s2ft_config.json", "adapter_config.json"),
+    *("README.md", RECIPE, REPORT, HISTORY, "CITATION.cff", ".gitattributes"),
+    *("trainer_state.json", "modelcard.json", SELECTION, "adapter_config.json"),
 }
 CHUNK = 2**24
 
