@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -30,9 +30,6 @@ from hf_farms_cli.options import (
     model_argument,
     use_token,
 )
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["adapter_commands"]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from hf_farms import hub
 from hf_farms.config.checks import check
-from hf_farms.errors import ModelError, OutputError, argument_errors
+from hf_farms.errors import HfFarmsWarning, ModelError, OutputError, argument_errors
 from hf_farms.files import names
 from hf_farms.files.own_files import is_own_file
 from hf_farms.hub.base_model import fetch_base_model
@@ -239,11 +240,16 @@ def planned_push(
 
 
 def _base_record(summary: AdapterSummary, token: str | None) -> BaseModelRecord | None:
-    """Return licence and commit of the base model; None where it is not on the Hub."""
+    """Return licence and commit of the base model; None where it is not on the Hub, with a warning if it was."""
     name = summary.base_model
     if name is None or "/" not in name or is_local(name):
         return None
+    removed: ModelError | None = None
     for revision in dict.fromkeys((summary.base_revision, None)):
-        with suppress(ModelError):  # that commit or all of it was removed
+        try:
             return fetch_base_model(name, revision=revision, token=token)
+        except ModelError as error:  # that commit or all of it
+            removed = error
+    # Through the generator of `planned_push` and its context manager.
+    warnings.warn(f"The card cannot name the licence of the base model: {removed}", HfFarmsWarning, stacklevel=5)
     return None

@@ -225,6 +225,14 @@ def test_a_pushed_description_is_that_of_the_weights_file(made, client, tmp_path
     assert b"other/base" not in files["README.md"]
 
 
+def test_push_says_that_the_base_model_is_gone(made, client):
+    client.hub.repos.clear()
+    done = client.cli("adapter", "push", made / "math", "--repo-id", "ada/alone")
+    assert done["status"] == 0, done
+    assert "Warning: The card cannot name the licence of the base model" in " ".join(done["stderr"].split())
+    assert "README.md" in client.hub.files("ada/alone")
+
+
 def test_push_refuses_the_base_and_other_repositories(made, client):
     client.hub.add("meta/tiny", contents(made / "base"))
     client.hub.add("ada/other", {"model.safetensors": b"x"})
