@@ -5,7 +5,7 @@ The base slices that a merge replaces are kept on the model, so that one adapter
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from hf_farms.blocks.wrappers import unwrapped
 from hf_farms.errors import ModelError
 from hf_farms.files.documents import short_repr
+from hf_farms.s2ft.adapters.channels import Channels
+from hf_farms.s2ft.adapters.comparisons import COMPARED, Comparisons, comparisons_of
 from hf_farms.s2ft.adapters.patches import S2FTAdapter, WeightPatch, fingerprint
 from hf_farms.s2ft.adapters.targets import resolve
-from hf_farms.s2ft.base_slices import MERGED, put, same_bits, take
+from hf_farms.s2ft.base_slices import MERGED, same_bits
 
 __all__ = ["ROUTER", "is_merged", "merge", "merged", "switch", "unmerge"]
 
@@ -26,27 +28,12 @@ ROUTER = "_hf_farms_router"
 
 
 @dataclass(frozen=True)
-class _Backup:
-    """Channels of a parameter before the merge; `values` lies on the device of the parameter at that time."""
-
-    dim: int
-    indices: Tensor
-    values: Tensor
-
-
-@dataclass(frozen=True)
 class _Target:
-    """A patch with its parameter: name in memory, tensor, and the patch's channels on its device."""
+    """A patch with its parameter, and its channels on the device of the parameter."""
 
     patch: WeightPatch
-    name: str
     parameter: nn.Parameter
-    indices: Tensor
-    values: Tensor
-
-    def now(self) -> Tensor:
-        """Return a copy of the patched channels as they are."""
-        return take(self.parameter, self.patch.dim, self.indices)
+    channels: Channels
 
 
 def merge(adapter: S2FTAdapter, model: nn.Module) -> None:
@@ -58,23 +45,16 @@ def merge(adapter: S2FTAdapter, model: nn.Module) -> None:
             f"model must have no adapter merged into it, got a {type(inner).__name__} with one. Call unmerge(model) of "
             "that adapter first, or switch(model, to) to change to another one; fuse makes one adapter of several."
         )
-    backups = {}
-    for target in targets:
-        base = target.now()
-        _check_base(target, base)
-        backups[target.name] = _Backup(target.patch.dim, target.indices, base)
-    for target in targets:
-        put(target.parameter, target.patch.dim, target.indices, target.values)
-    setattr(inner, MERGED, backups)
+    bases = _bases(adapter, targets, comparisons_of(inner), {})
+    _write(inner, adapter, targets, [(name, target.channels) for name, target in targets.items()])
+    setattr(inner, MERGED, bases)
 
 
 def unmerge(adapter: S2FTAdapter, model: nn.Module) -> None:
     """Put the base slices back; see `S2FTAdapter.unmerge`."""
     targets, inner = _targets(adapter, model), unwrapped(model)
-    backups = _checked_backups(targets, inner)
-    for target in targets:
-        backup = backups[target.name]
-        put(target.parameter, backup.dim, backup.indices, backup.values)
+    backups = _checked_backups(adapter, targets, inner)
+    _write(inner, None, targets, list(backups.items()))
     inner.__dict__.pop(MERGED, None)
 
 
@@ -86,19 +66,14 @@ def switch(adapter: S2FTAdapter, model: nn.Module, to: S2FTAdapter) -> None:
         )
     old, new, inner = _targets(adapter, model), _targets(to, model, checked=True), unwrapped(model)
     _check_not_routed(inner)
-    backups = _checked_backups(old, inner)
-    replaced = {}
-    for target in new:
-        base = _base_under(target, backups.get(target.name))
-        _check_base(target, base)
-        replaced[target.name] = _Backup(target.patch.dim, target.indices, base)
-    left = {name: _not_in(backup, replaced.get(name)) for name, backup in backups.items()}
-    for target in old:
-        backup = left[target.name]
-        put(target.parameter, backup.dim, backup.indices, backup.values)
-    for target in new:
-        put(target.parameter, target.patch.dim, target.indices, target.values)
-    setattr(inner, MERGED, replaced)
+    backups = _checked_backups(adapter, old, inner)
+    bases = _bases(to, new, comparisons_of(inner), backups)
+    # Columns of both are written at once: the rows are gone through once, in two thirds of the time.
+    joined = {name for name in backups.keys() & new.keys() if backups[name].dim == new[name].channels.dim == 1}
+    writes = [(name, new[name].channels.over(backup) if name in joined else backup) for name, backup in backups.items()]
+    writes += [(name, target.channels) for name, target in new.items() if name not in joined]
+    _write(inner, to, old | new, writes)
+    setattr(inner, MERGED, bases)
 
 
 @contextmanager
@@ -126,19 +101,57 @@ def _check_not_routed(model: nn.Module) -> None:
         )
 
 
-def _backups(model: nn.Module) -> Mapping[str, _Backup] | None:
-    backups: Mapping[str, _Backup] | None = model.__dict__.get(MERGED)
+def _backups(model: nn.Module) -> Mapping[str, Channels] | None:
+    backups: Mapping[str, Channels] | None = model.__dict__.get(MERGED)
     return backups
 
 
-def _targets(adapter: S2FTAdapter, model: nn.Module, *, checked: bool = False) -> list[_Target]:
-    """Return the patches with their parameters, checked, and with everything that is written on their devices."""
-    resolved, targets = resolve(model, adapter, checked=checked), []
-    for key, patch in adapter.patches.items():
-        name, _, parameter = resolved[key]
-        device = parameter.device
-        targets.append(_Target(patch, name, parameter, patch.indices.to(device), patch.values.to(device)))
+def _targets(adapter: S2FTAdapter, model: nn.Module, *, checked: bool = False) -> dict[str, _Target]:
+    """Return the patches by name in memory, checked, and with everything that is written on their devices."""
+    targets = {}
+    for key, (name, _, parameter) in resolve(model, adapter, checked=checked).items():
+        patch, device = adapter.patches[key], parameter.device
+        channels = Channels(patch.dim, patch.indices.to(device), patch.values.to(device))
+        targets[name] = _Target(patch, parameter, channels)
     return targets
+
+
+def _parameters(targets: Mapping[str, _Target]) -> dict[str, nn.Parameter]:
+    return {name: target.parameter for name, target in targets.items()}
+
+
+def _write(
+    model: nn.Module,
+    adapter: S2FTAdapter | None,
+    targets: Mapping[str, _Target],
+    writes: Sequence[tuple[str, Channels]],
+) -> None:
+    """Write channels of named parameters in this order, and note the adapter that is merged then."""
+    parameters, compared = _parameters(targets), comparisons_of(model)
+    compared.forget_if_touched(parameters)
+    for name, channels in writes:
+        channels.write(parameters[name])
+    compared.note(adapter, parameters)
+    setattr(model, COMPARED, compared)
+
+
+def _bases(
+    adapter: S2FTAdapter, targets: Mapping[str, _Target], compared: Comparisons, backups: Mapping[str, Channels]
+) -> dict[str, Channels]:
+    """Return the slices that a merge replaces, as they are below `backups`; they must be those of the adapter's base.
+
+    They are read from the weights only if this adapter was not compared with them before.
+    """
+    bases, known = {}, compared.fits(adapter, _parameters(targets))
+    for name, target in targets.items():
+        base, backup = _own_base(target) if known else None, backups.get(name)
+        if base is None or (backup is None and not base.are_in(target.parameter, whole=False)):
+            place = target.channels
+            base = Channels(place.dim, place.indices, place.read(target.parameter))
+            base = base if backup is None else base.updated(backup)
+            _check_base(target, base.values)
+        bases[name] = base
+    return bases
 
 
 def _check_base(target: _Target, base: Tensor) -> None:
@@ -150,7 +163,7 @@ def _check_base(target: _Target, base: Tensor) -> None:
         fits = fingerprint(base) == patch.base_fingerprint
     if fits:
         return
-    if same_bits(base, target.values):
+    if same_bits(base, target.channels.values):
         raise ModelError(
             f"model must be the base model of the adapter, got one that holds the adapter already, in {patch.name}.",
             hint="Load the base model, or call unmerge(model).",
@@ -161,7 +174,7 @@ def _check_base(target: _Target, base: Tensor) -> None:
     )
 
 
-def _checked_backups(targets: list[_Target], model: nn.Module) -> Mapping[str, _Backup]:
+def _checked_backups(adapter: S2FTAdapter, targets: Mapping[str, _Target], model: nn.Module) -> Mapping[str, Channels]:
     """Return the slices below a merged adapter; those of the adapter for a model that was saved with it merged.
 
     Raises:
@@ -170,16 +183,17 @@ def _checked_backups(targets: list[_Target], model: nn.Module) -> Mapping[str, _
     """
     backups = _backups(model)
     same = backups is None or (
-        backups.keys() == {target.name for target in targets}
-        and all(_same_channels(backups[target.name], target) for target in targets)
+        backups.keys() == targets.keys()
+        and all(backups[name].same_place(target.channels) for name, target in targets.items())
     )
     if not same:
         raise ValueError(
             "model must have this adapter merged into it, got another one. Call the method of the adapter that was "
             "merged."
         )
-    for target in targets:
-        if same_bits(target.now(), target.values):
+    untouched = comparisons_of(model).has_merged(adapter, _parameters(targets))
+    for target in targets.values():
+        if target.channels.are_in(target.parameter, whole=not untouched):
             continue
         if backups is None:
             raise ValueError(
@@ -192,51 +206,27 @@ def _checked_backups(targets: list[_Target], model: nn.Module) -> Mapping[str, _
             hint="Load the base model again.",
         )
     if backups is not None:
-        return backups
-    return {target.name: _own_base(target) for target in targets}
+        return {name: _on_device(backup, targets[name].parameter.device) for name, backup in backups.items()}
+    return {name: _needed_base(target) for name, target in targets.items()}
 
 
-def _own_base(target: _Target) -> _Backup:
-    base = target.patch.base
+def _needed_base(target: _Target) -> Channels:
+    base = _own_base(target)
     if base is None:
         raise ModelError(
             "the base slices must be known to unmerge an adapter, got a model that was saved with it merged and an "
             "adapter that was saved with `include_base=False`.",
             hint="Load the base model.",
         )
-    return _Backup(target.patch.dim, target.indices, base.to(target.parameter.device))
+    return base
 
 
-def _same_channels(backup: _Backup, target: _Target) -> bool:
-    indices = backup.indices.to(target.indices.device)
-    return backup.dim == target.patch.dim and torch.equal(indices, target.indices)
+def _own_base(target: _Target) -> Channels | None:
+    """Return the base that the adapter itself has, on the device of the parameter."""
+    base, place = target.patch.base, target.channels
+    return None if base is None else Channels(place.dim, place.indices, base.to(target.parameter.device))
 
 
-def _base_under(target: _Target, backup: _Backup | None) -> Tensor:
-    """Return the channels of a patch as they would be without the merged adapter."""
-    base = target.now()
-    if backup is None:
-        return base
-    values, indices, dim = backup.values.to(base.device), backup.indices.to(base.device), target.patch.dim
-    if backup.dim != dim:
-        return base.index_copy(backup.dim, indices, values.index_select(dim, target.indices))
-    at, position = _positions(indices, target.indices)
-    return base.index_copy(dim, position[at], values.index_select(dim, at))
-
-
-def _not_in(backup: _Backup, other: _Backup | None) -> _Backup:
-    """Return the channels of a backup that another one, of the same dimension, does not have."""
-    if other is None or other.dim != backup.dim:
-        return backup
-    at, _ = _positions(backup.indices, other.indices.to(backup.indices.device))
-    rest = torch.ones(len(backup.indices), dtype=torch.bool, device=backup.indices.device)
-    rest[at] = False
-    rest_at = rest.nonzero().flatten()
-    values = backup.values.index_select(backup.dim, rest_at.to(backup.values.device))
-    return _Backup(backup.dim, backup.indices[rest_at], values)
-
-
-def _positions(indices: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the places in `indices` of what both have, and for every place the position in `others` or its end."""
-    position = torch.searchsorted(others, indices).clamp(max=len(others) - 1)
-    return (others[position] == indices).nonzero().flatten(), position
+def _on_device(backup: Channels, device: torch.device) -> Channels:
+    """Return a backup on the device of its parameter, to which the model may have been moved after the merge."""
+    return Channels(backup.dim, backup.indices.to(device), backup.values.to(device))

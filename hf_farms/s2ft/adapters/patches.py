@@ -215,8 +215,8 @@ class S2FTAdapter:
     def merge(self, model: nn.Module) -> None:
         """Write the slices into a plain model, in place; the result is the trained model, bit for bit.
 
-        All checks come before the first change. Cost: two gathers and one scatter of the slices; memory for the
-        replaced slices on the device of the model.
+        All checks come before the first change. Cost: one gather and one scatter of the slices, without the gather if
+        this adapter was merged into this model before; memory for the replaced slices on the device of the model.
 
         Args:
             model: the base model of the adapter, in the dtype of the adapter.
@@ -249,6 +249,9 @@ class S2FTAdapter:
 
     def switch(self, model: nn.Module, to: S2FTAdapter) -> None:
         """Replace this merged adapter by another one of the same base, touching only the channels of both.
+
+        Cost: one scatter of both. The first time that `to` is used with this model, its base is also read and compared;
+        afterwards a version counter of torch tells whether anything else has written to these weights.
 
         Args:
             model: with this adapter merged into it; changed in place.
