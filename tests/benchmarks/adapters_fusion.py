@@ -9,8 +9,8 @@ choosing, --test for the figures, the rest for training. The loss is that of the
 Arms, all with as many trained parameters: `score` (disjoint; the second task takes what the score of its activations
 ranks next), `random` (disjoint at random: the placebo of the score), `overlapping` (both tasks train the same random
 channels), `lora` (on the same layers). Trainings of all arms end at the same gain on the questions for choosing: an
-adapter that learned less interferes less. The gain is 80% of the smallest that an arm reached in its trials, each arm
-with as many learning rates, in --steps steps. Then, for each seed (of selection, order and initialisation), both
+adapter that learned less interferes less. The gain is 80% of the smaller one that `random` and `lora` reached in their
+trials, with as many learning rates each, in --steps steps; all arms of S2FT train with the rate of `random`. Then, for each seed (of selection, order and initialisation), both
 adapters are added with one weight (`fuse(combination="cat")`, in PEFT `add_weighted_adapter(combination_type="cat")`),
 which is chosen of WEIGHTS for each arm and seed by the mean share of the gain that is left on the questions for
 choosing. 0.5 is the mean of both changes.
@@ -48,7 +48,7 @@ from hf_farms import S2FTAdapter, S2FTCallback, S2FTConfig, fuse
 from hf_farms.s2ft.selection import select_channels
 
 TASKS = ("arithmetic", "commonsense")
-TRAINED = ("score", "random", "lora")
+RATED = ("random", "lora")
 WEIGHTS = (0.5, 0.75, 1.0, 1.25)
 CALIBRATION = 32
 TARGET_SHARE = 0.8
@@ -172,7 +172,7 @@ class Rows:
 def choose_rates(options, data, rows, before):
     """Return the rate of each arm and task by the gain on the questions for choosing, and the gain to stop at."""
     gains = {}
-    for arm in TRAINED:
+    for arm in RATED:
         for task in TASKS:
             for rate in options.rates:
                 row = rows.find(kind="rate", arm=arm, task=task, rate=rate)
@@ -180,10 +180,9 @@ def choose_rates(options, data, rows, before):
                     _, _, stop = train(options, data, task, arm, rate, 100, before[task]["select"])
                     row = rows.add(kind="rate", arm=arm, task=task, rate=rate, gain=stop.best)
                 gains[arm, task, rate] = row["gain"]
-    best = {
-        (arm, task): max(options.rates, key=lambda rate: gains[arm, task, rate]) for arm in TRAINED for task in TASKS
-    }
-    targets = {task: TARGET_SHARE * min(gains[arm, task, best[arm, task]] for arm in TRAINED) for task in TASKS}
+    best = {(arm, task): max(options.rates, key=lambda rate: gains[arm, task, rate]) for arm in RATED for task in TASKS}
+    best |= {("score", task): best["random", task] for task in TASKS}
+    targets = {task: TARGET_SHARE * min(gains[arm, task, best[arm, task]] for arm in RATED) for task in TASKS}
     return best, targets
 
 
