@@ -10,10 +10,11 @@ Arms, all with as many trained parameters: `score` (disjoint; the second task ta
 ranks next), `random` (disjoint at random: the placebo of the score), `overlapping` (both tasks train the same random
 channels), `lora` (on the same layers). Trainings of all arms end at the same gain on the questions for choosing: an
 adapter that learned less interferes less. The gain is 80% of the smaller one that `random` and `lora` reached in their
-trials, with as many learning rates each, in --steps steps; all arms of S2FT train with the rate of `random`. Then, for each seed (of selection, order and initialisation), both
-adapters are added with one weight (`fuse(combination="cat")`, in PEFT `add_weighted_adapter(combination_type="cat")`),
-which is chosen of WEIGHTS for each arm and seed by the mean share of the gain that is left on the questions for
-choosing. 0.5 is the mean of both changes.
+trials, with as many learning rates each, in --steps steps; all arms of S2FT train with the rate of `random`.
+
+Then, for each seed (of selection, order and initialisation), both adapters are added with one weight
+(`fuse(combination="cat")`, in PEFT `add_weighted_adapter(combination_type="cat")`). It is chosen of WEIGHTS for each
+arm and seed by the mean share of the gain that is left on the questions for choosing. 0.5 is the mean of both changes.
 
 Predictions, written before the first run:
 
