@@ -111,6 +111,31 @@ def test_a_base_whose_name_cannot_be_printed_is_unknown(tmp_path):
     assert S2FTAdapter.from_pretrained(tmp_path).base_model is None
 
 
+def test_an_adapter_without_patches_is_refused():
+    with pytest.raises(
+        ValueError, match=r"patches must be a dict with at least one WeightPatch, got {}\. Make it of a"
+    ):
+        S2FTAdapter(patches={})
+    with pytest.raises(ValueError, match="patches must be a dict with at least one WeightPatch"):
+        replace(one_layer([1, 5]), patches={})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "match"),
+    [
+        ("base_model", "", "base_model must be None, a Hub id or a path, got ''. Leave it out: dataclasses.replace"),
+        ("base_model", 'a"); print("b', "base_model must be None, a Hub id or a path, got"),
+        ("base_model", "meta/tiny\x1b[2J", "base_model must be None, a Hub id or a path, got"),
+        ("base_model", 3, "base_model must be None, a Hub id or a path, got 3"),
+        ("base_revision", "main\n", "base_revision must be None or a revision, got"),
+    ],
+)
+def test_names_that_could_not_be_loaded_are_not_saved(tmp_path, field, value, match):
+    with pytest.raises(ValueError, match=match):
+        replace(one_layer([1, 5]), **{field: value}).save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_the_weights_file_is_enough(saved):
     (saved / CONFIG_NAME).unlink()
     assert len(S2FTAdapter.from_pretrained(saved)) == 6
@@ -169,8 +194,8 @@ def field(name, value):
     return rewritten(lambda tensors, content: content.update({name: value}))
 
 
-def entry(name, value):
-    return rewritten(lambda tensors, content: content["weights"][WEIGHT].update({name: value}))
+def entry(name, value, **options):
+    return rewritten(lambda tensors, content: content["weights"][WEIGHT].update({name: value}), **options)
 
 
 def named(name):
@@ -197,6 +222,11 @@ def flip(folder):
 def edit(folder):
     path = folder / CONFIG_NAME
     path.write_text(path.read_text().replace("someone/model", "another/model"))
+
+
+def swap_side(folder):
+    path = folder / CONFIG_NAME
+    path.write_text(path.read_text().replace('"side": "inputs"', '"side": "outputs"'))
 
 
 def flipped(values):
@@ -264,7 +294,11 @@ DAMAGE = {
     "unsorted": (index(5, 4), rf"channels of {WEIGHT} that are not ascending numbers from 0 to 47"),
     "shape": (entry("shape", [32]), rf"shape \[32\] of {WEIGHT}"),
     "side": (entry("side", "left"), rf"side 'left' and dim 1 of {WEIGHT}"),
+    "no side": (entry("side", None), rf"side nothing and dim 1 of {WEIGHT}"),
+    "other side": (entry("side", "outputs", sealed=False), "its digest is another one"),
+    "other side in the copy": (swap_side, r"a s2ft_config\.json that was changed: it does not fit its digest"),
     "dim": (entry("dim", 2), rf"side 'inputs' and dim 2 of {WEIGHT}"),
+    "other dim": (entry("dim", 0, sealed=False), "its digest is another one"),
     "number": (entry("channels", 0), f"0 channels of {WEIGHT}"),
     "no hashes": (entry("sha256", {}), f"no SHA-256 of the tensors of {WEIGHT}"),
     "no flag": (entry("includes_base", None), f"includes_base nothing of {WEIGHT}"),

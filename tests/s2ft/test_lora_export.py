@@ -462,8 +462,3 @@ def test_an_export_that_stops_halfway_is_no_lora(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == [WEIGHTS_NAME]
     assert export_lora(wide(3), tmp_path).rank == 3
-
-
-def test_an_empty_adapter_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="adapter must patch at least one weight, got an empty one"):
-        export_lora(S2FTAdapter(patches={}), tmp_path)

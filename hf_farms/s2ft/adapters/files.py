@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hf_farms.config.checks import check
 from hf_farms.files import names
 from hf_farms.files.atomic_writes import replacing, write_text, writing
 from hf_farms.files.path_checks import check_within
@@ -54,6 +55,7 @@ def is_printed(text: str, pattern: re.Pattern[str]) -> bool:
 
 def save_adapter(adapter: S2FTAdapter, folder: str | Path, *, include_base: bool = True) -> None:
     """Write an adapter; see `S2FTAdapter.save_pretrained`."""
+    _check_base_name(adapter)
     path = Path(folder)
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -66,6 +68,16 @@ def save_adapter(adapter: S2FTAdapter, folder: str | Path, *, include_base: bool
         with replacing(path / names.SELECTED_CHANNELS) as unfinished:
             save_file({**tensors, **selected}, unfinished, metadata=metadata)
         write_description(path, description)
+
+
+def _check_base_name(adapter: S2FTAdapter) -> None:
+    """Reject a name or revision of the base model that a file could not be loaded with."""
+    for name, value, pattern, constraint in (
+        ("base_model", adapter.base_model, BASE_MODEL, "None, a Hub id or a path"),
+        ("base_revision", adapter.base_revision, BASE_REVISION, "None or a revision"),
+    ):
+        valid = value is None or (isinstance(value, str) and is_printed(value, pattern))
+        check(valid, name, constraint, value, f"Leave it out: dataclasses.replace(adapter, {name}=None).")
 
 
 def write_description(folder: Path, description: Mapping[str, Any]) -> None:

@@ -68,8 +68,7 @@ def export_lora(
         Sizes, and the options to start a server with: `print` it.
 
     Raises:
-        ValueError: neither the adapter nor `base` has the slices of the base, an empty adapter, or a dtype that is not
-            floating-point.
+        ValueError: neither the adapter nor `base` has the slices of the base, or a dtype that is not floating-point.
         ModelError: more channels than the largest rank of vLLM, weights that are not those of linear layers, or
             another base.
         OutputError: a folder with a model or with a LoRA that was not exported here; a path that cannot be written.
@@ -119,12 +118,9 @@ def _rank(patches: Sequence[WeightPatch]) -> int:
     """Return the channels of the weight with most of them.
 
     Raises:
-        ValueError: the adapter is empty.
         ModelError: more than any server takes.
     """
-    largest = max(patches, key=lambda patch: len(patch.indices), default=None)
-    if largest is None:
-        raise ValueError("adapter must patch at least one weight, got an empty one. Train it first.")
+    largest = max(patches, key=lambda patch: len(patch.indices))
     rank, most = len(largest.indices), MAX_LORA_RANKS[-1]
     if rank > most:
         raise ModelError(

@@ -195,6 +195,6 @@ def _adapter(model: nn.Module, patches: list[WeightPatch], **options: object) ->
         patches={patch.name: patch for patch in patches},
         base_model=base if is_printed(base, BASE_MODEL) else None,  # another name would not be loaded again
         base_revision=getattr(config, "_commit_hash", None),
-        dtype=patches[0].values.dtype if patches else torch.float32,
+        dtype=patches[0].values.dtype,
         **options,  # type: ignore[arg-type]
     )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_farms.config import S2FTConfig
+from hf_farms.config.checks import check
 
 if TYPE_CHECKING:
     from hf_farms.s2ft.adapters.lora_servers import LoRAExport
@@ -67,12 +68,15 @@ class S2FTAdapter:
         >>> S2FTAdapter.from_pretrained("math").merge(base)
 
     Attributes:
-        patches: by name of the weight, in the order of the model.
+        patches: by name of the weight, in the order of the model; at least one.
         base_model: Hub id of the base model; None if it is not known or contained an earlier training.
         base_revision: its commit, if known.
         selection: options of the selection; None for an adapter made by comparing two models.
         channels: selected channels by layer of the model in memory, as in `Selection`; empty without a selection.
         dtype: of all slices.
+
+    Raises:
+        ValueError: no patches.
     """
 
     patches: Mapping[str, WeightPatch]
@@ -80,7 +84,12 @@ class S2FTAdapter:
     base_revision: str | None = None
     selection: S2FTConfig | None = None
     channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    dtype: torch.dtype = field(default=torch.float32)
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        """Reject an adapter that changes nothing: a merge of it could not be told from none."""
+        remedy = "Make it of a trained model: S2FTAdapter.from_model(model)."
+        check(len(self.patches) > 0, "patches", "a dict with at least one WeightPatch", self.patches, remedy)
 
     def __len__(self) -> int:
         """Return the number of patched weights."""
@@ -158,6 +167,7 @@ class S2FTAdapter:
                 saved with the adapter merged cannot be unmerged.
 
         Raises:
+            ValueError: a base model or revision whose name `from_pretrained` would refuse.
             OutputError: a path that cannot be written, or a full disk.
         """
         from hf_farms.s2ft.adapters.files import save_adapter
