@@ -70,8 +70,8 @@ def print_export(export: LoRAExport, output_format: Format) -> None:
         rank=export.rank,
         bytes=export.num_bytes,
         slice_bytes=export.slice_bytes,
-        vllm=export.vllm_options if export.is_servable else None,
-        sglang=export.sglang_options if export.is_servable else None,
+        vllm=export.vllm_options,
+        sglang=export.sglang_options,
     )
     for note in export.notes:
         print_hint(note, output_format)

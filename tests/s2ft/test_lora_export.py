@@ -246,6 +246,9 @@ def test_opt_has_no_gate(tmp_path):
     export = export_lora(random_adapter(base, roles=("up", "k")), tmp_path, base=base)
     assert set(short_names(export.modules)) == {"q_proj", "k_proj", "v_proj", "fc1"}
     assert export.notes == ("SGLang has no LoRA for opt.",)
+    assert export.sglang_options is None
+    assert export.vllm_options in str(export)
+    assert "SGLang: --enable-lora" not in str(export)
 
 
 def test_mixed_batches_are_the_adapters_one_by_one(tmp_path):
@@ -412,6 +415,7 @@ def test_sizes_are_said(tmp_path):
 def test_gpt2_is_not_served_by_vllm(tmp_path):
     export = export_lora(random_adapter(family_model("gpt2")), tmp_path)
     assert export.notes == ("vLLM and SGLang have no LoRA for GPT-2: serve the merged model.",)
+    assert export.vllm_options is export.sglang_options is None
 
 
 @pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME, "adapter_model.bin", "config.json"])

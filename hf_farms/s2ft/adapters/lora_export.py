@@ -27,6 +27,7 @@ from hf_farms.s2ft.adapters.lora_servers import (
     companions,
     notes_on,
     pattern_of,
+    servers_with_lora,
     short_names,
 )
 from hf_farms.s2ft.adapters.lora_tensors import factors_of, features_of, is_transposed, zero_factors
@@ -94,7 +95,7 @@ def export_lora(
         tensors |= {f"base_model.model.{module}.lora_{end}.weight": tensor for end, tensor in (("A", a), ("B", b))}
     model_type = None if opened is None else opened.model_type
     transposed = any(is_transposed(patch) for patch in patches)
-    targets = _target_modules(features, opened)
+    targets, servers = _target_modules(features, opened), servers_with_lora(model_type, transposed=transposed)
     save_lora(path, tensors, _config(adapter, opened, rank=rank, targets=targets, transposed=transposed))
     return LoRAExport(
         folder=path,
@@ -104,8 +105,8 @@ def export_lora(
         slice_bytes=sum(patch.values.nbytes + patch.indices.nbytes for patch in patches),
         itemsize=adapter.dtype.itemsize,
         num_features=sum(sum(shape) for shape in features.values()),
-        is_servable=not transposed,
-        notes=tuple(notes_on(rank, features, is_servable=not transposed, model_type=model_type)),
+        servers=servers,
+        notes=tuple(notes_on(rank, features, servers=servers, model_type=model_type)),
     )
 
 

@@ -1,13 +1,21 @@
-"""What PEFT, vLLM and SGLang need of a LoRA: ranks, layers that go together, and the options to start a server with."""
+"""Requirements of PEFT, vLLM and SGLang on a LoRA: ranks, layers that go together, options to start a server with."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["MAX_LORA_RANKS", "LoRAExport", "companions", "notes_on", "pattern_of", "short_names"]
+__all__ = [
+    "MAX_LORA_RANKS",
+    "LoRAExport",
+    "companions",
+    "notes_on",
+    "pattern_of",
+    "servers_with_lora",
+    "short_names",
+]
 
 # Values that --max-lora-rank of vLLM may have.
 MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -18,6 +26,7 @@ COMPANIONS = {
     "v_proj": ("q_proj",),
     "up_proj": ("gate_proj",),
 }
+VLLM, SGLANG = "vllm", "sglang"
 # Architectures that vLLM serves with LoRA, and SGLang without.
 NOT_IN_SGLANG = frozenset({"bert", "opt", "roberta"})
 # Ranks above an allowed one by less than this factor are worth a smaller limit of channels.
@@ -36,7 +45,7 @@ class LoRAExport:
         slice_bytes: of the new slices and the channels in the adapter, without the slices of the base.
         num_features: inputs and outputs of these layers together.
         itemsize: bytes of a number of the model.
-        is_servable: False for Conv1D weights (GPT-2), for which vLLM and SGLang have no LoRA.
+        servers: that have LoRA for this model, of "vllm" and "sglang"; none for Conv1D weights (GPT-2).
         notes: sentences on what a server lacks, and on a smaller rank.
     """
 
@@ -47,7 +56,7 @@ class LoRAExport:
     slice_bytes: int
     num_features: int
     itemsize: int
-    is_servable: bool
+    servers: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
     @property
@@ -61,16 +70,21 @@ class LoRAExport:
         return self.max_lora_rank * self.num_features * self.itemsize
 
     @property
-    def vllm_options(self) -> str:
-        """The options of `vllm serve`; without the last one, it reserves buffers for all linear layers."""
-        return self._options(self.max_lora_rank)
+    def vllm_options(self) -> str | None:
+        """The options of `vllm serve`; without the last one, it reserves buffers for all linear layers.
+
+        None if vLLM has no LoRA for this model.
+        """
+        return self._options(VLLM, self.max_lora_rank)
 
     @property
-    def sglang_options(self) -> str:
-        """The options of `sglang.launch_server`, whose rank is not rounded up."""
-        return self._options(self.rank)
+    def sglang_options(self) -> str | None:
+        """The options of `sglang.launch_server`, whose rank is not rounded up; None if it has no LoRA for the model."""
+        return self._options(SGLANG, self.rank)
 
-    def _options(self, rank: int) -> str:
+    def _options(self, server: str, rank: int) -> str | None:
+        if server not in self.servers:
+            return None
         names = " ".join(short_names(self.modules))
         return f"--enable-lora --max-lora-rank {rank} --lora-target-modules {names}"
 
@@ -81,8 +95,9 @@ class LoRAExport:
             f"LoRA of rank {self.rank} in {len(self.modules)} layers ({names}), saved in {self.folder!s}",
             f"{_size(self.num_bytes)}; the slices of the adapter take {_size(self.slice_bytes)}.",
         ]
-        if self.is_servable:
+        if self.vllm_options is not None:
             lines.append(f"vLLM: {self.vllm_options} (reserves {_size(self.buffer_bytes)} for each adapter)")
+        if self.sglang_options is not None:
             lines.append(f"SGLang: {self.sglang_options}")
         return "\n".join((*lines, *self.notes))
 
@@ -109,19 +124,31 @@ def _missing_companions(modules: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(short_names(other for name in modules for other in companions(name) if other not in modules)))
 
 
-def notes_on(rank: int, modules: Iterable[str], *, is_servable: bool, model_type: str | None) -> Iterator[str]:
+def servers_with_lora(model_type: str | None, *, transposed: bool) -> tuple[str, ...]:
+    """Return the servers that have LoRA for a model.
+
+    Args:
+        model_type: the architecture; None if the model is not known.
+        transposed: whether its weights are those of Conv1D.
+    """
+    if transposed:
+        return ()
+    return (VLLM,) if model_type in NOT_IN_SGLANG else (VLLM, SGLANG)
+
+
+def notes_on(rank: int, modules: Iterable[str], *, servers: Collection[str], model_type: str | None) -> Iterator[str]:
     """Yield the notes of an export.
 
     Args:
         rank: r.
         modules: layers that have tensors.
-        is_servable: whether vLLM and SGLang have LoRA for the model.
+        servers: that have LoRA for the model.
         model_type: the architecture; None if the model is not known, so that layers may lack companions.
     """
-    if not is_servable:
+    if not servers:
         yield "vLLM and SGLang have no LoRA for GPT-2: serve the merged model."
         return
-    if model_type in NOT_IN_SGLANG:
+    if SGLANG not in servers:
         yield f"SGLang has no LoRA for {model_type}."
     missing = _missing_companions(modules) if model_type is None else ()
     if missing:
