@@ -231,6 +231,7 @@ def diff_command(
     tuned: Annotated[str, base_argument("TUNED", "Fine-tuned model: Hub id or folder.")],
     output: OutputOption,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of BASE on the Hub.")] = None,
+    tuned_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of TUNED on the Hub.")] = None,
     include_base: IncludeBaseOption = True,
     format_: FormatOption = "auto",
     json_: JsonOption = False,
@@ -243,13 +244,22 @@ def diff_command(
 
     Examples:
         hf-farms adapter diff Qwen/Qwen3-0.6B ./trained -o math
+        hf-farms adapter diff Qwen/Qwen3-0.6B me/trained --tuned-revision v2 -o math
     """
     output_format = check_format(format_, quiet, json_)
     from hf_farms.workflows.adapter_checkpoints import diff_checkpoints
 
     quiet_transformers()
     with stages(output_format) as progress:
-        adapter = diff_checkpoints(base, tuned, output, revision=revision, include_base=include_base, progress=progress)
+        adapter = diff_checkpoints(
+            base,
+            tuned,
+            output,
+            revision=revision,
+            tuned_revision=tuned_revision,
+            include_base=include_base,
+            progress=progress,
+        )
     channels = sum(len(patch.indices) for patch in adapter.patches.values())
     print_done(
         f"Adapter of {channels:,} channels in {len(adapter)} weights written",

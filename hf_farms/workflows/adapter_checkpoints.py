@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from hf_farms.blocks import StoredTensors, TensorFiles
-from hf_farms.errors import ModelError
+from hf_farms.errors import HfFarmsError, ModelError
 from hf_farms.loading import LoadedModel, load_model
 from hf_farms.output.new_folder import check_new_folder, new_folder
 from hf_farms.progress import Progress, no_progress, one_stage
@@ -102,6 +102,7 @@ def diff_checkpoints(
     output: str | Path,
     *,
     revision: str | None = None,
+    tuned_revision: str | None = None,
     include_base: bool = True,
     progress: Progress = no_progress,
 ) -> S2FTAdapter:
@@ -114,6 +115,7 @@ def diff_checkpoints(
         tuned: the trained model, of the same architecture and dtype; a folder or a Hub id.
         output: a new folder for the adapter.
         revision: of `base` on the Hub.
+        tuned_revision: of `tuned` on the Hub.
         include_base: as for `S2FTAdapter.save_pretrained`.
         progress: called with the tensors that are compared.
 
@@ -128,8 +130,12 @@ def diff_checkpoints(
     check_types(diff_checkpoints, progress=progress, models=dict(models), output=output, include_base=include_base)
     reads = {"the model": base, "the model (trained)": tuned}
     check_new_folder(output, reads=reads)
-    plain = load_model(base, tokenizer=False, stream=True, head=False, revision=revision, device="cpu")
-    trained = load_model(tuned, tokenizer=False, stream=True, head=False, device="cpu")
+    plain = _streamed(base, revision)
+    try:
+        trained = _streamed(tuned, tuned_revision)
+    except HfFarmsError as error:
+        error.hint = error.hint and error.hint.replace("`revision`", "`tuned_revision`")
+        raise
     step = one_stage(progress, "Comparing")
     adapter = adapter_of_pairs(trained.model, plain.model, _pairs(trained, plain, step))
     with new_folder(output, reads=reads) as folder:
@@ -177,6 +183,11 @@ def _checked_merged(adapter: S2FTAdapter, checkpoint: StoredCheckpoint) -> dict[
             )
         stored[patch.name] = name
     return stored
+
+
+def _streamed(model: str | Path, revision: str | None) -> LoadedModel:
+    """Open a checkpoint whose tensors are read one by one."""
+    return load_model(model, tokenizer=False, stream=True, head=False, revision=revision, device="cpu")
 
 
 def _pairs(

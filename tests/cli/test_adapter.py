@@ -211,6 +211,22 @@ def test_push_and_use_from_the_hub(made, client, tmp_path):
     assert contents(tmp_path / "out") == contents(tmp_path / "local")
 
 
+def test_diff_of_a_revision_on_the_hub(made, client, tmp_path):
+    hub = client.hub
+    hub.add("meta/tiny", contents(made / "base"))
+    hub.add("me/tuned", contents(made / "base"))
+    hub.repos["me/tuned"].branches["v2"] = contents(made / "tuned")
+    command = ("adapter", "diff", "meta/tiny", "me/tuned", "-o", str(tmp_path / "diff"), "-q")
+    assert "model must differ from its base" in client.cli(*command)["stderr"]
+    done = client.cli(*command, "--tuned-revision", "v2")
+    assert done["status"] == 0, done
+    assert len(S2FTAdapter.from_pretrained(tmp_path / "diff")) == 6
+    for option in ("--tuned-revision", "--revision"):
+        refusal = " ".join(client.cli(*command[:-2], str(tmp_path / "none"), option, "nowhere")["stderr"].split())
+        assert f"does not have. Hint: Check {option}." in refusal
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_pushed_description_is_that_of_the_weights_file(made, client, tmp_path):
     """The copy beside it may be that of another adapter, after a save that was killed."""
     client.hub.add("meta/tiny", contents(made / "base"))

@@ -48,6 +48,10 @@ class Repo:
     def sha_of(self, ref: str) -> str:
         return hashlib.sha1(f"{ref} {self.commits.get(ref, 0)}".encode()).hexdigest()
 
+    def commit_of(self, ref: str) -> str:
+        """Commit of a branch or pull request; that of a commit is itself."""
+        return self.sha_of(ref) if ref == "main" or ref in self.branches else ref
+
     def commit(self, ref: str, files: Files) -> None:
         if ref == "main":
             self.files = files

@@ -225,7 +225,7 @@ class Handler(WireHandler):
             raise Refused(404, "EntryNotFound", "Entry not found")
         data = files[path]
         lfs = path.endswith(LFS_SUFFIXES)
-        headers = {"X-Repo-Commit": found.sha, "ETag": f'"{_oid(data, lfs)}"'}
+        headers = {"X-Repo-Commit": found.commit_of(revision), "ETag": f'"{_oid(data, lfs)}"'}
         linked = {"X-Linked-Etag": f'"{_oid(data, lfs)}"', "X-Linked-Size": str(len(data))}
         return data, headers | (linked if lfs else {})
 
