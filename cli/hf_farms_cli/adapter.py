@@ -305,7 +305,7 @@ def push_adapter_command(
     use_token(token)
     from hf_farms import hub
     from hf_farms.files.paths import with_name
-    from hf_farms.workflows.adapter_folders import planned_push
+    from hf_farms.workflows.adapter_push import planned_push
 
     folder = Path(with_name(str(adapter)))
     with planned_push(

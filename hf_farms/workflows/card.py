@@ -23,7 +23,7 @@ from hf_farms.reports import BaseModelRecord, PruneReport
 from hf_farms.reports.folders import load_report
 from hf_farms.reports.training import TrainReport
 
-__all__ = ["folder_card", "name_in_card", "write_folder_card"]
+__all__ = ["copy_licence", "folder_card", "name_in_card", "write_folder_card"]
 
 CARD = "README.md"
 
@@ -79,7 +79,7 @@ def write_folder_card(
             check_apart(place, {"the model": folder})
     with writing(path.parent):
         if report.base is not stored.base and report.base is not None and target is None:
-            _copy_licence(report.base, folder, token)
+            copy_licence(report.base, folder, token)
         return write_card(report, folder, repo_id=repo_id, target=path)
 
 
@@ -101,7 +101,8 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
         )
 
 
-def _copy_licence(base: BaseModelRecord, folder: Path, token: str | None) -> None:
+def copy_licence(base: BaseModelRecord, folder: Path, token: str | None) -> None:
+    """Copy the licence files of a base model on the Hub as far as possible; a warning says what went wrong."""
     try:
         copy_licence_files(base, folder, token=token)
     except HfFarmsError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from math import prod
 from typing import Any
 
 from hf_farms.config import S2FTConfig
@@ -12,6 +11,7 @@ from hf_farms.files.dataclass_parsing import parse_dataclass
 from hf_farms.files.documents import Document
 from hf_farms.registries import STRATEGIES
 from hf_farms.reports import BaseModelRecord
+from hf_farms.reports.adapters import AdapterSummary
 from hf_farms_cards.licences import licence_of
 from hf_farms_cards.markdown import environment
 from hf_farms_cards.metadata import card_data, hub_id
@@ -19,6 +19,8 @@ from hf_farms_cards.prune_card import base_text
 from hf_farms_cards.quick_start import as_call
 
 __all__ = ["render_adapter_card"]
+
+BARE_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 QUICK_START = """\
 import torch
@@ -52,7 +54,7 @@ def render_adapter_card(
     from huggingface_hub import ModelCard
 
     model = description["base_model"]
-    base_id = hub_id(model, base)
+    base_id = hub_id(model, base) or _bare_id(base)
     data = card_data(
         name=repo_id,
         base=base,
@@ -63,7 +65,7 @@ def render_adapter_card(
     )
     data["library_name"] = "hf-farms"
     data["base_model_relation"] = "adapter" if base_id else None
-    weights = description["weights"].values()
+    summary = AdapterSummary.from_description(description)
     config = description["selection"]
     config = None if config is None else parse_dataclass(Document(config), S2FTConfig)
     revision = f', revision="{description["base_revision"]}"' if base_id and description["base_revision"] else ""
@@ -73,10 +75,7 @@ def render_adapter_card(
         "base_id": base_id,
         "known": model is not None,
         "licence": licence_of(base, files) if base else None,
-        "count": len(weights),
-        "changed": sum(_changed(weight) for weight in weights),
-        "dtype": description["dtype"],
-        "includes_base": all(weight["includes_base"] for weight in weights),
+        "summary": summary,
         "quick_start": QUICK_START.format(
             name=repo_id, base=f'"{base_id or "BASE_MODEL"}"{revision}', dtype=description["dtype"]
         ),
@@ -93,6 +92,6 @@ def render_adapter_card(
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text.rstrip()}\n"))
 
 
-def _changed(weight: Mapping[str, Any]) -> int:
-    """Return the number of values of a patch."""
-    return prod(weight["channels"] if dim == weight["dim"] else size for dim, size in enumerate(weight["shape"]))
+def _bare_id(base: BaseModelRecord | None) -> str | None:
+    """Return the id of a base model without a namespace, as "gpt2": only a record of the Hub tells it from a folder."""
+    return base.repo_id if base is not None and not base.local and BARE_ID.fullmatch(base.repo_id) else None

@@ -69,7 +69,7 @@ def test_info_in_all_formats(made):
     assert summary["includes_base"]
     assert summary["layers"][0] == {
         **{"layer": "o_proj", "side": "inputs", "weights": 3},
-        **{"channels": 9, "most": 3, "size": 96},
+        **{"channels": 9, "least": 3, "most": 3, "size": 96, "entries": 288},
     }
     assert summary["patches"][0]["name"] == "model.layers.0.self_attn.o_proj.weight"
 

@@ -1,6 +1,7 @@
 """Adapters of S2FT on a Hub on this machine: pushed with card and licence, and loaded by their id."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 from adapters import WEIGHT, change_slices, one_layer
@@ -69,6 +70,36 @@ def test_a_pushed_adapter_comes_back(hub, client, model, tmp_path):
     assert list(second.patches) == [WEIGHT]
     assert second.patches[WEIGHT].base is None
     assert "error" not in client("copy_adapter", "ada/Llama-3.1-math", folder=str(tmp_path / "again"), revision=first)
+
+
+def test_a_base_model_without_a_namespace_has_its_licence(hub, client, tmp_path):
+    hub.add("gpt2", {"config.json": b"{}", "README.md": b"---\nlicense: mit\n---\n", "LICENSE": b"terms"})
+    replace(one_layer([1, 5]), base_model="gpt2").save_pretrained(tmp_path / "saved")
+    assert "result" in client("push_adapter", tmp_path / "saved", "math")
+    assert client.cli("adapter", "push", str(tmp_path / "saved"), "--repo-id", "ada/again")["status"] == 0
+    for repo in ("ada/math", "ada/again"):
+        files = hub.files(repo)
+        assert files["LICENSE"] == b"terms"
+        for text in (b"base_model: gpt2", b"license: mit", b'from_pretrained("gpt2", dtype=torch.float32)'):
+            assert text in files["README.md"]
+
+
+def test_a_pushed_adapter_is_the_same_from_memory_and_from_its_folder(hub, client, model, tmp_path):
+    hub.add("meta/tiny", {"config.json": b"{}", "README.md": b"---\nlicense: mit\n---\n", "LICENSE": b"terms"})
+    S2FTAdapter.from_model(model).save_pretrained(tmp_path / "math")
+    assert "result" in client("push_adapter", tmp_path / "math", "ada/math")
+    first = hub.files("ada/math")
+    hub.repos.pop("ada/math")
+    assert client.cli("adapter", "push", str(tmp_path / "math"))["status"] == 0
+    assert hub.files("ada/math") == first
+
+
+@pytest.mark.parametrize("name", ["./math", "my model", "a/b/c", "demo"])
+def test_a_base_model_that_is_not_on_the_hub_is_not_asked_for(hub, client, tmp_path, name):
+    replace(one_layer([1, 5]), base_model=name).save_pretrained(tmp_path / "math")
+    done = client.cli("adapter", "push", str(tmp_path / "math"))
+    assert (done["status"], done["stderr"]) == (0, "")
+    assert b"base_model:" not in hub.files("ada/math")["README.md"]
 
 
 def test_refusals_of_a_push(hub, client, model, tmp_path):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 LFS_SUFFIXES = (".safetensors", ".png", ".bin")
 XET = b"in xet: "
 REPO = r"(?P<repo>[^/]+/[^/]+)"
+MODEL = r"(?P<repo>[^/]+(/[^/]+)?)"  # some have no namespace, as gpt2
 REVISION = r"(?P<revision>[^/]+)"
 
 
@@ -36,9 +37,9 @@ class Handler(WireHandler):
         ("POST", rf"/api/models/{REPO}/discussions", "open_discussion"),
         ("GET", rf"/api/models/{REPO}/discussions", "discussions"),
         ("GET", rf"/api/models/{REPO}/discussions/(?P<num>\d+)", "discussion"),
-        ("GET", rf"/api/models/{REPO}(/revision/{REVISION})?", "info"),
+        ("GET", rf"/api/models/{MODEL}(/revision/{REVISION})?", "info"),
         ("GET", rf"/api/datasets/{REPO}", "dataset"),
-        ("HEAD|GET", rf"/{REPO}/resolve/{REVISION}/(?P<path>.+)", "resolve"),
+        ("HEAD|GET", rf"/{MODEL}/resolve/{REVISION}/(?P<path>.+)", "resolve"),
     )
 
     # Who may do what

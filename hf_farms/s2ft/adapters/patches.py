@@ -208,7 +208,7 @@ class S2FTAdapter:
             ValueError: a name that no repository can have.
         """
         # Workflows stand above this package, so that they are loaded when they are called.
-        push = importlib.import_module("hf_farms.workflows.adapters").push_adapter
+        push = importlib.import_module("hf_farms.workflows.adapter_push").push_adapter
         url: str = push(
             self,
             repo_id,
