@@ -103,6 +103,7 @@ def save_slices_with_optimizer(
         }
         kept = base_of(model)
         stored["base"] = {name: part.values for name, part in kept.slices.items()} if kept is not None else {}
+        stored["base_is_original"] = kept is None or kept.is_original
         stored["bases"] = {name: layer.slice_of_weight() for name, layer in layers.items() if not layer.s2ft_write_back}
         if lengths is not None:
             stored["state"] = _state_by_layer(
@@ -152,7 +153,8 @@ def _load_base(stored: State, model: nn.Module) -> None:
     kept, base = base_of(model), stored.get("base")
     assert kept is not None
     if base is not None:
-        replace_base(model, {name: replace(part, values=base[name].cpu()) for name, part in kept.slices.items()})
+        slices = {name: replace(part, values=base[name].cpu()) for name, part in kept.slices.items()}
+        replace_base(model, slices, is_original=stored.get("base_is_original", kept.is_original))
         return
     warnings.warn(
         "The checkpoint was written by an earlier version, without the slices of the base model: adapters of this "

@@ -222,10 +222,16 @@ def base_of(model: nn.Module) -> KeptBase | None:
     return None
 
 
-def replace_base(model: nn.Module, slices: dict[str, StoredSlice]) -> None:
-    """Replace the base of the training of a model with S2FT on it, for instance by that of a checkpoint."""
+def replace_base(model: nn.Module, slices: dict[str, StoredSlice], *, is_original: bool) -> None:
+    """Replace the base of the training of a model with S2FT on it, for instance by that of a checkpoint.
+
+    Args:
+        model: changed in place.
+        slices: as in `KeptBase`.
+        is_original: as in `KeptBase`.
+    """
     applied: _Applied = getattr(model, MARK)
-    setattr(model, MARK, replace(applied, base=slices))
+    setattr(model, MARK, replace(applied, base=slices, is_original=is_original))
 
 
 def selective_layers(model: nn.Module) -> Iterator[tuple[str, SelectiveLayer]]:

@@ -89,6 +89,31 @@ def test_a_second_training_goes_on_from_the_first_base(tmp_path):
     assert same(merged(tmp_path, torch.float32), plain(run.model))
 
 
+@EARLY
+def test_a_resumed_second_training_does_not_name_the_base_of_the_first(early, tmp_path):
+    """The resumed run gets a plain model, as a new process that loads the base and then the checkpoint."""
+
+    def named():
+        model = tiny("llama")
+        model.config._name_or_path = "meta/tiny"
+        return model
+
+    def resumed(folder):
+        checkpoint = tmp_path / folder / "checkpoint-2"
+        run = trainer(tmp_path / "new", S2FTCallback(INDEXED), early=early, model=named(), **SAVING)
+        run.train(resume_from_checkpoint=str(checkpoint))
+        return S2FTAdapter.from_model(run.model).base_model
+
+    first = trainer(tmp_path / "first", S2FTCallback(INDEXED), early=early, model=named(), **SAVING)
+    first.train()
+    model = restore(first.model)
+    with pytest.warns(HfFarmsWarning, match="an earlier training of S2FT in its weights"):
+        trainer(tmp_path / "second", S2FTCallback(INDEXED), early=early, model=model, **SAVING).train()
+    assert S2FTAdapter.from_pretrained(tmp_path / "second" / "checkpoint-2").base_model is None
+    assert resumed("second") is None
+    assert resumed("first") == "meta/tiny"
+
+
 def test_weights_without_a_name_in_checkpoints_have_their_selection_saved(tmp_path, monkeypatch):
     def fail(model, names):
         raise ModelError("trained weights must be stored unchanged")
