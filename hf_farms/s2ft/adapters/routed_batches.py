@@ -14,6 +14,9 @@ __all__ = ["batch_shape", "check_text_layer", "growth", "modules_with_batch"]
 # Arguments of forward and generate that have the batch in the leading dimension, in this order.
 BATCHED = ("input_ids", "inputs_embeds", "inputs", "decoder_input_ids", "decoder_inputs_embeds")
 
+# Type of EncoderDecoderModel, whose encoder is a text model of any architecture; encoders of images have another type.
+ENCODER_DECODER = "encoder-decoder"
+
 
 def batch_shape(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...] | None:
     """Return samples and tokens of a call of forward or generate, if its arguments tell."""
@@ -65,7 +68,10 @@ def check_text_layer(model: nn.Module, name: str) -> None:
         return
     owners = (getattr(model.get_submodule(parent), "config", None) for parent in _parents(name))
     owner = next((each for each in owners if each is not None), config)
-    if type(owner) is not type(text):
+    texts = {type(text)}
+    if config.model_type == ENCODER_DECODER:
+        texts.add(type(config.encoder.get_text_config()))
+    if type(owner) not in texts:
         raise ModelError(
             f"layers must be of the text model for a router, got {name}, whose inputs are not one for each sample.",
             hint="Merge the adapter, or train the roles of the text model only.",
