@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+import unittest
 from pathlib import Path
 
 import gpu
@@ -23,6 +24,9 @@ def test_every_section_ends_with_rows(tmp_path):
     content = json.loads(output.read_text())
     assert content["environment"]["device"] == "cpu"
     assert list(content["sections"]) == list(gpu.SECTIONS)
+    serving = content["sections"].pop("serving")
+    assert serving["status"].startswith("skipped: ")
+    assert f"\nserving: {serving['status']}, " in done.stdout
     for name, section in content["sections"].items():
         assert section["status"] == "done" or section["status"].startswith("stopped"), (name, section["status"])
         assert section["rows"] or section["status"] != "done"
@@ -32,19 +36,26 @@ def test_every_section_ends_with_rows(tmp_path):
     assert {row["zeros"] for row in content["sections"]["pruning-wanda"]["rows"]} == {0.5}
 
 
-def test_limits_fit_two_runs_of_nine_minutes():
-    limits = [section.limit for section in gpu.SECTIONS.values()]
+def test_limits_fit_two_runs_of_nine_minutes_and_one_with_vllm():
+    limits = [section.limit for name, section in gpu.SECTIONS.items() if name != "serving"]
     first = next(i for i in range(len(limits) + 1) if i == len(limits) or sum(limits[: i + 1]) > 540)
     assert first >= 5
     assert sum(limits[first:]) <= 540
+    assert gpu.SECTIONS["serving"].limit <= 540
 
 
 def test_sections_that_have_ended_are_not_run_again(tmp_path):
     results = gpu.Results(tmp_path / "gpu.json", ENVIRONMENT)
-    for name, status in (("a", "done"), ("b", "stopped after 9 s"), ("c", "failed: x"), ("d", "running")):
+    for name, status in (
+        ("a", "done"),
+        ("b", "stopped after 9 s"),
+        ("c", "failed: x"),
+        ("d", "running"),
+        ("e", "skipped: x"),
+    ):
         results.write(name, [{"s": 1.0}], status, 1.0)
     again = gpu.Results(tmp_path / "gpu.json", ENVIRONMENT)
-    assert [name for name in "abcde" if not again.ended(name)] == ["c", "d", "e"]
+    assert [name for name in "abcdef" if not again.ended(name)] == ["c", "d", "e", "f"]
     assert again.content == results.content
 
 
@@ -64,6 +75,11 @@ def killed(options):
     yield {}
 
 
+def skipped(options):
+    yield {"number": 1}
+    raise unittest.SkipTest("no such device")
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
 def test_a_section_that_takes_too_long_keeps_its_rows_and_one_that_dies_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sections", sys.modules[__name__])
@@ -73,3 +89,5 @@ def test_a_section_that_takes_too_long_keeps_its_rows_and_one_that_dies_is_named
     assert shown == [1] * len(rows)
     rows, status = gpu.run_section("sections:killed", 600, None, {}, shown.append)
     assert (rows, status) == ([], "failed: its process ended with -9")
+    rows, status = gpu.run_section("sections:skipped", 600, None, {}, shown.append)
+    assert (rows, status) == ([{"number": 1}], "skipped: no such device")
