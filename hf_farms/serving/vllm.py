@@ -1,10 +1,15 @@
 """Adapters in vLLM without LoRA: exact slices, written into the weights of a running engine, and taken out again.
 
 One adapter at a time, for all requests, and without a cost per token. To serve several at once, export them as LoRA
-(`S2FTAdapter.export_lora`). Needs the checkpoint weight patches of vLLM 0.33. Tried in vLLM for the CPU, where it works
-only if linear layers keep their weights; untried on a GPU.
+(`S2FTAdapter.export_lora`). Needs the checkpoint weight patches of vLLM 0.33 and a GPU: on a CPU, vLLM packs the
+weights, and this refuses. Untried on a GPU. Tried in vLLM for the CPU, made to keep the weights
+(`make test-serving`); `python tests/benchmarks/gpu.py --output gpu.json --sections serving` tries it on a GPU.
 
-    vllm serve BASE --worker-extension-cls hf_farms.serving.vllm.S2FTWorkerExtension
+With `vllm serve`, methods are reached over HTTP in development mode only, which is for networks that you trust:
+
+    VLLM_SERVER_DEV_MODE=1 vllm serve BASE --worker-extension-cls hf_farms.serving.vllm.S2FTWorkerExtension
+    curl localhost:8000/collective_rpc -d '{"method": "apply_s2ft_adapter", "args": ["/path/of/adapter"]}'
+    curl -X POST localhost:8000/reset_prefix_cache
 
 vLLM imports this module by its name; it imports vLLM when a method is called.
 """
@@ -14,7 +19,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, cast
 
-from hf_farms.errors import ModelError
+from hf_farms.errors import HfFarmsError, ModelError
 from hf_farms.s2ft.adapters.patches import S2FTAdapter
 from hf_farms.serving.flat_patches import flat_patches
 from hf_farms.serving.served_base import with_served_base
@@ -25,7 +30,7 @@ PATCHES = "vllm.model_executor.model_loader.checkpoint_weight_patch"
 # Attribute of a worker: the adapter that its weights hold, BROKEN after a patch that failed.
 STATE = "_s2ft_adapter"
 BROKEN = "broken"
-EXPORT = "export the adapter as a LoRA (hf-farms adapter export) and start the engine with --enable-lora"
+EXPORT = "Export the adapter as a LoRA (hf-farms adapter export) and start the engine with --enable-lora."
 
 
 class S2FTWorkerExtension:
@@ -44,8 +49,12 @@ class S2FTWorkerExtension:
     def apply_s2ft_adapter(self, name: str | None, revision: str | None = None) -> int:
         """Write an adapter into the weights, in place of the one that they hold.
 
-        Every check that needs no vLLM comes before the first change. The adapter in use stays in the memory of the
-        worker, with the slices of its base, which are read from the served checkpoint.
+        Afterwards, the weights are those of the merged model, bit for bit. Every check that needs no vLLM comes before
+        the first change. The adapter in use stays in the memory of the worker, with the slices of its base, which are
+        read from the served checkpoint.
+
+        Cost: memory of the GPU beside what vLLM reserves, for as long as the call takes: an index and a value for every
+        element of the channels of both adapters, and whole weights, about 0.5 GB of them.
 
         Args:
             name: folder or Hub id of an adapter of the served model; None for the base model.
@@ -58,40 +67,50 @@ class S2FTWorkerExtension:
             ModelError: vLLM without checkpoint weight patches; an engine with LoRA, packed or quantised weights, or
                 another dtype; an adapter of another base than the served checkpoint; an earlier patch has failed.
             DataError: as `S2FTAdapter.from_pretrained`.
+            HubError: the Hub cannot be reached.
         """
-        worker = cast(Any, self)
-        vllm_patches = _vllm_patches()
-        _check_engine(worker)
-        old: Any = getattr(worker, STATE, None)
-        if old is BROKEN:
-            raise ModelError(
-                "weights must be patched completely, got an engine in which a patch has failed, so that some may have "
-                "changed.",
-                hint="Restart the engine.",
-            )
-        new = None
-        if name is not None:
-            new = S2FTAdapter.from_pretrained(name, revision=revision)
-            _check_dtype(worker, new)
-            model = worker.vllm_config.model_config
-            new = with_served_base(new, model.model, revision=model.revision)
-        flat = flat_patches(old, new)
-        device = worker.device
-        patches = [
-            vllm_patches.CheckpointWeightPatch(
-                name=patch.name,
-                shape=patch.shape,
-                dtype=patch.values.dtype,
-                values=patch.values.to(device),
-                indices=patch.indices.to(device),
-            )
-            for patch in flat
-        ]
-        setattr(worker, STATE, BROKEN)
-        if patches:
-            vllm_patches.load_checkpoint_weight_patches(worker.get_model(), patches)
-        setattr(worker, STATE, new)
-        return sum(len(patch.indices) for patch in flat)
+        try:
+            return _apply(cast(Any, self), name, revision)
+        except HfFarmsError as error:
+            if error.hint is None:
+                raise
+            # Of an error in another process, vLLM passes on the message alone.
+            raise type(error)(f"{error} {error.hint}") from error
+
+
+def _apply(worker: Any, name: str | None, revision: str | None) -> int:
+    vllm_patches = _vllm_patches()
+    _check_engine(worker)
+    old: Any = getattr(worker, STATE, None)
+    if old is BROKEN:
+        raise ModelError(
+            "weights must be patched completely, got an engine in which a patch has failed, so that some may have "
+            "changed.",
+            hint="Restart the engine.",
+        )
+    new = None
+    if name is not None:
+        new = S2FTAdapter.from_pretrained(name, revision=revision)
+        _check_dtype(worker, new)
+        model = worker.vllm_config.model_config
+        new = with_served_base(new, model.model, revision=model.revision)
+    flat = flat_patches(old, new)
+    device = worker.device
+    patches = [
+        vllm_patches.CheckpointWeightPatch(
+            name=patch.name,
+            shape=patch.shape,
+            dtype=patch.values.dtype,
+            values=patch.values.to(device),
+            indices=patch.indices.to(device),
+        )
+        for patch in flat
+    ]
+    setattr(worker, STATE, BROKEN)
+    if patches:
+        vllm_patches.load_checkpoint_weight_patches(worker.get_model(), patches)
+    setattr(worker, STATE, new)
+    return sum(len(patch.indices) for patch in flat)
 
 
 def _vllm_patches() -> Any:
@@ -108,7 +127,8 @@ def _vllm_patches() -> Any:
             raise
     vllm = importlib.import_module("vllm")
     raise ModelError(
-        f"vLLM must have checkpoint weight patches, as 0.33 has, got {vllm.__version__}: {EXPORT}, or update vLLM."
+        f"vLLM must have checkpoint weight patches, as 0.33 has, got {vllm.__version__}.",
+        hint=f"Update vLLM. Or: {EXPORT}",
     )
 
 
@@ -118,14 +138,17 @@ def _check_engine(worker: Any) -> None:
     # On a CPU, vLLM packs the weights of linear layers when it has loaded them, and leaves empty parameters.
     if any(weight.numel() == 0 for weight in worker.get_model().parameters()):
         raise ModelError(
-            f"the engine must keep the weights of the checkpoint to patch them, got packed ones on {worker.device}: "
-            f"{EXPORT}."
+            f"the engine must keep the weights of the checkpoint to patch them, got packed ones on {worker.device}.",
+            hint=EXPORT,
         )
     if config.lora_config is not None:
-        raise ModelError("the engine must be started without LoRA to patch its weights, got --enable-lora.")
+        raise ModelError(
+            "the engine must be started without LoRA to patch its weights, got --enable-lora.",
+            hint="Start it without, or request the adapter as a LoRA (hf-farms adapter export).",
+        )
     if config.model_config.quantization is not None:
         raise ModelError(
-            f"weights must not be quantised to be patched, got {config.model_config.quantization}: {EXPORT}."
+            f"weights must not be quantised to be patched, got {config.model_config.quantization}.", hint=EXPORT
         )
 
 
@@ -134,6 +157,6 @@ def _check_dtype(worker: Any, adapter: S2FTAdapter) -> None:
     if adapter.dtype != dtype:
         own = str(adapter.dtype).removeprefix("torch.")
         raise ModelError(
-            f"the engine must have the dtype of the adapter, {own}, got {str(dtype).removeprefix('torch.')}: start it "
-            f"with --dtype {own}."
+            f"the engine must have the dtype of the adapter, {own}, got {str(dtype).removeprefix('torch.')}.",
+            hint=f"Start it with --dtype {own}.",
         )

@@ -77,9 +77,12 @@ def test_adapters_are_switched_in_an_engine(vllm, base, saved):
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
-        ({"lora": object()}, "without LoRA"),
-        ({"quantization": "fp8"}, r"not be quantised to be patched, got fp8.*hf-farms adapter export"),
-        ({"dtype": torch.float16}, "dtype of the adapter, bfloat16, got float16: start it with --dtype bfloat16"),
+        ({"lora": object()}, r"without LoRA .*, got --enable-lora\. Start it without, or request"),
+        (
+            {"quantization": "fp8"},
+            r"not be quantised to be patched, got fp8\. Export the adapter as a LoRA \(hf-farms adapter export",
+        ),
+        ({"dtype": torch.float16}, "dtype of the adapter, bfloat16, got float16. Start it with --dtype bfloat16"),
     ],
 )
 def test_engines_that_cannot_be_patched(vllm, base, saved, engine, message):
@@ -90,7 +93,9 @@ def test_engines_that_cannot_be_patched(vllm, base, saved, engine, message):
 
 def test_packed_weights_are_refused(vllm, base, saved):
     base.model.layers[0].self_attn.o_proj.weight.data = torch.empty(0)
-    message = r"must keep the weights of the checkpoint to patch them, got packed ones on cpu: export the adapter"
+    message = (
+        r"must keep the weights of the checkpoint to patch them, got packed ones on cpu\. Export the adapter as a LoRA"
+    )
     with pytest.raises(ModelError, match=message):
         Worker(base, saved[2]).apply_s2ft_adapter(saved[1][0])
     assert vllm.calls == []
@@ -107,7 +112,9 @@ def test_slices_of_the_base_come_from_the_served_checkpoint(vllm, base, saved, t
 
 def test_adapters_of_another_base_are_refused(vllm, base, saved, tmp_path):
     tiny("llama", dtype=torch.bfloat16, seed=1).save_pretrained(tmp_path / "other")
-    message = r"must serve the base model of the adapter, got '.*other' with other weights in model\.layers\.0\."
+    message = (
+        r"must serve the base model of the adapter, got '.*other' with other weights in model\.layers\.0\..* Start it"
+    )
     with pytest.raises(ModelError, match=message):
         Worker(base, str(tmp_path / "other")).apply_s2ft_adapter(saved[1][0])
     assert vllm.calls == []
@@ -123,7 +130,7 @@ def test_a_patch_that_fails_leaves_an_engine_to_restart(vllm, base, saved, monke
         patched.setattr(vllm, "load_checkpoint_weight_patches", fail)
         with pytest.raises(NotImplementedError, match="does not copy"):
             worker.apply_s2ft_adapter(saved[1][0])
-    with pytest.raises(ModelError, match="an engine in which a patch has failed"):
+    with pytest.raises(ModelError, match=r"an engine in which a patch has failed, .* Restart the engine"):
         worker.apply_s2ft_adapter(None)
 
 
@@ -132,6 +139,7 @@ def test_earlier_versions_are_refused(monkeypatch, base):
     earlier.__version__ = "0.32.0"
     monkeypatch.setitem(sys.modules, "vllm", earlier)
     with pytest.raises(
-        ModelError, match=r"vLLM must have checkpoint weight patches, .*, got 0\.32\.0: export the adapter as a LoRA"
+        ModelError,
+        match=r"vLLM must have checkpoint weight patches, .*, got 0\.32\.0\. Update vLLM\. Or: Export the adapter",
     ):
         Worker(base).apply_s2ft_adapter(None)
