@@ -36,8 +36,8 @@ from hf_farms.s2ft.checks import check_trainable
 from hf_farms.s2ft.coupled import CoupledModel
 from hf_farms.s2ft.saving import CONFIG_NAME, WEIGHTS_NAME, save_selection
 from hf_farms.s2ft.selection import Batches, Selection, check_selections, choose_channels
-from hf_farms.s2ft.surgery import apply_selection, count_parameters, selection_of, summary
-from hf_farms.s2ft.trainable import print_trainable_parameters
+from hf_farms.s2ft.surgery import apply_selection, selection_of
+from hf_farms.s2ft.trainable import count_parameters, print_trainable_parameters, summary
 
 __all__ = ["S2FTCallback"]
 

@@ -5,6 +5,7 @@ selection.py   choose heads and channels
 budgets.py     number of heads and channels of each block
 unit_norms.py  norms of heads and channels: weights, activations, gradients
 surgery.py     plain model -> model with selective layers -> plain model
+channels_by_module.py  the channels of a selection, checked, by the module that trains them
 permuting.py   layout "permuted": selected heads and channels first
 layers.py      linear layers of which some channels are trained
 products.py    their products, with a backward pass for the selected channels only

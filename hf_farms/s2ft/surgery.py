@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from hf_farms.blocks import LayerMetadata
-from hf_farms.blocks.coupling import (
-    module_channels,
-    undo_orders,
-)
+from hf_farms.blocks.coupling import undo_orders
 from hf_farms.blocks.model_checks import check_model
 from hf_farms.blocks.wrappers import unwrapped
 from hf_farms.config import S2FTConfig
@@ -23,7 +18,8 @@ from hf_farms.config.checks import check_arguments
 from hf_farms.config.effects import warn_unused
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
 from hf_farms.s2ft.base_slices import KEPT, KeptBase, StoredSlice, same_bits, slices_as_stored, take
-from hf_farms.s2ft.checks import check_module, check_trainable, check_unshared
+from hf_farms.s2ft.channels_by_module import channels_by_module
+from hf_farms.s2ft.checks import check_trainable
 from hf_farms.s2ft.coupled import CoupledModel
 from hf_farms.s2ft.layers import InOriginalOrder, SelectiveLayer, selective_class
 from hf_farms.s2ft.permuting import move_selected_first
@@ -33,12 +29,10 @@ __all__ = [
     "apply_s2ft",
     "apply_selection",
     "base_of",
-    "count_parameters",
     "replace_base",
     "restore",
     "selection_of",
     "selective_layers",
-    "summary",
     "write_back",
 ]
 
@@ -122,7 +116,7 @@ def apply_selection(coupled: CoupledModel, selection: Selection) -> None:
         ModelError: layers that cannot be trained selectively.
     """
     model = coupled.model
-    plan = _channels_by_module(coupled, selection)
+    plan = channels_by_module(coupled, selection)
     is_original = _is_original(model)
     learned = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     if selection.config.layout == "permuted":
@@ -241,33 +235,6 @@ def selective_layers(model: nn.Module) -> Iterator[tuple[str, SelectiveLayer]]:
             yield name, module
 
 
-def summary(model: nn.Module, coupled: CoupledModel | None = None) -> dict[str, float]:
-    """Count trained parameters, their share of the plain model's, and trained channels by role.
-
-    Args:
-        model: with S2FT on it.
-        coupled: of this model; None: it is searched again.
-    """
-    selection = selection_of(model)
-    assert selection is not None, "the model must have S2FT on it"
-    layers = (coupled or CoupledModel(model, selection.config)).layers
-    counts: dict[str, float] = defaultdict(int)
-    for name, channels in selection.channels.items():
-        counts[f"channels/{layers[name].role}"] += len(channels)
-    trained, parameters = count_parameters(model)
-    return {"trainable_parameters": trained, "trainable_share": trained / parameters, **counts}
-
-
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Return the number of trained parameters, and of all parameters of the plain model.
-
-    Args:
-        model: with S2FT on it.
-    """
-    trained = sum(layer.selected.numel() for _, layer in selective_layers(model))
-    return trained, sum(parameter.numel() for parameter in model.parameters()) - trained
-
-
 def _is_original(model: nn.Module) -> bool:
     """Return whether the weights are without an earlier training of S2FT; warn if they are not."""
     kept: KeptBase | None = model.__dict__.get(KEPT)
@@ -287,36 +254,3 @@ def _is_original(model: nn.Module) -> bool:
         stacklevel=4,
     )
     return False
-
-
-def _channels_by_module(coupled: CoupledModel, selection: Selection) -> dict[nn.Module, tuple[Tensor, bool]]:
-    """Return for each trained module its channels, after a permutation, and whether they are inputs."""
-    model, layers = coupled.source.model, coupled.layers
-    permuted = selection.config.layout == "permuted"
-    indices: dict[nn.Module, list[Tensor]] = defaultdict(list)
-    inputs: dict[nn.Module, bool] = {}
-    check_unshared(model, [layers[name] for name in selection.channels if name in layers])
-    for name, channels in selection.channels.items():
-        layer = _checked_layer(layers, name, channels)
-        module = model.get_submodule(layer.parameter.rpartition(".")[0])
-        check_module(module, name)
-        index = torch.arange(len(channels)) if permuted else torch.tensor(channels)
-        inputs[module] = layer.role in ("o", "down")
-        weight = model.get_parameter(layer.parameter)
-        features = weight.shape[1 if layer.part.transposed else 0]
-        indices[module].append(index if inputs[module] else module_channels(layer, features)[index])
-    return {module: (torch.cat(parts).sort().values, inputs[module]) for module, parts in indices.items()}
-
-
-def _checked_layer(layers: dict[str, LayerMetadata], name: str, channels: Sequence[int]) -> LayerMetadata:
-    """Return the layer of this name, if it exists and has the channels."""
-    layer = layers.get(name)
-    if layer is None:
-        raise ValueError(f"selection must name layers of this model, got {name!r}. Take one that was made for it.")
-    size = layer.shape[1 if layer.role in ("o", "down") else 0]
-    if not channels or list(channels) != sorted(set(channels)) or channels[0] < 0 or channels[-1] >= size:
-        raise ValueError(
-            f"selection must have ascending channels from 0 to {size - 1} in {name}, got {list(channels)[:3]} ... "
-            f"{list(channels)[-1:]}."
-        )
-    return layer

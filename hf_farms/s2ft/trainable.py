@@ -1,7 +1,8 @@
-"""Describe what S2FT trains: the line that PEFT prints, and the heads and channels of every block."""
+"""Describe the trained part of a model: numbers, the line that PEFT prints, heads and channels of every block."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import groupby
 
@@ -10,9 +11,9 @@ from torch import nn
 from hf_farms.blocks.coupling import Structure
 from hf_farms.s2ft.coupled import CoupledModel
 from hf_farms.s2ft.selection import Selection
-from hf_farms.s2ft.surgery import selection_of, summary
+from hf_farms.s2ft.surgery import selection_of, selective_layers
 
-__all__ = ["print_trainable_parameters", "trainable_text"]
+__all__ = ["count_parameters", "print_trainable_parameters", "summary", "trainable_text"]
 
 
 def print_trainable_parameters(model: nn.Module, coupled: CoupledModel | None = None) -> None:
@@ -51,6 +52,33 @@ def trainable_text(model: nn.Module, coupled: CoupledModel | None = None) -> str
         where = names[0] if len(names) == 1 else f"each of {names[0]} to {names[-1]}"
         lines.append(f"  {text} in {where}")
     return "\n".join(lines)
+
+
+def summary(model: nn.Module, coupled: CoupledModel | None = None) -> dict[str, float]:
+    """Count trained parameters, their share of the plain model's, and trained channels by role.
+
+    Args:
+        model: with S2FT on it.
+        coupled: of this model; None: it is searched again.
+    """
+    selection = selection_of(model)
+    assert selection is not None, "the model must have S2FT on it"
+    layers = (coupled or CoupledModel(model, selection.config)).layers
+    counts: dict[str, float] = defaultdict(int)
+    for name, channels in selection.channels.items():
+        counts[f"channels/{layers[name].role}"] += len(channels)
+    trained, parameters = count_parameters(model)
+    return {"trainable_parameters": trained, "trainable_share": trained / parameters, **counts}
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Return the number of trained parameters, and of all parameters of the plain model.
+
+    Args:
+        model: with S2FT on it.
+    """
+    trained = sum(layer.selected.numel() for _, layer in selective_layers(model))
+    return trained, sum(parameter.numel() for parameter in model.parameters()) - trained
 
 
 def _texts_by_block(coupled: CoupledModel, selection: Selection) -> Iterator[tuple[str, str]]:

@@ -20,7 +20,8 @@ from hf_farms.errors import ModelError
 from hf_farms.s2ft.checks import check_plain
 from hf_farms.s2ft.layers import SelectiveLinear
 from hf_farms.s2ft.selection import Selection
-from hf_farms.s2ft.surgery import selection_of, selective_layers, summary
+from hf_farms.s2ft.surgery import selection_of, selective_layers
+from hf_farms.s2ft.trainable import summary
 
 LAYOUTS = pytest.mark.parametrize(
     "config",
