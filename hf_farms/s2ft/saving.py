@@ -83,11 +83,8 @@ def load_selection(folder: str | Path) -> Selection:
                 raise ValueError(f"an index of {name} that is not one of ascending channels")
         channels = {name: tuple(index.tolist()) for name, index in indices.items()}
     except Exception as error:  # a foreign file may raise anything
-        reason: BaseException = error
-        while isinstance(reason, BaseExceptionGroup):  # what cattrs raises only counts what it holds
-            reason = reason.exceptions[0]
         raise DataError(
-            f"{str(folder)!r} must hold a selection ({CONFIG_NAME}, {WEIGHTS_NAME}), got {str(reason).rstrip('.')}.",
+            f"{str(folder)!r} must hold a selection ({CONFIG_NAME}, {WEIGHTS_NAME}), got {str(error).rstrip('.')}.",
             hint="Name a checkpoint that S2FTCallback wrote.",
         ) from error
     return Selection(config, channels)

@@ -5,5 +5,6 @@ making.py      of a trained model, or of a model and its base
 targets.py     names of a checkpoint -> parameters; models that are refused
 applying.py    merge, unmerge and switch
 files.py       write the pair of files
-loading.py     read and check them
+loading.py     read them, from a folder or the Hub
+file_checks.py check their contents
 """
