@@ -5,16 +5,16 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_farms.config import EvaluationConfig, LoadOptions
-from hf_farms.config.checks import check, is_count
+from hf_farms.config.checks import is_count
 from hf_farms.config.effect_rules import EvaluateArguments, Inputs
 from hf_farms.config.effects import given_fields, warn_unused
-from hf_farms.errors import ArgumentError, HfFarmsWarning, argument_errors
+from hf_farms.errors import HfFarmsWarning, argument_errors
 from hf_farms.files.paths import with_home, with_name
 from hf_farms.metrics import METRICS
 from hf_farms.output.allowed_paths import check_output_file
@@ -24,6 +24,7 @@ from hf_farms.reports.base import save_report
 from hf_farms.workflows.arguments import check_names, check_types
 from hf_farms.workflows.evaluation_results import make_result
 from hf_farms.workflows.evaluation_target import EvaluationTarget
+from hf_farms.workflows.evaluation_text import perplexity_text
 from hf_farms.workflows.recorded_results import known_perplexity, store, warn_of_another_text, warn_of_other_weights
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def evaluate_checkpoint(
     warn_unused(arguments)
     _warn_of_load(load, name)
     target = EvaluationTarget.find(name, revision=load.revision, base=base)
-    config = _text(target, text, measured=arguments.perplexity)
+    config = perplexity_text(target, text, measured=arguments.perplexity)
     _check_places(target, output, config, include_path)
     _check_load(load)
     plan = _Plan(
@@ -166,41 +167,6 @@ def _warn_of_load(load: LoadOptions, name: str) -> None:
 
     kind = ModelRef.parse(name).kind
     warn_unused(load, Inputs(model=kind, checkpoint=kind != "demo"))
-
-
-def _text(
-    target: EvaluationTarget, text: EvaluationConfig | Mapping[str, Any] | None, *, measured: bool
-) -> EvaluationConfig | None:
-    """Return the text of the perplexity, None where it is not measured; warn of fields that have no effect."""
-    from hf_farms.data.texts import text_kind
-
-    given = None if isinstance(text, EvaluationConfig) else set(text or {})
-    config = _config(target, text)
-    inputs = Inputs(text=text_kind(config.source), perplexity=measured)
-    warn_unused(config, inputs, prefix="text.", given=given)
-    if not measured:
-        return None
-    if config.source is None:
-        raise ArgumentError("text must be one to measure on, got 'none'. Leave perplexity out: `metrics=['sparsity']`.")
-    return config
-
-
-def _config(target: EvaluationTarget, text: EvaluationConfig | Mapping[str, Any] | None) -> EvaluationConfig:
-    """Return the text that the arguments name, with the fields of the report's where they name none."""
-    if not isinstance(text, EvaluationConfig):
-        with argument_errors():
-            remedy = f"Write {{'source': {text!r}}}." if isinstance(text, str) else ""
-            constraint = "an EvaluationConfig, a mapping of its fields, or None"
-            check(text is None or isinstance(text, Mapping), "text", constraint, text, remedy)
-        changes, config = dict(text or {}), EvaluationConfig()
-        if "source" not in changes and target.report is not None and target.report.perplexity is not None:
-            config = target.report.perplexity.config
-        with argument_errors():
-            names = [field.name for field in fields(EvaluationConfig)]
-            if unknown := set(changes) - set(names):
-                raise ValueError(f"text must have fields of {', '.join(names)}, got {min(unknown)!r}.")
-            text = replace(config, **changes)
-    return text
 
 
 def _check_places(
