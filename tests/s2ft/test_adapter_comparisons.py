@@ -153,3 +153,18 @@ def test_columns_and_rows_of_both_are_written_once(dim):
     joined.write(matrix)
     assert torch.equal(matrix, expected)
     assert first.over(first) is first
+
+
+def test_a_weight_that_was_replaced_in_inference_mode_is_compared(compared):
+    """Torch keeps no version counter for it."""
+    model, one, two = compared
+    layer = model.get_submodule(WEIGHT.rpartition(".")[0])
+    with torch.inference_mode():
+        layer.weight = torch.nn.Parameter(layer.weight.clone(), requires_grad=False)
+        one.switch(model, two)
+        layer.weight[0, 2] += 1
+        with pytest.raises(ModelError, match=OTHERS):
+            two.unmerge(model)
+        layer.weight[0, 2] = two.patches[WEIGHT].values[0, 0]
+        two.unmerge(model)
+        assert same(state(model), state(tiny("llama")))

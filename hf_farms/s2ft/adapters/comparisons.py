@@ -36,7 +36,8 @@ class Comparisons:
     def is_untouched(self, parameters: Mapping[str, nn.Parameter]) -> bool:
         """Return whether an adapter was the last to write to each of these parameters."""
         return all(
-            name in self._written and self._written[name] == _state(parameter) for name, parameter in parameters.items()
+            name in self._written and _is_counted(parameter) and self._written[name] == _state(parameter)
+            for name, parameter in parameters.items()
         )
 
     def has_merged(self, adapter: S2FTAdapter, parameters: Mapping[str, nn.Parameter]) -> bool:
