@@ -46,16 +46,14 @@ def merge(adapter: S2FTAdapter, model: nn.Module) -> None:
             "that adapter first, or switch(model, to) to change to another one; fuse makes one adapter of several."
         )
     bases = _bases(adapter, targets, comparisons_of(inner), {})
-    _write(inner, adapter, targets, [(name, target.channels) for name, target in targets.items()])
-    setattr(inner, MERGED, bases)
+    _write(inner, adapter, targets, _channels(targets), bases=bases, undo=list(bases.items()))
 
 
 def unmerge(adapter: S2FTAdapter, model: nn.Module) -> None:
     """Put the base slices back; see `S2FTAdapter.unmerge`."""
     targets, inner = _targets(adapter, model), unwrapped(model)
     backups = _checked_backups(adapter, targets, inner)
-    _write(inner, None, targets, list(backups.items()))
-    inner.__dict__.pop(MERGED, None)
+    _write(inner, None, targets, list(backups.items()), bases=None, undo=_channels(targets))
 
 
 def switch(adapter: S2FTAdapter, model: nn.Module, to: S2FTAdapter) -> None:
@@ -72,8 +70,7 @@ def switch(adapter: S2FTAdapter, model: nn.Module, to: S2FTAdapter) -> None:
     joined = {name for name in backups.keys() & new.keys() if backups[name].dim == new[name].channels.dim == 1}
     writes = [(name, new[name].channels.over(backup) if name in joined else backup) for name, backup in backups.items()]
     writes += [(name, target.channels) for name, target in new.items() if name not in joined]
-    _write(inner, to, old | new, writes)
-    setattr(inner, MERGED, bases)
+    _write(inner, to, old | new, writes, bases=bases, undo=[*bases.items(), *_channels(old)])
 
 
 @contextmanager
@@ -120,19 +117,47 @@ def _parameters(targets: Mapping[str, _Target]) -> dict[str, nn.Parameter]:
     return {name: target.parameter for name, target in targets.items()}
 
 
+def _channels(targets: Mapping[str, _Target]) -> list[tuple[str, Channels]]:
+    return [(name, target.channels) for name, target in targets.items()]
+
+
 def _write(
     model: nn.Module,
     adapter: S2FTAdapter | None,
     targets: Mapping[str, _Target],
     writes: Sequence[tuple[str, Channels]],
+    *,
+    bases: Mapping[str, Channels] | None,
+    undo: Sequence[tuple[str, Channels]],
 ) -> None:
-    """Write channels of named parameters in this order, and note the adapter that is merged then."""
-    parameters, compared = _parameters(targets), comparisons_of(model)
+    """Write channels of named parameters in this order, or leave the model as it is if that is interrupted.
+
+    Args:
+        model: without wrappers.
+        adapter: that is merged then; None: none.
+        targets: of all channels.
+        writes: the channels.
+        bases: the slices below `adapter`.
+        undo: channels that give the weights of before, in this order.
+    """
+    parameters, compared, backups = _parameters(targets), comparisons_of(model), _backups(model)
     compared.forget_if_touched(parameters)
-    for name, channels in writes:
-        channels.write(parameters[name])
-    compared.note(adapter, parameters)
-    setattr(model, COMPARED, compared)
+    try:
+        for name, channels in writes:
+            channels.write(parameters[name])
+        _keep(model, bases)
+        compared.note(adapter, parameters)
+        setattr(model, COMPARED, compared)
+    except BaseException:  # Ctrl-C too: nothing else knows which channels were written
+        for name, channels in undo:
+            channels.write(parameters[name])
+        _keep(model, backups)
+        raise
+
+
+def _keep(model: nn.Module, bases: Mapping[str, Channels] | None) -> None:
+    """Keep the slices below the merged adapter on the model, or none."""
+    model.__dict__.pop(MERGED, None) if bases is None else setattr(model, MERGED, bases)
 
 
 def _bases(
@@ -182,6 +207,8 @@ def _checked_backups(adapter: S2FTAdapter, targets: Mapping[str, _Target], model
         ModelError: the weights have changed since.
     """
     backups = _backups(model)
+    if backups is not None and backups.keys() == targets.keys():
+        backups = {name: _on_device(backup, targets[name].parameter.device) for name, backup in backups.items()}
     same = backups is None or (
         backups.keys() == targets.keys()
         and all(backups[name].same_place(target.channels) for name, target in targets.items())
@@ -206,7 +233,7 @@ def _checked_backups(adapter: S2FTAdapter, targets: Mapping[str, _Target], model
             hint="Load the base model again.",
         )
     if backups is not None:
-        return {name: _on_device(backup, targets[name].parameter.device) for name, backup in backups.items()}
+        return backups
     return {name: _needed_base(target) for name, target in targets.items()}
 
 
