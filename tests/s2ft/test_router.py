@@ -378,6 +378,31 @@ def test_weights_that_change_inside_using_are_refused(llama):
                 call(input_ids=TOKENS)
 
 
+def step_of_a_fused_optimizer(model):
+    weights = [layer.mlp.down_proj.weight for layer in model.model.layers]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    torch.optim.AdamW(weights, lr=0.01, fused=True).step()
+
+
+def cast_and_back(model):
+    model.half().float()
+
+
+def replace_through_data(model):
+    weight = model.model.layers[1].mlp.down_proj.weight
+    weight.data = weight.data + 1
+
+
+@pytest.mark.parametrize("change", [step_of_a_fused_optimizer, cast_and_back, replace_through_data])
+def test_weights_that_change_without_a_count_of_torch_are_refused(llama, change):
+    """The default optimizer of the Trainer is a fused one, which does not count its writes."""
+    router = AdapterRouter(llama, three(llama, roles=("down",)))
+    change(llama)
+    with pytest.raises(ModelError, match=r"must be the base of all adapters, got other weights in model.layers"):
+        router.using(["a"]).__enter__()
+
+
 def test_inner_models_and_layers_need_one_row_for_each_id(llama):
     layer = llama.model.layers[0].mlp.down_proj
     with AdapterRouter(llama, three(llama)).using(["a", "b"]):

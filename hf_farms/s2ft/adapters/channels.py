@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor
 
 from hf_farms.s2ft.base_slices import put, same_bits, take
 
-__all__ = ["Channels"]
+__all__ = ["Channels", "sampled"]
 
-# Writes through `.data` are not counted by torch. One of a training step changes all entries, so that few show it.
+# Entries of a channel that show a write which torch does not count: of fused optimizers, and through `.data`. They
+# change most entries.
 LOOKED_AT = 8
 
 
@@ -41,9 +43,8 @@ class Channels:
         """Return whether a matrix has these values, bit for bit; in a few entries of each channel if not `whole`."""
         if whole:
             return same_bits(self.read(matrix), self.values)
-        step = max(1, matrix.shape[1 - self.dim] // LOOKED_AT)
-        some = (slice(None), slice(None, None, step)) if self.dim == 0 else (slice(None, None, step), slice(None))
-        return same_bits(take(matrix.detach()[some], self.dim, self.indices), self.values[some])
+        some = _some(matrix.shape, self.dim)
+        return same_bits(sampled(matrix, self.dim, self.indices), self.values[some])
 
     def same_place(self, other: Channels) -> bool:
         """Return whether both are the same channels."""
@@ -75,3 +76,14 @@ class Channels:
         """Return the places in `other.indices` of the channels that both have; own indices must be ascending."""
         position = torch.searchsorted(self.indices, other.indices).clamp(max=len(self.indices) - 1)
         return (self.indices[position] == other.indices).nonzero().flatten()
+
+
+def sampled(matrix: Tensor, dim: int, indices: Tensor) -> Tensor:
+    """Return a few entries of each of these channels of a matrix."""
+    return take(matrix.detach()[_some(matrix.shape, dim)], dim, indices)
+
+
+def _some(shape: Sequence[int], dim: int) -> tuple[slice, slice]:
+    """Return the entries that are looked at, as an index of the matrix or of its channels."""
+    some = slice(None, None, max(1, shape[1 - dim] // LOOKED_AT))
+    return (slice(None), some) if dim == 0 else (some, slice(None))

@@ -1,7 +1,8 @@
 """Remember which adapters were compared with a model, so that changing between them does not read the weights again.
 
 Comparing the channels of an adapter costs as much as writing them. It is needed once: later, the version counter that
-torch keeps for every tensor says whether anything else has written to the weight.
+torch keeps for every tensor says whether anything else has written to the weight. Fused optimizers and writes through
+`.data` are not counted, so that a few entries of each channel are compared in any case (`Channels.are_in`).
 """
 
 from __future__ import annotations

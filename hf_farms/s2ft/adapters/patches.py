@@ -261,7 +261,9 @@ class S2FTAdapter:
         """Replace this merged adapter by another one of the same base, touching only the channels of both.
 
         Cost: one scatter of both. The first time that `to` is used with this model, its base is also read and compared;
-        afterwards a version counter of torch tells whether anything else has written to these weights.
+        afterwards the version counter of torch and a few entries of each channel show that nothing else has written to
+        these weights. Fused optimizers and writes through `.data` are not counted: of those, a change of few entries
+        may be missed.
 
         Args:
             model: with this adapter merged into it; changed in place.

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from hf_farms.errors import ModelError
+from hf_farms.s2ft.adapters.channels import sampled
 from hf_farms.s2ft.adapters.patches import S2FTAdapter, Side, WeightPatch, fingerprint
 from hf_farms.s2ft.adapters.routed_batches import check_text_layer
 from hf_farms.s2ft.adapters.routed_products import Stack
 from hf_farms.s2ft.adapters.targets import resolve
+from hf_farms.s2ft.base_slices import same_bits
 from hf_farms.s2ft.checks import check_module
 
 __all__ = ["Id", "RoutedLayer", "routed_layers"]
@@ -65,6 +67,8 @@ class RoutedLayer:
         ]
         self.stacks: list[Stack] = []
         self._dtype, self._version = self.weight.dtype, _version(self.weight)
+        self._places = _places(self.slices)
+        self._sample = self._sampled()
         by_side: dict[Side, dict[int, tuple[BaseSlice, WeightPatch]]] = defaultdict(dict)
         for (position, (_, patch)), base in zip(patches.items(), self.slices, strict=True):
             _check_slice(name, base, base.of(self.weight), patch)
@@ -91,11 +95,16 @@ class RoutedLayer:
                 f"{self.name}.",
                 hint="Remove the router, and make a new one of adapters in that dtype.",
             )
-        if _version(weight) != self._version:
+        # Not all writes are counted by the version.
+        if _version(weight) != self._version or not all(map(same_bits, self._sampled(), self._sample)):
             for base in self.slices:
                 _check_slice(self.name, base, base.of(weight))
             self._version = _version(weight)
         self.stacks = [stack.to(weight.device) for stack in self.stacks]
+
+    def _sampled(self) -> list[Tensor]:
+        """Return a few entries of each channel that an adapter patches, on the CPU."""
+        return [sampled(self.weight, dim, indices).cpu() for dim, indices in self._places.items()]
 
     def check_unchanged(self) -> None:
         """Refuse a weight that was written or replaced since `follow`, without reading it."""
@@ -124,6 +133,14 @@ def routed_layers(model: nn.Module, adapters: Mapping[Id, S2FTAdapter]) -> list[
             modules[name] = path, module
             patches[name][position] = adapter, content.patches[name]
     return [RoutedLayer(name, path, module, patches[name]) for name, (path, module) in modules.items()]
+
+
+def _places(slices: Sequence[BaseSlice]) -> dict[int, Tensor]:
+    """Return the channels of all slices by dimension, each once."""
+    by_dim: dict[int, list[Tensor]] = defaultdict(list)
+    for base in slices:
+        by_dim[base.dim].append(base.indices)
+    return {dim: torch.cat(indices).unique() for dim, indices in by_dim.items()}
 
 
 def _check_slice(name: str, base: BaseSlice, part: Tensor, patch: WeightPatch | None = None) -> None:
@@ -162,7 +179,7 @@ def _unused(indices: Tensor, number: int) -> Tensor:
     return free.nonzero().flatten()[:number]
 
 
-def _version(weight: Tensor) -> tuple[int, int]:
+def _version(weight: Tensor) -> tuple[int, int, int]:
     """Return a value that changes with the weight."""
     # Tensors made under inference_mode have no counter, and cannot be changed outside of it.
-    return id(weight), 0 if weight.is_inference() else weight._version
+    return id(weight), weight.data_ptr(), 0 if weight.is_inference() else weight._version
