@@ -360,3 +360,18 @@ def test_a_switch_to_what_is_no_adapter_is_refused(to):
         adapter.switch(model, to)
     assert same(state(model), before)
     adapter.unmerge(model)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_model_whose_base_was_loaded_again_has_no_adapter(assign):
+    """The remedy of a refused unmerge."""
+    model, adapter = tiny("llama"), one_layer([1, 5])
+    base = state(model)
+    adapter.merge(model)
+    model.load_state_dict(base, assign=assign)
+    with pytest.raises(ModelError, match="weights must be those of the adapter until it is unmerged"):
+        adapter.unmerge(model)
+    assert not is_merged(model)
+    with one_layer([5, 9]).on(model):
+        pass
+    assert same(state(model), base)

@@ -40,7 +40,7 @@ def merge(adapter: S2FTAdapter, model: nn.Module) -> None:
     """Write the slices of an adapter into a model; see `S2FTAdapter.merge`."""
     targets, inner = _targets(adapter, model), unwrapped(model)
     _check_not_routed(inner)
-    if _backups(inner) is not None:
+    if is_merged(inner):
         raise ValueError(
             f"model must have no adapter merged into it, got a {type(inner).__name__} with one. Call unmerge(model) of "
             "that adapter first, or switch(model, to) to change to another one; fuse makes one adapter of several."
@@ -84,8 +84,23 @@ def merged(adapter: S2FTAdapter, model: nn.Module) -> Iterator[nn.Module]:
 
 
 def is_merged(model: nn.Module) -> bool:
-    """Return whether `merge` has written an adapter into this model."""
-    return _backups(unwrapped(model)) is not None
+    """Return whether `merge` has written an adapter into this model, whose base was not loaded again since."""
+    inner = unwrapped(model)
+    backups = _backups(inner)
+    if backups is None:
+        return False
+    parameters = dict(inner.named_parameters())
+    if any(not _holds(parameters.get(name), backup) for name, backup in backups.items()):
+        return True
+    _keep(inner, None)
+    return False
+
+
+def _holds(parameter: nn.Parameter | None, backup: Channels) -> bool:
+    """Return whether a parameter, which may have been cast or replaced, has the slice of the base."""
+    if parameter is None or parameter.dtype != backup.values.dtype:
+        return False
+    return _on_device(backup, parameter.device).are_in(parameter)
 
 
 def _check_not_routed(model: nn.Module) -> None:
