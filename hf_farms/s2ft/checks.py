@@ -8,9 +8,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from hf_farms.blocks import LayerMetadata
-from hf_farms.blocks.wrappers import unwrapped
 from hf_farms.errors import ModelError
-from hf_farms.s2ft.base_slices import MERGED
 from hf_farms.s2ft.layers import SelectiveLayer, selective_class
 
 __all__ = ["check_module", "check_plain", "check_trainable", "check_unshared"]
@@ -56,8 +54,11 @@ def check_trainable(model: nn.Module) -> None:
         ValueError: S2FT is on it already, or an adapter is merged, which the new one would take for its base.
         ModelError: as `check_plain`.
     """
+    # Not at the top: adapters use the checks of this file.
+    from hf_farms.s2ft.adapters.applying import is_merged
+
     check_plain(model)
-    if any(MERGED in vars(each) for each in (model, unwrapped(model))):
+    if is_merged(model):
         raise ValueError(
             f"model must have no adapter merged into it for S2FT, got a {type(model).__name__} with one. Call "
             "unmerge(model) of that adapter first, or save the merged model and load it as the new base."
