@@ -14,7 +14,8 @@ from hf_farms.errors import DataError, HfFarmsWarning
 from hf_farms.reports import REPORT_NAME, SpectralReport, TrainReport
 from hf_farms.reports.folders import load_report, training_report
 from hf_farms.reports.recording import record_training
-from hf_farms.s2ft.surgery import selection_of, summary
+from hf_farms.s2ft.surgery import selection_of
+from hf_farms.s2ft.trainable import summary
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*", "ignore:.*lr_scheduler.step.*before.*:UserWarning")
 
