@@ -60,8 +60,8 @@ FIELDS = {
         name: f"--{name.replace('_', '-')}"
         for name in (
             *("aspect_ratio", "windows_per_dim", "tail_divisor", "released_peak_bound", "outside"),
-            *("spread", "ends", "baseline", "num_fewshot", "limit", "layers", "yes"),
-            *("base", "batch_size", "include_path", "device", "revision", "tuned_revision", "allow_pickle"),
+            *("granularity", "spread", "ends", "baseline", "num_fewshot", "limit", "layers", "yes"),
+            *("base", "batch_size", "include_path", "device", "revision", "allow_pickle", "tuned_revision"),
         )
     },
 }

@@ -11,6 +11,7 @@ import typer
 from hf_farms.config import (
     ALLOCATIONS,
     ENDS,
+    GRANULARITIES,
     METHODS,
     CalibrationConfig,
     EvaluationConfig,
@@ -59,6 +60,8 @@ from hf_farms_cli.prune_run import run_and_print
 __all__ = ["prune_command"]
 
 PRUNE, TEXT, TEST = PruneConfig(), CalibrationConfig(), EvaluationConfig()
+PRUNE_OPTIONS = ("sparsity", "method", "pattern", "allocation", "granularity", "spread", "ends")
+SPREADS = ", ".join(f"{entry.spread:g} for {name}" for name, entry in ALLOCATIONS.items() if "spread" in entry.options)
 
 pruning, calibrating, evaluating, writing, pushing = (
     partial(typer.Option, rich_help_panel=panel) for panel in (PRUNING, CALIBRATION, EVALUATION, RESULT, HUB)
@@ -91,16 +94,32 @@ def prune_command(
     allocation: Annotated[
         str,
         pruning(
-            help=f"How sparsity is distributed across blocks: {', '.join(ALLOCATIONS)}.",
+            help=f"How sparsity is distributed across blocks: {', '.join(ALLOCATIONS)}. Or the mean of several: "
+            "`ramp+farms`, with weights `ramp:0.7+farms:0.3`.",
             autocompletion=complete(ALLOCATIONS),
         ),
     ] = PRUNE.allocation,
-    spread: Annotated[float, pruning(help="How much block sparsities may differ (epsilon).")] = PRUNE.spread,
+    granularity: Annotated[
+        str,
+        pruning(
+            help="`block`: one sparsity for all layers of a block; `layer`: each role (q, k, ..., down) is distributed "
+            "across blocks by itself.",
+            autocompletion=complete(GRANULARITIES),
+        ),
+    ] = PRUNE.granularity,
+    spread: Annotated[
+        float | None,
+        pruning(
+            help="How much block sparsities may differ: relative to their mean, up and down; for owl and dlp the "
+            f"highest minus the lowest  [default: {SPREADS}]"
+        ),
+    ] = PRUNE.spread,
     ends: Annotated[
         str,
         pruning(
-            help="How the alphas of the first and the last block count: as `measured`; as the `lowest` or the `median` "
-            "of the others; `apart`: these blocks get the total sparsity; `first-...`: the first block only.",
+            help="How the alphas or scores of the first and the last block count: as `measured`; as the `lowest` or "
+            "the `median` of the others; `apart`: these blocks get the total sparsity; `first-...`: the first block "
+            "only.",
             autocompletion=complete(ENDS),
         ),
     ] = PRUNE.ends,
@@ -219,9 +238,7 @@ def _recipe_of(model: str, options: dict[str, Any]) -> Recipe:
         model=model,
         revision=options["revision"],
         dtype=options["dtype"],
-        prune=PruneConfig(
-            **{name: options[name] for name in ("sparsity", "method", "pattern", "allocation", "spread", "ends")}
-        ),
+        prune=PruneConfig(**{name: options[name] for name in PRUNE_OPTIONS}),
         calibration=CalibrationConfig(
             source=options["calibration"],
             column=options["calibration_column"],

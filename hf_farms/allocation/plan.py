@@ -1,35 +1,38 @@
-"""Allocate sparsity to the blocks of a model. The entries of `ALLOCATIONS` name functions of this file."""
+"""Plan the sparsity of each block, or of each role in each block, for the allocation of a config."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from hf_farms.allocation.ends import end_positions, place_ends, warn_of_few
-from hf_farms.allocation.sparsity import allocate_sparsity
+from hf_farms.allocation.alphas import block_alphas, role_alphas
+from hf_farms.allocation.sparsity_maps import BlockScores, ends_of
 from hf_farms.config import PruneConfig
 from hf_farms.config.checks import check_arguments
-from hf_farms.config.ends import Ends
+from hf_farms.config.renamed import stack_level
 from hf_farms.registries import ALLOCATIONS
 from hf_farms.reports import SpectralReport
 
-__all__ = ["BlockScores", "block_alphas", "block_sparsities", "by_score", "plan_sparsity", "spread_note", "uniform"]
+__all__ = [
+    "WHOLE",
+    "Plan",
+    "Scores",
+    "block_sparsities",
+    "by_role",
+    "mean_sparsity",
+    "plan_roles",
+    "plan_sparsity",
+    "weighted_mean",
+]
 
-
-@dataclass(frozen=True, kw_only=True)
-class BlockScores:
-    """The input of an allocation: one entry for each block, in order of depth.
-
-    Attributes:
-        sizes: prunable weights.
-        scores: what the allocation needs, such as alphas; None where it needs nothing.
-        errors: standard error of each score, None where a score has none; None as a whole: all are exact.
-    """
-
-    sizes: Sequence[int]
-    scores: Sequence[float] | None = None
-    errors: Sequence[float | None] | None = None
+# Key of a block as a whole, beside the roles of its layers.
+WHOLE = ""
+# For each block: role -> sparsity.
+Plan = list[dict[str, float]]
+# Allocation -> for each block: role, or WHOLE -> score; None where it can have none.
+Scores = Mapping[str, Sequence[Mapping[str, float | None]]]
 
 
 def plan_sparsity(report: SpectralReport, *, config: PruneConfig | None = None) -> list[float]:
@@ -37,11 +40,12 @@ def plan_sparsity(report: SpectralReport, *, config: PruneConfig | None = None) 
 
     `farms` and `alpha` use the same map on different measurements: `farms` needs a report over windows, `alpha` over
     whole matrices. A block without alpha (only zeros) gets the mean alpha of the others. `config.ends` places the first
-    and the last block; apart, they get exactly the total sparsity.
+    and the last block; apart, they get exactly the total sparsity. With `config.granularity="layer"` the sparsity of a
+    block is the mean over its layers.
 
     Args:
         report: report of the model to prune.
-        config: sparsity, allocation, spread, shrinkage and ends.
+        config: sparsity, allocation, granularity, spread, shrinkage and ends.
 
     Returns:
         Sparsity of each block, in order of depth.
@@ -51,18 +55,90 @@ def plan_sparsity(report: SpectralReport, *, config: PruneConfig | None = None) 
     """
     check_arguments(plan_sparsity, report=report, config=config)
     config = config or PruneConfig()
+    sizes: list[dict[str, int]] = [{} for _ in report.blocks]
+    for block, roles in zip(report.blocks, sizes, strict=True):
+        for layer in block.layers:
+            if layer.counts:
+                roles[layer.role] = roles.get(layer.role, 0) + math.prod(layer.shape)
+    plan = plan_roles(sizes, config, spectra=report)
+    return [mean_sparsity(roles, weights, config) for roles, weights in zip(plan, sizes, strict=True)]
+
+
+def plan_roles(
+    sizes: Sequence[Mapping[str, int]],
+    config: PruneConfig,
+    *,
+    spectra: SpectralReport | None = None,
+    scores: Scores | None = None,
+) -> Plan:
+    """Compute the sparsity of each role in each block.
+
+    With `config.granularity="block"`, all roles of a block have the same. With "layer", each role has its own map over
+    blocks with the same total, so that the total of the model is met too. The parts of a mixture are planned one by
+    one, and averaged.
+
+    Args:
+        sizes: for each block: role -> prunable weights.
+        config: the allocation and its options.
+        spectra: for allocations that need them.
+        scores: for allocations that need activations.
+
+    Raises:
+        ValueError: measurements are missing, or are not those that the allocation needs.
+    """
     entry = ALLOCATIONS[config.allocation]
-    sizes = [block.num_weights for block in report.blocks]
-    if not entry.needs_spectra:
-        return block_sparsities(BlockScores(sizes=sizes), config)
-    if (entry.needs == "matrix") != (report.config.window_rows is None):
-        needed = "whole matrices (window_rows=None)" if entry.needs == "matrix" else "windows"
+    if entry.parts:
+        plans = [plan_roles(sizes, replace(config, allocation=n), spectra=spectra, scores=scores) for n in entry.parts]
+        mean: Plan = entry.load()(plans, list(entry.parts.values()))
+        return mean
+    roles = dict.fromkeys(role for block in sizes for role in block) if by_role(config) else (WHOLE,)
+    planned = {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for role in roles:
+            weights = [sum(block.values()) if role == WHOLE else block.get(role, 0) for block in sizes]
+            planned[role] = block_sparsities(_measured(role, weights, config, spectra, scores), config)
+    # The same for every role.
+    for text, category in dict.fromkeys((str(warning.message), warning.category) for warning in caught):
+        warnings.warn(text, category, stacklevel=stack_level())
+    return [
+        {role: planned[role if by_role(config) else WHOLE][index] for role in block}
+        for index, block in enumerate(sizes)
+    ]
+
+
+def by_role(config: PruneConfig) -> bool:
+    """Whether an allocation, which is no mixture, has a map for each role."""
+    return config.granularity == "layer" and "granularity" in ALLOCATIONS[config.allocation].options
+
+
+def _measured(
+    role: str, sizes: list[int], config: PruneConfig, spectra: SpectralReport | None, scores: Scores | None
+) -> BlockScores:
+    """Return the input of the allocation: sizes, with alphas or scores of the blocks or of a role in them."""
+    entry = ALLOCATIONS[config.allocation]
+    if entry.needs_spectra and spectra is not None:
+        _check_windows(spectra, config)
+        ends = ends_of(config)
+        alphas, errors = block_alphas(spectra, ends=ends) if role == WHOLE else role_alphas(spectra, role, ends)
+        return BlockScores(sizes=sizes, scores=alphas, errors=errors)
+    if entry.needs_activations and scores is not None and config.allocation in scores:
+        blocks = scores[config.allocation]
+        if any(role not in block for block, size in zip(blocks, sizes, strict=False) if size):
+            kind = f"role {role!r}" if role else "blocks"
+            raise ValueError(f"scores must be given for {kind} with `granularity={config.granularity!r}`, got none.")
+        return BlockScores(sizes=sizes, scores=[block.get(role) for block in blocks])
+    return BlockScores(sizes=sizes)
+
+
+def _check_windows(report: SpectralReport, config: PruneConfig) -> None:
+    needs = ALLOCATIONS[config.allocation].needs
+    if (needs == "matrix") != (report.config.window_rows is None):
+        needed = "whole matrices (window_rows=None)" if needs == "matrix" else "windows"
         raise ValueError(
             f"report must be measured on {needed} for allocation {config.allocation!r}, got window_rows="
             f"{report.config.window_rows!r}. Use analyze(model, config.measurement())."
         )
-    scores, errors = block_alphas(report, ends=_ends(config))
-    return block_sparsities(BlockScores(sizes=sizes, scores=scores, errors=errors), config)
 
 
 def block_sparsities(blocks: BlockScores, config: PruneConfig) -> list[float]:
@@ -81,7 +157,7 @@ def block_sparsities(blocks: BlockScores, config: PruneConfig) -> list[float]:
             f"scores must be given for allocation {config.allocation!r}, which needs {entry.needs}, got None. Call "
             "prune(model, config, calibration=...), which measures them."
         )
-    sparsities = [float(sparsity) for sparsity in entry.load()(blocks, config)]
+    sparsities = [float(sparsity) for sparsity in entry.load()(blocks, config.settled())]
     if len(sparsities) != len(blocks.sizes) or not all(0 <= sparsity <= 1 for sparsity in sparsities):
         raise ValueError(
             f"allocation {config.allocation!r} must return a sparsity between 0 and 1 for each of {len(blocks.sizes)} "
@@ -90,75 +166,16 @@ def block_sparsities(blocks: BlockScores, config: PruneConfig) -> list[float]:
     return sparsities
 
 
-def uniform(blocks: BlockScores, config: PruneConfig) -> list[float]:
-    """Return the total sparsity for every block."""
-    return [config.sparsity] * len(blocks.sizes)
+def weighted_mean(plans: Sequence[Plan], weights: Sequence[float]) -> Plan:
+    """Return the weighted mean of plans: each meets the total, so it does too."""
+    return [
+        {role: math.fsum(w * part[role] for w, part in zip(weights, parts, strict=True)) for role in parts[0]}
+        for parts in zip(*plans, strict=True)
+    ]
 
 
-def by_score(blocks: BlockScores, config: PruneConfig) -> list[float]:
-    """Map scores linearly to sparsities: the higher the score, the more is removed; see `allocate_sparsity`.
-
-    `config.ends` places the first and the last block, if the entry of the allocation lists it among its `options`.
-    """
-    assert blocks.scores is not None
-    if len(blocks.scores) != len(blocks.sizes):
-        raise ValueError(
-            f"scores must have the length of sizes, got {len(blocks.scores)} and {len(blocks.sizes)}. "
-            "Give one for each block."
-        )
-    errors = blocks.errors if blocks.errors is not None else [None] * len(blocks.sizes)
-    placed = place_ends(blocks.scores, errors, ends=_ends(config))
-    warn_of_few(placed, _ends(config), result="every block gets the total sparsity")
-    mapped = placed.mapped
-    sparsities = [config.sparsity] * len(blocks.sizes)
-    if not mapped:
-        return sparsities
-    # Blocks apart have the total sparsity, so that the others meet the same total.
-    allocated = allocate_sparsity(
-        [score for score in placed.scores if score is not None],
-        sizes=[blocks.sizes[index] for index in mapped],
-        target=config.sparsity,
-        spread=config.spread * placed.reliability if config.shrink else config.spread,
-        bounds=(0.0, config.max_sparsity),
-    )
-    for index, sparsity in zip(mapped, allocated, strict=True):
-        sparsities[index] = sparsity
-    return sparsities
-
-
-def _ends(config: PruneConfig) -> Ends:
-    """Return the ends that the allocation reads."""
-    return config.ends if "ends" in ALLOCATIONS[config.allocation].options else "measured"
-
-
-def block_alphas(report: SpectralReport, *, ends: Ends = "measured") -> tuple[list[float], list[float | None]]:
-    """Return alpha of each block and its standard error; a block without alpha gets the mean of the others.
-
-    Args:
-        report: with the blocks.
-        ends: blocks that this places do not count in the mean.
-    """
-    apart = end_positions(ends, len(report.blocks))
-    known = [block.alpha for i, block in enumerate(report.blocks) if block.alpha is not None and i not in apart]
-    mean = math.fsum(known) / len(known) if known else 0.0
-    alphas = [mean if block.alpha is None else block.alpha for block in report.blocks]
-    return alphas, [block.alpha_stderr for block in report.blocks]
-
-
-def spread_note(report: SpectralReport, config: PruneConfig) -> str | None:
-    """Return a sentence on how shrinkage changed the spread; None where it does not apply or changed nothing."""
-    entry = ALLOCATIONS[config.allocation]
-    reads_spread = entry.needs_spectra and {"spread", "shrink"} <= set(entry.options)
-    if not reads_spread or not config.shrink:
-        return None
-    scores, errors = block_alphas(report, ends=_ends(config))
-    placed = place_ends(scores, errors, ends=_ends(config))
-    if len(placed.own) < 2:
-        return None
-    trust = placed.reliability
-    shrunk, before = f"{config.spread * trust:.4g}", f"{config.spread:.4g}"
-    if shrunk == before:
-        return None
-    if trust == 0:
-        return f"The blocks' alphas differ by no more than chance (reliability 0.000): spread {before} became {shrunk}."
-    return f"Reliability of the block scores {trust:.3f}: spread {before} became {shrunk}."
+def mean_sparsity(roles: Mapping[str, float], sizes: Mapping[str, int], config: PruneConfig) -> float:
+    """Return the sparsity of a block as a whole: the total sparsity for a block without layers to prune."""
+    if len(set(roles.values())) <= 1:
+        return next(iter(roles.values()), config.sparsity)
+    return math.fsum(roles[role] * size for role, size in sizes.items()) / sum(sizes.values())

@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from hf_farms.allocation.water_filling import scale_to_total, shift_to_total
 from hf_farms.config import PruneConfig
 from hf_farms.config.checks import check, is_real
 
-__all__ = ["allocate_sparsity", "apportion", "apportion_groups", "reliability"]
+__all__ = ["allocate_by_difference", "allocate_sparsity", "apportion", "apportion_groups", "reliability"]
 
 
 def allocate_sparsity(
@@ -50,7 +51,45 @@ def allocate_sparsity(
     low, high = min(scores), max(scores)
     span = high - low
     ratios = [1 - spread + 2 * spread * (b - low) / span if span > 0 else 1.0 for b in scores]
-    return _water_fill(ratios, sizes, target, (min(bounds[0], target), max(bounds[1], target)))
+    return scale_to_total(ratios, sizes, target, _with_target(bounds, target))
+
+
+def allocate_by_difference(
+    scores: Sequence[float],
+    *,
+    sizes: Sequence[int],
+    target: float,
+    spread: float,
+    bounds: tuple[float, float] = (0.0, PruneConfig.max_sparsity),
+) -> list[float]:
+    """Distribute a total sparsity over blocks with a fixed difference between the highest and the lowest sparsity.
+
+    s_l = a + spread (b_l - min b) / (max b - min b), with the a that meets the total. For blocks of equal size this is
+    the formula of OWL (arXiv 2310.05175) and DLP (arXiv 2505.23807), 1 - s_l = d_l - mean(d) + (1 - S) with
+    d = 2 lambda minmax(-b) and spread = 2 lambda. Sparsity beyond a bound is redistributed to other blocks.
+
+    Args:
+        scores: one per block; the highest loses most.
+        sizes: as for `allocate_sparsity`.
+        target: as for `allocate_sparsity`.
+        spread: highest minus lowest sparsity, in [0, 1).
+        bounds: as for `allocate_sparsity`.
+
+    Returns:
+        Sparsity of each block; `sum(s * p) == target * sum(p)` up to rounding.
+
+    Raises:
+        ValueError: as for `allocate_sparsity`.
+    """
+    _check_arguments(scores, sizes, target, spread, bounds)
+    low, high = min(scores), max(scores)
+    span = high - low
+    offsets = [spread * (b - low) / span if span > 0 else 0.0 for b in scores]
+    return shift_to_total(offsets, sizes, target, _with_target(bounds, target))
+
+
+def _with_target(bounds: tuple[float, float], target: float) -> tuple[float, float]:
+    return min(bounds[0], target), max(bounds[1], target)
 
 
 def _check_arguments(
@@ -97,23 +136,6 @@ def _chi_squared_quantile(degrees: int) -> float:
     """Return the 97.5% quantile of chi-squared divided by its degrees of freedom (Wilson and Hilferty 1931)."""
     width = 2 / (9 * degrees)
     return max(0.0, 1 - width + 1.96 * math.sqrt(width)) ** 3
-
-
-def _water_fill(ratios: list[float], sizes: Sequence[int], target: float, bounds: tuple[float, float]) -> list[float]:
-    """Find c such that s_l = clip(c r_l, bounds) meets the total, by water-filling over the breakpoints of c."""
-    low, high = bounds
-    total = target * math.fsum(sizes)
-
-    def removed(c: float) -> float:
-        return math.fsum(p * min(max(c * r, low), high) for p, r in zip(sizes, ratios, strict=True))
-
-    # Between adjacent breakpoints the removed weight is linear in c, so one interpolation is exact.
-    breakpoints = sorted({0.0, *(low / r for r in ratios), *(high / r for r in ratios)})
-    above = next((i for i, c in enumerate(breakpoints) if removed(c) >= total), len(breakpoints) - 1)
-    left, right = breakpoints[max(0, above - 1)], breakpoints[above]
-    rise = removed(right) - removed(left)
-    c = left + (right - left) * (total - removed(left)) / rise if rise > 0 else right
-    return [min(max(c * r, low), high) for r in ratios]
 
 
 def apportion(total: int, shares: Sequence[float], capacities: Sequence[int]) -> list[int]:

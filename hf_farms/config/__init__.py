@@ -10,10 +10,12 @@ from hf_farms.config.loading import DTYPES, LoadOptions
 from hf_farms.config.lr import LR_MAPS, LR_QUANTITIES, LR_UNITS, FarmsLRConfig, LRMap, LRQuantity, LRUnit
 from hf_farms.config.prune import (
     ALLOCATIONS,
+    GRANULARITIES,
     METHODS,
     Allocation,
     CalibrationConfig,
     EvaluationConfig,
+    Granularity,
     Method,
     PruneConfig,
     default_output_name,
@@ -37,6 +39,7 @@ __all__ = [
     "DTYPES",
     "ENDS",
     "FITS",
+    "GRANULARITIES",
     "LR_ENDS",
     "LR_MAPS",
     "LR_QUANTITIES",
@@ -53,6 +56,7 @@ __all__ = [
     "FarmsConfig",
     "FarmsLRConfig",
     "Fit",
+    "Granularity",
     "LREnds",
     "LRMap",
     "LRQuantity",

@@ -125,9 +125,7 @@ def _measures_activations(entry: Entry) -> bool:
 
 def _calibrating() -> str:
     methods = _names("method", METHODS, _measures_activations)
-    if not any(_measures_activations(entry) for entry in ALLOCATIONS.values()):
-        return f"it applies to {methods}, which need calibration text."
-    allocations = _names("allocation", ALLOCATIONS, _measures_activations)
+    allocations = _names("allocation", ALLOCATIONS, lambda entry: entry.needs_activations)
     return f"it applies to {methods} and {allocations}, which need calibration text."
 
 
@@ -157,7 +155,7 @@ EVALUATED = ("column", "subset", "split", "context_length", "max_windows")
 RULES: tuple[Rule, ...] = (
     *_by_choice(FarmsConfig, ("tail_divisor", "released_peak_bound"), "fit", FITS),
     _rule(FarmsConfig, *WINDOWS, when=lambda c, _: c.window_rows is not None, condition="windows, not whole matrices"),
-    *_by_choice(PruneConfig, ("spread", "shrink", "ends"), "allocation", ALLOCATIONS),
+    *_by_choice(PruneConfig, ("granularity", "spread", "shrink", "ends"), "allocation", ALLOCATIONS),
     _rule(
         PruneConfig,
         "max_sparsity",

@@ -85,5 +85,10 @@ def warn_unused(
         default = cast(Any, type(config))()
     for field, condition in unused_fields(config, inputs, rules=rules).items():
         value = attrgetter(field)
-        if (prefix + field in names) if names is not None else (value(config) != value(default)):
+        if (prefix + field in names) if names is not None else (value(_settled(config)) != value(_settled(default))):
             warnings.warn(f"`{prefix}{field}` has no effect: {condition}", NoEffectWarning, stacklevel=stack_level())
+
+
+def _settled(config: Any) -> Any:
+    """Return the config with numbers in place of None: files hold the number of a default."""
+    return config.settled() if hasattr(config, "settled") else config

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
-from typing import Annotated
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal, get_args
 
 from hf_farms.config.checks import check, check_choice, check_fields, is_count, is_number, is_seed
 from hf_farms.config.ends import DEFAULT_ENDS, EARLIER_ENDS, ENDS, Ends
@@ -13,6 +13,7 @@ from hf_farms.config.renamed import absent_before, renamed
 from hf_farms.config.spectra import FarmsConfig
 from hf_farms.files.paths import folder_name
 from hf_farms.registries import ALLOCATIONS, METHODS
+from hf_farms.registries.mixtures import is_mixture
 
 __all__ = [
     "ALLOCATIONS",
@@ -28,12 +29,15 @@ __all__ = [
 # Names, as they are registered when a config is made.
 Method = Annotated[str, METHODS]
 Allocation = Annotated[str, ALLOCATIONS]
+Granularity = Literal["block", "layer"]
+
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
 UNSTRUCTURED = "unstructured"
 PATTERN = re.compile(rf"{UNSTRUCTURED}|(N|[1-9]\d*):[1-9]\d*")
 
 
-@absent_before(ends=EARLIER_ENDS)
+@absent_before(ends=EARLIER_ENDS, granularity="block")
 @renamed(farms="spectra")
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
@@ -49,18 +53,26 @@ class PruneConfig:
             another "N:M": keep N of every M consecutive weights) for hardware that accelerates it; "N:8", with the
             letter, chooses N for each block (AlphaPruning) and needs a sparsity that groups of 8 can come near to.
         allocation: how sparsity is distributed over blocks. "farms" prunes badly trained blocks more, by alpha over
-            windows; "alpha" is the same map on whole matrices (AlphaPruning, arXiv 2410.10912), slower to measure;
-            "uniform" measures nothing and is the baseline.
-        spread: how far block sparsities may lie apart, within (1 - spread) / (1 + spread) of each other. Raise it to
-            0.2 for high sparsity; 0 is uniform.
+            windows; "alpha" is the same map on whole matrices (AlphaPruning, arXiv 2410.10912), slower to measure.
+            "ramp" prunes deeper blocks more (ATP, arXiv 2502.14770) and measures nothing. "owl" prunes blocks with
+            outliers less (arXiv 2310.05175), "dlp" blocks with a low median score (arXiv 2505.23807); both need
+            calibration data and a pass over it. "uniform" measures nothing and is the baseline. A sum such as
+            "ramp+farms" is the mean of several, "ramp:0.7+farms:0.3" one with weights: try it where two of them help.
+        spread: how far block sparsities may lie apart. None is the default of the allocation. "farms", "alpha" and
+            "ramp" (0.1): within (1 - spread) / (1 + spread) of each other, whatever the total is. "owl" (0.16) and
+            "dlp" (0.3): the difference between the highest and the lowest, as published, twice their lambda and alpha
+            of 0.08 and 0.15. At a total of 0.5 both meanings agree. Raise it for high sparsity; 0 is uniform.
         shrink: reduce the spread when the block scores differ by little more than noise. Turn it off only to reproduce
             published numbers.
-        ends: how the first and the last block enter the map from alphas: in healthy models too, theirs differ from the
-            others. "lowest" and "median" replace their alpha by the lowest or the median of the others; "apart" leaves
-            them at the total sparsity; "first-lowest", "first-median" and "first-apart" change the first block only;
-            "first-capped" is "first-lowest" unless the first block has the lowest alpha by itself or there are fewer
-            than three blocks; "measured": like all blocks. In an encoder-decoder the first block is the encoder's.
-            Change it to "measured" to reproduce published numbers.
+        ends: how the first and the last block enter the map from alphas or other scores: in healthy models too, theirs
+            differ from the others. "lowest" and "median" replace their score by the lowest or the median of the others;
+            "apart" leaves them at the total sparsity; "first-lowest", "first-median" and "first-apart" change the first
+            block only; "first-capped" is "first-lowest" unless the first block has the lowest score by itself or there
+            are fewer than three blocks; "measured": like all blocks. In an encoder-decoder the first block is the
+            encoder's. Change it to "measured" to reproduce published numbers.
+        granularity: "block" gives all layers of a block one sparsity; "layer" gives each role (q, k, ..., down) its
+            own map over blocks with the same total, so that alphas and scores are compared within a role only. Change
+            it if the roles of a model differ in which blocks are badly trained.
         max_sparsity: upper limit for one block, unless the target itself is higher. Lower it if single blocks collapse.
         spectra: how spectra are measured. Change it for another window size or fit; see `FarmsConfig`.
     """
@@ -69,9 +81,10 @@ class PruneConfig:
     method: Method = "wanda"
     pattern: str = UNSTRUCTURED
     allocation: Allocation = "farms"
-    spread: float = 0.1
+    spread: float | None = None
     shrink: bool = True
     ends: Ends = DEFAULT_ENDS
+    granularity: Granularity = "block"
     max_sparsity: float = 0.999
     spectra: FarmsConfig = field(default_factory=FarmsConfig)
 
@@ -84,9 +97,18 @@ class PruneConfig:
             "It is a fraction: 0.5 removes half of the weights.",
         )
         check_choice("method", self.method, METHODS)
-        check_choice("allocation", self.allocation, ALLOCATIONS)
+        if is_mixture(self.allocation):
+            ALLOCATIONS[self.allocation]  # raises for a malformed one
+        else:
+            check_choice("allocation", self.allocation, ALLOCATIONS)
+        check_choice("granularity", self.granularity, GRANULARITIES)
         self._check_pattern()
-        check(is_number(self.spread) and 0 <= self.spread < 1, "spread", "at least 0 and below 1", self.spread)
+        check(
+            self.spread is None or (is_number(self.spread) and 0 <= self.spread < 1),
+            "spread",
+            "None, or at least 0 and below 1",
+            self.spread,
+        )
         check_choice("ends", self.ends, ENDS)
         check(
             is_number(self.max_sparsity) and 0 < self.max_sparsity <= 1,
@@ -133,9 +155,23 @@ class PruneConfig:
         return None if kept == "N" else int(kept), int(size)
 
     @property
+    def effective_spread(self) -> float:
+        """The spread as a number: the default of the allocation in place of None."""
+        spread = self.settled().spread
+        assert spread is not None, "a mixture has no spread but that of its parts"
+        return spread
+
+    def settled(self) -> PruneConfig:
+        """Return the config with the number of the default spread, as recipes and reports hold it: it may change.
+
+        A mixture keeps None, which stands for the default of each part.
+        """
+        return self if self.spread is not None else replace(self, spread=ALLOCATIONS[self.allocation].spread)
+
+    @property
     def needs_calibration(self) -> bool:
         """Whether the method or the allocation measures activations."""
-        return "activations" in (METHODS[self.method].needs, ALLOCATIONS[self.allocation].needs)
+        return METHODS[self.method].needs == "activations" or ALLOCATIONS[self.allocation].needs_activations
 
     def measurement(self) -> FarmsConfig:
         """Return the spectral measurement that this allocation is planned on."""
@@ -238,7 +274,9 @@ def default_output_name(model: str, config: PruneConfig) -> str:
     """
     name = folder_name(model.replace("\\", "/")) or "model"
     pattern = "" if config.group is None else "-" + config.pattern.replace(":", "of")
-    return f"{name}-{config.allocation}-{config.method}-{_percent(config.sparsity)}{pattern}"
+    # A mixture without the signs that names of repositories and folders cannot have: ramp0.7-farms0.3.
+    allocation = config.allocation.replace(":", "").replace("+", "-")
+    return f"{name}-{allocation}-{config.method}-{_percent(config.sparsity)}{pattern}"
 
 
 def _percent(fraction: float) -> str:

@@ -45,6 +45,8 @@ class Recipe:
     def __post_init__(self) -> None:
         check(bool(self.model), "model", "a hub id, a folder or `demo`", self.model)
         check(self.dtype in DTYPES, "dtype", "auto, float32, bfloat16 or float16", self.dtype)
+        # The recipe determines the result, whatever the defaults of a later version are.
+        object.__setattr__(self, "prune", self.prune.settled())
 
     def save(self, path: Path) -> None:
         """Write the recipe as YAML, with paths relative to the working folder or cut to their last part."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hf_farms.allocation.plan import Plan, Scores
 from hf_farms.blocks import Block, BlockSource, LayerView, ModelBlockSource, count_zeros
 from hf_farms.blocks.model_checks import check_blocks
 from hf_farms.config import CalibrationConfig, PruneConfig
@@ -19,10 +20,17 @@ from hf_farms.errors import HfFarmsWarning, NoEffectWarning
 from hf_farms.pruning.calibration_pass import Batch, CalibrationPass, calibration_batches
 from hf_farms.pruning.checks import check_method
 from hf_farms.pruning.hidden_states import HiddenStates
+from hf_farms.pruning.limits import limit_of
 from hf_farms.pruning.measuring import LayerStatistic, Run, measure, measurement_passes
 from hf_farms.pruning.methods import PruningMethod, pruning_method
 from hf_farms.pruning.patterns import Removal
-from hf_farms.pruning.removal_plan import check_layers, plan_removals, plan_targets, prunable_layers
+from hf_farms.pruning.removal_plan import (
+    block_targets,
+    check_layers,
+    plan_removals,
+    plan_targets,
+    prunable_layers,
+)
 from hf_farms.pruning.reporting import make_report, sparse_note, unmeasured_note
 from hf_farms.pruning.scoring import score_blocks
 from hf_farms.registries import ALLOCATIONS, METHODS
@@ -56,7 +64,7 @@ def prune(
     *,
     calibration: Iterable[Batch] | None = None,
     spectra: SpectralReport | None = None,
-    scores: Sequence[float] | None = None,
+    scores: Scores | Sequence[float | None] | None = None,
     activations: str | Path | None = None,
     progress: Progress | None = None,
 ) -> PruneResult:
@@ -77,8 +85,8 @@ def prune(
             and SparseGPT. Tokens masked by an `attention_mask` are not counted. None: for a model loaded by name, the
             sequences of `CalibrationConfig()`.
         spectra: spectra of this model, measured with `config.measurement()`; None to measure them now.
-        scores: scores of this model's blocks before pruning, for an allocation that needs activations; None to measure
-            them now.
+        scores: scores of this model's blocks before pruning, for an allocation that needs activations: one for each
+            block, or as `score_blocks` returns them; None to measure them now.
         activations: folder for the hidden states of the calibration data; None to keep them in memory.
         progress: called with the stage ("analyze", "capture", "score", "prune"), finished steps and all steps.
 
@@ -109,19 +117,21 @@ def prune(
     if spectra is None and allocation.needs_spectra:
         with given_fields(()):
             spectra = analyze(source, config.measurement(), progress=lambda done, total: tick("analyze", done, total))
-    if scores is None and allocation.needs == "activations":
+    if scores is None and allocation.needs_activations:
         scores = score_blocks(source, config, batches, activations=folder, progress=tick)
     targets = plan_targets(source, config, spectra=spectra, scores=scores)
+    limit = limit_of(source, config, targets, spectra=spectra, scores=scores)
     removals = plan_removals(source, targets, config)
     with source.evaluation(), torch.no_grad():
         measured = batches if METHODS[config.method].needs == "activations" else []
         blocks = _prune_blocks(source, config, measured, HiddenStates(folder), targets, removals, tick)
     layers = [layer for block in blocks for layer in block.layers]
-    for note in (unmeasured_note(source, layers), sparse_note(layers)):
+    unreachable = limit if config.sparsity >= config.max_sparsity else None
+    for note in (unmeasured_note(source, layers), sparse_note(layers), unreachable):
         if note is not None:
             warnings.warn(note, HfFarmsWarning, stacklevel=2)
     report = make_report(source, config, blocks, spectra, batches, removals)
-    report = replace(report, notes=(*report.notes, *notes))
+    report = replace(report, notes=(*report.notes, *((limit,) if limit else ()), *notes))
     return PruneResult(report, model if isinstance(model, nn.Module) else None)
 
 
@@ -146,7 +156,7 @@ def _prune_blocks(
     config: PruneConfig,
     batches: list[dict[str, Tensor]],
     hidden: HiddenStates,
-    targets: list[float],
+    targets: Plan,
     removals: list[list[Removal]],
     tick: Progress,
 ) -> list[BlockSparsity]:
@@ -155,7 +165,8 @@ def _prune_blocks(
     data = CalibrationPass(source, batches, hidden, tick)
     if batches:
         _warn_of_few_tokens(source, config, data.num_tokens)
-    blocks = []
+    blocks, whole = [], block_targets(source, targets, config)
+    by_layer = any(len(set(roles.values())) > 1 for roles in targets)
     # Hidden states are needed up to the last block that is not finished yet.
     last = max((i for i in range(len(source)) if source.finished(i) is None), default=-1)
     for index in range(len(source)):
@@ -163,7 +174,8 @@ def _prune_blocks(
             blocks.append(json_converter().structure(record, BlockSparsity))
         else:
             block = source.open(index)
-            blocks.append(_prune_block(block, targets[index], removals[index], config, data.runs(block, index)))
+            pruned = _prune_block(block, whole[index], removals[index], config, data.runs(block, index))
+            blocks.append(_with_targets(pruned, block, targets[index]) if by_layer else pruned)
             source.commit(index, json_converter().unstructure(blocks[-1]))
         if batches and index < last:
             data.advance(source.open(index), index)
@@ -219,6 +231,12 @@ def _warn_of_few_tokens(source: BlockSource, config: PruneConfig, tokens: int) -
             HfFarmsWarning,
             stacklevel=4,
         )
+
+
+def _with_targets(record: BlockSparsity, block: Block, roles: dict[str, float]) -> BlockSparsity:
+    """Add the planned sparsity of each layer."""
+    by_name = {layer.name: roles[layer.metadata.role] for layer in prunable_layers(block.layers)}
+    return replace(record, layers=tuple(replace(layer, target=by_name[layer.name]) for layer in record.layers))
 
 
 def _block_sparsity(block: Block, target: float, layers: list[LayerSparsity]) -> BlockSparsity:

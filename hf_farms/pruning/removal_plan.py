@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from hf_farms.allocation.plan import BlockScores, block_sparsities, plan_sparsity
+from hf_farms.allocation.plan import WHOLE, Plan, Scores, mean_sparsity, plan_roles
 from hf_farms.allocation.sparsity import apportion, apportion_groups
 from hf_farms.blocks import BlockSource, LayerMetadata, LayerView
 from hf_farms.blocks.adapters import BASE
 from hf_farms.config import PruneConfig
 from hf_farms.errors import ModelError
 from hf_farms.pruning.patterns import Removal
-from hf_farms.registries import ALLOCATIONS
 from hf_farms.reports import SpectralReport
 
-__all__ = ["check_layers", "pattern_note", "plan_removals", "plan_targets", "prunable_layers"]
+__all__ = [
+    "block_targets",
+    "check_layers",
+    "pattern_note",
+    "plan_removals",
+    "plan_targets",
+    "prunable_layers",
+    "role_sizes",
+]
 
 L = TypeVar("L", LayerMetadata, LayerView)
 
@@ -56,65 +63,87 @@ def plan_targets(
     config: PruneConfig,
     *,
     spectra: SpectralReport | None = None,
-    scores: Sequence[float] | None = None,
-) -> list[float]:
-    """Return the sparsity of each block for the allocation of `config`.
+    scores: Scores | Sequence[float | None] | None = None,
+) -> Plan:
+    """Return the sparsity of each role in each block for the allocation of `config`.
 
     Args:
-        source: gives the sizes, where there are no spectra.
+        source: gives the sizes.
         config: with the allocation.
         spectra: for an allocation that needs them.
-        scores: of the blocks, for an allocation that needs activations.
+        scores: for an allocation that needs activations, of `score_blocks`; or one score for each block.
 
     Raises:
-        ValueError: as `plan_sparsity`.
+        ValueError: as `plan_roles`.
     """
-    if spectra is not None and ALLOCATIONS[config.allocation].needs_spectra:
-        return plan_sparsity(spectra, config=config)
-    sizes = [
-        sum(layer.shape[0] * layer.shape[1] for layer in prunable_layers(source.metadata(i).layers))
-        for i in range(len(source))
-    ]
-    return block_sparsities(BlockScores(sizes=sizes, scores=scores), config)
+    if scores is not None and not isinstance(scores, Mapping):
+        scores = {config.allocation: [{WHOLE: score} for score in scores]}
+    return plan_roles(role_sizes(source), config, spectra=spectra, scores=scores)
 
 
-def plan_removals(source: BlockSource, targets: Sequence[float], config: PruneConfig) -> list[list[Removal]]:
+def role_sizes(source: BlockSource) -> list[dict[str, int]]:
+    """Return the number of weights to prune by role, for each block."""
+    sizes: list[dict[str, int]] = []
+    for index in range(len(source)):
+        roles: dict[str, int] = {}
+        for layer in prunable_layers(source.metadata(index).layers):
+            roles[layer.role] = roles.get(layer.role, 0) + layer.shape[0] * layer.shape[1]
+        sizes.append(roles)
+    return sizes
+
+
+def block_targets(source: BlockSource, plan: Plan, config: PruneConfig) -> list[float]:
+    """Return the planned sparsity of each block as a whole."""
+    return [mean_sparsity(roles, sizes, config) for roles, sizes in zip(plan, role_sizes(source), strict=True)]
+
+
+def plan_removals(source: BlockSource, plan: Plan, config: PruneConfig) -> list[list[Removal]]:
     """Plan the removal of every layer of every block.
 
-    Without a pattern the total is met exactly, with a pattern as closely as possible.
+    Without a pattern the total is met exactly, with a pattern as closely as possible. Layers of a block with a common
+    sparsity are rounded within the block, so that it is met there too.
 
     Args:
         source: the blocks, for the layer sizes.
-        targets: sparsity of each block.
+        plan: sparsity of each role in each block.
         config: total sparsity, and pattern.
 
     Returns:
         Removals in the order of `prunable_layers` of each block.
     """
-    sizes = [
-        [layer.shape[0] * layer.shape[1] for layer in prunable_layers(source.metadata(i).layers)]
-        for i in range(len(source))
-    ]
-    blocks = [sum(layers) for layers in sizes]
-    total = round(config.sparsity * sum(blocks))
+    layers = [prunable_layers(source.metadata(index).layers) for index in range(len(source))]
+    sizes = [[layer.shape[0] * layer.shape[1] for layer in block] for block in layers]
+    if all(len(set(roles.values())) <= 1 for roles in plan):
+        return _removals_of_groups(sizes, block_targets(source, plan, config), config)
+    targets = [roles[layer.role] for roles, block in zip(plan, layers, strict=True) for layer in block]
+    singles = iter(_removals_of_groups([[size] for block in sizes for size in block], targets, config))
+    return [[next(singles)[0] for _ in block] for block in sizes]
+
+
+def _removals_of_groups(
+    sizes: Sequence[Sequence[int]], targets: Sequence[float], config: PruneConfig
+) -> list[list[Removal]]:
+    """Return the removals of groups of layers that have one sparsity each."""
+    groups = [sum(layers) for layers in sizes]
+    total = round(config.sparsity * sum(groups))
     if config.group is not None:
         kept, size = config.group
-        zeros = [size - (kept or 0)] * len(blocks)
+        zeros = [size - (kept or 0)] * len(groups)
         if kept is None:
-            zeros = apportion_groups(targets, sizes=blocks, total=total, group=size, highest=config.max_sparsity)
+            zeros = apportion_groups(targets, sizes=groups, total=total, group=size, highest=config.max_sparsity)
         return [
             [Removal(weights * z // size, (z, size)) for weights in layers]
             for z, layers in zip(zeros, sizes, strict=True)
         ]
-    shares = [target * size for target, size in zip(targets, blocks, strict=True)]
+    shares = [target * size for target, size in zip(targets, groups, strict=True)]
     return [
-        [Removal(n) for n in apportion(count, [count * size / block for size in layers], layers)]
-        for count, block, layers in zip(apportion(total, shares, blocks), blocks, sizes, strict=True)
+        [Removal(n) for n in apportion(count, [count * size / group for size in layers], layers)]
+        for count, group, layers in zip(apportion(total, shares, groups), groups, sizes, strict=True)
     ]
 
 
 def pattern_note(removals: Sequence[Sequence[Removal]], sizes: Sequence[int], config: PruneConfig) -> str | None:
-    """Describe the result of an `N:M` pattern with N chosen per block; None for other patterns.
+    """Describe the result of an `N:M` pattern with N chosen per block or layer; None for other patterns.
 
     Args:
         removals: removals of every layer of every block.
@@ -124,9 +153,11 @@ def pattern_note(removals: Sequence[Sequence[Removal]], sizes: Sequence[int], co
     if config.group is None or config.group[0] is not None:
         return None
     size = config.group[1]
-    kept = [size - block[0].group[0] for block in removals if block and block[0].group]
+    kept = [[size - removal.group[0] for removal in block if removal.group] for block in removals if block]
+    unit = "blocks" if all(len(set(block)) == 1 for block in kept) else "layers"
+    numbers = [number for block in kept for number in block]
     reached = sum(removal.count for block in removals for removal in block) / sum(sizes)
     return (
-        f"Pattern {config.pattern}: blocks keep {min(kept)} to {max(kept)} of every {size} weights, which removes "
-        f"{reached:.6g} of all, the closest to {config.sparsity:g} that this pattern allows."
+        f"Pattern {config.pattern}: {unit} keep {min(numbers)} to {max(numbers)} of every {size} weights, which "
+        f"removes {reached:.6g} of all, the closest to {config.sparsity:g} that this pattern allows."
     )

@@ -6,7 +6,7 @@ import statistics
 
 from torch import Tensor
 
-from hf_farms.allocation.plan import spread_note
+from hf_farms.allocation.notes import spread_note
 from hf_farms.blocks import BlockSource
 from hf_farms.config import PruneConfig
 from hf_farms.pruning.patterns import Removal

@@ -26,6 +26,7 @@ class LayerSparsity:
             got none was pruned by magnitude.
         damping: of the Hessian, in units of its mean diagonal; None where the method has none.
         num_zeros_before: zeros already present before pruning; None if not counted.
+        target: planned sparsity; None: all layers of a block have that of the block.
     """
 
     name: str
@@ -34,6 +35,7 @@ class LayerSparsity:
     num_tokens: int | None = None
     damping: float | None = None
     num_zeros_before: int | None = None
+    target: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +130,11 @@ class PruneReport(Report):
     tasks: tuple[TaskRecord, ...] = ()
     command: str | None = None
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # A report says what was done, whatever the defaults of a later version are.
+        object.__setattr__(self, "config", self.config.settled())
 
     def blocks_with_spectra(self) -> Iterator[tuple[BlockSparsity, BlockSpectrum | None, BlockSpectrum | None]]:
         """Yield every block with its spectrum before and after pruning; None where it was not measured."""

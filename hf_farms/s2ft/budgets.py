@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from hf_farms.allocation.plan import block_alphas
+from hf_farms.allocation.alphas import block_alphas
 from hf_farms.allocation.sparsity import allocate_sparsity
 from hf_farms.blocks.coupling import Structure
 from hf_farms.config import S2FTConfig

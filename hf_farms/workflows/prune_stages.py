@@ -7,7 +7,7 @@ import math
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from hf_farms_cards import write_card
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from hf_farms.allocation.plan import Scores
     from hf_farms.metrics.nll import TextNll
     from hf_farms.output.folder import OutputFolder
 
@@ -126,7 +127,12 @@ class PruneStages:
         return uniform_nll(self._plan, self._text, batches, progress=self._progress)
 
     def _prune(
-        self, batches: Sequence[Tensor], spectra: SpectralReport, scores: list[float] | None, *, left: Sequence[str]
+        self,
+        batches: Sequence[Tensor],
+        spectra: SpectralReport,
+        scores: Scores | Sequence[float | None] | None,
+        *,
+        left: Sequence[str],
     ) -> PruneReport:
         """Prune the model into `DIR.partial`, and measure it again."""
         loaded, output, config = self._loaded, self._output, self._recipe.prune
@@ -162,20 +168,22 @@ def _activations(source: BlockSource, output: OutputFolder) -> Path | None:
 
 def _scores(
     source: BlockSource, config: PruneConfig, batches: Sequence[Tensor], output: OutputFolder, progress: Progress
-) -> list[float] | None:
+) -> Scores | Sequence[float | None] | None:
     """Return scores of the dense blocks, loaded or computed; None if the allocation needs no activations."""
-    if ALLOCATIONS[config.allocation].needs != "activations":
+    if not ALLOCATIONS[config.allocation].needs_activations:
         return None
     activations = _activations(source, output)
     return output.load_or_compute(
         "scores.json",
         lambda: score_blocks(source, config, batches, activations=activations, progress=progress),
         lambda scores, path: write_text(path, json.dumps(scores) + "\n"),
-        lambda path: [float(score) for score in json.loads(path.read_text(encoding="utf-8"))],
+        lambda path: cast("Scores", json.loads(path.read_text(encoding="utf-8"))),
     )
 
 
-def _is_even(source: BlockSource, config: PruneConfig, spectra: SpectralReport, scores: Sequence[float] | None) -> bool:
+def _is_even(
+    source: BlockSource, config: PruneConfig, spectra: SpectralReport, scores: Scores | Sequence[float | None] | None
+) -> bool:
     """Whether the allocation removes the same weights per block as uniform sparsity."""
     uniform = replace(config, allocation="uniform")
     cuts = plan_removals(source, plan_targets(source, config, spectra=spectra, scores=scores), config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,7 +60,8 @@ def pruned_card(
     method, allocation = METHODS[report.config.method], ALLOCATIONS[report.config.allocation]
     # Measured, not target sparsities: a pattern may round different targets to the same sparsity.
     zeros = [block.sparsity for block in report.blocks]
-    even = not zeros or max(zeros) - min(zeros) < EQUAL_SPARSITY
+    by_layer = any(layer.target is not None for block in report.blocks for layer in block.layers)
+    even = not by_layer and (not zeros or max(zeros) - min(zeros) < EQUAL_SPARSITY)
     values = {
         "report": report,
         "method": method,
@@ -77,6 +79,7 @@ def pruned_card(
         if report.calibration and report.calibration.config
         else None,
         "even": even,
+        "by_layer": by_layer,
         "allocation_sentence": _allocation_sentence(report, even=even),
         "ends": "" if even else _ends(report),
         "rows": _block_rows(report),
@@ -106,7 +109,10 @@ def base_text(model: str | None, base_id: str | None) -> Markup:
 
 def _call(report: PruneReport) -> str:
     batches = ", calibration=batches" if report.config.needs_calibration else ""
-    return f"from hf_farms import PruneConfig, prune\n\nprune(model, {as_call(report.config)}{batches})"
+    # Reports hold the number of the default spread, which a call leaves out.
+    config = replace(report.config, spread=None)
+    call = as_call(config if config.settled() == report.config else report.config)
+    return f"from hf_farms import PruneConfig, prune\n\nprune(model, {call}{batches})"
 
 
 def _allocation_sentence(report: PruneReport, *, even: bool) -> str:
@@ -116,7 +122,7 @@ def _allocation_sentence(report: PruneReport, *, even: bool) -> str:
         return entry.describe(config)
     ends = 0 if config.ends == "measured" else 1 if config.ends.startswith("first-") else 2
     others = len(report.blocks) - ends
-    could_differ = config.sparsity > 0 and config.spread > 0 and config.group is None and others > 1
+    could_differ = config.sparsity > 0 and config.spread != 0 and config.group is None and others > 1
     return entry.sentence_if_even if could_differ or not entry.needs_spectra else AllocationEntry.sentence_if_even
 
 
@@ -126,7 +132,8 @@ def _ends(report: PruneReport) -> str:
     reads_ends = "ends" in ALLOCATIONS[config.allocation].options
     if not reads_ends or config.ends not in ENDS:
         return ""
-    return f"As alphas of different positions compare badly, {ENDS[config.ends]}."
+    words = f"As alphas of different positions compare badly, {ENDS[config.ends]}."
+    return words if ALLOCATIONS[config.allocation].needs_spectra else words.replace("alpha", "score")
 
 
 def _is_measured(perplexity: PerplexityRecord | None) -> bool:

@@ -1,55 +1,23 @@
 """The first and the last block in the maps from alphas, against slow and obvious twins."""
 
 import math
-import random
 import statistics
 from dataclasses import replace
 
 import pytest
+from spectral_reports import random_report, spectral_report
 
 from hf_farms.allocation.ends import end_positions, place_ends
 from hf_farms.allocation.lr import allocate_lr, lr_factors
-from hf_farms.allocation.plan import BlockScores, by_score, plan_sparsity, spread_note
+from hf_farms.allocation.notes import spread_note
+from hf_farms.allocation.plan import plan_sparsity
 from hf_farms.allocation.sparsity import allocate_sparsity, apportion_groups, reliability
-from hf_farms.config import ENDS, LR_ENDS, LR_MAPS, FarmsConfig, FarmsLRConfig, PruneConfig
+from hf_farms.allocation.sparsity_maps import BlockScores, by_score
+from hf_farms.config import ENDS, LR_ENDS, LR_MAPS, FarmsLRConfig, PruneConfig
 from hf_farms.errors import NoEffectWarning
 from hf_farms.registries import ALLOCATIONS
-from hf_farms.reports import BlockSpectrum, LayerRecord, SpectralReport
 
 CHANGED = [ends for ends in ENDS if ends != "measured"]
-
-
-def spectral_report(blocks, *, rows=8):
-    """Blocks of layers: (alpha, standard error, weights) for each layer."""
-
-    def layer(name, alpha, error, weights):
-        numbers = dict.fromkeys(LayerRecord.__dataclass_fields__)
-        numbers |= {"name": name, "role": "q", "shape": (weights,), "alpha": alpha, "alpha_stderr": error}
-        return LayerRecord(**{**numbers, "num_eigenvalues": 100})
-
-    records = []
-    for index, layers in enumerate(blocks):
-        alphas = [alpha for alpha, _, _ in layers if alpha is not None]
-        records.append(
-            BlockSpectrum(
-                index=index,
-                name=str(index),
-                alpha=statistics.fmean(alphas) if alphas else None,
-                alpha_stderr=layers[0][1],
-                layers=tuple(layer(f"{index}.{i}", *numbers) for i, numbers in enumerate(layers)),
-            )
-        )
-    return SpectralReport(
-        model="m", model_type="t", config=FarmsConfig(window_rows=rows), window_rows=rows, blocks=tuple(records)
-    )
-
-
-def random_report(count, *, seed=0, rows=8):
-    generator = random.Random(f"{count} {seed}")
-    return spectral_report(
-        [[(generator.uniform(1.5, 3), generator.uniform(0.01, 0.2), generator.randint(5, 50))] for _ in range(count)],
-        rows=rows,
-    )
 
 
 def without_ends(values, ends):

@@ -4,7 +4,8 @@ from statistics import stdev
 import pytest
 
 from hf_farms.allocation.block_scores import COMBINE, block_scores
-from hf_farms.allocation.plan import plan_sparsity, spread_note
+from hf_farms.allocation.notes import spread_note
+from hf_farms.allocation.plan import plan_sparsity
 from hf_farms.allocation.sparsity import allocate_sparsity
 from hf_farms.config import BLOCK_SCORES, PruneConfig
 from hf_farms.spectra.analysis import analyze

@@ -37,6 +37,12 @@ CASES = {
     "aspect_ratio": (FarmsConfig(window_rows=None, aspect_ratio=2), None, FarmsConfig(aspect_ratio=2), None),
     "windows_per_dim": (FarmsConfig(window_rows=None, windows_per_dim=2), None, FarmsConfig(windows_per_dim=2), None),
     "spread": (PruneConfig(allocation="uniform", spread=0.2), None, PruneConfig(allocation="alpha", spread=0.2), None),
+    "granularity": (
+        PruneConfig(allocation="ramp", granularity="layer"),
+        None,
+        PruneConfig(allocation="ramp+owl", granularity="layer"),
+        None,
+    ),
     "shrink": (PruneConfig(allocation="uniform", shrink=False), None, PruneConfig(shrink=False), None),
     "ends": (PruneConfig(allocation="uniform", ends="apart"), None, PruneConfig(ends="apart"), None),
     "max_sparsity": (

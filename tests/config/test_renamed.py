@@ -123,7 +123,7 @@ def test_an_old_report_with_both_names_is_refused(tmp_path):
 def test_a_recipe_with_the_old_key_is_read(tmp_path):
     with old_name(PruneConfig):
         recipe = Recipe.load(EARLIER / "recipe.yaml")
-    assert recipe.prune == PruneConfig(spectra=FarmsConfig(window_rows=16), ends="measured")
+    assert recipe.prune == PruneConfig(spread=0.1, spectra=FarmsConfig(window_rows=16), ends="measured")
     text = (EARLIER / "recipe.yaml").read_text()
     (tmp_path / "recipe.yaml").write_text(text.replace("window_rows: 16", "window_rows: none"))
     with pytest.raises(DataError, match=r"prune.farms.window_rows must be a whole number"):
@@ -237,8 +237,9 @@ def test_files_and_pickles_of_versions_without_a_field_do_what_those_did():
 
 
 def test_recipes_and_reports_without_ends_are_as_measured(tmp_path):
-    assert absent_values(Recipe) == {"prune.ends": "measured"}
-    assert absent_values(FarmsLRConfig) == absent_values(PruneConfig) == {"ends": "measured"}
+    assert absent_values(Recipe) == {"prune.ends": "measured", "prune.granularity": "block"}
+    assert absent_values(FarmsLRConfig) == {"ends": "measured"}
+    assert absent_values(PruneConfig) == {"ends": "measured", "granularity": "block"}
     with old_name(PruneConfig):
         recipe = Recipe.load(EARLIER / "recipe.yaml")
     assert recipe.prune.ends == "measured"

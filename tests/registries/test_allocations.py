@@ -20,7 +20,7 @@ DEPTH = AllocationEntry(
 )
 OUTLIERS = AllocationEntry(
     needs="activations",
-    function="hf_farms.allocation.plan:by_score",
+    function="hf_farms.allocation.sparsity_maps:by_score",
     score="registry_entries:mean_outlier",
     statistic="hf_farms.pruning.wanda:InputNorm",
     sentence="Blocks lose more the larger their outliers are, spread {spread:g}.",
@@ -35,7 +35,7 @@ def added(monkeypatch):
 
 
 def test_the_command_line_offers_plans_prunes_and_describes_with_it(added, hf_farms, completions, tmp_path):
-    assert "uniform, farms, alpha, depth, outliers." in hf_farms("prune", "--help")
+    assert "uniform, farms, alpha, ramp, owl, dlp, depth, outliers." in hf_farms("prune", "--help")
     assert completions("prune", "allocation") == [*ALLOCATIONS]
     out = tmp_path / "out"
     options = ("prune", "demo", "--method", "magnitude", "--allocation", "depth", "--evaluation", "none", "-o", out)
@@ -96,7 +96,8 @@ def test_activations_are_those_of_the_dense_model(added, llama, ids):
             if name.startswith(f"{block}.")
         ]
         expected.append(sum(float(p.max() / p.mean()) for p in products) / len(products))
-    assert score_blocks(ModelBlockSource(llama), config, ids) == pytest.approx(expected, rel=1e-4)
+    scores = score_blocks(ModelBlockSource(llama), config, ids)
+    assert [block[""] for block in scores["outliers"]] == pytest.approx(expected, rel=1e-4)
     targets = [block.target for block in prune(llama, config, calibration=ids).report.blocks]
     assert [sorted(targets).index(t) for t in targets] == [sorted(expected).index(e) for e in expected]
     assert max(targets) / min(targets) == pytest.approx(1.3 / 0.7)
@@ -136,14 +137,14 @@ def test_a_report_with_an_allocation_that_is_gone_is_refused(monkeypatch, llama)
     report = prune(llama, PruneConfig(method="magnitude", allocation="uniform")).report
     data = json.loads(report.to_json())
     data["config"]["allocation"] = "depth"
-    with pytest.raises(DataError, match="allocation must be one of uniform, farms, alpha, got 'depth'"):
+    with pytest.raises(DataError, match="allocation must be one of uniform, farms, alpha, ramp, owl, dlp, got 'depth'"):
         PruneReport.from_json(json.dumps(data))
     monkeypatch.setitem(ALLOCATIONS, "depth", DEPTH)
     assert PruneReport.from_json(json.dumps(data)).config.allocation == "depth"
 
 
 def test_a_removed_allocation_is_refused(monkeypatch, hf_farms):
-    monkeypatch.delitem(ALLOCATIONS, "alpha")
-    assert "allocation must be one of uniform, farms, got 'alpha'" in hf_farms(
-        "prune", "demo", "--allocation", "alpha", "--dry-run", status=2
+    monkeypatch.delitem(ALLOCATIONS, "dlp")
+    assert "allocation must be one of uniform, farms, alpha, ramp, owl, got 'dlp'" in hf_farms(
+        "prune", "demo", "--allocation", "dlp", "--dry-run", status=2
     )

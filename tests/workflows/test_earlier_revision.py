@@ -19,7 +19,7 @@ WRITTEN = Path(__file__).parents[1] / "golden" / "90059e8"
 # Names that have changed since.
 pytestmark = pytest.mark.filterwarnings("ignore:.* is named .* now:DeprecationWarning")
 # That revision had no `ends`.
-EARLIER = PruneConfig(ends="measured")
+EARLIER = PruneConfig(ends="measured").settled()
 STATE = ".hf-farms-unfinished"
 
 

@@ -1,0 +1,88 @@
+"""Sentences on what an allocation did: shrinkage, and sparsities at their limit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hf_farms.allocation.alphas import block_alphas, role_alphas
+from hf_farms.allocation.ends import place_ends
+from hf_farms.allocation.plan import by_role
+from hf_farms.allocation.sparsity_maps import ends_of
+from hf_farms.config import PruneConfig
+from hf_farms.registries import ALLOCATIONS
+from hf_farms.reports import SpectralReport
+
+__all__ = ["limit_note", "spread_note"]
+
+# Sparsities that differ by less are equal up to rounding.
+ROUNDING = 1e-9
+
+
+def spread_note(report: SpectralReport, config: PruneConfig) -> str | None:
+    """Return a sentence on how shrinkage changed the spread; None where it does not apply or changed nothing."""
+    parts = [replace(config, allocation=name) for name in ALLOCATIONS[config.allocation].parts] or [config]
+    part = next((part for part in parts if _shrinks(part)), None)
+    if part is None:
+        return None
+    before = f"{part.effective_spread:.4g}"
+    if by_role(part):
+        return _role_note(report, part, before)
+    trust = _reliability(*block_alphas(report, ends=ends_of(part)), part)
+    if trust is None or (shrunk := f"{part.effective_spread * trust:.4g}") == before:
+        return None
+    if trust == 0:
+        return f"The blocks' alphas differ by no more than chance (reliability 0.000): spread {before} became {shrunk}."
+    return f"Reliability of the block scores {trust:.3f}: spread {before} became {shrunk}."
+
+
+def _shrinks(config: PruneConfig) -> bool:
+    entry = ALLOCATIONS[config.allocation]
+    return config.shrink and entry.needs_spectra and {"spread", "shrink"} <= set(entry.options)
+
+
+def _reliability(scores: Sequence[float | None], errors: Sequence[float | None], config: PruneConfig) -> float | None:
+    placed = place_ends(scores, errors, ends=ends_of(config))
+    return placed.reliability if len(placed.own) >= 2 else None
+
+
+def _role_note(report: SpectralReport, config: PruneConfig, before: str) -> str | None:
+    roles = dict.fromkeys(layer.role for block in report.blocks for layer in block.layers if layer.counts)
+    trusts = {role: _reliability(*role_alphas(report, role, ends_of(config)), config) for role in roles}
+    known = {role: trust for role, trust in trusts.items() if trust is not None}
+    if not known or min(known.values()) == 1:
+        return None
+    low, high = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
+    shrunk = [f"{config.effective_spread * known[role]:.4g}" for role in (low, high)]
+    return (
+        f"Reliability of the scores of a role over blocks {known[low]:.3f} ({low}) to {known[high]:.3f} ({high}): "
+        f"spread {before} became {shrunk[0]} to {shrunk[1]}."
+    )
+
+
+def limit_note(
+    names: Sequence[str], sparsities: Sequence[float], unlimited: Sequence[float], config: PruneConfig
+) -> str | None:
+    """Return a sentence on blocks that `max_sparsity` binds; None where it binds none.
+
+    Args:
+        names: of the blocks, or of roles in them.
+        sparsities: planned for them.
+        unlimited: planned with `max_sparsity=1`.
+        config: the limit, and the total sparsity.
+    """
+    limit = config.max_sparsity
+    binding = [index for index, wish in enumerate(unlimited) if wish > max(limit, sparsities[index]) + ROUNDING]
+    if not binding:
+        return None
+    first = max(binding, key=lambda index: unlimited[index])
+    block = f"{names[first]}, which would get {unlimited[first]:.4g}"
+    if config.sparsity >= limit:
+        return (
+            f"`max_sparsity={limit:g}` leaves no room above the total sparsity of {config.sparsity:g}: it binds first "
+            f"in {block}, and no block gets more than the total."
+        )
+    return (
+        f"`max_sparsity={limit:g}` binds in {len(binding)} of {len(names)}, first in {block}: the difference is "
+        "removed from the others."
+    )

@@ -1,0 +1,52 @@
+"""A total or a spread that `max_sparsity` does not leave room for: the block that binds is named."""
+
+import pytest
+
+from hf_farms import PruneConfig, prune
+from hf_farms.errors import HfFarmsWarning
+
+NAME = r"model\.layers\.2"
+
+
+def run(model, **options):
+    return prune(model, PruneConfig(method="magnitude", allocation="ramp", **options)).report
+
+
+def test_a_total_at_the_limit_leaves_no_room_and_the_first_block_to_bind_is_named(llama):
+    sentence = (
+        rf"`max_sparsity=0.6` leaves no room above the total sparsity of 0.7: it binds first in {NAME}, which would "
+        r"get 0.77, and no block gets more than the total\."
+    )
+    with pytest.warns(HfFarmsWarning, match=f"^{sentence}$"):
+        report = run(llama, sparsity=0.7, max_sparsity=0.6)
+    assert any(note.startswith("`max_sparsity=0.6` leaves no room") for note in report.notes)
+    assert [block.target for block in report.blocks] == pytest.approx([0.7] * 3)
+
+
+def test_a_block_at_the_limit_is_noted_and_the_total_met(llama):
+    report = run(llama, sparsity=0.6, spread=0.3, max_sparsity=0.65)
+    assert report.notes == (
+        "`max_sparsity=0.65` binds in 1 of 3, first in model.layers.2, which would get 0.78: the difference is removed "
+        "from the others.",
+    )
+    assert report.sparsity == pytest.approx(0.6, abs=1e-4)
+    assert report.blocks[2].target == 0.65
+
+
+def test_roles_are_named_too(llama, ids):
+    config = PruneConfig(
+        method="magnitude", allocation="dlp", granularity="layer", ends="measured", max_sparsity=0.55, spread=0.4
+    )
+    report = prune(llama, config, calibration=ids).report
+    (note,) = report.notes
+    assert " of 21, first in model.layers." in note
+    assert "), which would get 0." in note
+    assert all(layer.target <= 0.55 for block in report.blocks for layer in block.layers)
+
+
+def test_no_note_where_nothing_binds(llama):
+    assert run(llama, sparsity=0.7, max_sparsity=0.6, spread=0).notes == ()
+
+
+def test_a_spread_below_the_limit_is_not_noted(llama):
+    assert run(llama, sparsity=0.5, max_sparsity=0.56).notes == ()
