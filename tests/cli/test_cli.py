@@ -227,6 +227,8 @@ def test_debug_keeps_the_traceback():
         (["prune", "demo", "--seed", "one"], "valid integer"),
         (["prune", "demo", "--sparsity", "1"], "sparsity must be at least 0 and below 1, got 1.0"),
         (["prune", "demo", "--sparsity", "nan"], "sparsity must be at least 0 and below 1, got nan"),
+        (["prune", "demo", "--allocation", "ramp+lamp"], "allocation must be a sum of different allocations such as"),
+        (["prune", "demo", "--granularity", "role"], "granularity must be one of block, layer, got 'role'"),
         (["prune", "demo", "--spread", "inf"], "spread must be None, or at least 0 and below 1, got inf"),
         (["prune", "demo", "--method", "obd"], "method must be one of magnitude, wanda, sparsegpt, got 'obd'"),
         (["prune", "demo", "--pattern", "2:4"], "allocation must be 'uniform' for pattern '2:4', got 'farms'"),

@@ -104,6 +104,8 @@ def test_every_field_in_the_table_has_a_rule():
         ("prune demo --dry-run --evaluation none --context-length 64", ("--context-length",)),
         ("prune demo --dry-run --allocation uniform --spread 0.1 --baseline", ("--spread", "--baseline")),
         ("prune demo --dry-run --allocation uniform --ends measured", ("--ends",)),
+        ("prune demo --dry-run --allocation ramp --granularity layer --ends apart", ("--granularity", "--ends")),
+        ("prune demo --dry-run --allocation ramp+owl --granularity layer --ends apart --spread 0.2", ()),
         ("prune demo --dry-run --ends lowest --seed 0 --spread 0.1 --context-length 64 --baseline", ()),
     ],
 )

@@ -126,3 +126,15 @@ def test_the_note_on_shrinkage_names_the_roles(llama):
     (note,) = (note for note in report.notes if "Reliability" in note)
     assert note.startswith("Reliability of the scores of a role over blocks 0.000 (")
     assert "spread 0.1 became 0 to " in note
+
+
+@pytest.mark.parametrize("granularity", ["block", "layer"])
+def test_routers_do_not_count_in_the_total(granularity):
+    source = ModelBlockSource(family_model("mixtral"))
+    config = PruneConfig(spectra=WINDOWS, shrink=False, ends="measured", spread=0.4, granularity=granularity)
+    plan = plan_targets(source, config, spectra=analyze(source, WINDOWS))
+    sizes = role_sizes(source)
+    assert "router" not in sizes[0]
+    removed = math.fsum(roles[r] * n for roles, block in zip(plan, sizes, strict=True) for r, n in block.items())
+    assert removed == pytest.approx(0.5 * sum(n for block in sizes for n in block.values()), rel=1e-12)
+    assert len({tuple(roles.values()) for roles in plan}) == len(plan)

@@ -1,0 +1,51 @@
+"""Sentences on allocations that measure activations, and on maps for each role."""
+
+from dataclasses import replace
+
+import pytest
+from cards import EXAMPLES
+from hf_farms_cards import render_card
+
+from hf_farms.config import PruneConfig
+
+
+def report(*, by_layer=False, **options):
+    """A report with blocks that differ; with targets of layers if they have them."""
+    example = EXAMPLES["full"][0]()
+    blocks = []
+    for index, block in enumerate(example.blocks):
+        layers = tuple(replace(layer, target=0.4 + 0.01 * index if by_layer else None) for layer in block.layers)
+        blocks.append(replace(block, layers=layers, sparsity=0.5 if by_layer else 0.4 + 0.01 * index))
+    return replace(example, config=PruneConfig(**options), blocks=tuple(blocks))
+
+
+@pytest.mark.parametrize(
+    ("allocation", "sentence", "citation"),
+    [
+        ("ramp", "Sparsity rises linearly with depth ([ATP]", "huang2025atp"),
+        ("owl", "Blocks with more outliers", "yin2024owl"),
+        ("dlp", "Blocks are pruned more, the larger the median", "chen2025dlp"),
+    ],
+)
+def test_each_allocation_is_described_and_cited(allocation, sentence, citation):
+    card = render_card(report(allocation=allocation))
+    assert sentence in card
+    assert citation in card
+    assert "alphas of different positions" not in card
+
+
+def test_ends_of_scores_are_no_alphas():
+    card = render_card(report(allocation="owl", ends="first-capped"))
+    assert (
+        "As scores of different positions compare badly, the score of the first block counts as at most the lowest of "
+        "the others." in card
+    )
+
+
+def test_maps_for_each_role_are_described_where_they_made_layers_differ():
+    clause = "Each role (the query projections, and so on) is distributed over blocks by itself"
+    assert clause in render_card(report(by_layer=True, allocation="dlp", granularity="layer"))
+    assert clause not in render_card(report(allocation="dlp"))
+    options = {"allocation": "dlp", "granularity": "layer", "pattern": "N:8"}
+    assert "the same number is kept throughout a layer." in render_card(report(by_layer=True, **options))
+    assert "the same number is kept throughout a block." in render_card(report(allocation="dlp", pattern="N:8"))
