@@ -61,7 +61,7 @@ def _role_note(report: SpectralReport, config: PruneConfig, before: str) -> str 
 
 
 def limit_note(
-    names: Sequence[str], sparsities: Sequence[float], unlimited: Sequence[float], config: PruneConfig
+    names: Sequence[str], sparsities: Sequence[float], unlimited: Sequence[float], config: PruneConfig, *, unit: str
 ) -> str | None:
     """Return a sentence on blocks that `max_sparsity` binds; None where it binds none.
 
@@ -70,6 +70,7 @@ def limit_note(
         sparsities: planned for them.
         unlimited: planned with `max_sparsity=1`.
         config: the limit, and the total sparsity.
+        unit: the plural noun of what the names are.
     """
     limit = config.max_sparsity
     binding = [index for index, wish in enumerate(unlimited) if wish > max(limit, sparsities[index]) + ROUNDING]
@@ -83,6 +84,6 @@ def limit_note(
             f"in {block}, and no block gets more than the total."
         )
     return (
-        f"`max_sparsity={limit:g}` binds in {len(binding)} of {len(names)}, first in {block}: the difference is "
+        f"`max_sparsity={limit:g}` binds in {len(binding)} of {len(names)} {unit}, first in {block}: the difference is "
         "removed from the others."
     )

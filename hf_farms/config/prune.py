@@ -73,7 +73,8 @@ class PruneConfig:
         granularity: "block" gives all layers of a block one sparsity; "layer" gives each role (q, k, ..., down) its
             own map over blocks with the same total, so that alphas and scores are compared within a role only. Change
             it if the roles of a model differ in which blocks are badly trained.
-        max_sparsity: upper limit for one block, unless the target itself is higher. Lower it if single blocks collapse.
+        max_sparsity: upper limit for one block, or one role in it. Where the total is higher, the total is the limit,
+            with a warning. Lower it if single blocks collapse.
         spectra: how spectra are measured. Change it for another window size or fit; see `FarmsConfig`.
     """
 
@@ -156,7 +157,7 @@ class PruneConfig:
 
     @property
     def effective_spread(self) -> float:
-        """The spread as a number: the default of the allocation in place of None."""
+        """The spread as a number, the default of the allocation in place of None; not for a mixture without one."""
         spread = self.settled().spread
         assert spread is not None, "a mixture has no spread but that of its parts"
         return spread

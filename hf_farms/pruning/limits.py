@@ -44,4 +44,4 @@ def limit_of(
     units = [(index, role) for index, roles in enumerate(free) for role in (roles if single else list(roles)[:1])]
     names = [source.metadata(index).name + (f" ({role})" if single else "") for index, role in units]
     planned, unlimited = ([p[index][role] for index, role in units] for p in (plan, free))
-    return limit_note(names, planned, unlimited, config)
+    return limit_note(names, planned, unlimited, config, unit="roles of blocks" if single else "blocks")

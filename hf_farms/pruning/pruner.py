@@ -126,7 +126,8 @@ def prune(
         measured = batches if METHODS[config.method].needs == "activations" else []
         blocks = _prune_blocks(source, config, measured, HiddenStates(folder), targets, removals, tick)
     layers = [layer for block in blocks for layer in block.layers]
-    unreachable = limit if config.sparsity >= config.max_sparsity else None
+    # A limit that the user set and that cannot hold; the default one is only noted.
+    unreachable = limit if PruneConfig.max_sparsity != config.max_sparsity <= config.sparsity else None
     for note in (unmeasured_note(source, layers), sparse_note(layers), unreachable):
         if note is not None:
             warnings.warn(note, HfFarmsWarning, stacklevel=2)

@@ -26,8 +26,8 @@ def test_a_total_at_the_limit_leaves_no_room_and_the_first_block_to_bind_is_name
 def test_a_block_at_the_limit_is_noted_and_the_total_met(llama):
     report = run(llama, sparsity=0.6, spread=0.3, max_sparsity=0.65)
     assert report.notes == (
-        "`max_sparsity=0.65` binds in 1 of 3, first in model.layers.2, which would get 0.78: the difference is removed "
-        "from the others.",
+        "`max_sparsity=0.65` binds in 1 of 3 blocks, first in model.layers.2, which would get 0.78: the difference is "
+        "removed from the others.",
     )
     assert report.sparsity == pytest.approx(0.6, abs=1e-4)
     assert report.blocks[2].target == 0.65
@@ -39,7 +39,7 @@ def test_roles_are_named_too(llama, ids):
     )
     report = prune(llama, config, calibration=ids).report
     (note,) = report.notes
-    assert " of 21, first in model.layers." in note
+    assert " of 21 roles of blocks, first in model.layers." in note
     assert "), which would get 0." in note
     assert all(layer.target <= 0.55 for block in report.blocks for layer in block.layers)
 
