@@ -47,8 +47,9 @@ class PruneConfig:
         sparsity: fraction of the weights of the pruned layers that become zero, in [0, 1); met to the weight. Start at
             0.5 or lower: quality falls quickly above it.
         method: "wanda" (|W| times the norm of the layer's input, arXiv 2306.11695) needs calibration data and one pass
-            over it. "sparsegpt" (arXiv 2301.00774) also updates the remaining weights: slower, more memory. "magnitude"
-            (|W|) needs no data and loses most quality.
+            over it. "ria" (ICLR 2024) costs the same: the share of |W| in its row and column, times the square root of
+            the norm; try it where some inputs are very large. "sparsegpt" (arXiv 2301.00774) also updates the remaining
+            weights: slower, more memory. "magnitude" (|W|) needs no data and loses most quality.
         pattern: where zeros may be. "unstructured" allows them anywhere and keeps most quality. Choose "2:4" (or
             another "N:M": keep N of every M consecutive weights) for hardware that accelerates it; "N:8", with the
             letter, chooses N for each block (AlphaPruning) and needs a sparsity that groups of 8 can come near to.

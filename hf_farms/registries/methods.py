@@ -48,6 +48,14 @@ WANDA = """\
   year      = {2024},
   note      = {arXiv:2306.11695}
 }"""
+RIA = """\
+@inproceedings{zhang2024ria,
+  title     = {Plug-and-Play: An Efficient Post-training Pruning Method for Large Language Models},
+  author    = {Zhang, Yingtao and Bai, Haoli and Lin, Haokun and Zhao, Jialin and Hou, Lu and Cannistraci, Carlo \
+Vittorio},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2024}
+}"""
 SPARSEGPT = """\
 @inproceedings{frantar2023sparsegpt,
   title     = {SparseGPT: Massive Language Models Can be Accurately Pruned in One-Shot},
@@ -73,6 +81,14 @@ METHODS: Registry[MethodEntry] = Registry(
             sentence="[Wanda](https://arxiv.org/abs/2306.11695): in each row of a weight matrix, the weights with the "
             "smallest product of magnitude and input norm were set to zero.",
             citation=WANDA,
+        ),
+        "ria": MethodEntry(
+            needs="activations",
+            function="hf_farms.pruning.ria:ria",
+            statistic="hf_farms.pruning.wanda:InputNorm",
+            sentence="[RIA](https://openreview.net/forum?id=Tr0lPx9woF): the weights with the smallest share in the "
+            "magnitudes of their row and their column, times the square root of the input norm, were set to zero.",
+            citation=RIA,
         ),
         "sparsegpt": MethodEntry(
             needs="activations",

@@ -230,7 +230,7 @@ def test_debug_keeps_the_traceback():
         (["prune", "demo", "--allocation", "ramp+lamp"], "allocation must be a sum of different allocations such as"),
         (["prune", "demo", "--granularity", "role"], "granularity must be one of block, layer, got 'role'"),
         (["prune", "demo", "--spread", "inf"], "spread must be None, or at least 0 and below 1, got inf"),
-        (["prune", "demo", "--method", "obd"], "method must be one of magnitude, wanda, sparsegpt, got 'obd'"),
+        (["prune", "demo", "--method", "obd"], "method must be one of magnitude, wanda, ria, sparsegpt, got 'obd'"),
         (["prune", "demo", "--pattern", "2:4"], "allocation must be 'uniform' for pattern '2:4', got 'farms'"),
         (["prune", "demo", "--pattern", "4:2"], "pattern must be N:M with N below M, got '4:2'"),
         (["prune", "demo", "--pattern", "dense"], "pattern must be 'unstructured', 'N:M' with two numbers"),

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from hf_farms.config import CalibrationConfig, EvaluationConfig, FarmsConfig, PruneConfig, default_output_name
+from hf_farms.config import METHODS, CalibrationConfig, EvaluationConfig, FarmsConfig, PruneConfig, default_output_name
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from hf_farms.config import CalibrationConfig, EvaluationConfig, FarmsConfig, Pr
         (lambda: PruneConfig(sparsity=1.0), r"sparsity must be at least 0 and below 1, got 1.0"),
         (lambda: PruneConfig(sparsity=-0.1), r"sparsity must be at least 0 and below 1, got -0.1"),
         (lambda: PruneConfig(sparsity=float("nan")), r"sparsity must be at least 0 and below 1, got nan"),
-        (lambda: PruneConfig(method="obs"), r"method must be one of magnitude, wanda, sparsegpt, got 'obs'"),
+        (lambda: PruneConfig(method="obs"), r"method must be one of magnitude, wanda, ria, sparsegpt, got 'obs'"),
         (lambda: PruneConfig(allocation="lamp"), r"allocation must be one of uniform, farms, .*, dlp, got 'lamp'"),
         (lambda: PruneConfig(pattern="2/4"), r"pattern must be 'unstructured', 'N:M' with two numbers .* got '2/4'"),
         (lambda: PruneConfig(pattern="0:4"), r"pattern must be 'unstructured', 'N:M' .* got '0:4'"),
@@ -113,7 +113,4 @@ def test_patterns_are_read(config, group):
 
 
 def test_only_magnitude_needs_no_calibration():
-    assert [m for m in ("magnitude", "wanda", "sparsegpt") if PruneConfig(method=m).needs_calibration] == [
-        "wanda",
-        "sparsegpt",
-    ]
+    assert [m for m in METHODS if not PruneConfig(method=m).needs_calibration] == ["magnitude"]

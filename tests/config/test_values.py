@@ -45,7 +45,7 @@ FIELDS = {
     (FarmsConfig, "released_peak_bound"): SWITCH,
     (FarmsConfig, "block_score"): choice("mean", "median", "trimmed", "standardised"),
     (PruneConfig, "sparsity"): FRACTION,
-    (PruneConfig, "method"): choice("magnitude", "wanda", "sparsegpt"),
+    (PruneConfig, "method"): choice("magnitude", "wanda", "ria", "sparsegpt"),
     (PruneConfig, "pattern"): ("'unstructured', 'N:M'", ["2:4:8", "", None, 24, ["2:4"], "0:4", "a:b"], ["N:8"]),
     (PruneConfig, "allocation"): choice("uniform", "farms", "alpha", "ramp", "owl", "dlp"),
     (PruneConfig, "spread"): (f"None, or {FRACTION[0]}", [1, -0.1, NAN, "0.5", True, [0.1]], [0, 0.5, None]),

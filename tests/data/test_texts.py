@@ -398,4 +398,6 @@ def test_what_a_method_does_not_need_is_not_read(tmp_path, monkeypatch):
     command = ["prune", "demo", "--method", "magnitude", "--evaluation", "none", "--dry-run", "--calibration"]
     done = CliRunner().invoke(app, [*command, "a.jsonl"])
     assert done.exit_code == 0, done.stderr
-    assert "--calibration has no effect: it applies to method 'wanda' or 'sparsegpt'" in " ".join(done.stderr.split())
+    assert "--calibration has no effect: it applies to method 'wanda', 'ria' or 'sparsegpt'" in " ".join(
+        done.stderr.split()
+    )

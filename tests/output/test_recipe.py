@@ -145,7 +145,11 @@ def test_a_recipe_of_the_first_release_is_read(path):
         ("sparsity: 0.5", "sparsity: -.inf", "line 6: prune.sparsity must be a number, got -inf"),
         ("sparsity: 0.5", "sparsity: 2", "line 6: sparsity must be at least 0 and below 1, got 2.0. It is a fraction"),
         ("sparsity: 0.5", "sparsity: -0.5", "line 6: sparsity must be at least 0 and below 1, got -0.5"),
-        ("method: wanda", "method: obd", "line 7: prune.method must be one of magnitude, wanda, sparsegpt, got 'obd'"),
+        (
+            "method: wanda",
+            "method: obd",
+            "line 7: prune.method must be one of magnitude, wanda, ria, sparsegpt, got 'obd'",
+        ),
         ("shrink: true", "shrink: 1", "line 11: prune.shrink must be true or false, got 1"),
         ("fit: mid", "fit: 3", "prune.spectra.fit must be one of mid, peak, goodness_of_fit, got 3"),
         ("  seed: 0", "  sead: 0", "'sead' is no entry of calibration, did you mean 'seed'?"),

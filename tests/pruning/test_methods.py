@@ -16,7 +16,7 @@ from hf_farms.pruning.pruner import prune
 from hf_farms.pruning.sparsegpt import InputProducts
 from hf_farms.pruning.wanda import InputNorm
 
-METHODS = ["magnitude", "wanda", "sparsegpt"]
+METHODS = ["magnitude", "wanda", "ria", "sparsegpt"]
 # Convolutions are refused; two stacks cannot be run one block after another.
 PRUNED = sorted(set(FAMILIES) - {"resnet"})
 # Widths that are no multiple of 4.

@@ -41,7 +41,7 @@ def test_a_name_of_a_registry_is_text():
     from hf_farms.config import PruneConfig
 
     for value in (["wanda"], {"wanda": 1}, None, 3):
-        with pytest.raises(ValueError, match="method must be one of magnitude, wanda, sparsegpt, got"):
+        with pytest.raises(ValueError, match="method must be one of magnitude, wanda, ria, sparsegpt, got"):
             PruneConfig(method=value)
 
 

@@ -22,7 +22,7 @@ def first(monkeypatch):
 
 
 def test_the_command_line_offers_plans_prunes_and_describes_with_it(first, hf_farms, completions, tmp_path):
-    assert "magnitude, wanda, sparsegpt, first." in hf_farms("prune", "--help")
+    assert "magnitude, wanda, ria, sparsegpt, first." in hf_farms("prune", "--help")
     assert completions("prune", "method") == [*METHODS]
     out = tmp_path / "out"
     options = ("prune", "demo", "--method", "first", "--allocation", "uniform", "--evaluation", "none", "-o", out)
@@ -48,12 +48,12 @@ def test_a_report_with_a_method_that_is_gone_is_refused(monkeypatch, llama):
         text = report.to_json()
         assert PruneReport.from_json(text).config.method == "first"
         assert "First: the first" in render_card(report)
-    with pytest.raises(DataError, match="method must be one of magnitude, wanda, sparsegpt, got 'first'"):
+    with pytest.raises(DataError, match="method must be one of magnitude, wanda, ria, sparsegpt, got 'first'"):
         PruneReport.from_json(text)
 
 
 def test_a_removed_method_is_refused(monkeypatch, hf_farms):
     monkeypatch.delitem(METHODS, "sparsegpt")
-    assert "method must be one of magnitude, wanda, got 'sparsegpt'" in hf_farms(
+    assert "method must be one of magnitude, wanda, ria, got 'sparsegpt'" in hf_farms(
         "prune", "demo", "--method", "sparsegpt", "--dry-run", status=2
     )
