@@ -60,7 +60,7 @@ FIELDS = {
         name: f"--{name.replace('_', '-')}"
         for name in (
             *("aspect_ratio", "windows_per_dim", "tail_divisor", "released_peak_bound", "outside"),
-            *("granularity", "spread", "ends", "baseline", "num_fewshot", "limit", "layers", "yes"),
+            *("spread", "ends", "damping", "block_size", "baseline", "num_fewshot", "limit", "layers", "yes", "granularity"),
             *("base", "batch_size", "include_path", "device", "revision", "allow_pickle", "tuned_revision"),
         )
     },

@@ -60,7 +60,11 @@ from hf_farms_cli.prune_run import run_and_print
 __all__ = ["prune_command"]
 
 PRUNE, TEXT, TEST = PruneConfig(), CalibrationConfig(), EvaluationConfig()
-PRUNE_OPTIONS = ("sparsity", "method", "pattern", "allocation", "granularity", "spread", "ends")
+# Fields of PruneConfig with an option of the same name.
+PRUNE_FIELDS = (
+    *("sparsity", "method", "pattern", "allocation", "granularity", "spread", "ends"),
+    *("damping", "block_size"),
+)
 SPREADS = ", ".join(f"{entry.spread:g} for {name}" for name, entry in ALLOCATIONS.items() if "spread" in entry.options)
 
 pruning, calibrating, evaluating, writing, pushing = (
@@ -123,6 +127,12 @@ def prune_command(
             autocompletion=complete(ENDS),
         ),
     ] = PRUNE.ends,
+    damping: Annotated[
+        float, pruning(help="SparseGPT: addition to the diagonal of the Hessian, in units of its mean.")
+    ] = PRUNE.damping,
+    block_size: Annotated[
+        int, pruning(help="SparseGPT: columns whose weights are compared at once.")
+    ] = PRUNE.block_size,
     calibration: Annotated[
         str,
         calibrating(
@@ -238,7 +248,7 @@ def _recipe_of(model: str, options: dict[str, Any]) -> Recipe:
         model=model,
         revision=options["revision"],
         dtype=options["dtype"],
-        prune=PruneConfig(**{name: options[name] for name in PRUNE_OPTIONS}),
+        prune=PruneConfig(**{name: options[name] for name in PRUNE_FIELDS}),
         calibration=CalibrationConfig(
             source=options["calibration"],
             column=options["calibration_column"],

@@ -156,6 +156,14 @@ RULES: tuple[Rule, ...] = (
     *_by_choice(FarmsConfig, ("tail_divisor", "released_peak_bound"), "fit", FITS),
     _rule(FarmsConfig, *WINDOWS, when=lambda c, _: c.window_rows is not None, condition="windows, not whole matrices"),
     *_by_choice(PruneConfig, ("granularity", "spread", "shrink", "ends"), "allocation", ALLOCATIONS),
+    *_by_choice(PruneConfig, ("damping", "block_size"), "method", METHODS),
+    # With a pattern the mask is chosen in each group, wherever the block ends.
+    _rule(
+        PruneConfig,
+        "block_size",
+        when=lambda c, _: c.group is None or "block_size" not in METHODS[c.method].options,
+        condition="pattern 'unstructured'",
+    ),
     _rule(
         PruneConfig,
         "max_sparsity",

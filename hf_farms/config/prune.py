@@ -37,7 +37,7 @@ UNSTRUCTURED = "unstructured"
 PATTERN = re.compile(rf"{UNSTRUCTURED}|(N|[1-9]\d*):[1-9]\d*")
 
 
-@absent_before(ends=EARLIER_ENDS, granularity="block")
+@absent_before(ends=EARLIER_ENDS, granularity="block", damping=0.01, block_size=128)
 @renamed(farms="spectra")
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
@@ -74,6 +74,10 @@ class PruneConfig:
         granularity: "block" gives all layers of a block one sparsity; "layer" gives each role (q, k, ..., down) its
             own map over blocks with the same total, so that alphas and scores are compared within a role only. Change
             it if the roles of a model differ in which blocks are badly trained.
+        damping: what SparseGPT adds to the diagonal of the Hessian, in units of its mean. Raise it to 0.1 for little
+            calibration data, or where weights become very large.
+        block_size: columns whose weights SparseGPT compares at once. Smaller blocks spread the zeros more evenly over
+            the columns; the papers use 128.
         max_sparsity: upper limit for one block, or one role in it. Where the total is higher, the total is the limit,
             with a warning. Lower it if single blocks collapse.
         spectra: how spectra are measured. Change it for another window size or fit; see `FarmsConfig`.
@@ -87,6 +91,8 @@ class PruneConfig:
     shrink: bool = True
     ends: Ends = DEFAULT_ENDS
     granularity: Granularity = "block"
+    damping: float = 0.01
+    block_size: int = 128
     max_sparsity: float = 0.999
     spectra: FarmsConfig = field(default_factory=FarmsConfig)
 
@@ -112,6 +118,8 @@ class PruneConfig:
             self.spread,
         )
         check_choice("ends", self.ends, ENDS)
+        check(is_number(self.damping) and 0 < self.damping < math.inf, "damping", "a positive number", self.damping)
+        check(is_count(self.block_size), "block_size", "a positive integer", self.block_size)
         check(
             is_number(self.max_sparsity) and 0 < self.max_sparsity <= 1,
             "max_sparsity",

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 from weakref import ReferenceType, ref
 
@@ -35,17 +36,18 @@ class LayerStatistic:
     Args:
         statistic: statistic of the inputs.
         name: name of the first layer, for warnings.
+        options: arguments of the statistic's `prepared`.
     """
 
-    def __init__(self, statistic: Statistic, name: str) -> None:
-        self.num_tokens, self._name = statistic.num_tokens, name
+    def __init__(self, statistic: Statistic, name: str, options: Mapping[str, Any]) -> None:
+        self.num_tokens, self._name, self._options = statistic.num_tokens, name, options
         self._statistic: Statistic | None = statistic
         self._prepared: Any = None
 
     def prepared(self) -> Any:
         """Return the prepared statistic that the method needs. Computed once; the raw statistic is then freed."""
         if self._statistic is not None:
-            self._prepared, self._statistic = self._statistic.prepared(self._name), None
+            self._prepared, self._statistic = self._statistic.prepared(self._name, **self._options), None
         return self._prepared
 
 
@@ -73,7 +75,12 @@ def measurement_passes(layers: Sequence[LayerView], statistic: type[Statistic]) 
     yield [layer for layer in layers if layer.metadata.part.expert is None]
 
 
-def measure(layers: Sequence[LayerView], statistic: type[Statistic], runs: Iterable[Run]) -> dict[str, LayerStatistic]:
+def measure(
+    layers: Sequence[LayerView],
+    statistic: type[Statistic],
+    runs: Iterable[Run],
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, LayerStatistic]:
     """Run a block on the calibration data and measure the inputs of its layers.
 
     The first run detects layers with a common input.
@@ -82,6 +89,7 @@ def measure(layers: Sequence[LayerView], statistic: type[Statistic], runs: Itera
         layers: layers of one block.
         statistic: type of the statistic.
         runs: one per batch.
+        options: arguments of the statistic's `prepared`.
 
     Returns:
         Statistics by layer name. `num_tokens` is 0 for experts without tokens, and for layers whose weight is used
@@ -104,7 +112,7 @@ def measure(layers: Sequence[LayerView], statistic: type[Statistic], runs: Itera
     _require_usable(list(first.values()), statistics)
     shared: dict[int, LayerStatistic] = {}
     for key, view in first.items():
-        shared.setdefault(id(statistics[key]), LayerStatistic(statistics[key], view.name))
+        shared.setdefault(id(statistics[key]), LayerStatistic(statistics[key], view.name, options))
     return {layer.name: shared[id(statistics[_key(layer)])] for layer in layers}
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
+from hf_farms.config import PruneConfig
 from hf_farms.pruning.patterns import Removal
 from hf_farms.registries import METHODS, load
 
@@ -40,8 +42,11 @@ class Statistic(Protocol):
     def is_finite(self) -> bool:
         """Return whether all inputs were finite."""
 
-    def prepared(self, name: str) -> Any:
-        """Return the argument of the method's `prune`; `name` is the layer, for warnings."""
+    def prepared(self, name: str, **options: Any) -> Any:
+        """Return the argument of the method's `prune`; `name` is the layer, for warnings.
+
+        Options are the fields of the config that the `statistic_options` of the method's entry name.
+        """
 
 
 @dataclass(frozen=True)
@@ -52,17 +57,26 @@ class PruningMethod:
         prune: function of a weight `(out, in)`, the prepared statistic and the removal; returns the pruned weight as a
             new tensor.
         statistic: statistic of the layer inputs; None if the method needs none.
+        statistic_options: arguments of the statistic's `prepared`.
     """
 
     prune: Callable[[Tensor, Any, Removal], Tensor]
     statistic: type[Statistic] | None = None
+    statistic_options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def pruning_method(name: str) -> PruningMethod:
+def pruning_method(name: str, config: PruneConfig | None = None) -> PruningMethod:
     """Import the functions of a method.
+
+    Args:
+        name: of an entry of METHODS.
+        config: values of the options that the method reads; None for the defaults.
 
     Raises:
         ValueError: no such method.
     """
-    entry = METHODS[name]
-    return PruningMethod(entry.load(), load(entry.statistic) if entry.statistic is not None else None)
+    entry, config = METHODS[name], config or PruneConfig()
+    own = {option: getattr(config, option) for option in entry.options}
+    inputs = {option: own.pop(option) for option in entry.statistic_options}
+    statistic = load(entry.statistic) if entry.statistic is not None else None
+    return PruningMethod(partial(entry.load(), **own), statistic, inputs)

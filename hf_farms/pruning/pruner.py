@@ -187,12 +187,12 @@ def _prune_blocks(
 def _prune_block(
     block: Block, target: float, removals: list[Removal], config: PruneConfig, runs: Sequence[Run]
 ) -> BlockSparsity:
-    method = pruning_method(config.method)
+    method = pruning_method(config.method, config)
     layers = prunable_layers(block.layers)
     by_name = {layer.name: removal for layer, removal in zip(layers, removals, strict=True)}
     results: dict[str, LayerSparsity] = {}
     for part in measurement_passes(layers, method.statistic) if method.statistic else [layers]:
-        measured = measure(part, method.statistic, runs) if method.statistic else {}
+        measured = measure(part, method.statistic, runs, method.statistic_options) if method.statistic else {}
         for layer in part:
             # `pop`: a shared statistic is freed with its last layer.
             results[layer.name] = _prune_layer(layer, by_name[layer.name], method, measured.pop(layer.name, None))

@@ -11,7 +11,6 @@ from hf_farms.blocks import BlockSource
 from hf_farms.config import PruneConfig
 from hf_farms.pruning.patterns import Removal
 from hf_farms.pruning.removal_plan import pattern_note
-from hf_farms.pruning.sparsegpt import DAMPING
 from hf_farms.reports import BlockSparsity, CalibrationRecord, LayerSparsity, PruneReport, SpectralReport
 
 __all__ = ["make_report", "sparse_note", "unmeasured_note"]
@@ -43,7 +42,7 @@ def make_report(
     notes = [
         spread_note(spectra, config) if spectra is not None else None,
         pattern_note(removals, [x.num_weights for x in layers], config),
-        *_layer_notes(source, layers),
+        *_layer_notes(source, layers, config.damping),
     ]
     return PruneReport(
         model=source.name,
@@ -76,7 +75,7 @@ def _calibration(batches: list[dict[str, Tensor]], layers: list[LayerSparsity]) 
     )
 
 
-def _layer_notes(source: BlockSource, layers: list[LayerSparsity]) -> list[str]:
+def _layer_notes(source: BlockSource, layers: list[LayerSparsity], damping: float) -> list[str]:
     """Describe layers without inputs, sparse models, experts with few tokens, and damped Hessians."""
     notes = []
     kinds = {layer.name: layer.kind for i in range(len(source)) for layer in source.metadata(i).layers}
@@ -94,12 +93,12 @@ def _layer_notes(source: BlockSource, layers: list[LayerSparsity]) -> list[str]:
         notes.append(
             f"{without} of {len(experts)} expert matrices got no calibration tokens and were pruned by magnitude."
         )
-    damped = [x for x in layers if x.damping is not None and x.damping > DAMPING]
+    damped = [x for x in layers if x.damping is not None and x.damping > damping]
     if damped:
         most = max(damped, key=lambda x: x.damping or 0)
         notes.append(
             f"{len(damped)} of {len(layers)} Hessians had fewer tokens than inputs, or were singular: up to "
-            f"{most.damping:.3g} of the mean diagonal was added (in {most.name}) instead of {DAMPING:g}."
+            f"{most.damping:.3g} of the mean diagonal was added (in {most.name}) instead of {damping:g}."
         )
     return notes
 

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 
 from hf_farms.allocation.sparsity import apportion
+from hf_farms.config import PruneConfig
 from hf_farms.errors import HfFarmsWarning, ModelError
 from hf_farms.pruning.patterns import Removal, lowest, lowest_down_columns
 
-__all__ = ["DAMPING", "InputProducts", "InverseFactor", "inverse_factor", "sparsegpt"]
+__all__ = ["InputProducts", "InverseFactor", "inverse_factor", "sparsegpt"]
 
-# Columns whose mask is chosen together, as in the released code, and columns that are corrected one by one.
-COLUMNS, ONE_BY_ONE = 128, 32
+# Columns that are corrected one by one.
+ONE_BY_ONE = 32
 # Inputs that are converted to float32 at once.
 INPUTS_AT_ONCE = 2**24
-DAMPING, MOST_DAMPING = 0.01, 1e3
+MOST_DAMPING = 1e3
 # The smallest positive float16.
 SMALLEST_FLOAT16 = 2.0**-24
 
@@ -80,8 +81,8 @@ class InputProducts:
         """Return whether all inputs were finite: NaN and infinity appear on the diagonal."""
         return bool(torch.isfinite(self._sum.diagonal()).all())
 
-    def prepared(self, name: str) -> InverseFactor:
-        """Return the inverse factor, with more damping for fewer tokens than inputs: 1% x n / t.
+    def prepared(self, name: str, *, damping: float = PruneConfig.damping) -> InverseFactor:
+        """Return the inverse factor, with more damping for fewer tokens than inputs: `damping` x n / t.
 
         With t < n the products are singular. Without additional damping, weights would be overfitted to the few
         directions in the data.
@@ -89,10 +90,10 @@ class InputProducts:
         damping_factor = len(self._sum) / max(1, self.num_tokens)
         # The released code uses twice this mean, which has no effect. In place, because n x n may exceed the block.
         self._sum /= max(1, self.num_tokens)
-        return inverse_factor(self._sum, damping=DAMPING * max(1.0, damping_factor), name=name)
+        return inverse_factor(self._sum, damping=damping * max(1.0, damping_factor), name=name)
 
 
-def inverse_factor(products: Tensor, *, damping: float = DAMPING, name: str = "") -> InverseFactor:
+def inverse_factor(products: Tensor, *, damping: float = PruneConfig.damping, name: str = "") -> InverseFactor:
     """Compute the upper Cholesky factor of the inverse of the damped products.
 
     While the factorisation fails, damping grows tenfold, with a warning. With J the matrix that reverses the order and
@@ -134,16 +135,19 @@ def inverse_factor(products: Tensor, *, damping: float = DAMPING, name: str = ""
     return InverseFactor(inverse.flip(0, 1).contiguous(), unused.flip(0), damping)
 
 
-def sparsegpt(weight: Tensor, factor: InverseFactor, removal: Removal) -> Tensor:
+def sparsegpt(
+    weight: Tensor, factor: InverseFactor, removal: Removal, *, block_size: int = PruneConfig.block_size
+) -> Tensor:
     """Remove weights, and update those to the right of each to compensate its error (algorithm 1 of the paper).
 
-    In each span of 128 columns, the entries with the lowest w^2 / U_jj^2 are removed; with a pattern, the lowest of
-    each group. Weights of inputs that are always 0 are removed first and not updated. Costs O(m n^2).
+    In each span of `block_size` columns, the entries with the lowest w^2 / U_jj^2 are removed; with a pattern, the
+    lowest of each group. Weights of inputs that are always 0 are removed first and not updated. Costs O(m n^2).
 
     Args:
         weight: `(m, n)`, any float dtype; not modified.
         factor: prepared statistic of the layer's inputs.
         removal: number and pattern of the weights to remove.
+        block_size: columns whose mask is chosen together; a multiple of the group size is taken.
 
     Returns:
         `(m, n)` in the dtype of the weight; zero exactly where weights were removed or were zero before.
@@ -152,7 +156,7 @@ def sparsegpt(weight: Tensor, factor: InverseFactor, removal: Removal) -> Tensor
     n, m = w.shape
     # Spans must contain whole groups.
     size = removal.group[1] if removal.group else 1
-    columns = max(size, COLUMNS // size * size)
+    columns = max(size, block_size // size * size)
     starts = range(0, n, columns)
     sizes = [m * min(columns, n - start) for start in starts]
     counts = apportion(removal.count, [removal.count * part / w.numel() for part in sizes], sizes)

@@ -14,16 +14,18 @@ class MethodEntry(Entry):
     """A pruning method.
 
     The function is called with the weight `(out, in)`, the numbers that `statistic` prepared (None without one) and a
-    `Removal`, and returns the pruned weight as a new tensor.
+    `Removal`, and the `options` by name, and returns the pruned weight as a new tensor.
 
     Attributes:
         statistic: import path of the statistic of a layer's inputs, a `hf_farms.pruning.methods.Statistic`; given
             exactly where `needs` is "activations".
+        statistic_options: those of `options` that are arguments of the statistic's `prepared` and not of the function.
         adjusts: whether the remaining weights change too.
         citation: BibTeX.
     """
 
     statistic: str | None = None
+    statistic_options: tuple[str, ...] = ()
     adjusts: bool = False
     citation: str = ""
 
@@ -38,6 +40,8 @@ class MethodEntry(Entry):
             )
         if self.statistic is not None:
             check_path("statistic", self.statistic)
+        if not set(self.statistic_options) <= set(self.options):
+            raise ValueError(f"statistic_options must be some of {self.options}, got {self.statistic_options}.")
 
 
 WANDA = """\
@@ -98,6 +102,8 @@ METHODS: Registry[MethodEntry] = Registry(
             "their layer least, estimated from the second moments of its inputs, were set to zero, and the remaining "
             "ones were updated to compensate.",
             adjusts=True,
+            options=("damping", "block_size"),
+            statistic_options=("damping",),
             citation=SPARSEGPT,
         ),
     },

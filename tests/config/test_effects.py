@@ -45,6 +45,8 @@ CASES = {
     ),
     "shrink": (PruneConfig(allocation="uniform", shrink=False), None, PruneConfig(shrink=False), None),
     "ends": (PruneConfig(allocation="uniform", ends="apart"), None, PruneConfig(ends="apart"), None),
+    "damping": (PruneConfig(damping=0.1), None, PruneConfig(method="sparsegpt", damping=0.1), None),
+    "block_size": (PruneConfig(block_size=64), None, PruneConfig(method="sparsegpt", block_size=64), None),
     "max_sparsity": (
         PruneConfig(allocation="uniform", max_sparsity=0.9),
         None,
@@ -159,6 +161,13 @@ def test_a_field_without_an_effect_is_warned_of(name):
     assert message.startswith(f"`{field}` has no effect: it applies to ")
     assert message.endswith(".")
     assert warnings_of(used, other_inputs) == []
+
+
+def test_the_block_size_has_no_effect_with_a_pattern():
+    config = PruneConfig(method="sparsegpt", pattern="2:4", block_size=64, allocation="uniform")
+    assert warnings_of(config, None) == ["`block_size` has no effect: it applies to pattern 'unstructured'."]
+    other = PruneConfig(pattern="2:4", block_size=64, allocation="uniform")
+    assert warnings_of(other, None) == ["`block_size` has no effect: it applies to method 'sparsegpt'."]
 
 
 def test_every_rule_has_a_case():

@@ -237,9 +237,14 @@ def test_files_and_pickles_of_versions_without_a_field_do_what_those_did():
 
 
 def test_recipes_and_reports_without_ends_are_as_measured(tmp_path):
-    assert absent_values(Recipe) == {"prune.ends": "measured", "prune.granularity": "block"}
+    assert absent_values(Recipe) == {f"prune.{name}": value for name, value in absent_values(PruneConfig).items()}
     assert absent_values(FarmsLRConfig) == {"ends": "measured"}
-    assert absent_values(PruneConfig) == {"ends": "measured", "granularity": "block"}
+    assert absent_values(PruneConfig) == {
+        "ends": "measured",
+        "granularity": "block",
+        "damping": 0.01,
+        "block_size": 128,
+    }
     with old_name(PruneConfig):
         recipe = Recipe.load(EARLIER / "recipe.yaml")
     assert recipe.prune.ends == "measured"

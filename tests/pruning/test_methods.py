@@ -190,6 +190,20 @@ def test_fewer_tokens_than_inputs_is_a_warning_and_a_note(llama):
     assert report.blocks[0].layers[6].damping == pytest.approx(0.01 * 48 / 20)
 
 
+def test_damping_and_block_size_reach_every_layer(many):
+    models = [tiny("llama") for _ in range(4)]
+    options = [{}, {"damping": 0.01, "block_size": 128}, {"damping": 0.3}, {"block_size": 4}]
+    for model, given in zip(models, options, strict=True):
+        config = PruneConfig(method="sparsegpt", allocation="uniform", **given)
+        report = prune(model, config, calibration=many).report
+        assert {x.damping for block in report.blocks for x in block.layers} == {config.damping}
+        assert not any("Hessians" in note for note in report.notes)
+    weights = [model.model.layers[1].mlp.down_proj.weight for model in models]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert not torch.equal(weights[0] == 0, weights[3] == 0)
+
+
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 def test_an_encoder_is_pruned_on_activations_too(method, many):
     report = prune(tiny_bert(), PruneConfig(method=method, allocation="uniform"), calibration=many).report

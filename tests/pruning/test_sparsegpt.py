@@ -100,6 +100,30 @@ def test_groups_equal_the_slow_twin(shape, group):
     assert torch.allclose(got.double(), expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("block_size", [1, 7, 32, 64, 1000])
+def test_the_block_size_equals_that_of_the_slow_twin(block_size):
+    weight, inputs = torch.randn((5, 48), generator=torch.Generator().manual_seed(1)), correlated(400, 48)
+    got = sparsegpt(weight, factor_of(inputs), Removal(120), block_size=block_size)
+    if block_size > 7:  # else columns share the count by another rounding
+        expected = slow_sparsegpt(weight, inputs, Removal(120), columns=block_size)
+        assert torch.equal(got == 0, expected == 0)
+        assert torch.allclose(got.double(), expected, atol=1e-3)
+    assert (got == 0).sum() == 120
+
+
+@pytest.mark.parametrize("damping", [1e-4, 0.1, 3.0])
+def test_the_damping_equals_that_of_the_slow_twin(damping):
+    weight, inputs = torch.randn((5, 33), generator=torch.Generator().manual_seed(1)), correlated(400, 33)
+    products = InputProducts(33, torch.device("cpu"))
+    products.add(inputs)
+    factor = products.prepared("layer", damping=damping)
+    assert factor.damping == damping
+    expected = slow_sparsegpt(weight, inputs, Removal(80), damping=damping)
+    got = sparsegpt(weight, factor, Removal(80))
+    assert torch.equal(got == 0, expected == 0)
+    assert torch.allclose(got.double(), expected, atol=1e-3)
+
+
 def test_what_stays_makes_up_for_what_goes():
     generator = torch.Generator().manual_seed(3)
     weight, noise = torch.randn(32, 64, generator=generator), torch.randn(500, 64, generator=generator)
