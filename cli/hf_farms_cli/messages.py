@@ -33,6 +33,7 @@ OPTIONS = {
     "overwrite": "--overwrite",
     "pattern": "--pattern",
     "private": "--private",
+    "refine": "--refine",
     "repo_id": "--repo-id",
     "revision": "--revision",
     "sequence_length": "--calibration-length",
@@ -60,7 +61,18 @@ FIELDS = {
         name: f"--{name.replace('_', '-')}"
         for name in (
             *("aspect_ratio", "windows_per_dim", "tail_divisor", "released_peak_bound", "outside"),
-            *("spread", "ends", "damping", "block_size", "baseline", "num_fewshot", "limit", "layers", "yes", "granularity"),
+            *(
+                "spread",
+                "ends",
+                "damping",
+                "block_size",
+                "baseline",
+                "num_fewshot",
+                "limit",
+                "layers",
+                "yes",
+                "granularity",
+            ),
             *("base", "batch_size", "include_path", "device", "revision", "allow_pickle", "tuned_revision"),
         )
     },

@@ -13,6 +13,7 @@ from hf_farms.config import (
     ENDS,
     GRANULARITIES,
     METHODS,
+    REFINEMENTS,
     CalibrationConfig,
     EvaluationConfig,
     LoadOptions,
@@ -63,7 +64,7 @@ PRUNE, TEXT, TEST = PruneConfig(), CalibrationConfig(), EvaluationConfig()
 # Fields of PruneConfig with an option of the same name.
 PRUNE_FIELDS = (
     *("sparsity", "method", "pattern", "allocation", "granularity", "spread", "ends"),
-    *("damping", "block_size"),
+    *("refine", "damping", "block_size"),
 )
 SPREADS = ", ".join(f"{entry.spread:g} for {name}" for name, entry in ALLOCATIONS.items() if "spread" in entry.options)
 
@@ -127,6 +128,13 @@ def prune_command(
             autocompletion=complete(ENDS),
         ),
     ] = PRUNE.ends,
+    refine: Annotated[
+        str,
+        pruning(
+            help="`swaps`: swap kept and removed weights of a row while the output error falls; slower.",
+            autocompletion=complete(REFINEMENTS),
+        ),
+    ] = PRUNE.refine,
     damping: Annotated[
         float, pruning(help="SparseGPT: addition to the diagonal of the Hessian, in units of its mean.")
     ] = PRUNE.damping,

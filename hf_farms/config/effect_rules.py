@@ -15,7 +15,7 @@ from hf_farms.config.lr import FarmsLRConfig
 from hf_farms.config.prune import CalibrationConfig, EvaluationConfig, PruneConfig
 from hf_farms.config.s2ft import S2FTConfig
 from hf_farms.config.spectra import FarmsConfig
-from hf_farms.registries import ALLOCATIONS, FITS, LR_MAPS, METHODS, STRATEGIES, Entry, Registry
+from hf_farms.registries import ALLOCATIONS, FITS, LR_MAPS, METHODS, REFINEMENTS, STRATEGIES, Entry, Registry
 
 __all__ = ["RULES", "AnalyzeArguments", "EvaluateArguments", "Inputs", "PruneArguments", "Rule"]
 
@@ -124,9 +124,13 @@ def _measures_activations(entry: Entry) -> bool:
 
 
 def _calibrating() -> str:
-    methods = _names("method", METHODS, _measures_activations)
-    allocations = _names("allocation", ALLOCATIONS, lambda entry: entry.needs_activations)
-    return f"it applies to {methods} and {allocations}, which need calibration text."
+    registries: list[Registry[Any]] = [METHODS, REFINEMENTS, ALLOCATIONS]
+    names = [
+        _names(registry.option, registry, _measures_activations)
+        for registry in registries
+        if any(_measures_activations(entry) for entry in registry.values())
+    ]
+    return f"it applies to {' and '.join([', '.join(names[:-1]), names[-1]])}, which need calibration text."
 
 
 def _text_rules(kind: type) -> list[Rule]:

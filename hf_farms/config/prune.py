@@ -12,23 +12,26 @@ from hf_farms.config.ends import DEFAULT_ENDS, EARLIER_ENDS, ENDS, Ends
 from hf_farms.config.renamed import absent_before, renamed
 from hf_farms.config.spectra import FarmsConfig
 from hf_farms.files.paths import folder_name
-from hf_farms.registries import ALLOCATIONS, METHODS
+from hf_farms.registries import ALLOCATIONS, METHODS, REFINEMENTS
 from hf_farms.registries.mixtures import is_mixture
 
 __all__ = [
     "ALLOCATIONS",
     "METHODS",
+    "REFINEMENTS",
     "Allocation",
     "CalibrationConfig",
     "EvaluationConfig",
     "Method",
     "PruneConfig",
+    "Refine",
     "default_output_name",
 ]
 
 # Names, as they are registered when a config is made.
 Method = Annotated[str, METHODS]
 Allocation = Annotated[str, ALLOCATIONS]
+Refine = Annotated[str, REFINEMENTS]
 Granularity = Literal["block", "layer"]
 
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
@@ -37,7 +40,7 @@ UNSTRUCTURED = "unstructured"
 PATTERN = re.compile(rf"{UNSTRUCTURED}|(N|[1-9]\d*):[1-9]\d*")
 
 
-@absent_before(ends=EARLIER_ENDS, granularity="block", damping=0.01, block_size=128)
+@absent_before(ends=EARLIER_ENDS, granularity="block", damping=0.01, block_size=128, refine="none")
 @renamed(farms="spectra")
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
@@ -78,6 +81,10 @@ class PruneConfig:
             calibration data, or where weights become very large.
         block_size: columns whose weights SparseGPT compares at once. Smaller blocks spread the zeros more evenly over
             the columns; the papers use 128.
+        refine: "swaps" improves the mask of any method: in each row, a kept and a removed weight are swapped while this
+            reduces the output error of the layer, and after SparseGPT the kept weights are refitted. Choose it for the
+            best quality without training; it needs calibration data and the memory of SparseGPT (twice that with
+            SparseGPT), and takes several times as long as SparseGPT.
         max_sparsity: upper limit for one block, or one role in it. Where the total is higher, the total is the limit,
             with a warning. Lower it if single blocks collapse.
         spectra: how spectra are measured. Change it for another window size or fit; see `FarmsConfig`.
@@ -93,6 +100,7 @@ class PruneConfig:
     granularity: Granularity = "block"
     damping: float = 0.01
     block_size: int = 128
+    refine: Refine = "none"
     max_sparsity: float = 0.999
     spectra: FarmsConfig = field(default_factory=FarmsConfig)
 
@@ -110,6 +118,15 @@ class PruneConfig:
         else:
             check_choice("allocation", self.allocation, ALLOCATIONS)
         check_choice("granularity", self.granularity, GRANULARITIES)
+        check_choice("refine", self.refine, REFINEMENTS)
+        check(
+            REFINEMENTS[self.refine].needs == "nothing"
+            or METHODS[self.method].refit is not None
+            or not METHODS[self.method].adjusts,
+            "refine",
+            f"'none' for method {self.method!r}, which updates the kept weights and cannot refit them",
+            self.refine,
+        )
         self._check_pattern()
         check(
             self.spread is None or (is_number(self.spread) and 0 <= self.spread < 1),
@@ -180,8 +197,13 @@ class PruneConfig:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether the method or the allocation measures activations."""
-        return METHODS[self.method].needs == "activations" or ALLOCATIONS[self.allocation].needs_activations
+        """Whether the method, the refinement or the allocation measures activations."""
+        return self.measures_inputs or ALLOCATIONS[self.allocation].needs_activations
+
+    @property
+    def measures_inputs(self) -> bool:
+        """Whether the inputs of the layers are measured while they are pruned."""
+        return "activations" in (METHODS[self.method].needs, REFINEMENTS[self.refine].needs)
 
     def measurement(self) -> FarmsConfig:
         """Return the spectral measurement that this allocation is planned on."""
@@ -280,13 +302,14 @@ def default_output_name(model: str, config: PruneConfig) -> str:
 
     Args:
         model: hub id, folder or `demo`.
-        config: gives allocation, method, sparsity and pattern.
+        config: gives allocation, method, refinement, sparsity and pattern.
     """
     name = folder_name(model.replace("\\", "/")) or "model"
     pattern = "" if config.group is None else "-" + config.pattern.replace(":", "of")
     # A mixture without the signs that names of repositories and folders cannot have: ramp0.7-farms0.3.
     allocation = config.allocation.replace(":", "").replace("+", "-")
-    return f"{name}-{allocation}-{config.method}-{_percent(config.sparsity)}{pattern}"
+    refined = "" if config.refine == "none" else f"-{config.refine}"
+    return f"{name}-{allocation}-{config.method}{refined}-{_percent(config.sparsity)}{pattern}"
 
 
 def _percent(fraction: float) -> str:

@@ -78,9 +78,12 @@ def calibration_batches(
         DataError: no data, no tokens, or token ids outside the vocabulary.
     """
     if calibration is None:
-        by_method = METHODS[config.method].needs == "activations"
-        needing = f"method {config.method!r}" if by_method else f"allocation {config.allocation!r}"
-        other = "method='magnitude'" if by_method else "allocation='farms'"
+        if METHODS[config.method].needs == "activations":
+            needing, other = f"method {config.method!r}", "method='magnitude'"
+        elif config.measures_inputs:
+            needing, other = f"refine {config.refine!r}", "refine='none'"
+        else:
+            needing, other = f"allocation {config.allocation!r}", "allocation='farms'"
         raise DataError(
             f"calibration must be given for {needing}, got None.", hint=f"Pass token ids, or choose {other}."
         )

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from hf_farms.config import PruneConfig
 from hf_farms.pruning.patterns import Removal
-from hf_farms.registries import METHODS, load
+from hf_farms.registries import METHODS, REFINEMENTS, load
 
-__all__ = ["PruningMethod", "Statistic", "pruning_method"]
+__all__ = ["PrunedWeight", "PruningMethod", "Statistic", "pruning_method"]
 
 
 class Statistic(Protocol):
@@ -49,6 +49,18 @@ class Statistic(Protocol):
         """
 
 
+class PrunedWeight(NamedTuple):
+    """Result of a method for one layer.
+
+    Attributes:
+        weight: `(out, in)`, a new tensor.
+        error_reduction: share by which a refinement reduced the squared output error; None without one.
+    """
+
+    weight: Tensor
+    error_reduction: float | None = None
+
+
 @dataclass(frozen=True)
 class PruningMethod:
     """The functions of a pruning method.
@@ -58,11 +70,22 @@ class PruningMethod:
             new tensor.
         statistic: statistic of the layer inputs; None if the method needs none.
         statistic_options: arguments of the statistic's `prepared`.
+        refine: function that improves the result, see `RefinementEntry`; None without a refinement.
+        refit: function that refits the kept weights after a refinement; None if they are the dense ones.
     """
 
     prune: Callable[[Tensor, Any, Removal], Tensor]
     statistic: type[Statistic] | None = None
     statistic_options: Mapping[str, Any] = field(default_factory=dict)
+    refine: Callable[..., PrunedWeight] | None = None
+    refit: Callable[..., Tensor] | None = None
+
+    def apply(self, weight: Tensor, prepared: Any, removal: Removal) -> PrunedWeight:
+        """Prune a weight `(out, in)`, and refine the result."""
+        if self.refine is None:
+            return PrunedWeight(self.prune(weight, prepared, removal))
+        pruned = self.prune(weight, prepared.own, removal)
+        return self.refine(weight, pruned, prepared, removal, self.refit)
 
 
 def pruning_method(name: str, config: PruneConfig | None = None) -> PruningMethod:
@@ -70,7 +93,7 @@ def pruning_method(name: str, config: PruneConfig | None = None) -> PruningMetho
 
     Args:
         name: of an entry of METHODS.
-        config: values of the options that the method reads; None for the defaults.
+        config: refinement, and values of the options that the method reads; None for the defaults.
 
     Raises:
         ValueError: no such method.
@@ -79,4 +102,11 @@ def pruning_method(name: str, config: PruneConfig | None = None) -> PruningMetho
     own = {option: getattr(config, option) for option in entry.options}
     inputs = {option: own.pop(option) for option in entry.statistic_options}
     statistic = load(entry.statistic) if entry.statistic is not None else None
-    return PruningMethod(partial(entry.load(), **own), statistic, inputs)
+    prune = partial(entry.load(), **own)
+    if REFINEMENTS[config.refine].needs == "nothing":
+        return PruningMethod(prune, statistic, inputs)
+    # Not at the top: it imports this file.
+    from hf_farms.pruning.refining import with_products
+
+    refit = partial(load(entry.refit), **own) if entry.refit is not None else None
+    return PruningMethod(prune, with_products(statistic), inputs, REFINEMENTS[config.refine].load(), refit)

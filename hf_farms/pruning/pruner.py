@@ -33,7 +33,7 @@ from hf_farms.pruning.removal_plan import (
 )
 from hf_farms.pruning.reporting import make_report, sparse_note, unmeasured_note
 from hf_farms.pruning.scoring import score_blocks
-from hf_farms.registries import ALLOCATIONS, METHODS
+from hf_farms.registries import ALLOCATIONS
 from hf_farms.reports import BlockSparsity, LayerSparsity, PruneReport, SpectralReport, json_converter
 from hf_farms.spectra.analysis import analyze
 
@@ -74,8 +74,8 @@ def prune(
     blocks already pruned. The total sparsity is met exactly, or as closely as the pattern allows.
 
     Time: two forward passes of the calibration data through the blocks (one to measure, one to propagate). Memory: its
-    hidden states, and the statistics of one block; SparseGPT needs n x n float32 for each distinct input of n channels,
-    for experts at most 4 GiB at once.
+    hidden states, and the statistics of one block; SparseGPT and `refine="swaps"` need n x n float32 for each distinct
+    input of n channels (both together twice that), for experts at most 4 GiB at once.
 
     Args:
         model: a model; or a hub id, a folder or `demo`, which is loaded, and not written anywhere (for a folder on
@@ -123,7 +123,7 @@ def prune(
     limit = limit_of(source, config, targets, spectra=spectra, scores=scores)
     removals = plan_removals(source, targets, config)
     with source.evaluation(), torch.no_grad():
-        measured = batches if METHODS[config.method].needs == "activations" else []
+        measured = batches if config.measures_inputs else []
         blocks = _prune_blocks(source, config, measured, HiddenStates(folder), targets, removals, tick)
     layers = [layer for block in blocks for layer in block.layers]
     # A limit that the user set and that cannot hold; the default one is only noted.
@@ -208,7 +208,7 @@ def _prune_layer(
         method = pruning_method(WITHOUT_INPUTS)
     elif measured is not None:
         prepared = measured.prepared()
-    pruned = method.prune(weight, prepared, removal)
+    pruned, error_reduction = method.apply(weight, prepared, removal)
     layer.write_(pruned)
     return LayerSparsity(
         name=layer.name,
@@ -217,12 +217,13 @@ def _prune_layer(
         num_zeros_before=before,
         num_tokens=measured.num_tokens if measured is not None else None,
         damping=getattr(prepared, "damping", None),
+        error_reduction=error_reduction,
     )
 
 
 def _warn_of_few_tokens(source: BlockSource, config: PruneConfig, tokens: int) -> None:
     """Warn where the method's statistic of the widest layer needs more tokens than the calibration data has."""
-    statistic = pruning_method(config.method).statistic
+    statistic = pruning_method(config.method, config).statistic
     layers = [layer for i in range(len(source)) for layer in prunable_layers(source.metadata(i).layers)]
     widest = max((layer for layer in layers if layer.kind == "linear"), key=lambda layer: layer.shape[1], default=None)
     if statistic is not None and widest is not None and tokens < statistic.tokens_needed(widest.shape[1]):

@@ -17,7 +17,7 @@ from hf_farms.config import PruneConfig
 from hf_farms.errors import HfFarmsWarning, ModelError
 from hf_farms.pruning.patterns import Removal, lowest, lowest_down_columns
 
-__all__ = ["InputProducts", "InverseFactor", "inverse_factor", "sparsegpt"]
+__all__ = ["InputProducts", "InverseFactor", "inverse_factor", "refit", "sparsegpt"]
 
 # Columns that are corrected one by one.
 ONE_BY_ONE = 32
@@ -52,6 +52,7 @@ class InputProducts:
 
     def __init__(self, width: int, device: torch.device) -> None:
         self._sum = torch.zeros(width, width, dtype=torch.float32, device=device)
+        self._is_mean = False
         self.num_tokens = 0
 
     @staticmethod
@@ -88,9 +89,16 @@ class InputProducts:
         directions in the data.
         """
         damping_factor = len(self._sum) / max(1, self.num_tokens)
-        # The released code uses twice this mean, which has no effect. In place, because n x n may exceed the block.
-        self._sum /= max(1, self.num_tokens)
-        return inverse_factor(self._sum, damping=damping * max(1.0, damping_factor), name=name)
+        # The released code uses twice this mean, which has no effect.
+        return inverse_factor(self.mean(), damping=damping * max(1.0, damping_factor), name=name)
+
+    def mean(self) -> Tensor:
+        """Return the mean of X^T X, `(n, n)` float32; no inputs may be added after it."""
+        if not self._is_mean:
+            # In place, because n x n may exceed the block.
+            self._sum /= max(1, self.num_tokens)
+            self._is_mean = True
+        return self._sum
 
 
 def inverse_factor(products: Tensor, *, damping: float = PruneConfig.damping, name: str = "") -> InverseFactor:
@@ -152,6 +160,28 @@ def sparsegpt(
     Returns:
         `(m, n)` in the dtype of the weight; zero exactly where weights were removed or were zero before.
     """
+    return _correct(weight, factor, removal, None, block_size)
+
+
+def refit(
+    weight: Tensor, factor: InverseFactor, removed: Tensor, *, block_size: int = PruneConfig.block_size
+) -> Tensor:
+    """Remove the weights of a mask, and update those to the right of each to compensate its error, as `sparsegpt` does.
+
+    Args:
+        weight: `(m, n)` dense weight, any float dtype; not modified.
+        factor: prepared statistic of the layer's inputs.
+        removed: `(m, n)` bool, True to remove; not modified.
+        block_size: columns that are corrected together; changes rounding errors only.
+
+    Returns:
+        `(m, n)` in the dtype of the weight; zero exactly where weights were removed.
+    """
+    return _correct(weight, factor, Removal(int(removed.sum())), removed.mT.contiguous(), block_size)
+
+
+def _correct(weight: Tensor, factor: InverseFactor, removal: Removal, given: Tensor | None, block_size: int) -> Tensor:
+    """Remove weights, those of a given mask `(n, m)` or the lowest scores of each span, and update the others."""
     w = weight.float().mT.contiguous().masked_fill_(factor.unused[:, None], 0)
     n, m = w.shape
     # Spans must contain whole groups.
@@ -160,10 +190,10 @@ def sparsegpt(
     starts = range(0, n, columns)
     sizes = [m * min(columns, n - start) for start in starts]
     counts = apportion(removal.count, [removal.count * part / w.numel() for part in sizes], sizes)
-    removed = torch.zeros_like(w, dtype=torch.bool)
+    removed = torch.zeros_like(w, dtype=torch.bool) if given is None else given
     for start, count in zip(starts, counts, strict=True):
         stop = min(start + columns, n)
-        if removal.group is None:
+        if removal.group is None and given is None:
             scale = factor.upper.diagonal()[start:stop, None]
             removed[start:stop] = lowest((w[start:stop] / scale).square(), count)
         errors = _correct_span(w, removed, factor.upper, (start, stop), removal.group)

@@ -3,6 +3,7 @@
 base.py                Entry, Registry, and the import of the function that an entry names
 methods.py             METHODS: rules that choose the weights to remove
 allocations.py         ALLOCATIONS: rules that distribute sparsity across blocks
+refinements.py         REFINEMENTS: ways to improve the mask of a method
 fits.py                FITS: rules for the start of the tail of a spectrum
 lr_maps.py             LR_MAPS: maps from alphas to factors on the learning rate
 strategies.py          STRATEGIES: scores of heads and channels for the selection of S2FT
@@ -17,6 +18,7 @@ from hf_farms.registries.combinations import COMBINATIONS, CombinationEntry
 from hf_farms.registries.fits import FITS, FitEntry
 from hf_farms.registries.lr_maps import LR_MAPS, LRMapEntry
 from hf_farms.registries.methods import METHODS, MethodEntry
+from hf_farms.registries.refinements import REFINEMENTS, RefinementEntry
 from hf_farms.registries.strategies import STRATEGIES, StrategyEntry
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "FITS",
     "LR_MAPS",
     "METHODS",
+    "REFINEMENTS",
     "STRATEGIES",
     "AllocationEntry",
     "CombinationEntry",
@@ -35,6 +38,7 @@ __all__ = [
     "LRMapEntry",
     "MethodEntry",
     "Needs",
+    "RefinementEntry",
     "Registry",
     "StrategyEntry",
     "load",

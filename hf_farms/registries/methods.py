@@ -21,12 +21,16 @@ class MethodEntry(Entry):
             exactly where `needs` is "activations".
         statistic_options: those of `options` that are arguments of the statistic's `prepared` and not of the function.
         adjusts: whether the remaining weights change too.
+        refit: import path of a function that is called with the weight, the prepared statistic, a mask of the removed
+            weights and the options, and returns the pruned weight; required to refine the mask of a method that
+            adjusts, else not allowed.
         citation: BibTeX.
     """
 
     statistic: str | None = None
     statistic_options: tuple[str, ...] = ()
     adjusts: bool = False
+    refit: str | None = None
     citation: str = ""
 
     def __post_init__(self) -> None:
@@ -40,6 +44,10 @@ class MethodEntry(Entry):
             )
         if self.statistic is not None:
             check_path("statistic", self.statistic)
+        if self.refit is not None:
+            check_path("refit", self.refit)
+            if not self.adjusts:
+                raise ValueError(f"refit must be None for a method that keeps its weights, got {self.refit!r}.")
         if not set(self.statistic_options) <= set(self.options):
             raise ValueError(f"statistic_options must be some of {self.options}, got {self.statistic_options}.")
 
@@ -102,6 +110,7 @@ METHODS: Registry[MethodEntry] = Registry(
             "their layer least, estimated from the second moments of its inputs, were set to zero, and the remaining "
             "ones were updated to compensate.",
             adjusts=True,
+            refit="hf_farms.pruning.sparsegpt:refit",
             options=("damping", "block_size"),
             statistic_options=("damping",),
             citation=SPARSEGPT,

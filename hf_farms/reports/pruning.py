@@ -27,6 +27,8 @@ class LayerSparsity:
         damping: of the Hessian, in units of its mean diagonal; None where the method has none.
         num_zeros_before: zeros already present before pruning; None if not counted.
         target: planned sparsity; None: all layers of a block have that of the block.
+        error_reduction: share by which `refine` reduced the squared output error on the calibration data; None if it
+            was not refined.
     """
 
     name: str
@@ -36,6 +38,7 @@ class LayerSparsity:
     damping: float | None = None
     num_zeros_before: int | None = None
     target: float | None = None
+    error_reduction: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from markupsafe import Markup
 
 from hf_farms.config import default_output_name
-from hf_farms.registries import ALLOCATIONS, FITS, METHODS
+from hf_farms.registries import ALLOCATIONS, FITS, METHODS, REFINEMENTS
 from hf_farms.registries.allocations import AllocationEntry
 from hf_farms.reports import PerplexityRecord, PruneReport, TaskRecord
 from hf_farms.reports.standing_out import standing_out_of
@@ -65,6 +66,7 @@ def pruned_card(
     values = {
         "report": report,
         "method": method,
+        "refinement": _refinement(report),
         "allocation": allocation,
         "fit": FITS[report.before.config.fit] if report.before else None,
         "citations": [entry.citation for entry in (allocation, method) if entry.citation],
@@ -124,6 +126,17 @@ def _allocation_sentence(report: PruneReport, *, even: bool) -> str:
     others = len(report.blocks) - ends
     could_differ = config.sparsity > 0 and config.spread != 0 and config.group is None and others > 1
     return entry.sentence_if_even if could_differ or not entry.needs_spectra else AllocationEntry.sentence_if_even
+
+
+def _refinement(report: PruneReport) -> str:
+    """Return the sentence of the refinement, and how much it reduced the error of the layers; empty without one."""
+    sentence = REFINEMENTS[report.config.refine].describe(report.config)
+    layers = [layer.error_reduction for block in report.blocks for layer in block.layers]
+    reductions = [reduction for reduction in layers if reduction is not None]
+    if not sentence or not reductions:
+        return sentence
+    lowest, middle, highest = (f"{100 * f(reductions):.3g}%" for f in (min, statistics.median, max))
+    return f"{sentence} The error fell by {lowest} to {highest}, in the median layer by {middle}."
 
 
 def _ends(report: PruneReport) -> str:

@@ -105,10 +105,11 @@ def test_sparsegpt_with_a_pattern_in_a_folder_that_names_them(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     done = run(
         *("prune", "demo", "--method", "sparsegpt", "--pattern", "2:4", "--allocation", "uniform"),
+        *("--refine", "swaps", "--damping", "0.02"),
         *("--calibration-samples", "8", "--evaluation", "none", "-q"),
     )
     assert done.exit_code == 0, done.output
-    folder = tmp_path / "demo-uniform-sparsegpt-50-2of4"
+    folder = tmp_path / "demo-uniform-sparsegpt-swaps-50-2of4"
     assert done.stdout.strip() == folder.name
     report = PruneReport.load(folder / "hf_farms_report.json")
     assert (report.config.method, report.config.pattern, report.sparsity) == ("sparsegpt", "2:4", 0.5)
@@ -116,7 +117,10 @@ def test_sparsegpt_with_a_pattern_in_a_folder_that_names_them(tmp_path, monkeypa
     weight = AutoModelForCausalLM.from_pretrained(folder).model.layers[2].mlp.down_proj.weight
     assert ((weight == 0).view(-1, 4).sum(1) == 2).all()
     card = (folder / "README.md").read_text()
-    assert "Method `sparsegpt`, pattern `2:4`, allocation `uniform`" in card
+    assert "Method `sparsegpt`, pattern `2:4`, refinement `swaps`, allocation `uniform`" in card
+    assert "in the median layer by " in card
+    assert (report.config.refine, report.config.damping) == ("swaps", 0.02)
+    assert {layer.damping for block in report.blocks for layer in block.layers} == {0.02}
     assert "2301.00774" in card
 
 

@@ -92,6 +92,7 @@ def test_alpha_is_measured_on_whole_matrices_and_farms_on_windows():
             PruneConfig(allocation="uniform", pattern="2:4", method="sparsegpt"),
             "demo-uniform-sparsegpt-50-2of4",
         ),
+        ("demo", PruneConfig(refine="swaps"), "demo-farms-wanda-swaps-50"),
         ("demo", PruneConfig(pattern="N:8", sparsity=0.6), "demo-farms-wanda-60-Nof8"),
     ],
 )

@@ -133,7 +133,7 @@ CASES = {
 # Fields that always have an effect.
 ALWAYS = {
     FarmsConfig: {"window_rows", "fit", "block_score"},
-    PruneConfig: {"sparsity", "method", "pattern", "allocation"},
+    PruneConfig: {"sparsity", "method", "pattern", "allocation", "refine"},
     S2FTConfig: {"budget", "roles", "strategy", "budget_allocation", "layout", "write_back", "max_channels"},
     FarmsLRConfig: {
         *("map", "unit", "quantity", "shrink", "normalise", "ends", "min_eigenvalues", "outside", "start"),

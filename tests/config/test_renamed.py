@@ -244,6 +244,7 @@ def test_recipes_and_reports_without_ends_are_as_measured(tmp_path):
         "granularity": "block",
         "damping": 0.01,
         "block_size": 128,
+        "refine": "none",
     }
     with old_name(PruneConfig):
         recipe = Recipe.load(EARLIER / "recipe.yaml")

@@ -54,6 +54,7 @@ FIELDS = {
     (PruneConfig, "ends"): choice(*ENDS),
     (PruneConfig, "damping"): ("a positive number", [0, -0.1, NAN, INFINITY, "1", None, True], [0.1, 1]),
     (PruneConfig, "block_size"): COUNT,
+    (PruneConfig, "refine"): choice("none", "swaps"),
     (PruneConfig, "max_sparsity"): ("above 0 and at most 1", [0, 1.1, NAN, "1", None, True], [0.9, 1]),
     (PruneConfig, "spectra"): SPECTRA,
     (CalibrationConfig, "source"): ("'speeches', 'self', a file or a dataset id", ["", " ", None, 3], ["self"]),
