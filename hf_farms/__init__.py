@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hf_farms.allocation.sparsity import allocate_sparsity
     from hf_farms.callbacks.farms_lr import FarmsLRCallback
     from hf_farms.callbacks.keep_zeros import KeepZerosCallback
+    from hf_farms.callbacks.lora_masks import mask_lora
     from hf_farms.callbacks.s2ft import S2FTCallback
     from hf_farms.config import (
         CalibrationConfig,
@@ -67,6 +68,7 @@ __all__ = [
     "evaluate_checkpoint",
     "fuse",
     "layer_spectrum",
+    "mask_lora",
     "plan_sparsity",
     "prune",
     "prune_checkpoint",
@@ -101,6 +103,7 @@ _HOME = {
     "evaluate_checkpoint": "workflows.evaluate",
     "fuse": "s2ft.adapters.fusing",
     "layer_spectrum": "spectra.spectrum",
+    "mask_lora": "callbacks.lora_masks",
     "plan_sparsity": "allocation.plan",
     "prune": "pruning.pruner",
     "prune_checkpoint": "workflows.prune",

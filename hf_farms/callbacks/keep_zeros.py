@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_farms.blocks import ModelBlockSource
+from hf_farms.blocks.adapters import is_adapted
 from hf_farms.callbacks.compatibility import require_step_hooks
-from hf_farms.callbacks.trainer import unwrap_optimizer
+from hf_farms.callbacks.lora_masks import mask_lora
+from hf_farms.callbacks.trainer import unwrap_optimizer, uses_fsdp
 from hf_farms.errors import NoEffectWarning
 from hf_farms.s2ft.surgery import selective_layers
 
@@ -23,15 +25,21 @@ NAME = "KeepZerosCallback"
 class KeepZerosCallback(TrainerCallback):
     """Keep the weights of the blocks zero that are zero at the start of the training.
 
-    Use it as `Trainer(..., callbacks=[KeepZerosCallback()])` or `trainer.add_callback(...)`, for full fine-tuning or
-    together with S2FTCallback (place it after that one). The gradients of these weights are zeroed too, so that they
-    affect neither gradient clipping nor the optimizer's moments. Patterns such as 2:4 are preserved.
+    Use it as `Trainer(..., callbacks=[KeepZerosCallback()])` or `trainer.add_callback(...)`, for full fine-tuning,
+    together with S2FTCallback (place it after that one), or for LoRA adapters of PEFT. The gradients of these weights
+    are zeroed too, so that they affect neither gradient clipping nor the optimizer's moments. Patterns such as 2:4 are
+    preserved.
 
-    Memory: one byte for every trained weight of the blocks. Time: one pass over gradients and weights in each step.
+    LoRA: the update B @ A of each adapted layer is masked, in training and afterwards, so that
+    `model.merge_and_unload()` keeps every zero. An adapter that is loaded from a file needs `mask_lora(model)` before
+    it is used or merged, as files of adapters do not hold the mask.
+
+    Memory: one byte for every trained or adapted weight of the blocks. Time: one pass over gradients and weights in
+    each step; adapted layers take about twice as long (see `mask_lora`).
 
     Raises:
-        ValueError: at the start of the training, with adapters, which fill the zeros when they are merged, or with an
-            optimizer that updates weights outside its step.
+        ValueError: at the start of the training, with adapters whose update cannot be masked (see `mask_lora`), LoRA
+            under FSDP, or an optimizer that updates weights outside its step.
     """
 
     def __init__(self) -> None:
@@ -44,16 +52,12 @@ class KeepZerosCallback(TrainerCallback):
         """Find the zeros and register the hooks."""
         require_step_hooks(args, NAME)
         model = kwargs["model"]
-        if any(hasattr(module, "base_layer") for module in model.modules()):
-            raise ValueError(
-                f"model must be without adapters for {NAME}, got some, which fill zeros when they are merged. Train "
-                "the model itself, or a part of it with S2FTCallback."
-            )
         self._release()
+        masked = _mask_adapters(model, args)
         self._masks = _zero_masks(model)
-        if not self._masks:
+        if not self._masks and not masked:
             warnings.warn(
-                f"{NAME} has no effect: no trained weight in the blocks of the model is 0.",
+                f"{NAME} has no effect: no trained or adapted weight in the blocks of the model is 0.",
                 NoEffectWarning,
                 stacklevel=2,
             )
@@ -64,7 +68,7 @@ class KeepZerosCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Remove the hooks and free the masks."""
+        """Remove the hooks and free the masks; adapted layers stay masked, so that merging keeps the zeros."""
         self._release()
 
     def _clear_gradient(self, parameter: Tensor) -> None:
@@ -82,6 +86,17 @@ class KeepZerosCallback(TrainerCallback):
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._masks = [], {}
+
+
+def _mask_adapters(model: nn.Module, args: TrainingArguments) -> int:
+    """Mask the updates of adapters; return the number of layers."""
+    if not any(is_adapted(module) for module in model.modules()):
+        return 0
+    if uses_fsdp(args):
+        raise ValueError(
+            f"weights must be whole on every process for {NAME} with adapters, got FSDP. Use DDP, or one process."
+        )
+    return mask_lora(model)
 
 
 def _zero_masks(model: nn.Module) -> dict[nn.Parameter, Tensor]:
