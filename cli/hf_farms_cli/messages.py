@@ -73,7 +73,8 @@ FIELDS = {
                 "yes",
                 "granularity",
             ),
-            *("base", "batch_size", "include_path", "device", "revision", "allow_pickle", "tuned_revision"),
+            *("layers", "yes", "base", "batch_size", "include_path", "device", "revision", "allow_pickle"),
+            *("tuned_revision",),
         )
     },
 }
