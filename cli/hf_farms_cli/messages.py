@@ -60,21 +60,10 @@ FIELDS = {
     **{
         name: f"--{name.replace('_', '-')}"
         for name in (
-            *("aspect_ratio", "windows_per_dim", "tail_divisor", "released_peak_bound", "outside"),
-            *(
-                "spread",
-                "ends",
-                "damping",
-                "block_size",
-                "baseline",
-                "num_fewshot",
-                "limit",
-                "layers",
-                "yes",
-                "granularity",
-            ),
-            *("layers", "yes", "base", "batch_size", "include_path", "device", "revision", "allow_pickle"),
-            *("tuned_revision",),
+            *("aspect_ratio", "windows_per_dim", "tail_divisor", "released_peak_bound", "outside", "spread", "ends"),
+            *("damping", "block_size", "baseline", "num_fewshot", "limit", "layers", "yes"),
+            *("granularity", "base", "batch_size", "include_path", "device"),
+            *("revision", "allow_pickle", "tuned_revision"),
         )
     },
 }
