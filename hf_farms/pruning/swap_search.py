@@ -14,7 +14,7 @@ from torch import Tensor
 __all__ = ["Candidates", "Pairs", "Rows", "best_pairs", "candidate_pairs", "group_pairs", "largest_correlations"]
 
 # Kept and removed weights of a row among which swaps go on without another search.
-CANDIDATES = 48
+CANDIDATES = 32
 # Entries of temporary tensors: few enough for the caches of a CPU; enough to keep another device busy.
 ENTRIES_AT_ONCE, ENTRIES_ON_DEVICE = 2**20, 2**26
 
@@ -179,18 +179,21 @@ class Candidates:
         return Candidates(self.columns[chosen], self.change[chosen], self.products[chosen])
 
 
-def candidate_pairs(rows: Rows, pairs: Pairs, products: Tensor) -> Candidates:
-    """Return the kept weights with the best pairs, and the removed weights that reduce the error most.
+def candidate_pairs(rows: Rows, products: Tensor, pairs: Pairs | None = None) -> Candidates:
+    """Return the kept weights that cost least to remove, and the removed weights that reduce the error most.
 
-    The best pair is among them.
+    Args:
+        rows: the rows.
+        products: `(n, n)` G.
+        pairs: takes the kept weights with the best pairs, and includes the best pair.
     """
     k = min(CANDIDATES, rows.weight.shape[1])
-    kept = pairs.smallest.topk(k, dim=1, largest=False).indices
-    restore = rows.restore.scatter(1, pairs.lost[:, None], -torch.inf)
-    lost = restore.topk(k, dim=1, largest=False).indices
+    costs, restore = rows.remove, rows.restore
+    if pairs is not None:
+        costs, restore = pairs.smallest, restore.scatter(1, pairs.lost[:, None], -torch.inf)
+    kept, lost = (values.topk(k, dim=1, largest=False).indices for values in (costs, restore))
     columns = torch.cat([kept, lost], dim=1)
     w = rows.weight.gather(1, columns)
     change = torch.cat([rows.remove.gather(1, kept), rows.restore.gather(1, lost)], dim=1)
-    n = products.shape[1]
-    inside = products.reshape(-1)[columns[:, :, None] * n + columns[:, None, :]]
+    inside = products.reshape(-1)[columns[:, :, None] * products.shape[1] + columns[:, None, :]]
     return Candidates(columns, change, inside.mul_(2 * w[:, :, None]).mul_(w[:, None, :]))

@@ -14,7 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hf_farms.pruning.swap_search import Rows, best_pairs, candidate_pairs, group_pairs, largest_correlations
+from hf_farms.pruning.swap_search import (
+    Candidates,
+    Rows,
+    best_pairs,
+    candidate_pairs,
+    group_pairs,
+    largest_correlations,
+)
 
 __all__ = ["MAX_ROUNDS", "SwapResult", "output_errors", "swap_masks"]
 
@@ -52,12 +59,12 @@ def swap_masks(
     """Swap kept for removed weights of every row until no swap of two weights reduces its output error.
 
     Rows, and groups of a pattern N:M, keep their number of removed weights. A round finds the best of all pairs of each
-    row, swaps it, and goes on with the best pairs of a few candidates around it while they reduce the error. With
-    groups, all pairs are compared for each swap.
+    row, swaps it, and goes on with the best pairs of a few candidates while they reduce the error. With groups, all
+    pairs are compared for each swap.
 
-    Cost of a round: a matrix product of O(m n^2), and O(m k n) for the search, with k the kept weights of a row that an
-    upper bound on the gain does not exclude; with groups O(m n M) for each swap of a row. Rows that have no swap left
-    are not searched again.
+    Cost of a round: some matrix products of O(m n^2), and O(m k n) for the search, with k the kept weights of a row
+    that an upper bound on the gain does not exclude; with groups O(m n M) for each swap of a row. Rows that have no
+    swap left are not searched again.
 
     Args:
         weight: `(m, n)` dense weight, any float dtype; not modified.
@@ -144,17 +151,37 @@ def _swap_candidates(
     chosen = swapped.nonzero()[:, 0]
     if not len(chosen):
         return swapped
-    candidates = candidate_pairs(rows.select(chosen), pairs.select(chosen), products)
-    moving = torch.arange(len(chosen), device=chosen.device)
-    while len(moving):
-        change, kept, lost = candidates.best()
-        goes = change < least[chosen[moving]]
-        if not goes.all():
-            moving, candidates = moving[goes], candidates.select(goes)
-            kept, lost = kept[goes], lost[goes]
-            if not len(moving):
-                break
-        i, j = candidates.swap(kept, lost)
-        removed[chosen[moving], i] = True
-        removed[chosen[moving], j] = False
+    mask = removed[chosen]
+    _swap_among(candidate_pairs(rows.select(chosen), products, pairs.select(chosen)), mask, least[chosen])
+    _swap_likely(weight[chosen], mask, products, least[chosen])
+    removed[chosen] = mask
     return swapped
+
+
+def _swap_likely(weight: Tensor, removed: Tensor, products: Tensor, least: Tensor) -> None:
+    """Swap the best among the pairs that are likely to be good, in the mask, until there are none.
+
+    This saves most searches of all pairs.
+    """
+    moving = torch.arange(len(weight), device=weight.device)
+    while len(moving):
+        w, mask = weight[moving], removed[moving]
+        rows = Rows.make(w, mask, w.masked_fill(~mask, 0) @ products, products, least=least[moving])
+        swapped = _swap_among(candidate_pairs(rows, products), mask, least[moving])
+        removed[moving] = mask
+        moving = moving[swapped]
+
+
+def _swap_among(candidates: Candidates, removed: Tensor, least: Tensor) -> Tensor:
+    """Swap the best pair of the candidates of each row, again and again, in the mask; return the rows with a swap."""
+    swapped = torch.zeros(len(removed), dtype=torch.bool, device=removed.device)
+    moving = torch.arange(len(removed), device=removed.device)
+    while True:
+        change, kept, lost = candidates.best()
+        goes = change < least[moving]
+        if not goes.all():
+            moving, candidates, kept, lost = moving[goes], candidates.select(goes), kept[goes], lost[goes]
+        if not len(moving):
+            return swapped
+        i, j = candidates.swap(kept, lost)
+        removed[moving, i], removed[moving, j], swapped[moving] = True, False, True
