@@ -12,6 +12,7 @@ from hf_farms.config.prune import (
     ALLOCATIONS,
     GRANULARITIES,
     METHODS,
+    RECOVERIES,
     REFINEMENTS,
     Allocation,
     CalibrationConfig,
@@ -19,6 +20,7 @@ from hf_farms.config.prune import (
     Granularity,
     Method,
     PruneConfig,
+    Recover,
     default_output_name,
 )
 from hf_farms.config.s2ft import (
@@ -46,6 +48,7 @@ __all__ = [
     "LR_QUANTITIES",
     "LR_UNITS",
     "METHODS",
+    "RECOVERIES",
     "REFINEMENTS",
     "S2FT_KEEPS",
     "S2FT_LAYOUTS",
@@ -66,6 +69,7 @@ __all__ = [
     "LoadOptions",
     "Method",
     "PruneConfig",
+    "Recover",
     "S2FTConfig",
     "S2FTKeep",
     "S2FTLayout",

@@ -15,7 +15,17 @@ from hf_farms.config.lr import FarmsLRConfig
 from hf_farms.config.prune import CalibrationConfig, EvaluationConfig, PruneConfig
 from hf_farms.config.s2ft import S2FTConfig
 from hf_farms.config.spectra import FarmsConfig
-from hf_farms.registries import ALLOCATIONS, FITS, LR_MAPS, METHODS, REFINEMENTS, STRATEGIES, Entry, Registry
+from hf_farms.registries import (
+    ALLOCATIONS,
+    FITS,
+    LR_MAPS,
+    METHODS,
+    RECOVERIES,
+    REFINEMENTS,
+    STRATEGIES,
+    Entry,
+    Registry,
+)
 
 __all__ = ["RULES", "AnalyzeArguments", "EvaluateArguments", "Inputs", "PruneArguments", "Rule"]
 
@@ -124,7 +134,7 @@ def _measures_activations(entry: Entry) -> bool:
 
 
 def _calibrating() -> str:
-    registries: list[Registry[Any]] = [METHODS, REFINEMENTS, ALLOCATIONS]
+    registries: list[Registry[Any]] = [METHODS, REFINEMENTS, ALLOCATIONS, RECOVERIES]
     names = [
         _names(registry.option, registry, _measures_activations)
         for registry in registries
@@ -168,6 +178,7 @@ RULES: tuple[Rule, ...] = (
         when=lambda c, _: c.group is None or "block_size" not in METHODS[c.method].options,
         condition="pattern 'unstructured'",
     ),
+    *_by_choice(PruneConfig, ("recover_passes", "recover_rate"), "recover", RECOVERIES),
     _rule(
         PruneConfig,
         "max_sparsity",

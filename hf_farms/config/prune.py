@@ -12,18 +12,20 @@ from hf_farms.config.ends import DEFAULT_ENDS, EARLIER_ENDS, ENDS, Ends
 from hf_farms.config.renamed import absent_before, renamed
 from hf_farms.config.spectra import FarmsConfig
 from hf_farms.files.paths import folder_name
-from hf_farms.registries import ALLOCATIONS, METHODS, REFINEMENTS
+from hf_farms.registries import ALLOCATIONS, METHODS, RECOVERIES, REFINEMENTS
 from hf_farms.registries.mixtures import is_mixture
 
 __all__ = [
     "ALLOCATIONS",
     "METHODS",
+    "RECOVERIES",
     "REFINEMENTS",
     "Allocation",
     "CalibrationConfig",
     "EvaluationConfig",
     "Method",
     "PruneConfig",
+    "Recover",
     "Refine",
     "default_output_name",
 ]
@@ -31,6 +33,7 @@ __all__ = [
 # Names, as they are registered when a config is made.
 Method = Annotated[str, METHODS]
 Allocation = Annotated[str, ALLOCATIONS]
+Recover = Annotated[str, RECOVERIES]
 Refine = Annotated[str, REFINEMENTS]
 Granularity = Literal["block", "layer"]
 
@@ -87,6 +90,14 @@ class PruneConfig:
             SparseGPT), and takes several times as long as SparseGPT.
         max_sparsity: upper limit for one block, or one role in it. Where the total is higher, the total is the limit,
             with a warning. Lower it if single blocks collapse.
+        recover: whether the kept weights are adjusted after pruning, with the zeros fixed. "submodule" fits attention
+            and MLP of each block to the outputs of the dense model (arXiv 2510.14444): it needs calibration data with
+            any method, takes about ten more forward passes of it, and recovers quality with every method. "none" keeps
+            the weights of the method.
+        recover_passes: passes of `recover` over the calibration data. Time grows in proportion; raise it only together
+            with the amount of calibration data, or the weights fit the sequences and not the language.
+        recover_rate: first learning rate of `recover`, as a fraction of the root mean square of each matrix. Lower it
+            if the report says that blocks were kept as they were.
         spectra: how spectra are measured. Change it for another window size or fit; see `FarmsConfig`.
     """
 
@@ -102,6 +113,9 @@ class PruneConfig:
     block_size: int = 128
     refine: Refine = "none"
     max_sparsity: float = 0.999
+    recover: Recover = "none"
+    recover_passes: int = 3
+    recover_rate: float = 0.01
     spectra: FarmsConfig = field(default_factory=FarmsConfig)
 
     def __post_init__(self) -> None:
@@ -142,6 +156,15 @@ class PruneConfig:
             "max_sparsity",
             "above 0 and at most 1",
             self.max_sparsity,
+        )
+        check_choice("recover", self.recover, RECOVERIES)
+        check(is_count(self.recover_passes), "recover_passes", "a positive integer", self.recover_passes)
+        check(
+            is_number(self.recover_rate) and 0 < self.recover_rate <= 1,
+            "recover_rate",
+            "above 0 and at most 1",
+            self.recover_rate,
+            "It is a fraction of the size of the weights.",
         )
         check_fields(self)
 
@@ -197,8 +220,12 @@ class PruneConfig:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether the method, the refinement or the allocation measures activations."""
-        return self.measures_inputs or ALLOCATIONS[self.allocation].needs_activations
+        """Whether the method, the refinement, the allocation or the recovery measures activations."""
+        return (
+            self.measures_inputs
+            or ALLOCATIONS[self.allocation].needs_activations
+            or RECOVERIES[self.recover].needs == "activations"
+        )
 
     @property
     def measures_inputs(self) -> bool:

@@ -14,7 +14,7 @@ from hf_farms.errors import DataError
 from hf_farms.progress import Progress
 from hf_farms.pruning.hidden_states import HiddenStates
 from hf_farms.pruning.measuring import Run
-from hf_farms.registries import METHODS
+from hf_farms.registries import ALLOCATIONS, METHODS, RECOVERIES
 
 __all__ = ["Batch", "CalibrationPass", "calibration_batches"]
 
@@ -78,13 +78,15 @@ def calibration_batches(
         DataError: no data, no tokens, or token ids outside the vocabulary.
     """
     if calibration is None:
-        if METHODS[config.method].needs == "activations":
-            needing, other = f"method {config.method!r}", "method='magnitude'"
-        elif config.measures_inputs:
-            needing, other = f"refine {config.refine!r}", "refine='none'"
-        else:
-            needing, other = f"allocation {config.allocation!r}", "allocation='farms'"
+        choices = (
+            ("method", METHODS[config.method].needs == "activations", config.method, "magnitude"),
+            ("refine", config.measures_inputs, config.refine, "none"),
+            ("allocation", ALLOCATIONS[config.allocation].needs_activations, config.allocation, "farms"),
+            ("recover", RECOVERIES[config.recover].needs == "activations", config.recover, "none"),
+        )
+        option, _, name, other = next(choice for choice in choices if choice[1])
         raise DataError(
-            f"calibration must be given for {needing}, got None.", hint=f"Pass token ids, or choose {other}."
+            f"calibration must be given for {option} {name!r}, got None.",
+            hint=f"Pass token ids, or choose {option}={other!r}.",
         )
     return named_batches(calibration, vocabulary=source.vocabulary)

@@ -24,6 +24,7 @@ from hf_farms.pruning.limits import limit_of
 from hf_farms.pruning.measuring import LayerStatistic, Run, measure, measurement_passes
 from hf_farms.pruning.methods import PruningMethod, pruning_method
 from hf_farms.pruning.patterns import Removal
+from hf_farms.pruning.recovery import block_recovery, single_sequences
 from hf_farms.pruning.removal_plan import (
     block_targets,
     check_layers,
@@ -33,7 +34,7 @@ from hf_farms.pruning.removal_plan import (
 )
 from hf_farms.pruning.reporting import make_report, sparse_note, unmeasured_note
 from hf_farms.pruning.scoring import score_blocks
-from hf_farms.registries import ALLOCATIONS
+from hf_farms.registries import ALLOCATIONS, RECOVERIES
 from hf_farms.reports import BlockSparsity, LayerSparsity, PruneReport, SpectralReport, json_converter
 from hf_farms.spectra.analysis import analyze
 
@@ -75,15 +76,18 @@ def prune(
 
     Time: two forward passes of the calibration data through the blocks (one to measure, one to propagate). Memory: its
     hidden states, and the statistics of one block; SparseGPT and `refine="swaps"` need n x n float32 for each distinct
-    input of n channels (both together twice that), for experts at most 4 GiB at once.
+    input of n channels (both together twice that), for experts at most 4 GiB at once. Recovery by submodule: about 15
+    more forward passes (three to record inputs and outputs, four for each of three passes of the fit); twice the hidden
+    states, the dense weights of one block, and five times the weights of its attention or of its feed-forward network
+    in float32.
 
     Args:
         model: a model; or a hub id, a folder or `demo`, which is loaded, and not written anywhere (for a folder on
             disk, call `prune_checkpoint`); or a `BlockSource`, whose `commit` is called for each finished block.
         config: method, sparsity, pattern, allocation.
-        calibration: token ids `(b, n)` or `(n,)`, or mappings of model inputs, each of any length; required by Wanda
-            and SparseGPT. Tokens masked by an `attention_mask` are not counted. None: for a model loaded by name, the
-            sequences of `CalibrationConfig()`.
+        calibration: token ids `(b, n)` or `(n,)`, or mappings of model inputs, each of any length; required by Wanda,
+            SparseGPT and recovery. Tokens masked by an `attention_mask` are not counted. None: for a model loaded by
+            name, the sequences of `CalibrationConfig()`.
         spectra: spectra of this model, measured with `config.measurement()`; None to measure them now.
         scores: scores of this model's blocks before pruning, for an allocation that needs activations: one for each
             block, or as `score_blocks` returns them; None to measure them now.
@@ -108,6 +112,9 @@ def prune(
     source = ModelBlockSource(model) if isinstance(model, nn.Module) else model
     check_layers(source, config)
     batches = calibration_batches(calibration, source, config) if config.needs_calibration else []
+    recovers = RECOVERIES[config.recover].needs == "activations"
+    if recovers:
+        batches = single_sequences(batches)
     if batches and any(source.finished(index) is None for index in range(len(source))):
         check_method(source, config, batches[0])
     if config.sparsity == 0:
@@ -123,8 +130,8 @@ def prune(
     limit = limit_of(source, config, targets, spectra=spectra, scores=scores)
     removals = plan_removals(source, targets, config)
     with source.evaluation(), torch.no_grad():
-        measured = batches if config.measures_inputs else []
-        blocks = _prune_blocks(source, config, measured, HiddenStates(folder), targets, removals, tick)
+        measured = batches if recovers or config.measures_inputs else []
+        blocks = _prune_blocks(source, config, measured, folder, targets, removals, tick)
     layers = [layer for block in blocks for layer in block.layers]
     # A limit that the user set and that cannot hold; the default one is only noted.
     unreachable = limit if PruneConfig.max_sparsity != config.max_sparsity <= config.sparsity else None
@@ -156,14 +163,14 @@ def _prune_blocks(
     source: BlockSource,
     config: PruneConfig,
     batches: list[dict[str, Tensor]],
-    hidden: HiddenStates,
+    folder: Path | None,
     targets: Plan,
     removals: list[list[Removal]],
     tick: Progress,
 ) -> list[BlockSparsity]:
     if all(source.finished(index) is not None for index in range(len(source))):
         batches = []
-    data = CalibrationPass(source, batches, hidden, tick)
+    data = CalibrationPass(source, batches, HiddenStates(folder), tick)
     if batches:
         _warn_of_few_tokens(source, config, data.num_tokens)
     blocks, whole = [], block_targets(source, targets, config)
@@ -175,8 +182,10 @@ def _prune_blocks(
             blocks.append(json_converter().structure(record, BlockSparsity))
         else:
             block = source.open(index)
-            pruned = _prune_block(block, whole[index], removals[index], config, data.runs(block, index))
-            blocks.append(_with_targets(pruned, block, targets[index]) if by_layer else pruned)
+            recovery, runs = block_recovery(block, config, folder), data.runs(block, index)
+            pruned = _prune_block(block, whole[index], removals[index], config, runs)
+            pruned = _with_targets(pruned, block, targets[index]) if by_layer else pruned
+            blocks.append(replace(pruned, recovery=recovery.fit(runs, config)))
             source.commit(index, json_converter().unstructure(blocks[-1]))
         if batches and index < last:
             data.advance(source.open(index), index)

@@ -10,6 +10,7 @@ from hf_farms.allocation.notes import spread_note
 from hf_farms.blocks import BlockSource
 from hf_farms.config import PruneConfig
 from hf_farms.pruning.patterns import Removal
+from hf_farms.pruning.recovery import recovery_notes
 from hf_farms.pruning.removal_plan import pattern_note
 from hf_farms.reports import BlockSparsity, CalibrationRecord, LayerSparsity, PruneReport, SpectralReport
 
@@ -43,6 +44,7 @@ def make_report(
         spread_note(spectra, config) if spectra is not None else None,
         pattern_note(removals, [x.num_weights for x in layers], config),
         *_layer_notes(source, layers, config.damping),
+        *recovery_notes(blocks),
     ]
     return PruneReport(
         model=source.name,

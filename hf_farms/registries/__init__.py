@@ -7,6 +7,7 @@ refinements.py         REFINEMENTS: ways to improve the mask of a method
 fits.py                FITS: rules for the start of the tail of a spectrum
 lr_maps.py             LR_MAPS: maps from alphas to factors on the learning rate
 strategies.py          STRATEGIES: scores of heads and channels for the selection of S2FT
+recoveries.py          RECOVERIES: ways to adjust the kept weights after pruning
 combinations.py        COMBINATIONS: rules that make one adapter of S2FT of several
 checkpoint_formats.py  CHECKPOINT_FORMATS: file formats of models
 """
@@ -18,6 +19,7 @@ from hf_farms.registries.combinations import COMBINATIONS, CombinationEntry
 from hf_farms.registries.fits import FITS, FitEntry
 from hf_farms.registries.lr_maps import LR_MAPS, LRMapEntry
 from hf_farms.registries.methods import METHODS, MethodEntry
+from hf_farms.registries.recoveries import RECOVERIES, RecoveryEntry
 from hf_farms.registries.refinements import REFINEMENTS, RefinementEntry
 from hf_farms.registries.strategies import STRATEGIES, StrategyEntry
 
@@ -28,6 +30,7 @@ __all__ = [
     "FITS",
     "LR_MAPS",
     "METHODS",
+    "RECOVERIES",
     "REFINEMENTS",
     "STRATEGIES",
     "AllocationEntry",
@@ -38,6 +41,7 @@ __all__ = [
     "LRMapEntry",
     "MethodEntry",
     "Needs",
+    "RecoveryEntry",
     "RefinementEntry",
     "Registry",
     "StrategyEntry",

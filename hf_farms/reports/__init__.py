@@ -19,7 +19,14 @@ from hf_farms.reports.evaluation import (
     SparsityScore,
     TaskRecord,
 )
-from hf_farms.reports.pruning import BaseModelRecord, BlockSparsity, CalibrationRecord, LayerSparsity, PruneReport
+from hf_farms.reports.pruning import (
+    BaseModelRecord,
+    BlockSparsity,
+    CalibrationRecord,
+    LayerSparsity,
+    PruneReport,
+    RecoveredPart,
+)
 from hf_farms.reports.spectral import BlockSpectrum, LayerRecord, SpectralReport
 from hf_farms.reports.standing_out import OutlyingBlock, StandingOut
 from hf_farms.reports.training import TrainReport
@@ -39,6 +46,7 @@ __all__ = [
     "PerplexityRecord",
     "PerplexityScore",
     "PruneReport",
+    "RecoveredPart",
     "Report",
     "SparsityScore",
     "SpectralReport",

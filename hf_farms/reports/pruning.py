@@ -11,7 +11,7 @@ from hf_farms.reports.base import Report
 from hf_farms.reports.evaluation import PerplexityRecord, TaskRecord
 from hf_farms.reports.spectral import BlockSpectrum, SpectralReport
 
-__all__ = ["BaseModelRecord", "BlockSparsity", "CalibrationRecord", "LayerSparsity", "PruneReport"]
+__all__ = ["BaseModelRecord", "BlockSparsity", "CalibrationRecord", "LayerSparsity", "PruneReport", "RecoveredPart"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +42,43 @@ class LayerSparsity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecoveredPart:
+    """Fit of the kept weights of attention, feed-forward network or a whole block to the outputs of the dense model.
+
+    Errors are squared, relative to the variance of the dense outputs, on calibration sequences that are held out.
+
+    Attributes:
+        name: of the module.
+        error_before: with the weights that the pruning method left.
+        error: with the fitted weights; None if it is not finite.
+        accepted: whether the model has the fitted weights: only where they have the smaller error.
+    """
+
+    name: str
+    error_before: float
+    error: float | None
+    accepted: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class BlockSparsity:
-    """Sparsity of one block: planned (`target`), and counted after pruning (`sparsity`)."""
+    """Sparsity of one block: planned (`target`), and counted after pruning (`sparsity`).
+
+    Attributes:
+        index: of the block.
+        name: of the block.
+        target: planned sparsity.
+        sparsity: measured sparsity.
+        layers: zeros of each layer.
+        recovery: fits of the kept weights; empty without recovery.
+    """
 
     index: int
     name: str
     target: float
     sparsity: float
     layers: tuple[LayerSparsity, ...]
+    recovery: tuple[RecoveredPart, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,92 @@
+"""The interface of recoveries: adjust the kept weights of a block after it was pruned, with its zeros fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from hf_farms.blocks import Block
+from hf_farms.config import PruneConfig
+from hf_farms.pruning.measuring import Run
+from hf_farms.registries import RECOVERIES
+from hf_farms.reports import BlockSparsity, RecoveredPart
+
+__all__ = ["BlockRecovery", "NoRecovery", "block_recovery", "recovery_notes", "single_sequences"]
+
+
+class BlockRecovery(Protocol):
+    """Recovery of one block."""
+
+    def __init__(self, block: Block, folder: Path | None = None) -> None:
+        """Keep a part of a block that is not pruned yet.
+
+        Args:
+            block: the block.
+            folder: folder for tensors as large as the hidden states; None to keep them in memory.
+        """
+
+    def fit(self, runs: Sequence[Run], config: PruneConfig) -> tuple[RecoveredPart, ...]:
+        """Adjust the kept weights of the pruned block in place.
+
+        Args:
+            runs: of the pruned block, one for each batch.
+            config: options of the recovery.
+
+        Returns:
+            Errors before and after, for each part that was fitted on its own.
+        """
+
+
+class NoRecovery:
+    """Keep the weights that the method left."""
+
+    def __init__(self, block: Block, folder: Path | None = None) -> None:
+        """Keep nothing."""
+
+    def fit(self, runs: Sequence[Run], config: PruneConfig) -> tuple[RecoveredPart, ...]:
+        """Return nothing."""
+        return ()
+
+
+def block_recovery(block: Block, config: PruneConfig, folder: Path | None = None) -> BlockRecovery:
+    """Return the recovery of a block that is not pruned yet; arguments as of `BlockRecovery`."""
+    recovery: BlockRecovery = RECOVERIES[config.recover].load()(block, folder)
+    return recovery
+
+
+def single_sequences(batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Split batches into sequences: a step of a recovery takes one of them.
+
+    Batches whose inputs do not all have the sequences along their first dimension stay as they are.
+    """
+    sequences: list[dict[str, Tensor]] = []
+    for batch in batches:
+        sizes = {len(value) if isinstance(value, Tensor) and value.ndim else None for value in batch.values()}
+        size = sizes.pop() if len(sizes) == 1 else None
+        if size is None:
+            sequences.append(dict(batch))
+        else:
+            sequences += [{name: value[i : i + 1] for name, value in batch.items()} for i in range(size)]
+    return sequences
+
+
+def recovery_notes(blocks: Sequence[BlockSparsity]) -> list[str]:
+    """Describe the submodules whose weights stay as they were, and the blocks that were fitted as a whole."""
+    parts = [part for block in blocks for part in block.recovery]
+    refused = [part.name for part in parts if not part.accepted]
+    whole = [block.name for block in blocks if [part.name for part in block.recovery] == [block.name]]
+    notes = []
+    if refused:
+        notes.append(
+            f"Recovery did not lower the error of {len(refused)} of {len(parts)} submodules on calibration sequences "
+            f"that it was not fitted to, first {refused[0]}: they have the weights that the method left."
+        )
+    if whole:
+        notes.append(
+            f"{len(whole)} of {len(blocks)} blocks, first {whole[0]}, do not have attention and feed-forward network "
+            "as separate modules, and were fitted as a whole."
+        )
+    return notes

@@ -1,0 +1,135 @@
+"""The calls of a submodule on the calibration sequences: inputs, dense outputs, and runs with other weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hf_farms.blocks import BlockCall, TokenMask
+from hf_farms.blocks.arguments import OutputForm, hidden_argument, hidden_like
+from hf_farms.blocks.wrappers import run_eagerly
+from hf_farms.errors import ModelError
+from hf_farms.pruning.hidden_states import HiddenStates
+from hf_farms.pruning.measuring import Run
+
+__all__ = ["State", "SubmoduleCalls", "float32_state", "recorded_calls"]
+
+# Parameters and buffers of a module by name.
+State = dict[str, Tensor]
+
+
+class SubmoduleCalls:
+    """The calls of a submodule on the calibration sequences, with the outputs of the dense submodule on its inputs.
+
+    Args:
+        module: the submodule.
+        folder: folder for inputs and targets; None to keep them in memory.
+    """
+
+    def __init__(self, module: nn.Module, folder: Path | None = None) -> None:
+        self._module = module
+        self._inputs = HiddenStates(folder / "inputs" if folder else None)
+        self._targets = HiddenStates(folder / "targets" if folder else None)
+        self._calls: list[BlockCall] = []
+        self._token_masks: list[TokenMask | None] = []
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def record(self, runs: Sequence[Run], dense: State) -> None:
+        """Run the block on each sequence, and the submodule with the dense weights on the inputs that it gets there."""
+        for run, token_mask in runs:
+            if token_mask is not None and not token_mask.num_tokens:
+                continue
+            for call, hidden in recorded_calls(self._module, run):
+                self._calls.append(call)
+                self._token_masks.append(token_mask)
+                self._inputs.append(hidden)
+                self._targets.append(self._run(call, hidden, dense))
+
+    def difference(self, index: int, state: State) -> Tensor:
+        """Return output minus target of one call, for the tokens that count."""
+        return self._counted(index, self._run(self._calls[index], self._inputs[index], state) - self._targets[index])
+
+    def error(self, indices: Sequence[int], state: State) -> float:
+        """Return the mean squared error over all entries of some calls."""
+        total, count = 0.0, 0
+        for index in indices:
+            difference = self.difference(index, state)
+            total += float(difference.square().sum(dtype=torch.float64))
+            count += difference.numel()
+        return total / max(1, count)
+
+    def variance(self) -> float:
+        """Return the mean squared deviation of the targets from the means of their channels."""
+        rows = squares = 0.0
+        sums: Tensor | None = None
+        for index in range(len(self)):
+            target = self._counted(index, self._targets[index]).flatten(0, -2).double()
+            rows += len(target)
+            squares += float(target.square().sum())
+            sums = target.sum(dim=0) if sums is None else sums + target.sum(dim=0)
+        if sums is None or not rows:
+            return 0.0
+        return (squares - float(sums.square().sum()) / rows) / (rows * len(sums))
+
+    def _counted(self, index: int, rows: Tensor) -> Tensor:
+        token_mask = self._token_masks[index]
+        return token_mask.of(rows) if token_mask else rows
+
+    def _run(self, call: BlockCall, hidden: Tensor, state: State) -> Tensor:
+        """Run the submodule in float32 with the given weights."""
+
+        def module(*args: Any, **kwargs: Any) -> Any:
+            return functional_call(self._module, state, _as_float32(args), _as_float32(kwargs))
+
+        with run_eagerly():
+            return call.run(cast(nn.Module, module), hidden)
+
+
+def recorded_calls(module: nn.Module, run: Callable[[], object]) -> list[tuple[BlockCall, Tensor]]:
+    """Run a block, and return the calls of a module inside of it with their hidden states.
+
+    Raises:
+        ModelError: the module takes or returns no hidden states.
+    """
+    calls: list[tuple[BlockCall, Tensor]] = []
+
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden, others, named = hidden_argument(args, kwargs)
+        calls.append((BlockCall(list(others), named, not args, OutputForm(None, None)), hidden.detach()))
+
+    def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        call, hidden = calls[-1]
+        place = next((place for place, _ in hidden_like(output, hidden)), -1)
+        if place == -1:
+            raise ModelError(f"submodules must return hidden states, got none from {type(_module).__name__}.")
+        call.form = OutputForm(place, None)
+
+    handles = [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def float32_state(module: nn.Module) -> State:
+    """Return parameters and buffers, floats in float32; those that are float32 already are not copied."""
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    return {name: _as_float32(tensor.detach()) for name, tensor in tensors.items()}
+
+
+def _as_float32(value: Any) -> Any:
+    """Convert floats in nested arguments."""
+    if isinstance(value, Tensor):
+        return value.float() if value.is_floating_point() else value
+    if type(value) is dict:
+        return {key: _as_float32(inner) for key, inner in value.items()}
+    return type(value)(map(_as_float32, value)) if type(value) in (list, tuple) else value
