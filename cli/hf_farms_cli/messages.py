@@ -34,6 +34,7 @@ OPTIONS = {
     "pattern": "--pattern",
     "private": "--private",
     "refine": "--refine",
+    "recover": "--recover",
     "repo_id": "--repo-id",
     "revision": "--revision",
     "sequence_length": "--calibration-length",
@@ -62,8 +63,8 @@ FIELDS = {
         for name in (
             *("aspect_ratio", "windows_per_dim", "tail_divisor", "released_peak_bound", "outside", "spread", "ends"),
             *("damping", "block_size", "baseline", "num_fewshot", "limit", "layers", "yes"),
-            *("granularity", "base", "batch_size", "include_path", "device"),
-            *("revision", "allow_pickle", "tuned_revision"),
+            *("granularity", "base", "batch_size", "include_path", "device", "revision", "allow_pickle"),
+            *("tuned_revision", "recover_passes", "recover_rate"),
         )
     },
 }

@@ -27,6 +27,7 @@ LABELS = {
     "capture": "Inputs of the first block",
     "score": "Scoring blocks",
     "prune": "Pruning blocks",
+    "recover": "Recovering blocks",
 }
 
 

@@ -13,6 +13,7 @@ from hf_farms.config import (
     ENDS,
     GRANULARITIES,
     METHODS,
+    RECOVERIES,
     REFINEMENTS,
     CalibrationConfig,
     EvaluationConfig,
@@ -65,6 +66,7 @@ PRUNE, TEXT, TEST = PruneConfig(), CalibrationConfig(), EvaluationConfig()
 PRUNE_FIELDS = (
     *("sparsity", "method", "pattern", "allocation", "granularity", "spread", "ends"),
     *("refine", "damping", "block_size"),
+    *("recover", "recover_passes", "recover_rate"),
 )
 SPREADS = ", ".join(f"{entry.spread:g} for {name}" for name, entry in ALLOCATIONS.items() if "spread" in entry.options)
 
@@ -141,6 +143,20 @@ def prune_command(
     block_size: Annotated[
         int, pruning(help="SparseGPT: columns whose weights are compared at once.")
     ] = PRUNE.block_size,
+    recover: Annotated[
+        str,
+        pruning(
+            help="Adjust the kept weights after pruning, zeros fixed: `none`, or `submodule`: fit attention and MLP of "
+            "each block to the dense outputs; takes several times as long.",
+            autocompletion=complete(RECOVERIES),
+        ),
+    ] = PRUNE.recover,
+    recover_passes: Annotated[
+        int, pruning(help="Passes of the recovery over the calibration data.")
+    ] = PRUNE.recover_passes,
+    recover_rate: Annotated[
+        float, pruning(help="First learning rate of the recovery, relative to the size of the weights.")
+    ] = PRUNE.recover_rate,
     calibration: Annotated[
         str,
         calibrating(

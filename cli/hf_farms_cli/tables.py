@@ -163,6 +163,12 @@ def _pruned(report: PruneReport) -> list[tuple[str, ...]]:
 
 def _print_summary(report: PruneReport) -> None:
     say(f"Sparsity: {report.sparsity:.4%} of the pruned layers, {report.parameter_sparsity:.2%} of all parameters.")
+    if (errors := report.recovery_errors()) is not None:
+        before, after = errors
+        say(
+            f"Recovery: error {before:.3g} → {after:.3g} (median of the submodules, relative to the variance of the "
+            "ideal outputs, on calibration sequences that were held out)."
+        )
     p = report.perplexity
     if p is not None and p.dense is not None and p.pruned is not None:
         uniform = f", {p.uniform:.2f} with uniform sparsity" if p.uniform is not None else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +42,8 @@ class ModelBlockSource(RunnableBlocks):
         # Per block, its parameters that an earlier block owns, with index and name there.
         self._shared_with: list[dict[str, tuple[int, str]]] = _shared_parameters(self.modules)
         self.outside = tuple(self._view(layer) for layer in find_embeddings_and_head(model))
+        # Blocks as they were before `attach` replaced their weights; None if no copy was kept.
+        self._dense: dict[int, nn.Module | None] = {}
         self.results: BlockResults | None = None
         if results is not None:
             self.attach(results)
@@ -49,6 +53,19 @@ class ModelBlockSource(RunnableBlocks):
         metadata = self._metadata[index]
         return Block(metadata, self.modules[index], tuple(self._view(layer) for layer in metadata.layers))
 
+    def open_dense(self, index: int) -> Block:
+        """Return the block; of one that was finished before `attach`, the copy that was kept, and forget it.
+
+        Raises:
+            ValueError: no copy was kept.
+        """
+        module = self._dense.pop(index, self.modules[index])
+        if module is None:
+            raise ValueError(
+                f"results must be attached with keep_dense=True to open dense blocks, got block {index} without a copy."
+            )
+        return Block(self._metadata[index], module, ())
+
     def _view(self, layer: LayerMetadata) -> LayerView:
         path, _, attribute = layer.parameter.rpartition(".")
         while path.endswith(f".{BASE}"):
@@ -56,11 +73,17 @@ class ModelBlockSource(RunnableBlocks):
         module = self.model.get_submodule(path)
         return LayerView(layer, ModuleStore(module, attribute), module)
 
-    def attach(self, results: BlockResults) -> None:
-        """Write finished blocks to `results` from now on, and load the blocks that it already contains."""
+    def attach(self, results: BlockResults, *, keep_dense: bool = False) -> None:
+        """Write finished blocks to `results` from now on, and load the blocks that it already contains.
+
+        Args:
+            results: store of finished blocks.
+            keep_dense: keep copies of the blocks that are replaced, for `open_dense`.
+        """
         self.results = results
         for index in range(len(self)):
             if results.record(index) is not None:
+                self._dense[index] = copy.deepcopy(self.modules[index]) if keep_dense else None
                 stored = StoredTensors(results.tensors(index), self.model)
                 name = self._metadata[index].name
                 with torch.no_grad():

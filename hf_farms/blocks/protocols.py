@@ -146,6 +146,9 @@ class BlockSource(BlockReader, Protocol):
     def finished(self, index: int) -> Record | None:
         """Return the record of a block finished in this or an earlier run, or None; `open` returns finished weights."""
 
+    def open_dense(self, index: int) -> Block:
+        """Return a block with its weights before this or an earlier run finished it, until another one is opened."""
+
     def check_chain(self, batch: Mapping[str, Tensor]) -> None:
         """Raise ModelError if the blocks cannot be run one after another."""
 

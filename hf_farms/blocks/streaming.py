@@ -94,8 +94,13 @@ class StreamedBlockSource(ModelBlockSource):
         """Device of the blocks."""
         return self._device
 
-    def attach(self, results: BlockResults) -> None:
-        """Write finished blocks to `results` from now on, and read the blocks that it already contains from there."""
+    def attach(self, results: BlockResults, *, keep_dense: bool = False) -> None:
+        """Write finished blocks to `results` from now on, and read the blocks that it already contains from there.
+
+        Args:
+            results: store of finished blocks.
+            keep_dense: no effect, as dense blocks can always be read.
+        """
         self._release()
         self.results = results
         self._zeros.clear()
@@ -103,14 +108,26 @@ class StreamedBlockSource(ModelBlockSource):
     def open(self, index: int) -> Block:
         """Return a block, read from disk unless it is the one that was opened last."""
         if index != self._current:
-            self._release()
-            block, name = self.modules[index], self._metadata[index].name
-            self._placed = dict(self._shared)
-            self._load_shared(index)
-            modules = [(f"{name}.{n}" if n else name, module) for n, module in block.named_modules()]
-            self._place(modules, self._tensors_of(index))
+            self._load(index, self._tensors_of(index))
             self._current = index
         return super().open(index)
+
+    def open_dense(self, index: int) -> Block:
+        """Return a block, read from the files of the model."""
+        if self.finished(index) is None:
+            return self.open(index)
+        # Not the current block: `open` must read the finished weights again.
+        self._load(index, self._stored)
+        return super().open(index)
+
+    def _load(self, index: int, tensors: StoredTensors) -> None:
+        """Read a block from disk in place of the one in memory."""
+        self._release()
+        block, name = self.modules[index], self._metadata[index].name
+        self._placed = dict(self._shared)
+        self._load_shared(index)
+        modules = [(f"{name}.{n}" if n else name, module) for n, module in block.named_modules()]
+        self._place(modules, tensors)
 
     def _tensors_of(self, index: int) -> StoredTensors:
         """Return the tensors of a block: from the results once it is finished."""

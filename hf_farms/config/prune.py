@@ -40,10 +40,20 @@ Granularity = Literal["block", "layer"]
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
 UNSTRUCTURED = "unstructured"
+RECOVER_PASSES, RECOVER_RATE = 3, 0.01
 PATTERN = re.compile(rf"{UNSTRUCTURED}|(N|[1-9]\d*):[1-9]\d*")
 
 
-@absent_before(ends=EARLIER_ENDS, granularity="block", damping=0.01, block_size=128, refine="none")
+@absent_before(
+    ends=EARLIER_ENDS,
+    granularity="block",
+    damping=0.01,
+    block_size=128,
+    refine="none",
+    recover="none",
+    recover_passes=RECOVER_PASSES,
+    recover_rate=RECOVER_RATE,
+)
 @renamed(farms="spectra")
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
@@ -90,14 +100,14 @@ class PruneConfig:
             SparseGPT), and takes several times as long as SparseGPT.
         max_sparsity: upper limit for one block, or one role in it. Where the total is higher, the total is the limit,
             with a warning. Lower it if single blocks collapse.
-        recover: whether the kept weights are adjusted after pruning, with the zeros fixed. "submodule" fits attention
-            and MLP of each block to the outputs of the dense model (arXiv 2510.14444): it needs calibration data with
-            any method, takes about ten more forward passes of it, and recovers quality with every method. "none" keeps
-            the weights of the method.
-        recover_passes: passes of `recover` over the calibration data. Time grows in proportion; raise it only together
-            with the amount of calibration data, or the weights fit the sequences and not the language.
-        recover_rate: first learning rate of `recover`, as a fraction of the root mean square of each matrix. Lower it
-            if the report says that blocks were kept as they were.
+        recover: how the kept weights are adjusted after pruning, with the zeros fixed. "submodule" fits attention and
+            MLP of each block to the hidden states of the dense model (arXiv 2510.14444): slower, and needs calibration
+            data with every method; choose it where quality counts more than minutes. "none" keeps the weights that the
+            method left.
+        recover_passes: passes of the fit over the calibration data. Time grows in proportion. With more of the data
+            rather than more passes, less of it is learned by heart.
+        recover_rate: first learning rate of the fit, as a fraction of the root mean square of each matrix. Lower it if
+            the report says that weights were left as they were.
         spectra: how spectra are measured. Change it for another window size or fit; see `FarmsConfig`.
     """
 
@@ -114,8 +124,8 @@ class PruneConfig:
     refine: Refine = "none"
     max_sparsity: float = 0.999
     recover: Recover = "none"
-    recover_passes: int = 3
-    recover_rate: float = 0.01
+    recover_passes: int = RECOVER_PASSES
+    recover_rate: float = RECOVER_RATE
     spectra: FarmsConfig = field(default_factory=FarmsConfig)
 
     def __post_init__(self) -> None:

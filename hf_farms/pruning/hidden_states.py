@@ -36,6 +36,11 @@ class HiddenStates:
         """Shapes of all batches."""
         return [tensor.shape for tensor in self._tensors]
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of all batches."""
+        return sum(tensor.nbytes for tensor in self._tensors)
+
     def append(self, hidden: Tensor) -> None:
         """Add the hidden states of one batch."""
         self._device = hidden.device

@@ -24,7 +24,7 @@ from hf_farms.pruning.limits import limit_of
 from hf_farms.pruning.measuring import LayerStatistic, Run, measure, measurement_passes
 from hf_farms.pruning.methods import PruningMethod, pruning_method
 from hf_farms.pruning.patterns import Removal
-from hf_farms.pruning.recovery import block_recovery, single_sequences
+from hf_farms.pruning.recovery import block_recovery, few_sequences_note, recovery_stage, single_sequences
 from hf_farms.pruning.removal_plan import (
     block_targets,
     check_layers,
@@ -76,10 +76,10 @@ def prune(
 
     Time: two forward passes of the calibration data through the blocks (one to measure, one to propagate). Memory: its
     hidden states, and the statistics of one block; SparseGPT and `refine="swaps"` need n x n float32 for each distinct
-    input of n channels (both together twice that), for experts at most 4 GiB at once. Recovery by submodule: about 15
-    more forward passes (three to record inputs and outputs, four for each of three passes of the fit); twice the hidden
-    states, the dense weights of one block, and five times the weights of its attention or of its feed-forward network
-    in float32.
+    input of n channels (both together twice that), for experts at most 4 GiB at once. Recovery by submodule: about 13
+    more forward passes (one of the dense model, three to record inputs, three for each of three passes of the fit); the
+    hidden states of the calibration data four more times, three of them in float32; the dense weights of one block, and
+    five times the weights of its attention or of its feed-forward network in float32.
 
     Args:
         model: a model; or a hub id, a folder or `demo`, which is loaded, and not written anywhere (for a folder on
@@ -135,11 +135,13 @@ def prune(
     layers = [layer for block in blocks for layer in block.layers]
     # A limit that the user set and that cannot hold; the default one is only noted.
     unreachable = limit if PruneConfig.max_sparsity != config.max_sparsity <= config.sparsity else None
-    for note in (unmeasured_note(source, layers), sparse_note(layers), unreachable):
+    few = few_sequences_note(batches) if recovers else None
+    for note in (unmeasured_note(source, layers), sparse_note(layers), unreachable, few):
         if note is not None:
             warnings.warn(note, HfFarmsWarning, stacklevel=2)
     report = make_report(source, config, blocks, spectra, batches, removals)
-    report = replace(report, notes=(*report.notes, *((limit,) if limit else ()), *notes))
+    found = (note for note in (limit, few) if note is not None)
+    report = replace(report, notes=(*report.notes, *found, *notes))
     return PruneResult(report, model if isinstance(model, nn.Module) else None)
 
 
@@ -171,18 +173,28 @@ def _prune_blocks(
     if all(source.finished(index) is not None for index in range(len(source))):
         batches = []
     data = CalibrationPass(source, batches, HiddenStates(folder), tick)
+    recovers = RECOVERIES[config.recover].needs == "activations"
+    # The same for the dense model.
+    dense = CalibrationPass(source, batches if recovers else [], HiddenStates(folder and folder / "dense"), tick)
     if batches:
         _warn_of_few_tokens(source, config, data.num_tokens)
     blocks, whole = [], block_targets(source, targets, config)
     by_layer = any(len(set(roles.values())) > 1 for roles in targets)
+    recover_stage = recovery_stage(source, config, data.hidden.num_bytes) if batches else None
+    if recover_stage:
+        tick(recover_stage, 0, len(source))
     # Hidden states are needed up to the last block that is not finished yet.
     last = max((i for i in range(len(source)) if source.finished(i) is None), default=-1)
     for index in range(len(source)):
         if (record := source.finished(index)) is not None:
+            if recovers and index < last:
+                dense.advance(source.open_dense(index), index)
             blocks.append(json_converter().structure(record, BlockSparsity))
         else:
             block = source.open(index)
             recovery, runs = block_recovery(block, config, folder), data.runs(block, index)
+            with recovery.dense_run():
+                dense.advance(block, index)
             pruned = _prune_block(block, whole[index], removals[index], config, runs)
             pruned = _with_targets(pruned, block, targets[index]) if by_layer else pruned
             blocks.append(replace(pruned, recovery=recovery.fit(runs, config)))
@@ -190,6 +202,8 @@ def _prune_blocks(
         if batches and index < last:
             data.advance(source.open(index), index)
         tick("prune", index + 1, len(source))
+        if recover_stage:
+            tick(recover_stage, index + 1, len(source))
     return blocks
 
 

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from hf_farms.blocks import Block
+from hf_farms.blocks import Block, BlockSource
 from hf_farms.config import PruneConfig
 from hf_farms.pruning.measuring import Run
+from hf_farms.pruning.removal_plan import prunable_layers
 from hf_farms.registries import RECOVERIES
 from hf_farms.reports import BlockSparsity, RecoveredPart
 
-__all__ = ["BlockRecovery", "NoRecovery", "block_recovery", "recovery_notes", "single_sequences"]
+__all__ = [
+    "BlockRecovery",
+    "NoRecovery",
+    "block_recovery",
+    "few_sequences_note",
+    "recovery_notes",
+    "recovery_stage",
+    "single_sequences",
+]
 
 
 class BlockRecovery(Protocol):
@@ -27,6 +39,9 @@ class BlockRecovery(Protocol):
             block: the block.
             folder: folder for tensors as large as the hidden states; None to keep them in memory.
         """
+
+    def dense_run(self) -> AbstractContextManager[None]:
+        """Return a context in which the block, not pruned yet, runs on the hidden states of the dense model."""
 
     def fit(self, runs: Sequence[Run], config: PruneConfig) -> tuple[RecoveredPart, ...]:
         """Adjust the kept weights of the pruned block in place.
@@ -46,6 +61,10 @@ class NoRecovery:
     def __init__(self, block: Block, folder: Path | None = None) -> None:
         """Keep nothing."""
 
+    def dense_run(self) -> AbstractContextManager[None]:
+        """Return a context that does nothing."""
+        return nullcontext()
+
     def fit(self, runs: Sequence[Run], config: PruneConfig) -> tuple[RecoveredPart, ...]:
         """Return nothing."""
         return ()
@@ -55,6 +74,26 @@ def block_recovery(block: Block, config: PruneConfig, folder: Path | None = None
     """Return the recovery of a block that is not pruned yet; arguments as of `BlockRecovery`."""
     recovery: BlockRecovery = RECOVERIES[config.recover].load()(block, folder)
     return recovery
+
+
+def recovery_stage(source: BlockSource, config: PruneConfig, hidden_bytes: int) -> str | None:
+    """Return the name of the stage for progress, with an upper bound of the memory; None without a recovery.
+
+    Args:
+        source: the blocks.
+        config: names the recovery.
+        hidden_bytes: size of the hidden states of the calibration data.
+    """
+    if RECOVERIES[config.recover].needs == "nothing":
+        return None
+    sizes = [
+        sum(math.prod(layer.shape) for layer in prunable_layers(source.metadata(i).layers)) for i in range(len(source))
+    ]
+    itemsize = getattr(torch, source.dtype).itemsize
+    # Dense weights and five float32 copies; two times hidden states as they are, and three times in float32.
+    num_bytes = max(sizes) * (itemsize + 5 * 4) + hidden_bytes * (2 + 3 * 4 / itemsize)
+    passes = "1 pass" if config.recover_passes == 1 else f"{config.recover_passes} passes"
+    return f"recover ({passes}, up to {num_bytes / 2**30:.2f} GiB)"
 
 
 def single_sequences(batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
@@ -71,6 +110,16 @@ def single_sequences(batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, 
         else:
             sequences += [{name: value[i : i + 1] for name, value in batch.items()} for i in range(size)]
     return sequences
+
+
+def few_sequences_note(batches: Sequence[object]) -> str | None:
+    """Describe calibration data that leaves nothing to hold out; None if there are two sequences or more."""
+    if len(batches) > 1:
+        return None
+    return (
+        f"calibration should have at least 2 sequences for recovery, got {len(batches)}: the fit is accepted on the "
+        "sequence that it was made on."
+    )
 
 
 def recovery_notes(blocks: Sequence[BlockSparsity]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The calls of a submodule on the calibration sequences: inputs, dense outputs, and runs with other weights."""
+"""The calls of a submodule on the calibration sequences: inputs, targets, and runs with other weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ State = dict[str, Tensor]
 
 
 class SubmoduleCalls:
-    """The calls of a submodule on the calibration sequences, with the outputs of the dense submodule on its inputs.
+    """The calls of a submodule on the calibration sequences, with the outputs that it should have.
 
     Args:
         module: the submodule.
@@ -41,20 +41,28 @@ class SubmoduleCalls:
     def __len__(self) -> int:
         return len(self._calls)
 
-    def record(self, runs: Sequence[Run], dense: State) -> None:
-        """Run the block on each sequence, and the submodule with the dense weights on the inputs that it gets there."""
+    def record(self, runs: Sequence[Run], target: Callable[[int, BlockCall, Tensor], Tensor]) -> None:
+        """Run the block on each sequence, and keep the inputs that the submodule gets there.
+
+        Args:
+            runs: of the block.
+            target: called after each run with the number of the call, the call and its input; returns the target.
+        """
+        number = 0
         for run, token_mask in runs:
-            if token_mask is not None and not token_mask.num_tokens:
-                continue
             for call, hidden in recorded_calls(self._module, run):
+                wanted = target(number, call, hidden)
+                number += 1
+                if token_mask is not None and not token_mask.num_tokens:
+                    continue
                 self._calls.append(call)
                 self._token_masks.append(token_mask)
                 self._inputs.append(hidden)
-                self._targets.append(self._run(call, hidden, dense))
+                self._targets.append(wanted)
 
     def difference(self, index: int, state: State) -> Tensor:
         """Return output minus target of one call, for the tokens that count."""
-        return self._counted(index, self._run(self._calls[index], self._inputs[index], state) - self._targets[index])
+        return self._counted(index, self.run(self._calls[index], self._inputs[index], state) - self._targets[index])
 
     def error(self, indices: Sequence[int], state: State) -> float:
         """Return the mean squared error over all entries of some calls."""
@@ -82,7 +90,7 @@ class SubmoduleCalls:
         token_mask = self._token_masks[index]
         return token_mask.of(rows) if token_mask else rows
 
-    def _run(self, call: BlockCall, hidden: Tensor, state: State) -> Tensor:
+    def run(self, call: BlockCall, hidden: Tensor, state: State) -> Tensor:
         """Run the submodule in float32 with the given weights."""
 
         def module(*args: Any, **kwargs: Any) -> Any:

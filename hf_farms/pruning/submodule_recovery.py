@@ -1,13 +1,15 @@
-"""Recovery by submodules (arXiv 2510.14444): fit attention and MLP of a pruned block to the outputs of the dense ones.
+"""Recovery by submodules (arXiv 2510.14444): fit attention and MLP of a pruned block to those of the dense model.
 
-Both get the same inputs, those of the pruned model, so that no hidden states of the dense model are needed. Errors are
-relative to the variance of the dense outputs.
+The submodules get the inputs that they have in the pruned model. Their targets lead from its residual stream to that of
+the dense model, so that the errors of earlier blocks are corrected too. Errors are relative to the variance of the
+targets.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -16,7 +18,9 @@ from torch import Tensor
 from hf_farms.blocks import Block
 from hf_farms.config import PruneConfig
 from hf_farms.errors import ModelError
+from hf_farms.pruning.hidden_states import HiddenStates
 from hf_farms.pruning.measuring import Run
+from hf_farms.pruning.residual_stream import ResidualStream
 from hf_farms.pruning.submodule_calls import State, SubmoduleCalls, float32_state, recorded_calls
 from hf_farms.pruning.submodules import Submodule, find_submodules, whole_block
 from hf_farms.reports import RecoveredPart
@@ -32,14 +36,15 @@ EPSILON = 1e-15
 class SubmoduleRecovery:
     """Fit the submodules of a block, one after another.
 
-    Time: for each pass about three forward passes of the calibration data through the submodules, and three more to
-    record inputs and targets. Memory: a copy of the block's dense weights; inputs and outputs of one submodule for all
-    sequences (in `folder`, if given); and its weights in float32 five times (weights, gradients, two moments of Adam,
-    and those before).
+    Time: for each pass about three forward passes of the calibration data through the submodules; three more through
+    the block, one of them dense, to record inputs and targets. Memory, or `folder` for the first: hidden states of the
+    calibration data, in float32 behind each submodule of the dense model, and for one submodule as input and as target;
+    a copy of the block's dense weights; the weights of a submodule in float32 five times (weights, gradients, two
+    moments of Adam, and those before).
 
     Args:
         block: not pruned yet.
-        folder: folder for inputs and outputs; None to keep them in memory.
+        folder: folder for hidden states; None to keep them in memory.
     """
 
     def __init__(self, block: Block, folder: Path | None = None) -> None:
@@ -48,12 +53,20 @@ class SubmoduleRecovery:
         trained = {id(part.module.get_parameter(name)) for part in self._parts for name in part.trained}
         names = block.module.named_parameters(remove_duplicate=False)
         self._dense = {name: p.detach().clone() for name, p in names if id(p) in trained}
+        # Stream of the dense model after each part, for all sequences.
+        places = [folder / f"dense-{i}" if folder else None for i in range(len(self._parts))]
+        self._streams = [HiddenStates(place) for place in places]
+        self._stream = ResidualStream(block.module, [part.module for part in self._parts])
+
+    def dense_run(self) -> AbstractContextManager[None]:
+        """Record the stream of the dense model while the dense block runs within the context."""
+        return self._stream.watching(lambda index, _, after: self._streams[index].append(after))
 
     def fit(self, runs: Sequence[Run], config: PruneConfig) -> tuple[RecoveredPart, ...]:
         """Fit the kept weights of each submodule; where the error on held-out sequences does not fall, keep them."""
         if not self._can_be_run(runs[0]):
-            self._parts = [whole_block(self._block)]
-        return tuple(self._fit(part, runs, config) for part in self._parts)
+            self._parts, self._stream.is_sum = [whole_block(self._block)], False
+        return tuple(self._fit(index, runs, config) for index in range(len(self._parts)))
 
     def _can_be_run(self, run: Run) -> bool:
         """Return whether each submodule is called with hidden states, and returns them."""
@@ -62,10 +75,11 @@ class SubmoduleRecovery:
         except ModelError:
             return False
 
-    def _fit(self, part: Submodule, runs: Sequence[Run], config: PruneConfig) -> RecoveredPart:
+    def _fit(self, index: int, runs: Sequence[Run], config: PruneConfig) -> RecoveredPart:
+        part = self._parts[index]
         pruned = float32_state(part.module)
         calls = SubmoduleCalls(part.module, self._folder)
-        calls.record(runs, pruned | self._dense_weights(part))
+        self._record(calls, index, runs, pruned)
         # Without variance the error is absolute.
         scale = calls.variance() or 1.0
         held_out, fitted = _split(len(calls))
@@ -83,6 +97,20 @@ class SubmoduleRecovery:
         return RecoveredPart(
             name=part.name, error_before=before, error=after if math.isfinite(after) else None, accepted=accepted
         )
+
+    def _record(self, calls: SubmoduleCalls, index: int, runs: Sequence[Run], pruned: State) -> None:
+        """Record inputs and targets: what leads from the stream of the pruned model to that of the dense one.
+
+        Where outputs are not simply added to the stream, the targets are the outputs of the dense part on these inputs.
+        """
+        if not self._stream.is_sum:
+            dense = pruned | self._dense_weights(self._parts[index])
+            calls.record(runs, lambda _, call, hidden: calls.run(call, hidden, dense))
+            return
+        before: list[Tensor] = []
+        stream = ResidualStream(self._block.module, [part.module for part in self._parts])
+        with stream.watching(lambda number, tensor, _: before.append(tensor) if number == index else None):
+            calls.record(runs, lambda number, _, hidden: (self._streams[index][number] - before.pop(0)).view_as(hidden))
 
     def _dense_weights(self, part: Submodule) -> State:
         path = next(name for name, module in self._block.module.named_modules() if module is part.module)

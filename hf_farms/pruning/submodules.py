@@ -37,18 +37,17 @@ class Submodule:
 def find_submodules(block: Block) -> list[Submodule]:
     """Return the smallest modules of a block that hold all matrices of its attention, and of its feed-forward network.
 
-    Other layers (linear attention, state spaces) form one part for each child of the block. The whole block is the only
-    part where these modules are not apart from each other: OPT has the feed-forward matrices in the block itself.
+    Other layers (linear attention, state spaces) form one part for each child of the block. The only part is the whole
+    block where these modules do not lie apart: OPT has the feed-forward matrices in the block itself.
     """
     groups: defaultdict[str, list[str]] = defaultdict(list)
     for parameter, role in _pruned(block).items():
         groups[_group(role, parameter)].append(parameter)
-    paths = [_common_module(parameters) for parameters in groups.values()]
+    paths = {_common_module(parameters) for parameters in groups.values()}
     # A layer of no known role may lie inside another part, such as the gate of a shared expert.
-    outer = sorted({path for path in paths if not any(_is_inside(path, other) for other in paths)})
-    if not outer or "" in outer or (len(outer) < 2 and len(groups) > 1):
-        return [whole_block(block)] if groups else []
-    return [_submodule(block, path) for path in sorted(outer, key=lambda path: _place(block, path))]
+    outer = [path for path in paths if not any(_is_inside(path, other) for other in paths)]
+    order = [name for name, _ in block.module.named_modules()]
+    return [_submodule(block, path) for path in sorted(outer, key=order.index)]
 
 
 def whole_block(block: Block) -> Submodule:
@@ -99,8 +98,3 @@ def _common_module(parameters: Iterable[str]) -> str:
 def _is_inside(path: str, other: str) -> bool:
     """Return whether a path lies below another one."""
     return path.startswith(f"{other}.") if other else path != ""
-
-
-def _place(block: Block, path: str) -> int:
-    """Return the position of a module in its block, in the order of the module tree."""
-    return [name for name, _ in block.module.named_modules()].index(path)

@@ -48,8 +48,8 @@ RECOVERIES: Registry[RecoveryEntry] = Registry(
             needs="activations",
             function="hf_farms.pruning.submodule_recovery:SubmoduleRecovery",
             sentence="With the zeros fixed, the remaining weights of the attention and of the feed-forward network of "
-            "each block were then fitted to the outputs of those of the dense model on the calibration data "
-            "([reconstruction of submodules](https://arxiv.org/abs/2510.14444)).",
+            "each block were then fitted on the calibration data, so that the hidden states come close to those of the "
+            "dense model ([reconstruction of submodules](https://arxiv.org/abs/2510.14444)).",
             options=("recover_passes", "recover_rate"),
             citation=RETRAINING,
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import median
 from typing import ClassVar
 
 from hf_farms.config import CalibrationConfig, PruneConfig
@@ -43,9 +44,10 @@ class LayerSparsity:
 
 @dataclass(frozen=True, kw_only=True)
 class RecoveredPart:
-    """Fit of the kept weights of attention, feed-forward network or a whole block to the outputs of the dense model.
+    """Fit of the kept weights of attention, feed-forward network or a whole block to the dense model.
 
-    Errors are squared, relative to the variance of the dense outputs, on calibration sequences that are held out.
+    Errors are those of the output on calibration sequences that are held out: squared, relative to the variance of the
+    output with which the hidden states would be those of the dense model.
 
     Attributes:
         name: of the module.
@@ -58,6 +60,11 @@ class RecoveredPart:
     error_before: float
     error: float | None
     accepted: bool
+
+    @property
+    def final_error(self) -> float:
+        """The error of the weights that the model has."""
+        return self.error if self.accepted and self.error is not None else self.error_before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +174,13 @@ class PruneReport(Report):
         super().__post_init__()
         # A report says what was done, whatever the defaults of a later version are.
         object.__setattr__(self, "config", self.config.settled())
+
+    def recovery_errors(self) -> tuple[float, float] | None:
+        """Return the median errors of the recovered parts, before and after; None without recovery."""
+        parts = [part for block in self.blocks for part in block.recovery]
+        if not parts:
+            return None
+        return median(part.error_before for part in parts), median(part.final_error for part in parts)
 
     def blocks_with_spectra(self) -> Iterator[tuple[BlockSparsity, BlockSpectrum | None, BlockSpectrum | None]]:
         """Yield every block with its spectrum before and after pruning; None where it was not measured."""

@@ -28,7 +28,7 @@ from hf_farms.pruning.checks import check_method
 from hf_farms.pruning.pruner import prune
 from hf_farms.pruning.removal_plan import plan_removals, plan_targets
 from hf_farms.pruning.scoring import score_blocks
-from hf_farms.registries import ALLOCATIONS
+from hf_farms.registries import ALLOCATIONS, RECOVERIES
 from hf_farms.reports import REPORT_NAME, BaseModelRecord, PruneReport, SpectralReport
 from hf_farms.spectra.analysis import analyze
 from hf_farms.workflows.baseline import uniform_nll
@@ -75,7 +75,7 @@ class PruneStages:
     def finish(self, *, repo_id: str | None, command: str | None) -> PruneReport:
         """Run all stages and rename the folder."""
         output, text, recipe = self._output, self._text, self._recipe
-        output.check_space(_bytes_needed(self._loaded, self._calibration.known, baseline=self._plan.baseline))
+        output.check_space(self._bytes_needed())
         partial = self._begin()
         left = _left_out(self._plan.model)
         spectra = self._spectra()
@@ -112,6 +112,22 @@ class PruneStages:
             fingerprint(self._recipe.flat(), weights=loaded.weights, tokens=tokens, device=device)
         )
 
+    def _bytes_needed(self) -> int:
+        """Bytes on disk: the weights, and of a streamed model the hidden states of the calibration data.
+
+        The baseline is streamed whatever the model is; its weights are gone before those of the result are written.
+        """
+        source, batches = self._loaded.source, self._calibration.known
+        weights = sum(parameter.nbytes for parameter in source.model.parameters())
+        if not isinstance(source, StreamedBlockSource) and not self._plan.baseline:
+            return weights
+        size = sum(ids.numel() for ids in batches) * int(getattr(source.config, "hidden_size", 0))
+        itemsize = self._loaded.model.dtype.itemsize
+        recovers = RECOVERIES[self._recipe.prune.recover].needs == "activations"
+        # A recovery keeps the hidden states of the dense model, inputs of a submodule, its targets, and the stream of
+        # the dense model after each of two submodules, the last three in float32.
+        return weights + size * (itemsize + (2 * itemsize + 3 * 4 if recovers else 0))
+
     def _spectra(self) -> SpectralReport:
         measurement, tick = self._recipe.prune.measurement(), one_stage(self._progress, "Measuring spectra")
         return self._output.load_or_compute(
@@ -140,7 +156,7 @@ class PruneStages:
         writer = CheckpointWriter(
             loaded.model, output.partial, len(source), records=output.state / "blocks", absent=loaded.absent
         )
-        source.attach(writer)
+        source.attach(writer, keep_dense=RECOVERIES[config.recover].needs == "activations")
         report = prune(
             source,
             config,
@@ -223,18 +239,6 @@ def _left_out(model: ModelRef) -> tuple[str, ...]:
             stacklevel=2,
         )
     return left
-
-
-def _bytes_needed(loaded: LoadedModel, batches: Sequence[Tensor], *, baseline: bool) -> int:
-    """Bytes on disk: the weights, and of a streamed model the hidden states of the calibration data.
-
-    The baseline is streamed whatever the model is; its weights are gone before those of the result are written.
-    """
-    weights = sum(parameter.nbytes for parameter in loaded.source.model.parameters())
-    if not isinstance(loaded.source, StreamedBlockSource) and not baseline:
-        return weights
-    width = int(getattr(loaded.source.config, "hidden_size", 0))
-    return weights + sum(ids.numel() for ids in batches) * width * loaded.model.dtype.itemsize
 
 
 def _describe(folder: Path, recipe: Recipe, report: PruneReport, repo_id: str | None) -> None:

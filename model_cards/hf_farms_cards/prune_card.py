@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from markupsafe import Markup
 
 from hf_farms.config import default_output_name
-from hf_farms.registries import ALLOCATIONS, FITS, METHODS, REFINEMENTS
+from hf_farms.registries import ALLOCATIONS, FITS, METHODS, RECOVERIES, REFINEMENTS
 from hf_farms.registries.allocations import AllocationEntry
 from hf_farms.reports import PerplexityRecord, PruneReport, TaskRecord
 from hf_farms.reports.standing_out import standing_out_of
@@ -59,6 +59,7 @@ def pruned_card(
         results=[*perplexity_results(report.perplexity), *task_results(report.tasks)],
     )
     method, allocation = METHODS[report.config.method], ALLOCATIONS[report.config.allocation]
+    recover = RECOVERIES[report.config.recover]
     # Measured, not target sparsities: a pattern may round different targets to the same sparsity.
     zeros = [block.sparsity for block in report.blocks]
     by_layer = any(layer.target is not None for block in report.blocks for layer in block.layers)
@@ -69,7 +70,9 @@ def pruned_card(
         "refinement": _refinement(report),
         "allocation": allocation,
         "fit": FITS[report.before.config.fit] if report.before else None,
-        "citations": [entry.citation for entry in (allocation, method) if entry.citation],
+        "citations": [entry.citation for entry in (allocation, method, recover) if entry.citation],
+        "recover_sentence": _recover_sentence(report),
+        "adjusts": method.adjusts or any(part.accepted for block in report.blocks for part in block.recovery),
         "title": name.rsplit("/", 1)[-1],
         "base": base_text(report.model, base),
         "base_id": base,
@@ -137,6 +140,19 @@ def _refinement(report: PruneReport) -> str:
         return sentence
     lowest, middle, highest = (f"{100 * f(reductions):.3g}%" for f in (min, statistics.median, max))
     return f"{sentence} The error fell by {lowest} to {highest}, in the median layer by {middle}."
+
+
+def _recover_sentence(report: PruneReport) -> str:
+    """Return Markdown on the recovery and its errors; "" without one."""
+    errors = report.recovery_errors()
+    if errors is None:
+        return ""
+    before, after = errors
+    return (
+        f"{RECOVERIES[report.config.recover].describe(report.config)} The squared error of their outputs, relative to "
+        f"the variance of the ideal ones, fell from {before:.3g} to {after:.3g} (median) on calibration sequences that "
+        "were held out."
+    )
 
 
 def _ends(report: PruneReport) -> str:

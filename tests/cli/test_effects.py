@@ -32,7 +32,7 @@ ALWAYS = {
     "analyze": OUTPUT | {"--compare", "--window-rows", "--fit", "--block-score", "--output", "--figures"},
     "prune": OUTPUT
     | {"--dtype", "--stream", "--sparsity", "--method", "--pattern", "--allocation", "--output", "--overwrite"}
-    | {"--push", "--token", "--dry-run"},
+    | {"--push", "--token", "--dry-run", "--recover"},
     "push": OUTPUT
     | {"--repo-id", "--private", "--create-pr", "--push-revision", "--revision", "--commit-message", "--yes"}
     | {"--token", "--dry-run"},
@@ -106,6 +106,8 @@ def test_every_field_in_the_table_has_a_rule():
         ("prune demo --dry-run --allocation uniform --ends measured", ("--ends",)),
         ("prune demo --dry-run --allocation ramp --granularity layer --ends apart", ("--granularity", "--ends")),
         ("prune demo --dry-run --allocation ramp+owl --granularity layer --ends apart --spread 0.2", ()),
+        ("prune demo --dry-run --recover-passes 2 --recover-rate 0.1", ("--recover-passes", "--recover-rate")),
+        ("prune demo --dry-run --recover submodule --recover-passes 2 --method magnitude --seed 0", ()),
         ("prune demo --dry-run --ends lowest --seed 0 --spread 0.1 --context-length 64 --baseline", ()),
     ],
 )

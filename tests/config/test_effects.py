@@ -53,6 +53,18 @@ CASES = {
         PruneConfig(allocation="uniform", pattern="N:8", max_sparsity=0.9),
         None,
     ),
+    "recover_passes": (
+        PruneConfig(recover_passes=2),
+        None,
+        PruneConfig(recover="submodule", recover_passes=2),
+        None,
+    ),
+    "recover_rate": (
+        PruneConfig(recover_rate=0.1),
+        None,
+        PruneConfig(recover="submodule", recover_rate=0.1),
+        None,
+    ),
     "spectra": (PruneConfig(allocation="uniform", spectra=PEAK), None, PruneConfig(spectra=PEAK), None),
     "spectra.tail_divisor": (
         PruneConfig(spectra=replace(PEAK, tail_divisor=3)),
@@ -133,7 +145,7 @@ CASES = {
 # Fields that always have an effect.
 ALWAYS = {
     FarmsConfig: {"window_rows", "fit", "block_score"},
-    PruneConfig: {"sparsity", "method", "pattern", "allocation", "refine"},
+    PruneConfig: {"sparsity", "method", "pattern", "allocation", "refine", "recover"},
     S2FTConfig: {"budget", "roles", "strategy", "budget_allocation", "layout", "write_back", "max_channels"},
     FarmsLRConfig: {
         *("map", "unit", "quantity", "shrink", "normalise", "ends", "min_eigenvalues", "outside", "start"),

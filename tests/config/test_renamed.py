@@ -237,6 +237,8 @@ def test_files_and_pickles_of_versions_without_a_field_do_what_those_did():
 
 
 def test_recipes_and_reports_without_ends_are_as_measured(tmp_path):
+    recover = {name: getattr(PruneConfig(), name) for name in ("recover", "recover_passes", "recover_rate")}
+    assert recover["recover"] == "none"
     assert absent_values(Recipe) == {f"prune.{name}": value for name, value in absent_values(PruneConfig).items()}
     assert absent_values(FarmsLRConfig) == {"ends": "measured"}
     assert absent_values(PruneConfig) == {
@@ -245,6 +247,7 @@ def test_recipes_and_reports_without_ends_are_as_measured(tmp_path):
         "damping": 0.01,
         "block_size": 128,
         "refine": "none",
+        **recover,
     }
     with old_name(PruneConfig):
         recipe = Recipe.load(EARLIER / "recipe.yaml")
