@@ -26,9 +26,9 @@ def mask_lora(model: nn.Module) -> int:
     exactly. Files of adapters do not hold the mask: call this function again after loading one, before the model is
     used or merged. Calling it twice changes nothing.
 
-    Time: each forward pass multiplies B and A to a matrix of the size of the weight, and the inputs with that matrix,
-    so an adapted layer takes about twice as long as without adapters. Memory: one byte for each weight, and in the
-    backward pass the masked update of each layer (with gradient checkpointing, of one block).
+    Time: B and A are multiplied to a matrix of the size of the weight in each forward pass, and a training step has
+    five matrix products of the size of the layer's own, where plain LoRA has two. Memory: one byte for each weight, and
+    the masked update of each layer until its backward pass (with gradient checkpointing, those of one block).
 
     Args:
         model: a `PeftModel`, or a model with LoRA layers; modified in place.
@@ -38,7 +38,8 @@ def mask_lora(model: nn.Module) -> int:
 
     Raises:
         ValueError: a layer with zeros has adapters that cannot be masked (DoRA and other variants, adapters other than
-            LoRA, quantised weights, embeddings, convolutions, experts), or merged ones.
+            LoRA, quantised weights, convolutions), or merged ones.
+        ModelError: adapters on the parameters of experts (`target_parameters`).
     """
     layers = _adapted_layers(model)
     for name, layer in layers.items():
@@ -127,4 +128,6 @@ def _masked_class(kind: Any) -> type:
                 result = result + functional.linear(inputs, delta, None if bias is None else bias * self.scaling[name])
         return result.to(dtype)
 
-    return type(f"Masked{kind.__name__}", (kind,), {"get_delta_weight": get_delta_weight, "forward": forward})
+    # The module tells the kind of the adapter to whoever looks for it.
+    members = {"__module__": kind.__module__, "get_delta_weight": get_delta_weight, "forward": forward}
+    return type(f"Masked{kind.__name__}", (kind,), members)

@@ -11,7 +11,8 @@ from torch.func import functional_call
 from trainers import Tokens, same, trainer, weights
 
 from hf_farms import KeepZerosCallback, PruneConfig, mask_lora, prune
-from hf_farms.errors import NoEffectWarning
+from hf_farms.blocks.adapters import with_adapters
+from hf_farms.errors import ModelError, NoEffectWarning
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
 pytestmark = pytest.mark.filterwarnings(
@@ -187,6 +188,20 @@ def test_a_weight_that_is_tied_to_two_layers():
     assert_sparse(model.merge_and_unload(), masks)
 
 
+def test_other_readers_of_adapters_see_the_masked_update():
+    base = pruned()
+    weight = base.model.layers[0].self_attn.q_proj.weight
+    model = adapted(base)
+    mask_lora(model)
+    layer = base.model.layers[0].self_attn.q_proj
+    effective, left_out = with_adapters(layer, weight.detach())
+    assert left_out == []
+    assert torch.equal(effective == 0, weight == 0)
+    assert torch.equal(effective, weight + layer.get_delta_weight("default"))
+    assert repr(layer).startswith("lora.MaskedLinear")
+    assert type(layer).__module__ == "peft.tuners.lora.layer"
+
+
 def test_disabled_adapters_give_the_base_model():
     base = pruned().eval()
     expected = logits(base)
@@ -224,6 +239,12 @@ def test_other_adapters_are_refused(tmp_path):
     model = peft.get_peft_model(pruned(), peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[]))
     with pytest.raises(ValueError, match=r"must be LoRA of linear layers that are not .* got Linear of peft.*ia3"):
         trainer(tmp_path, KeepZerosCallback(), model=model).train()
+
+
+def test_adapters_of_experts_are_refused():
+    model = adapted(pruned("mixtral"), target_parameters=["mlp.experts.down_proj"], init_lora_weights=True)
+    with pytest.raises(ModelError, match="adapters must be on linear layers, got one on the parameters of"):
+        mask_lora(model)
 
 
 def test_a_merged_adapter_is_refused():
