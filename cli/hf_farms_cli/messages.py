@@ -27,19 +27,19 @@ OPTIONS = {
     "figures": "--figures",
     "include_base": "--include-base",
     "include_path": "--include-path",
+    "granularity": "--granularity",
     "method": "--method",
     "metrics": "--metrics",
     "output": "--output",
     "overwrite": "--overwrite",
     "pattern": "--pattern",
     "private": "--private",
-    "refine": "--refine",
-    "recover": "--recover",
     "repo_id": "--repo-id",
     "revision": "--revision",
     "sequence_length": "--calibration-length",
     "tasks": "--tasks",
     "token": "--token",
+    "tuned_revision": "--tuned-revision",
 }
 
 # Field of a config or argument -> option, for messages that a setting has no effect, and to tell the library which of
@@ -64,7 +64,7 @@ FIELDS = {
             *("aspect_ratio", "windows_per_dim", "tail_divisor", "released_peak_bound", "outside", "spread", "ends"),
             *("damping", "block_size", "baseline", "num_fewshot", "limit", "layers", "yes"),
             *("granularity", "base", "batch_size", "include_path", "device", "revision", "allow_pickle"),
-            *("tuned_revision", "recover_passes", "recover_rate"),
+            *("recover_passes", "recover_rate"),
         )
     },
 }

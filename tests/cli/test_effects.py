@@ -32,7 +32,7 @@ ALWAYS = {
     "analyze": OUTPUT | {"--compare", "--window-rows", "--fit", "--block-score", "--output", "--figures"},
     "prune": OUTPUT
     | {"--dtype", "--stream", "--sparsity", "--method", "--pattern", "--allocation", "--output", "--overwrite"}
-    | {"--push", "--token", "--dry-run", "--recover"},
+    | {"--push", "--token", "--dry-run", "--refine", "--recover"},
     "push": OUTPUT
     | {"--repo-id", "--private", "--create-pr", "--push-revision", "--revision", "--commit-message", "--yes"}
     | {"--token", "--dry-run"},
