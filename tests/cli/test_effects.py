@@ -44,7 +44,7 @@ ALWAYS = {
     "adapter unmerge": OUTPUT | {"--output", "--revision"},
     "adapter fuse": OUTPUT | {"--output", "--weight", "--combination", "--density", "--seed", "--include-base"},
     "adapter export": OUTPUT | {"--output", "--base", "--dtype"},
-    "adapter diff": OUTPUT | {"--output", "--revision", "--include-base"},
+    "adapter diff": OUTPUT | {"--output", "--revision", "--tuned-revision", "--include-base"},
     "adapter push": OUTPUT
     | {"--repo-id", "--private", "--create-pr", "--push-revision", "--commit-message", "--yes"}
     | {"--token", "--dry-run"},
