@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         LoadOptions,
         PruneConfig,
         S2FTConfig,
+        SelectionConfig,
     )
     from hf_farms.hub import push
     from hf_farms.metrics.perplexity import Perplexity
@@ -58,6 +59,7 @@ __all__ = [
     "S2FTAdapter",
     "S2FTCallback",
     "S2FTConfig",
+    "SelectionConfig",
     "SpectralReport",
     "allocate_lr",
     "allocate_sparsity",
@@ -93,6 +95,7 @@ _HOME = {
     "S2FTAdapter": "s2ft.adapters.patches",
     "S2FTCallback": "callbacks.s2ft",
     "S2FTConfig": "config",
+    "SelectionConfig": "config",
     "SpectralReport": "reports",
     "allocate_lr": "allocation.lr",
     "allocate_sparsity": "allocation.sparsity",

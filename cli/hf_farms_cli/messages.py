@@ -29,6 +29,7 @@ OPTIONS = {
     "include_path": "--include-path",
     "granularity": "--granularity",
     "method": "--method",
+    "minutes": "--minutes",
     "metrics": "--metrics",
     "output": "--output",
     "overwrite": "--overwrite",
@@ -36,6 +37,7 @@ OPTIONS = {
     "private": "--private",
     "repo_id": "--repo-id",
     "revision": "--revision",
+    "selection": "--select-on",
     "sequence_length": "--calibration-length",
     "tasks": "--tasks",
     "token": "--token",
@@ -51,6 +53,9 @@ FIELDS = {
     "calibration.sequence_length": "--calibration-length",
     "calibration.seed": "--seed",
     **{f"evaluation.{name}": f"--evaluation-{name}" for name in ("column", "subset", "split")},
+    **{f"selection.{name}": f"--select-{name}" for name in ("column", "subset", "split")},
+    "selection.source": "--select-on",
+    "selection.sequence_length": "--select-length",
     "evaluation.source": "--evaluation",
     "evaluation.context_length": "--context-length",
     "evaluation.max_windows": "--evaluation-windows",
@@ -62,6 +67,7 @@ FIELDS = {
         name: f"--{name.replace('_', '-')}"
         for name in (
             *("aspect_ratio", "windows_per_dim", "tail_divisor", "released_peak_bound", "outside", "spread", "ends"),
+            *("minutes",),
             *("damping", "block_size", "baseline", "num_fewshot", "limit", "layers", "yes"),
             *("granularity", "base", "batch_size", "include_path", "device", "revision", "allow_pickle"),
             *("recover_passes", "recover_rate"),
@@ -81,6 +87,7 @@ FIRST = {
 EXPRESSIONS = {
     r"CalibrationConfig\(source='self'\)": "--calibration self",
     r"EvaluationConfig\(source=None\)": "--evaluation none",
+    r"SelectionConfig\(sequence_length=\.\.\.\)": "--select-length",
     r"(push|write_folder_card)\(overwrite=True\)": "--yes",
     r"push\(revision=\.\.\.\)": "--push-revision",
     r"write_card\(report, '(.+)'\)": r"`hf-farms card \1 --yes`",

@@ -21,6 +21,7 @@ __all__ = [
     "OUTPUT",
     "PRUNING",
     "RESULT",
+    "SELECTION",
     "AllowPickleOption",
     "BranchOption",
     "DebugOption",
@@ -53,6 +54,7 @@ __all__ = [
 
 # Titles of the panels of `--help`.
 MODEL, PRUNING, CALIBRATION, EVALUATION = "Model", "Pruning", "Calibration", "Evaluation"
+SELECTION = "Selection"
 RESULT, HUB, OUTPUT = "Result", "Hub", "Output"
 
 # The formats that commands implement; `auto` becomes one of them.

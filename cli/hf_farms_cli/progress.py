@@ -26,6 +26,11 @@ LABELS = {
     "analyze": "Measuring spectra",
     "capture": "Inputs of the first block",
     "score": "Scoring blocks",
+    "levels": "Ranking weights",
+    "sensitivity": "Pruning single blocks",
+    "search:": "Searching:",
+    "finalists:": "Finalists:",
+    "check:": "Pruned finalists:",
     "prune": "Pruning blocks",
     "recover": "Recovering blocks",
 }
@@ -55,9 +60,10 @@ class Bars:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Show the number of finished steps of a stage."""
-        if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(stage, total=total)
-        self._progress.update(self._tasks[stage], completed=done, total=total)
+        name = _fixed_part(stage)
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(stage, total=total)
+        self._progress.update(self._tasks[name], completed=done, total=total, description=stage)
 
 
 @contextmanager
@@ -110,9 +116,10 @@ class Lines:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Print the number of finished steps of a stage, if a line is due."""
-        now, begun = self._clock(), self._stages.get(stage)
+        name = _fixed_part(stage)
+        now, begun = self._clock(), self._stages.get(name)
         if begun is None or done < begun.shown_done:
-            self._stages[stage] = _Begun(now, done, now, done)
+            self._stages[name] = _Begun(now, done, now, done)
             self._print(f"{stage}: {done} of {total}")
             return
         waited, steps = now - begun.shown_at, done - begun.shown_done
@@ -122,6 +129,11 @@ class Lines:
             # Steps of an earlier run took no time in this one.
             left = (now - begun.at) / (done - begun.done) * (total - done)
             self._print(f"{stage}: {done} of {total}, {_duration(now - begun.at)} so far, {_duration(left)} left")
+
+
+def _fixed_part(stage: str) -> str:
+    """Return the name of a stage without the intermediate result behind a colon."""
+    return stage.partition(": ")[0]
 
 
 def _duration(seconds: float) -> str:

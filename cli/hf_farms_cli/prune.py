@@ -19,6 +19,7 @@ from hf_farms.config import (
     EvaluationConfig,
     LoadOptions,
     PruneConfig,
+    SelectionConfig,
 )
 from hf_farms.files.paths import with_home, with_name
 from hf_farms.output.local_paths import load_local_paths
@@ -31,6 +32,7 @@ from hf_farms_cli.options import (
     HUB,
     PRUNING,
     RESULT,
+    SELECTION,
     AllowPickleOption,
     BranchOption,
     DebugOption,
@@ -61,17 +63,18 @@ from hf_farms_cli.prune_run import run_and_print
 
 __all__ = ["prune_command"]
 
-PRUNE, TEXT, TEST = PruneConfig(), CalibrationConfig(), EvaluationConfig()
+PRUNE, TEXT, TEST, SELECT = PruneConfig(), CalibrationConfig(), EvaluationConfig(), SelectionConfig()
 # Fields of PruneConfig with an option of the same name.
 PRUNE_FIELDS = (
     *("sparsity", "method", "pattern", "allocation", "granularity", "spread", "ends"),
     *("refine", "damping", "block_size"),
     *("recover", "recover_passes", "recover_rate"),
+    "minutes",
 )
 SPREADS = ", ".join(f"{entry.spread:g} for {name}" for name, entry in ALLOCATIONS.items() if "spread" in entry.options)
 
-pruning, calibrating, evaluating, writing, pushing = (
-    partial(typer.Option, rich_help_panel=panel) for panel in (PRUNING, CALIBRATION, EVALUATION, RESULT, HUB)
+pruning, calibrating, selecting, evaluating, writing, pushing = (
+    partial(typer.Option, rich_help_panel=panel) for panel in (PRUNING, CALIBRATION, SELECTION, EVALUATION, RESULT, HUB)
 )
 
 
@@ -157,6 +160,10 @@ def prune_command(
     recover_rate: Annotated[
         float, pruning(help="First learning rate of the recovery, relative to the size of the weights.")
     ] = PRUNE.recover_rate,
+    minutes: Annotated[
+        float | None,
+        pruning(help="Time limit of the search of `auto`, which then takes the best so far  [default: none]"),
+    ] = PRUNE.minutes,
     calibration: Annotated[
         str,
         calibrating(
@@ -170,6 +177,17 @@ def prune_command(
     calibration_samples: Annotated[int, calibrating(help="Number of sequences.")] = TEXT.num_sequences,
     calibration_length: Annotated[int, calibrating(help="Tokens per sequence.")] = TEXT.sequence_length,
     seed: Annotated[int, calibrating(help="Seed of the calibration sequences.")] = TEXT.seed,
+    select_on: Annotated[
+        str,
+        selecting(
+            help="Text that an allocation is chosen on, as for --calibration and another one; `speeches`: a part of it "
+            "that is used for nothing else."
+        ),
+    ] = SELECT.source,
+    select_column: Annotated[str, selecting(help="Text column of a table or dataset.")] = SELECT.column,
+    select_subset: Annotated[str | None, selecting(help="Configuration of a Hub dataset.")] = SELECT.subset,
+    select_split: Annotated[str, selecting(help="Split of a Hub dataset.")] = SELECT.split,
+    select_length: Annotated[int, selecting(help="Tokens per sequence.")] = SELECT.sequence_length,
     evaluation: Annotated[str, evaluating(help="Text for perplexity, as for --calibration; `none` to skip it.")] = str(
         TEST.source
     ),
@@ -260,7 +278,7 @@ def _recipe(context: typer.Context, model: str) -> tuple[Recipe, Path | None]:
     if not model.lower().endswith((".yaml", ".yml")):
         with usage():
             return _recipe_of(with_name(model), context.params), None
-    if options := given(context, panels=[PRUNING, CALIBRATION, EVALUATION], names=["dtype", "revision"]):
+    if options := given(context, panels=[PRUNING, CALIBRATION, SELECTION, EVALUATION], names=["dtype", "revision"]):
         raise UsageError(
             f"{options[0]} must be left out with a recipe, which sets it, got both. Edit {model}, or name a model."
         )
@@ -282,6 +300,7 @@ def _recipe_of(model: str, options: dict[str, Any]) -> Recipe:
             sequence_length=options["calibration_length"],
             seed=options["seed"],
         ),
+        selection=_selection(options),
         evaluation=EvaluationConfig(
             source=None if options["evaluation"] == "none" else options["evaluation"],
             column=options["evaluation_column"],
@@ -291,3 +310,16 @@ def _recipe_of(model: str, options: dict[str, Any]) -> Recipe:
             max_windows=options["evaluation_windows"] or None,
         ),
     )
+
+
+def _selection(options: dict[str, Any]) -> SelectionConfig | None:
+    """Return the selection text; None where none is needed and no option differs from its default."""
+    selection = SelectionConfig(
+        source=options["select_on"],
+        column=options["select_column"],
+        subset=options["select_subset"],
+        split=options["select_split"],
+        sequence_length=options["select_length"],
+    )
+    needed = ALLOCATIONS[options["allocation"]].needs == "losses" if options["allocation"] in ALLOCATIONS else False
+    return selection if needed or selection != SELECT else None

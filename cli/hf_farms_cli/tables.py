@@ -169,6 +169,8 @@ def _print_summary(report: PruneReport) -> None:
             f"Recovery: error {before:.3g} → {after:.3g} (median of the submodules, relative to the variance of the "
             "ideal outputs, on calibration sequences that were held out)."
         )
+    if report.search is not None:
+        say(report.search.sentence)
     p = report.perplexity
     if p is not None and p.dense is not None and p.pruned is not None:
         uniform = f", {p.uniform:.2f} with uniform sparsity" if p.uniform is not None else ""

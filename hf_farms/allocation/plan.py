@@ -81,7 +81,7 @@ def plan_roles(
         sizes: for each block: role -> prunable weights.
         config: the allocation and its options.
         spectra: for allocations that need them.
-        scores: for allocations that need activations.
+        scores: for allocations that need activations; of one that searches, the sparsities that it found.
 
     Raises:
         ValueError: measurements are missing, or are not those that the allocation needs.
@@ -122,7 +122,7 @@ def _measured(
         ends = ends_of(config)
         alphas, errors = block_alphas(spectra, ends=ends) if role == WHOLE else role_alphas(spectra, role, ends)
         return BlockScores(sizes=sizes, scores=alphas, errors=errors)
-    if entry.needs_activations and scores is not None and config.allocation in scores:
+    if (entry.needs_activations or entry.search) and scores is not None and config.allocation in scores:
         blocks = scores[config.allocation]
         if any(role not in block for block, size in zip(blocks, sizes, strict=False) if size):
             kind = f"role {role!r}" if role else "blocks"

@@ -12,7 +12,14 @@ from hf_farms.allocation.water_filling import scale_to_total, shift_to_total
 from hf_farms.config import PruneConfig
 from hf_farms.config.checks import check, is_real
 
-__all__ = ["allocate_by_difference", "allocate_sparsity", "apportion", "apportion_groups", "reliability"]
+__all__ = [
+    "allocate_by_difference",
+    "allocate_sparsity",
+    "apportion",
+    "apportion_groups",
+    "meet_total",
+    "reliability",
+]
 
 
 def allocate_sparsity(
@@ -136,6 +143,39 @@ def _chi_squared_quantile(degrees: int) -> float:
     """Return the 97.5% quantile of chi-squared divided by its degrees of freedom (Wilson and Hilferty 1931)."""
     width = 2 / (9 * degrees)
     return max(0.0, 1 - width + 1.96 * math.sqrt(width)) ** 3
+
+
+def meet_total(
+    sparsities: Sequence[float], *, sizes: Sequence[int], target: float, bounds: tuple[float, float]
+) -> list[float]:
+    """Scale sparsities by one factor, within bounds, so that they meet the total exactly.
+
+    Args:
+        sparsities: one per block, at least 0; at least one above 0 unless the target is 0.
+        sizes: number of weights of each block; blocks without weights keep their sparsity.
+        target: total sparsity.
+        bounds: lowest and highest sparsity of a block; extended to include the target if necessary.
+
+    Returns:
+        Sparsity of each block; `sum(s * p) == target * sum(p)` up to rounding.
+    """
+    used = [index for index, (s, p) in enumerate(zip(sparsities, sizes, strict=True)) if p > 0 and s > 0]
+    fitted = [0.0] * len(sizes)
+    if not used:
+        return fitted
+    # Blocks that are dense stay dense, unless the others cannot reach the total alone.
+    if max(bounds[1], target) * sum(sizes[index] for index in used) < target * sum(sizes):
+        used = [index for index, size in enumerate(sizes) if size > 0]
+    total = target * sum(sizes) / sum(sizes[index] for index in used)
+    filled = scale_to_total(
+        [max(sparsities[index], 1e-6) for index in used],
+        [sizes[index] for index in used],
+        total,
+        (min(bounds[0], target), max(bounds[1], total)),
+    )
+    for index, sparsity in zip(used, filled, strict=True):
+        fitted[index] = sparsity
+    return fitted
 
 
 def apportion(total: int, shares: Sequence[float], capacities: Sequence[int]) -> list[int]:

@@ -12,7 +12,7 @@ from hf_farms.config import PruneConfig
 from hf_farms.config.ends import Ends
 from hf_farms.registries import ALLOCATIONS
 
-__all__ = ["BlockScores", "by_depth", "by_difference", "by_score", "ends_of", "uniform"]
+__all__ = ["BlockScores", "by_depth", "by_difference", "by_score", "ends_of", "searched", "uniform"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,12 @@ class _Allocate(Protocol):
 def uniform(blocks: BlockScores, config: PruneConfig) -> list[float]:
     """Return the total sparsity for every block."""
     return [config.sparsity] * len(blocks.sizes)
+
+
+def searched(blocks: BlockScores, config: PruneConfig) -> list[float]:
+    """Return the sparsities that a search found, which are the scores of the blocks."""
+    assert blocks.scores is not None
+    return [config.sparsity if score is None else score for score in blocks.scores]
 
 
 def by_score(blocks: BlockScores, config: PruneConfig) -> list[float]:

@@ -33,6 +33,7 @@ from hf_farms.config.s2ft import (
     S2FTRole,
     S2FTStrategy,
 )
+from hf_farms.config.selection import SelectionConfig
 from hf_farms.config.spectra import BLOCK_SCORES, FITS, BlockScore, FarmsConfig, Fit
 from hf_farms.files.moved_names import moved
 
@@ -75,6 +76,7 @@ __all__ = [
     "S2FTLayout",
     "S2FTRole",
     "S2FTStrategy",
+    "SelectionConfig",
     "default_output_name",
 ]
 

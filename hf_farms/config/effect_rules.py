@@ -14,6 +14,7 @@ from hf_farms.config.loading import LoadOptions
 from hf_farms.config.lr import FarmsLRConfig
 from hf_farms.config.prune import CalibrationConfig, EvaluationConfig, PruneConfig
 from hf_farms.config.s2ft import S2FTConfig
+from hf_farms.config.selection import SelectionConfig
 from hf_farms.config.spectra import FarmsConfig
 from hf_farms.registries import (
     ALLOCATIONS,
@@ -23,6 +24,7 @@ from hf_farms.registries import (
     RECOVERIES,
     REFINEMENTS,
     STRATEGIES,
+    AllocationEntry,
     Entry,
     Registry,
 )
@@ -43,6 +45,7 @@ class Inputs:
         measured: whether a model is loaded; False: only saved reports are read.
         checkpoint: whether files of a checkpoint are read; demo models have none that are pickled.
         calibrates: whether calibration text is read.
+        selects: whether something is chosen on a selection text.
         perplexity: whether perplexity is measured.
     """
 
@@ -51,6 +54,7 @@ class Inputs:
     measured: bool = True
     checkpoint: bool = True
     calibrates: bool = True
+    selects: bool = True
     perplexity: bool = True
 
 
@@ -133,6 +137,11 @@ def _measures_activations(entry: Entry) -> bool:
     return entry.needs == "activations"
 
 
+def _reads_spectra(entry: AllocationEntry) -> bool:
+    # A search plans the others.
+    return entry.needs_spectra or "spectra" in entry.options
+
+
 def _calibrating() -> str:
     registries: list[Registry[Any]] = [METHODS, REFINEMENTS, ALLOCATIONS, RECOVERIES]
     names = [
@@ -169,7 +178,7 @@ EVALUATED = ("column", "subset", "split", "context_length", "max_windows")
 RULES: tuple[Rule, ...] = (
     *_by_choice(FarmsConfig, ("tail_divisor", "released_peak_bound"), "fit", FITS),
     _rule(FarmsConfig, *WINDOWS, when=lambda c, _: c.window_rows is not None, condition="windows, not whole matrices"),
-    *_by_choice(PruneConfig, ("granularity", "spread", "shrink", "ends"), "allocation", ALLOCATIONS),
+    *_by_choice(PruneConfig, ("granularity", "spread", "shrink", "ends", "minutes"), "allocation", ALLOCATIONS),
     *_by_choice(PruneConfig, ("damping", "block_size"), "method", METHODS),
     # With a pattern the mask is chosen in each group, wherever the block ends.
     _rule(
@@ -189,8 +198,8 @@ RULES: tuple[Rule, ...] = (
     _rule(
         PruneConfig,
         "spectra",
-        when=lambda c, _: ALLOCATIONS[c.allocation].needs_spectra,
-        condition=lambda: f"it applies to {_names('allocation', ALLOCATIONS, lambda e: e.needs_spectra)}.",
+        when=lambda c, _: _reads_spectra(ALLOCATIONS[c.allocation]),
+        condition=lambda: f"it applies to {_names('allocation', ALLOCATIONS, _reads_spectra)}.",
     ),
     _rule(
         PruneConfig,
@@ -217,6 +226,19 @@ RULES: tuple[Rule, ...] = (
         condition=_calibrating,
     ),
     *_text_rules(CalibrationConfig),
+    _rule(
+        SelectionConfig,
+        *SelectionConfig.__dataclass_fields__,
+        when=lambda _, inputs: inputs.selects,
+        condition=lambda: f"it applies to {_names('allocation', ALLOCATIONS, lambda e: e.needs == 'losses')}.",
+    ),
+    _rule(
+        SelectionConfig,
+        "split",
+        when=lambda _, inputs: inputs.text in (None, "dataset"),
+        condition="a dataset on the Hub",
+    ),
+    *_text_rules(SelectionConfig),
     _rule(
         EvaluationConfig,
         *EvaluationConfig.__dataclass_fields__,

@@ -10,7 +10,7 @@ from hf_farms.config.effect_rules import TextKind
 from hf_farms.data.table_rows import reason
 from hf_farms.data.text_files import is_file_name, is_table, read_file, require_file
 from hf_farms.data.text_tables import texts_of_rows
-from hf_farms.demo import demo_text
+from hf_farms.demo import Split, demo_text
 from hf_farms.errors import DataError, HubError
 from hf_farms.hub.errors import cache_error, known_error
 from hf_farms.hub.request_retries import retried_requests
@@ -47,7 +47,8 @@ def read_text(
             .xz), or the id of a Hub dataset.
         column: the text column of a table or dataset.
         subset: the configuration of a Hub dataset.
-        split: of a Hub dataset; of the built-in text, "train" is for calibration and any other for evaluation.
+        split: of a Hub dataset; of the built-in text, "train" is for calibration, "select" for the choice of
+            allocations, and any other for evaluation.
 
     Raises:
         DataError: the file, dataset or column is missing, is not text, or is empty.
@@ -56,7 +57,8 @@ def read_text(
     """
     check_source(source)
     if source == BUILT_IN:
-        text = demo_text("calibration" if split == "train" else "test").read_text(encoding="utf-8")
+        part: Split = "calibration" if split == "train" else "select" if split == "select" else "test"
+        text = demo_text(part).read_text(encoding="utf-8")
     elif _is_local(source):
         text = read_file(Path(source), column)
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, get_args
 
-__all__ = ["DEMO_FOLDERS", "demo_model", "demo_text"]
+__all__ = ["DEMO_FOLDERS", "Split", "demo_model", "demo_text"]
 
 Split = Literal["calibration", "select", "test"]
 # Name of a demo model -> its folder.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_farms.config import DTYPES, CalibrationConfig, EvaluationConfig, PruneConfig
+from hf_farms.config import DTYPES, CalibrationConfig, EvaluationConfig, PruneConfig, SelectionConfig
 from hf_farms.config.checks import check
 from hf_farms.errors import DataError
 from hf_farms.files.atomic_writes import write_text
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["RECIPE_NAME", "Recipe"]
 
 # Settings that may name a file or folder.
-PATH_SETTINGS = ("model", "calibration.source", "evaluation.source")
+PATH_SETTINGS = ("model", "calibration.source", "evaluation.source", "selection.source")
 # A recipe has a few thousand bytes.
 MAX_BYTES = 2**16
 
@@ -41,12 +41,16 @@ class Recipe:
     prune: PruneConfig
     calibration: CalibrationConfig
     evaluation: EvaluationConfig
+    # None where nothing is chosen on a text.
+    selection: SelectionConfig | None = None
 
     def __post_init__(self) -> None:
         check(bool(self.model), "model", "a hub id, a folder or `demo`", self.model)
         check(self.dtype in DTYPES, "dtype", "auto, float32, bfloat16 or float16", self.dtype)
         # The recipe determines the result, whatever the defaults of a later version are.
         object.__setattr__(self, "prune", self.prune.settled())
+        if self.prune.needs_selection and self.selection is None:
+            object.__setattr__(self, "selection", SelectionConfig())
 
     def save(self, path: Path) -> None:
         """Write the recipe as YAML, with paths relative to the working folder or cut to their last part."""
@@ -56,7 +60,7 @@ class Recipe:
             # A name may contain line ends, which would end the comment.
             names = "".join(letter if letter.isprintable() else "?" for letter in ", ".join(outside))
             header += f"# {names}: outside the folder that this ran in. Write where it is, or put it there.\n"
-        write_text(path, header + _converter().dumps(public, sort_keys=False))
+        write_text(path, header + _converter().dumps(_without_none(public), sort_keys=False))
 
     def published(self) -> Recipe:
         """Return the recipe without private paths."""
@@ -64,7 +68,8 @@ class Recipe:
 
     def places(self) -> dict[str, str]:
         """Return the local files and folders of the recipe: published name -> absolute path."""
-        names = (self.model, self.calibration.source, self.evaluation.source)
+        selection = self.selection.source if self.selection is not None else None
+        names = (self.model, self.calibration.source, self.evaluation.source, selection)
         return {published_path(name): local_path(name) for name in names if name is not None and is_local(name)}
 
     def absolute(self) -> Recipe:
@@ -80,12 +85,13 @@ class Recipe:
         return self._renamed(lambda name: places.get(name, name))
 
     def _renamed(self, rename: Callable[[str], str]) -> Recipe:
-        calibration, evaluation = self.calibration, self.evaluation
+        calibration, evaluation, selection = self.calibration, self.evaluation, self.selection
         return replace(
             self,
             model=rename(self.model),
             calibration=replace(calibration, source=rename(calibration.source)),
             evaluation=replace(evaluation, source=rename(evaluation.source) if evaluation.source is not None else None),
+            selection=replace(selection, source=rename(selection.source)) if selection is not None else None,
         )
 
     @classmethod
@@ -106,7 +112,7 @@ class Recipe:
 
     def flat(self) -> dict[str, object]:
         """Return all settings: dotted name -> value."""
-        return _flat(_converter().unstructure(self))
+        return _flat(_without_none(self))
 
     def differences(self, other: Recipe) -> list[str]:
         """Describe each setting that differs from another recipe's, as "name: this, previously other"."""
@@ -114,29 +120,41 @@ class Recipe:
 
         def is_equal(key: str) -> bool:
             # One of the names may be a published one.
-            if key in PATH_SETTINGS and isinstance(settings[key], str) and isinstance(others[key], str):
-                return same_place(str(settings[key]), str(others[key]))
-            return settings[key] == others[key]
+            one, other = settings.get(key), others.get(key)
+            if key in PATH_SETTINGS and isinstance(one, str) and isinstance(other, str):
+                return same_place(one, other)
+            return one == other
 
-        return [f"{key}: {settings[key]!r}, previously {others[key]!r}" for key in settings if not is_equal(key)]
+        keys = dict.fromkeys((*settings, *others))
+        return [f"{key}: {settings.get(key)!r}, previously {others.get(key)!r}" for key in keys if not is_equal(key)]
 
     def describe(self) -> list[str]:
         """Return the settings that have an effect, as lines "name: value"."""
         return [
             f"{key}: {value}"
             for key, value in self.flat().items()
-            if self.prune.needs_calibration or not key.startswith("calibration")
+            if (self.prune.needs_calibration or not key.startswith("calibration."))
+            and (self.prune.needs_selection or not key.startswith("selection."))
         ]
 
     @property
     def needs_tokenizer(self) -> bool:
         """Whether a text must be tokenized; self-calibration generates tokens."""
         calibrates_on_text = self.prune.needs_calibration and self.calibration.source != "self"
-        return calibrates_on_text or self.evaluation.source is not None
+        return calibrates_on_text or self.evaluation.source is not None or self.prune.needs_selection
 
     def texts(self) -> list[str | None]:
-        """Return the sources of calibration and evaluation text; None: not used."""
-        return [self.calibration.source if self.prune.needs_calibration else None, self.evaluation.source]
+        """Return the sources of calibration, evaluation and selection text; None: not used."""
+        selection = self.selection.source if self.selection is not None and self.prune.needs_selection else None
+        return [self.calibration.source if self.prune.needs_calibration else None, self.evaluation.source, selection]
+
+
+def _without_none(recipe: Recipe) -> dict[str, object]:
+    """Return a recipe as mappings, without texts that it does not have."""
+    settings: dict[str, object] = _converter().unstructure(recipe)
+    if recipe.selection is None:
+        del settings["selection"]
+    return settings
 
 
 def _flat(value: dict[str, object], prefix: str = "") -> dict[str, object]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_farms.files.atomic_writes import writing
 from hf_farms.files.path_checks import check_file
 
-__all__ = ["HiddenStates"]
+__all__ = ["HiddenStates", "reserve"]
 
 
 class HiddenStates:
@@ -46,7 +46,7 @@ class HiddenStates:
         self._device = hidden.device
         if self._folder is not None:
             path = self._folder / f"{len(self)}.bin"
-            _reserve(path, hidden.nbytes)
+            reserve(path, hidden.nbytes, argument="activations")
             mapped = torch.from_file(str(path), shared=True, size=hidden.numel(), dtype=hidden.dtype)
             hidden = mapped.view(hidden.shape).copy_(hidden)
         self._tensors.append(hidden)
@@ -62,10 +62,16 @@ class HiddenStates:
             self._tensors[index] = hidden
 
 
-def _reserve(path: Path, size: int) -> None:
-    """Allocate a file on disk: writing to a mapped file without space left would kill the process."""
+def reserve(path: Path, size: int, *, argument: str) -> None:
+    """Allocate a file on disk: writing to a mapped file without space left would kill the process.
+
+    Args:
+        path: the file.
+        size: in bytes.
+        argument: that the folder was given as, for errors.
+    """
     with writing(path.parent):
-        check_file(path, argument="activations")
+        check_file(path, argument=argument)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
             if hasattr(os, "posix_fallocate"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,16 +13,18 @@ from torch import Tensor, nn
 from hf_farms.allocation.plan import Plan, Scores
 from hf_farms.blocks import Block, BlockSource, LayerView, ModelBlockSource, count_zeros
 from hf_farms.blocks.model_checks import check_blocks
-from hf_farms.config import CalibrationConfig, PruneConfig
+from hf_farms.config import PruneConfig
 from hf_farms.config.checks import check_arguments
 from hf_farms.config.effects import given_fields, warn_unused
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
+from hf_farms.progress import Progress
 from hf_farms.pruning.calibration_pass import Batch, CalibrationPass, calibration_batches
 from hf_farms.pruning.checks import check_method
 from hf_farms.pruning.hidden_states import HiddenStates
 from hf_farms.pruning.limits import limit_of
 from hf_farms.pruning.measuring import LayerStatistic, Run, measure, measurement_passes
 from hf_farms.pruning.methods import PruningMethod, pruning_method
+from hf_farms.pruning.named_models import load_named
 from hf_farms.pruning.patterns import Removal
 from hf_farms.pruning.recovery import block_recovery, few_sequences_note, recovery_stage, single_sequences
 from hf_farms.pruning.removal_plan import (
@@ -34,16 +36,15 @@ from hf_farms.pruning.removal_plan import (
 )
 from hf_farms.pruning.reporting import make_report, sparse_note, unmeasured_note
 from hf_farms.pruning.scoring import score_blocks
+from hf_farms.pruning.searching import search_sparsities
 from hf_farms.registries import ALLOCATIONS, RECOVERIES
-from hf_farms.reports import BlockSparsity, LayerSparsity, PruneReport, SpectralReport, json_converter
+from hf_farms.reports import BlockSparsity, LayerSparsity, PruneReport, SearchRecord, SpectralReport, json_converter
 from hf_farms.spectra.analysis import analyze
 
 __all__ = ["PruneResult", "prune"]
 
 # Prunes a layer whose inputs were never seen.
 WITHOUT_INPUTS = "magnitude"
-# stage ("analyze", "capture", "score", "prune"), done, total
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ def prune(
     calibration: Iterable[Batch] | None = None,
     spectra: SpectralReport | None = None,
     scores: Scores | Sequence[float | None] | None = None,
+    selection: Iterable[Batch] | None = None,
+    trials: str | Path | None = None,
     activations: str | Path | None = None,
     progress: Progress | None = None,
 ) -> PruneResult:
@@ -90,9 +93,16 @@ def prune(
             name, the sequences of `CalibrationConfig()`.
         spectra: spectra of this model, measured with `config.measurement()`; None to measure them now.
         scores: scores of this model's blocks before pruning, for an allocation that needs activations: one for each
-            block, or as `score_blocks` returns them; None to measure them now.
-        activations: folder for the hidden states of the calibration data; None to keep them in memory.
-        progress: called with the stage ("analyze", "capture", "score", "prune"), finished steps and all steps.
+            block, or as `score_blocks` returns them; for one that searches, the sparsities of an earlier search. None
+            to measure them now.
+        selection: data like calibration data, for an allocation that searches: at least four sequences of another text.
+            The first half is used. None: for a model loaded by name, the sequences of `SelectionConfig()`.
+        trials: JSON file of the plans that a search tried; the same search continues from it. None to keep them in
+            memory.
+        activations: folder for the hidden states of the calibration data, and a byte per weight during a search; None
+            to keep them in memory.
+        progress: called with the stage ("analyze", "capture", "score", "prune"; of a search "levels", "sensitivity",
+            "search", "finalists" and "check"), finished steps and all steps.
 
     Returns:
         The report (targets, measured sparsity, spectra before pruning) and the model.
@@ -102,12 +112,12 @@ def prune(
         ModelError: no blocks, layers that are not matrices or do not fit the pattern, NaN in weights or activations
             (the message names the layer).
     """
-    check_arguments(prune, config=config, spectra=spectra, activations=activations)
+    check_arguments(prune, config=config, spectra=spectra, trials=trials, activations=activations)
     config = config or PruneConfig()
     warn_unused(config)
     notes: tuple[str, ...] = ()
     if isinstance(model, str | Path):
-        model, calibration, notes = _load(model, config, calibration)
+        model, calibration, selection, notes = load_named(model, config, calibration, selection)
     check_blocks(model, also=", a hub id, a folder, 'demo'")
     source = ModelBlockSource(model) if isinstance(model, nn.Module) else model
     check_layers(source, config)
@@ -124,8 +134,14 @@ def prune(
     if spectra is None and allocation.needs_spectra:
         with given_fields(()):
             spectra = analyze(source, config.measurement(), progress=lambda done, total: tick("analyze", done, total))
+    search: SearchRecord | None = None
     if scores is None and allocation.needs_activations:
         scores = score_blocks(source, config, batches, activations=folder, progress=tick)
+    elif scores is None and allocation.search is not None:
+        search = search_sparsities(
+            source, config, batches, selection, spectra=spectra, folder=folder, trials=trials, progress=tick
+        )
+        scores = search.sparsities
     targets = plan_targets(source, config, spectra=spectra, scores=scores)
     limit = limit_of(source, config, targets, spectra=spectra, scores=scores)
     removals = plan_removals(source, targets, config)
@@ -141,24 +157,9 @@ def prune(
             warnings.warn(note, HfFarmsWarning, stacklevel=2)
     report = make_report(source, config, blocks, spectra, batches, removals)
     found = (note for note in (limit, few) if note is not None)
-    report = replace(report, notes=(*report.notes, *found, *notes))
+    searched = search.notes if search else ()
+    report = replace(report, search=search, notes=(*report.notes, *found, *notes, *searched))
     return PruneResult(report, model if isinstance(model, nn.Module) else None)
-
-
-def _load(
-    name: str | Path, config: PruneConfig, calibration: Iterable[Batch] | None
-) -> tuple[nn.Module, Iterable[Batch] | None, tuple[str, ...]]:
-    """Load a model by name, and the default calibration sequences where none are given."""
-    # Not at the top: a model in memory needs none of it.
-    from hf_farms.data.calibration import calibration_sequences
-    from hf_farms.loading.opening import load_model
-
-    needs_text = calibration is None and config.needs_calibration
-    loaded = load_model(name, tokenizer=needs_text, head=False)
-    if not needs_text:
-        return loaded.model, calibration, loaded.notes
-    sequences, notes = calibration_sequences(CalibrationConfig(), model=loaded.model, tokenizer=loaded.tokenizer)
-    return loaded.model, sequences, (*loaded.notes, *notes)
 
 
 def _prune_blocks(

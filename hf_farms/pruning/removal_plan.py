@@ -71,7 +71,8 @@ def plan_targets(
         source: gives the sizes.
         config: with the allocation.
         spectra: for an allocation that needs them.
-        scores: for an allocation that needs activations, of `score_blocks`; or one score for each block.
+        scores: for an allocation that needs activations, of `score_blocks`, or one score for each block; for one that
+            searches, the sparsity of each block.
 
     Raises:
         ValueError: as `plan_roles`.

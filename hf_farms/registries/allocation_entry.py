@@ -16,7 +16,8 @@ class AllocationEntry(Entry):
 
     The function is called with a `hf_farms.allocation.sparsity_maps.BlockScores` and a `PruneConfig`, and returns the
     sparsity of each block. The scores in it depend on `needs`: None for "nothing"; alphas over "windows" or of the
-    whole "matrix"; for "activations" one number for each block, from the function `score`, or None.
+    whole "matrix"; for "activations" one number for each block, from the function `score`, or None; for "losses" the
+    sparsity of each block, from the function `search`.
     With `granularity="layer"`, an entry that lists it among `options` is called once for each role, with the weights
     and scores of that role.
 
@@ -25,6 +26,8 @@ class AllocationEntry(Entry):
             of the block, or None where it can have none; required if `needs` is "activations", else not allowed.
         statistic: import path of the statistic of each layer's inputs that `score` reads, a
             `hf_farms.pruning.methods.Statistic`; required with `score`.
+        search: import path of a function that measures pruned models on selection data, as
+            `hf_farms.search.auto:search_auto`; required if `needs` is "losses", else not allowed.
         spread: default of the option `spread`, for an entry that lists it among `options`; None for a mixture, whose
             parts have their own.
         even: every block gets the same sparsity, which a fixed pattern N:M requires.
@@ -34,6 +37,7 @@ class AllocationEntry(Entry):
 
     score: str | None = None
     statistic: str | None = None
+    search: str | None = None
     spread: float | None = 0.1
     even: bool = False
     sentence_if_even: str = "Every block has the same sparsity."
@@ -43,13 +47,13 @@ class AllocationEntry(Entry):
         super().__post_init__()
         if self.needs == "gradients":
             raise ValueError(
-                "needs must be nothing, windows, matrix or activations for an allocation, got 'gradients'."
+                "needs must be nothing, windows, matrix, activations or losses for an allocation, got 'gradients'."
             )
-        for field in ("score", "statistic"):
+        for field, needs in {"score": "activations", "statistic": "activations", "search": "losses"}.items():
             path = getattr(self, field)
-            if (path is not None) != (self.needs == "activations"):
+            if (path is not None) != (self.needs == needs):
                 raise ValueError(
-                    f"{field} must be given exactly where needs is 'activations', got {path!r} for {self.needs!r}."
+                    f"{field} must be given exactly where needs is {needs!r}, got {path!r} for {self.needs!r}."
                 )
             if path is not None:
                 check_path(field, path)

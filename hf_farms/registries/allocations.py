@@ -76,5 +76,20 @@ ALLOCATIONS = AllocationRegistry(
             options=("spread", "ends", "granularity"),
             citation=DLP,
         ),
+        "sensitivity": AllocationEntry(
+            needs="losses",
+            function="hf_farms.allocation.sparsity_maps:searched",
+            search="hf_farms.search.auto:search_sensitivity",
+            sentence="Blocks are pruned more where that changes the predictions of the model less: each block was "
+            "pruned alone to several sparsities, and the plan has the lowest sum of KL divergences to the dense model.",
+        ),
+        "auto": AllocationEntry(
+            needs="losses",
+            function="hf_farms.allocation.sparsity_maps:searched",
+            search="hf_farms.search.auto:search_auto",
+            sentence="The sparsities of the blocks were searched: all other allocations, mixtures of them and changes "
+            "of the best were compared by the KL divergence of the pruned to the dense model on a selection text.",
+            options=("shrink", "ends", "minutes", "spectra"),
+        ),
     },
 )

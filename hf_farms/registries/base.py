@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 __all__ = ["Entry", "Needs", "Registry", "load"]
 
-Needs = Literal["nothing", "windows", "matrix", "activations", "gradients"]
+Needs = Literal["nothing", "windows", "matrix", "activations", "gradients", "losses"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class Entry:
 
     Attributes:
         needs: measurements that the function gets: "nothing"; spectra of "windows" or of the whole "matrix";
-            "activations" or "gradients" on calibration data.
+            "activations" or "gradients" on calibration data; "losses" of pruned models on selection data.
         function: import path, such as "hf_farms.pruning.wanda:wanda". Entry classes
             describe its arguments.
         sentence: Markdown for the card; `{seed}` is replaced by the field `seed` of the config.

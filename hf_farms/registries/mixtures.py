@@ -67,6 +67,8 @@ class AllocationRegistry(Registry[AllocationEntry]):
         needs = {entry.needs for entry in entries.values()}
         if {"windows", "matrix"} <= needs:
             raise _malformed(name, "Its parts need spectra of windows and of whole matrices: choose one of the two.")
+        if searching := [part for part, entry in entries.items() if entry.search]:
+            raise _malformed(name, f"{searching[0]!r} searches the sparsities itself: use it alone.")
         citations = dict.fromkeys(entry.citation for entry in entries.values() if entry.citation)
         return MixtureEntry(
             needs=next(need for need in ("windows", "matrix", "activations", "nothing") if need in needs),

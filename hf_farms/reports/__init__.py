@@ -3,6 +3,7 @@
 spectral.py     analyze: blocks, each with its layers
 standing_out.py blocks that look less trained than the others
 pruning.py      prune: the recipe, spectra before and after, sparsity, where the model came from
+search.py       the search of an allocation: what was tried, and what won
 evaluation.py   perplexity and tasks; eval: what was measured
 training.py     a training with one of the callbacks
 lr_history.py   farms_lr.jsonl, the measurements of a training
@@ -27,6 +28,7 @@ from hf_farms.reports.pruning import (
     PruneReport,
     RecoveredPart,
 )
+from hf_farms.reports.search import SearchRecord, SearchTrial
 from hf_farms.reports.spectral import BlockSpectrum, LayerRecord, SpectralReport
 from hf_farms.reports.standing_out import OutlyingBlock, StandingOut
 from hf_farms.reports.training import TrainReport
@@ -48,6 +50,8 @@ __all__ = [
     "PruneReport",
     "RecoveredPart",
     "Report",
+    "SearchRecord",
+    "SearchTrial",
     "SparsityScore",
     "SpectralReport",
     "StandingOut",

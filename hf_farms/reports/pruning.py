@@ -10,6 +10,7 @@ from typing import ClassVar
 from hf_farms.config import CalibrationConfig, PruneConfig
 from hf_farms.reports.base import Report
 from hf_farms.reports.evaluation import PerplexityRecord, TaskRecord
+from hf_farms.reports.search import SearchRecord
 from hf_farms.reports.spectral import BlockSpectrum, SpectralReport
 
 __all__ = ["BaseModelRecord", "BlockSparsity", "CalibrationRecord", "LayerSparsity", "PruneReport", "RecoveredPart"]
@@ -144,6 +145,7 @@ class PruneReport(Report):
         before: spectra of the dense model.
         after: spectra of the pruned model; None if not measured.
         calibration: None where the method needs none.
+        search: plans that were tried, of an allocation that searches.
         perplexity: None if not measured.
         base: what the Hub, or its folder, says of the dense model; None: nothing is known.
         tasks: results of lm-eval.
@@ -164,6 +166,7 @@ class PruneReport(Report):
     before: SpectralReport | None = None
     after: SpectralReport | None = None
     calibration: CalibrationRecord | None = None
+    search: SearchRecord | None = None
     perplexity: PerplexityRecord | None = None
     base: BaseModelRecord | None = None
     tasks: tuple[TaskRecord, ...] = ()

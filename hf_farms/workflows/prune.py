@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TypeVar
 
-from hf_farms.config import CalibrationConfig, EvaluationConfig, LoadOptions, PruneConfig
+from hf_farms.config import CalibrationConfig, EvaluationConfig, LoadOptions, PruneConfig, SelectionConfig
 from hf_farms.config.checks import check, check_arguments
 from hf_farms.config.effects import given_fields
 from hf_farms.errors import NoEffectWarning
@@ -29,6 +29,7 @@ def prune_checkpoint(
     config: PruneConfig | None = None,
     calibration: CalibrationConfig | None = None,
     evaluation: EvaluationConfig | None = None,
+    selection: SelectionConfig | None = None,
     load: LoadOptions | None = None,
     baseline: bool = True,
     overwrite: bool = False,
@@ -46,6 +47,7 @@ def prune_checkpoint(
         config: method, sparsity, pattern and allocation.
         calibration: the text that activations are measured on.
         evaluation: the text that perplexity is measured on; `EvaluationConfig(source=None)` for none.
+        selection: the text that an allocation is chosen on, for those that search.
         load: dtype, device, streaming and revision.
         baseline: measure the perplexity of uniform sparsity too, for comparison; takes a second pruning.
         overwrite: replace an earlier result, and unfinished work of other settings; never the files of others.
@@ -81,6 +83,7 @@ def prune_checkpoint(
         prune=_given("config", config, PruneConfig),
         calibration=_given("calibration", calibration, CalibrationConfig),
         evaluation=_given("evaluation", evaluation, EvaluationConfig),
+        selection=_given("selection", selection, SelectionConfig) if selection is not None else None,
     )
     plan = plan_prune(recipe, with_home(Path(output)), load=load, baseline=baseline, overwrite=overwrite)
     if plan.finished is not None:
@@ -112,7 +115,7 @@ def run_prune(
         return PruneStages(plan, progress).finish(repo_id=repo_id, command=command)
 
 
-Config = TypeVar("Config", PruneConfig, CalibrationConfig, EvaluationConfig, LoadOptions)
+Config = TypeVar("Config", PruneConfig, CalibrationConfig, EvaluationConfig, SelectionConfig, LoadOptions)
 
 
 def _given(name: str, config: Config | None, kind: type[Config]) -> Config:

@@ -12,6 +12,7 @@ from hf_farms.config import LoadOptions, default_output_name
 from hf_farms.config.effect_rules import Inputs, PruneArguments
 from hf_farms.config.effects import given_fields, warn_unused
 from hf_farms.data.datasets import check_dataset
+from hf_farms.data.selection_source import check_selection_source
 from hf_farms.data.texts import check_source, check_text, text_kind
 from hf_farms.errors import HfFarmsWarning, OutputError
 from hf_farms.files.paths import is_inside
@@ -74,7 +75,7 @@ def plan_prune(
         ModelError: the model does not exist, this token has no access, or it has a layout that cannot be loaded.
         HubError: the Hub cannot be reached.
     """
-    calibration, evaluation = recipe.texts()
+    calibration, evaluation, selection = recipe.texts()
     output = OutputFolder(
         folder if folder is not None else default_folder(recipe),
         overwrite=overwrite,
@@ -83,6 +84,7 @@ def plan_prune(
             "the recipe": recipe_file,
             "the calibration text": calibration,
             "the evaluation text": evaluation,
+            "the selection text": selection,
         },
     )
     plan = PrunePlan(
@@ -117,6 +119,9 @@ def _warn_unused(plan: PrunePlan) -> None:
         prefix="calibration.",
     )
     warn_unused(evaluation, Inputs(text=text_kind(evaluation.source)), prefix="evaluation.")
+    if (selection := recipe.selection) is not None:
+        inputs = Inputs(text=text_kind(selection.source), selects=prune.needs_selection)
+        warn_unused(selection, inputs, prefix="selection.")
     warn_unused(plan.load, Inputs(model=plan.model.kind, checkpoint=plan.model.kind != "demo"))
     evaluates = evaluation.source is not None
     warn_unused(PruneArguments(allocation=prune.allocation, evaluates=evaluates, baseline=plan.baseline))
@@ -140,6 +145,13 @@ def _check_texts(recipe: Recipe) -> None:
             check_text(config.source, column=config.column)
         else:
             check_source(config.source)
+    if (selection := recipe.selection) is not None and recipe.prune.needs_selection:
+        check_text(selection.source, column=selection.column)
+        check_selection_source(
+            selection,
+            calibration=recipe.calibration if recipe.prune.needs_calibration else None,
+            evaluation=recipe.evaluation if recipe.evaluation.source is not None else None,
+        )
 
 
 def _check_model(plan: PrunePlan) -> None:

@@ -33,6 +33,7 @@ from hf_farms.reports import REPORT_NAME, BaseModelRecord, PruneReport, Spectral
 from hf_farms.spectra.analysis import analyze
 from hf_farms.workflows.baseline import uniform_nll
 from hf_farms.workflows.prune_plan import PrunePlan
+from hf_farms.workflows.selection import SelectionText
 from hf_farms.workflows.texts import Calibration, EvaluationText, perplexity_record, same_text_note
 
 if TYPE_CHECKING:
@@ -66,23 +67,29 @@ class PruneStages:
             **asdict(plan.load),
             # Copied to the result even if it is not needed.
             tokenizer=recipe.needs_tokenizer or None,
-            head=recipe.evaluation.source is not None or writes_itself,
+            head=recipe.evaluation.source is not None or writes_itself or recipe.prune.needs_selection,
         )
         check_method(self._loaded.source, recipe.prune)
         self._text = EvaluationText(recipe.evaluation, self._loaded) if recipe.evaluation.source is not None else None
         self._calibration = Calibration(recipe, self._loaded)
+        self._selection = SelectionText(recipe, self._loaded)
 
     def finish(self, *, repo_id: str | None, command: str | None) -> PruneReport:
         """Run all stages and rename the folder."""
         output, text, recipe = self._output, self._text, self._recipe
-        output.check_space(self._bytes_needed())
+        output.check_space(self._bytes_needed() + self._selection.bytes_needed)
         partial = self._begin()
         left = _left_out(self._plan.model)
         spectra = self._spectra()
         base = _with_licence(self._plan.model, partial)
         dense = text.measure_once(self._loaded, self._progress, "Dense perplexity", output) if text else None
         batches, notes = self._calibration.batches(output)
-        scores = _scores(self._loaded.source, recipe.prune, batches, output, self._progress)
+        search = self._selection.search(batches, spectra, output, self._progress)
+        scores = (
+            list(search.sparsities)
+            if search is not None
+            else _scores(self._loaded.source, recipe.prune, batches, output, self._progress)
+        )
         even = _is_even(self._loaded.source, recipe.prune, spectra, scores)
         uniform = None if even else self._uniform(batches)
         report = self._prune(batches, spectra, scores, left=left)
@@ -95,9 +102,18 @@ class PruneStages:
         report = replace(
             report,
             perplexity=perplexity_record(recipe.evaluation, report.dtype, dense=dense, pruned=pruned, uniform=uniform),
+            search=search,
             base=base,
             command=command,
-            notes=(*self._loaded.notes, *report.notes, *notes, *texts, *spectra.notes),
+            notes=(
+                *self._loaded.notes,
+                *report.notes,
+                *notes,
+                *self._selection.notes,
+                *(search.notes if search is not None else ()),
+                *texts,
+                *spectra.notes,
+            ),
         )
         _describe(partial, recipe, report, repo_id)
         output.finish()
@@ -106,6 +122,8 @@ class PruneStages:
 
     def _begin(self) -> Path:
         tokens = {"calibration": self._calibration.known, "evaluation": [self._text.ids] if self._text else []}
+        if self._selection.batches:
+            tokens["selection"] = self._selection.batches
         loaded = self._loaded
         device = loaded.source.device.type
         return self._output.resume_or_start(

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from hf_farms.config import default_output_name
 from hf_farms.registries import ALLOCATIONS, FITS, METHODS, RECOVERIES, REFINEMENTS
 from hf_farms.registries.allocations import AllocationEntry
-from hf_farms.reports import PerplexityRecord, PruneReport, TaskRecord
+from hf_farms.reports import PerplexityRecord, PruneReport, SearchTrial, TaskRecord
 from hf_farms.reports.standing_out import standing_out_of
 from hf_farms_cards.licences import licence_of
 from hf_farms_cards.markdown import code, link, number, with_error
@@ -40,6 +40,8 @@ ENDS = {
     "median": "the first and the last block count with the median alpha of the others",
     "apart": "the first and the last block take no part in this and have the total sparsity as their target",
 }
+# Plans of a search in its table.
+SHOWN_TRIALS = 10
 LOWER_IS_BETTER = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "wer"}
 
 
@@ -83,6 +85,10 @@ def pruned_card(
         "calibrated_on": short_source(report.calibration.config.source)
         if report.calibration and report.calibration.config
         else None,
+        "search": _search_rows(report),
+        "selected_on": short_source(report.search.selection.source)
+        if report.search and report.search.selection
+        else None,
         "even": even,
         "by_layer": by_layer,
         "allocation_sentence": _allocation_sentence(report, even=even),
@@ -114,6 +120,7 @@ def base_text(model: str | None, base_id: str | None) -> Markup:
 
 def _call(report: PruneReport) -> str:
     batches = ", calibration=batches" if report.config.needs_calibration else ""
+    batches += ", selection=other_batches" if report.config.needs_selection else ""
     # Reports hold the number of the default spread, which a call leaves out.
     config = replace(report.config, spread=None)
     call = as_call(config if config.settled() == report.config else report.config)
@@ -163,6 +170,15 @@ def _ends(report: PruneReport) -> str:
         return ""
     words = f"As alphas of different positions compare badly, {ENDS[config.ends]}."
     return words if ALLOCATIONS[config.allocation].needs_spectra else words.replace("alpha", "score")
+
+
+def _search_rows(report: PruneReport) -> list[SearchTrial]:
+    """Return the best plans of a search, and uniform sparsity."""
+    if report.search is None:
+        return []
+    best = list(report.search.trials[:SHOWN_TRIALS])
+    uniform = report.search.trial("uniform")
+    return best if uniform is None or uniform in best else [*best, uniform]
 
 
 def _is_measured(perplexity: PerplexityRecord | None) -> bool:

@@ -54,6 +54,8 @@ def test_each_part_has_its_default_spread():
         ("ramp:1.5+farms:-0.5", "The weights must be above 0 and add up to 1."),
         ("ramp:nan+farms:1", "The weights must be above 0 and add up to 1."),
         ("alpha+farms", "Its parts need spectra of windows and of whole matrices: choose one of the two."),
+        ("ramp+auto", "'auto' searches the sparsities itself: use it alone."),
+        ("sensitivity:0.5+farms:0.5", "'sensitivity' searches the sparsities itself: use it alone."),
     ],
 )
 def test_a_malformed_mixture_is_refused_in_one_sentence_with_the_reason(name, reason):

@@ -244,7 +244,7 @@ def test_debug_keeps_the_traceback():
         ),
         (
             ["prune", "demo", "--allocation", "lamp"],
-            "allocation must be one of uniform, farms, alpha, ramp, owl, dlp, got",
+            "allocation must be one of uniform, farms, alpha, ramp, owl, dlp, sensitivity, auto, got",
         ),
         (["prune", "demo", "--calibration-length", "1"], "sequence_length must be an integer of at least 2, got 1"),
         (["prune", "demo", "--evaluation-windows", "-1"], "max_windows must be None or a positive integer, got -1"),
@@ -386,7 +386,7 @@ def test_help_shows_the_defaults_of_the_configs():
 def test_help_has_a_section_for_each_kind_of_option():
     shown = run("prune", "--help").stdout
     titles = re.findall(r"^(\w+):$", shown, re.MULTILINE)
-    sections = ["Model", "Pruning", "Calibration", "Evaluation", "Result", "Hub", "Output"]
+    sections = ["Model", "Pruning", "Calibration", "Selection", "Evaluation", "Result", "Hub", "Output"]
     assert titles == ["Arguments", *sections, "Examples"] or titles == ["Arguments", *sections]
     parts = dict(zip(sections, re.split(r"^\w+:$", shown, flags=re.MULTILINE)[2:], strict=False))
     for title, option in {

@@ -144,7 +144,7 @@ def test_settings_of_a_recipe_without_an_effect_are_warned_of(tmp_path, monkeypa
     ).save(tmp_path / "recipe.yaml")
     result, stderr = run("prune", "recipe.yaml", "--dry-run", "--no-baseline")
     assert result.exit_code == 0, stderr
-    assert stderr.count("shrink` has no effect: it applies to allocation 'farms' or 'alpha'.") == 1, stderr
+    assert stderr.count("shrink` has no effect: it applies to allocation 'farms', 'alpha' or 'auto'.") == 1, stderr
     assert stderr.count("has no effect") == 1
 
 

@@ -22,7 +22,7 @@ from hf_farms.config import METHODS, CalibrationConfig, EvaluationConfig, FarmsC
         (lambda: PruneConfig(sparsity=-0.1), r"sparsity must be at least 0 and below 1, got -0.1"),
         (lambda: PruneConfig(sparsity=float("nan")), r"sparsity must be at least 0 and below 1, got nan"),
         (lambda: PruneConfig(method="obs"), r"method must be one of magnitude, wanda, ria, sparsegpt, got 'obs'"),
-        (lambda: PruneConfig(allocation="lamp"), r"allocation must be one of uniform, farms, .*, dlp, got 'lamp'"),
+        (lambda: PruneConfig(allocation="lamp"), r"allocation must be one of uniform, farms, .*, auto, got 'lamp'"),
         (lambda: PruneConfig(pattern="2/4"), r"pattern must be 'unstructured', 'N:M' with two numbers .* got '2/4'"),
         (lambda: PruneConfig(pattern="0:4"), r"pattern must be 'unstructured', 'N:M' .* got '0:4'"),
         (lambda: PruneConfig(pattern=None), r"pattern must be 'unstructured', 'N:M' .* got None"),

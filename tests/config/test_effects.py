@@ -13,6 +13,7 @@ from hf_farms.config import (
     LoadOptions,
     PruneConfig,
     S2FTConfig,
+    SelectionConfig,
 )
 from hf_farms.config.effect_rules import RULES, AnalyzeArguments, EvaluateArguments, Inputs, PruneArguments
 from hf_farms.config.effects import given_fields, unused_fields, warn_unused
@@ -65,6 +66,7 @@ CASES = {
         PruneConfig(recover="submodule", recover_rate=0.1),
         None,
     ),
+    "minutes": (PruneConfig(minutes=5), None, PruneConfig(allocation="auto", minutes=5), None),
     "spectra": (PruneConfig(allocation="uniform", spectra=PEAK), None, PruneConfig(spectra=PEAK), None),
     "spectra.tail_divisor": (
         PruneConfig(spectra=replace(PEAK, tail_divisor=3)),
@@ -111,6 +113,21 @@ CASES = {
             "num_sequences": 3,
             "sequence_length": 3,
             "seed": 3,
+        }.items()
+    },
+    **{
+        f"SelectionConfig.{field}": (
+            SelectionConfig(**{field: value}),
+            Inputs(selects=False),
+            SelectionConfig(**{field: value}),
+            DATASET,
+        )
+        for field, value in {
+            "source": "a.txt",
+            "column": "x",
+            "subset": "x",
+            "split": "x",
+            "sequence_length": 3,
         }.items()
     },
     "column": (CalibrationConfig(column="x"), PLAIN, CalibrationConfig(column="x"), TABLE),
@@ -180,6 +197,12 @@ def test_the_block_size_has_no_effect_with_a_pattern():
     assert warnings_of(config, None) == ["`block_size` has no effect: it applies to pattern 'unstructured'."]
     other = PruneConfig(pattern="2:4", block_size=64, allocation="uniform")
     assert warnings_of(other, None) == ["`block_size` has no effect: it applies to method 'sparsegpt'."]
+
+
+@pytest.mark.parametrize("allocation", ["sensitivity", "auto"])
+def test_a_search_gives_each_block_one_sparsity(allocation):
+    (message,) = warnings_of(PruneConfig(allocation=allocation, granularity="layer"), None)
+    assert message == "`granularity` has no effect: it applies to allocation 'farms', 'alpha', 'owl' or 'dlp'."
 
 
 def test_every_rule_has_a_case():

@@ -248,6 +248,7 @@ def test_recipes_and_reports_without_ends_are_as_measured(tmp_path):
         "block_size": 128,
         "refine": "none",
         **recover,
+        "minutes": None,
     }
     with old_name(PruneConfig):
         recipe = Recipe.load(EARLIER / "recipe.yaml")

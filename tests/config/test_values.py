@@ -12,6 +12,7 @@ from hf_farms.config import (
     FarmsLRConfig,
     PruneConfig,
     S2FTConfig,
+    SelectionConfig,
 )
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -47,7 +48,7 @@ FIELDS = {
     (PruneConfig, "sparsity"): FRACTION,
     (PruneConfig, "method"): choice("magnitude", "wanda", "ria", "sparsegpt"),
     (PruneConfig, "pattern"): ("'unstructured', 'N:M'", ["2:4:8", "", None, 24, ["2:4"], "0:4", "a:b"], ["N:8"]),
-    (PruneConfig, "allocation"): choice("uniform", "farms", "alpha", "ramp", "owl", "dlp"),
+    (PruneConfig, "allocation"): choice("uniform", "farms", "alpha", "ramp", "owl", "dlp", "sensitivity", "auto"),
     (PruneConfig, "spread"): (f"None, or {FRACTION[0]}", [1, -0.1, NAN, "0.5", True, [0.1]], [0, 0.5, None]),
     (PruneConfig, "granularity"): choice("block", "layer"),
     (PruneConfig, "shrink"): SWITCH,
@@ -59,6 +60,7 @@ FIELDS = {
     (PruneConfig, "recover"): choice("none", "submodule"),
     (PruneConfig, "recover_passes"): COUNT,
     (PruneConfig, "recover_rate"): ("above 0 and at most 1", [0, 1.1, NAN, "1", None, True], [0.001, 1]),
+    (PruneConfig, "minutes"): ("None or above 0", [0, -1, NAN, INFINITY, "1", True], [None, 0.5, 60]),
     (PruneConfig, "spectra"): SPECTRA,
     (CalibrationConfig, "source"): ("'speeches', 'self', a file or a dataset id", ["", " ", None, 3], ["self"]),
     (CalibrationConfig, "column"): COLUMN,
@@ -67,6 +69,11 @@ FIELDS = {
     (CalibrationConfig, "num_sequences"): COUNT,
     (CalibrationConfig, "sequence_length"): LENGTH,
     (CalibrationConfig, "seed"): SEED,
+    (SelectionConfig, "source"): ("'speeches', a file or a dataset id", ["", " ", None, 3], ["a.txt"]),
+    (SelectionConfig, "column"): COLUMN,
+    (SelectionConfig, "subset"): SUBSET,
+    (SelectionConfig, "split"): SPLIT,
+    (SelectionConfig, "sequence_length"): LENGTH,
     (EvaluationConfig, "source"): ("'speeches', a file, a dataset id or None", ["", " ", 3, False], ["self", None]),
     (EvaluationConfig, "column"): COLUMN,
     (EvaluationConfig, "subset"): SUBSET,

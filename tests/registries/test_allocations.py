@@ -35,7 +35,7 @@ def added(monkeypatch):
 
 
 def test_the_command_line_offers_plans_prunes_and_describes_with_it(added, hf_farms, completions, tmp_path):
-    assert "uniform, farms, alpha, ramp, owl, dlp, depth, outliers." in hf_farms("prune", "--help")
+    assert f"{', '.join(ALLOCATIONS)}." in hf_farms("prune", "--help")
     assert completions("prune", "allocation") == [*ALLOCATIONS]
     out = tmp_path / "out"
     options = ("prune", "demo", "--method", "magnitude", "--allocation", "depth", "--evaluation", "none", "-o", out)
@@ -137,7 +137,7 @@ def test_a_report_with_an_allocation_that_is_gone_is_refused(monkeypatch, llama)
     report = prune(llama, PruneConfig(method="magnitude", allocation="uniform")).report
     data = json.loads(report.to_json())
     data["config"]["allocation"] = "depth"
-    with pytest.raises(DataError, match="allocation must be one of uniform, farms, alpha, ramp, owl, dlp, got 'depth'"):
+    with pytest.raises(DataError, match=r"allocation must be one of uniform, farms, alpha, .*got 'depth'"):
         PruneReport.from_json(json.dumps(data))
     monkeypatch.setitem(ALLOCATIONS, "depth", DEPTH)
     assert PruneReport.from_json(json.dumps(data)).config.allocation == "depth"
@@ -145,6 +145,4 @@ def test_a_report_with_an_allocation_that_is_gone_is_refused(monkeypatch, llama)
 
 def test_a_removed_allocation_is_refused(monkeypatch, hf_farms):
     monkeypatch.delitem(ALLOCATIONS, "dlp")
-    assert "allocation must be one of uniform, farms, alpha, ramp, owl, got 'dlp'" in hf_farms(
-        "prune", "demo", "--allocation", "dlp", "--dry-run", status=2
-    )
+    assert "got 'dlp'" in hf_farms("prune", "demo", "--allocation", "dlp", "--dry-run", status=2)

@@ -1,0 +1,133 @@
+"""Selection sequences: text that a search chooses on, in two halves, apart from calibration and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hf_farms.config import SelectionConfig
+from hf_farms.data.batches import named_batches
+from hf_farms.data.calibration import context_limit
+from hf_farms.data.texts import BUILT_IN, Tokenizer, read_text, tokenize
+from hf_farms.errors import DataError
+
+__all__ = [
+    "MAX_TOKENS",
+    "Selection",
+    "check_selection_apart",
+    "selection_sequences",
+    "split_selection",
+]
+
+# Tokens of each half that are used: more cost time, and the choice hardly changes.
+MAX_TOKENS = 18_432
+# A selection sequence is in the calibration data if this share of its pieces is.
+OVERLAP, PIECE = 0.5, 32
+
+
+class Selection(NamedTuple):
+    """Selection data, one row of token ids per batch.
+
+    Attributes:
+        search: scores plans.
+        acceptance: decides whether a recovered block is kept; never scores plans.
+    """
+
+    search: list[dict[str, Tensor]]
+    acceptance: list[dict[str, Tensor]]
+
+
+def selection_sequences(
+    config: SelectionConfig, *, model: nn.Module, tokenizer: Tokenizer | None
+) -> tuple[list[Tensor], list[str]]:
+    """Return the selection sequences in the order of the text, and notes.
+
+    Args:
+        config: source and length.
+        model: limits the length to its context length.
+        tokenizer: of the model.
+
+    Returns:
+        Token ids `(1, n)`; `split_selection` gives the halves. At most `MAX_TOKENS` of each half, evenly spaced.
+
+    Raises:
+        DataError: there is no tokenizer, or the text is missing or too short.
+    """
+    if tokenizer is None:
+        raise DataError("selection text must be tokenised, got a model without a tokenizer. Choose a fixed allocation.")
+    split = "select" if config.source == BUILT_IN else config.split
+    text = read_text(config.source, column=config.column, subset=config.subset, split=split)
+    ids = tokenize(tokenizer, text)
+    length = min(config.sequence_length, context_limit(model) or config.sequence_length)
+    count = len(ids) // length
+    if count < 4:
+        raise DataError(
+            f"selection text must have at least {4 * length} tokens (four sequences, two in each half), got {len(ids)} "
+            f"in {config.source!r}.",
+            hint="Give a longer text with `selection`, or a smaller `SelectionConfig(sequence_length=...)`.",
+        )
+    most, half = max(2, MAX_TOKENS // length), -(-count // 2)
+    chosen = [*_spaced(range(half), most), *_spaced(range(half, count), most)]
+    notes = []
+    if length < config.sequence_length:
+        notes.append(f"Selection sequences have {length} tokens, the context length of the model.")
+    return [torch.tensor(ids[i * length : (i + 1) * length])[None] for i in chosen], notes
+
+
+def _spaced(items: Sequence[int], most: int) -> list[int]:
+    count = min(len(items), most)
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def split_selection(selection: Iterable[Tensor | Mapping[str, Tensor]], *, vocabulary: int | None = None) -> Selection:
+    """Split selection data into halves of whole rows: the first searches, the second accepts.
+
+    Args:
+        selection: token ids `(b, n)` or `(n,)`, or model inputs by name.
+        vocabulary: number of tokens that the model knows; None: unknown.
+
+    Raises:
+        DataError: fewer than four rows, or no token ids.
+    """
+    try:
+        batches = named_batches(selection, vocabulary=vocabulary)
+    except DataError as error:
+        raise DataError(f"selection{str(error).removeprefix('calibration')}", hint=error.hint) from error
+    rows = [
+        {name: value[row : row + 1] for name, value in batch.items()}
+        for batch in batches
+        for row in range(len(next(iter(batch.values()))))
+    ]
+    if len(rows) < 4:
+        raise DataError(
+            f"selection must have at least four sequences, two in each half, got {len(rows)}. Pass more, or shorter "
+            "ones."
+        )
+    half = -(-len(rows) // 2)
+    return Selection(rows[:half], rows[half:])
+
+
+def check_selection_apart(selection: Selection, calibration: Sequence[Mapping[str, Tensor]]) -> None:
+    """Refuse selection data that the calibration data holds.
+
+    Args:
+        selection: of `split_selection`.
+        calibration: model inputs by name.
+
+    Raises:
+        DataError: a sequence of the selection is calibration text.
+    """
+    rows = [row.tolist() for batch in calibration if "input_ids" in batch for row in batch["input_ids"]]
+    seen = {hash(tuple(row[i : i + PIECE])) for row in rows for i in range(len(row) - PIECE + 1)}
+    whole = {tuple(row) for row in rows}
+    for batch in (*selection.search, *selection.acceptance):
+        ids = batch["input_ids"][0].tolist() if "input_ids" in batch else []
+        pieces = [hash(tuple(ids[i : i + PIECE])) in seen for i in range(0, len(ids) - PIECE + 1, PIECE)]
+        if (ids and tuple(ids) in whole) or (pieces and sum(pieces) > OVERLAP * len(pieces)):
+            raise DataError(
+                "selection text must not be the calibration text, got a sequence that is in both.",
+                hint="Give another text with `selection`.",
+            )

@@ -1,0 +1,96 @@
+"""Check the ranking of a search: KL after the model was pruned block by block, as the result is pruned."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from hf_farms.blocks import ModelBlockSource
+from hf_farms.config import PruneConfig
+from hf_farms.config.effects import given_fields
+from hf_farms.pruning.calibration_pass import Batch
+from hf_farms.pruning.pruner import prune
+from hf_farms.pruning.removal_plan import prunable_layers
+from hf_farms.search.evaluation import Batches, count_tokens, divergences
+
+__all__ = ["can_check", "pruned_loss", "rank_correlation"]
+
+
+def can_check(source: ModelBlockSource) -> bool:
+    """Return whether the model can be pruned and restored: its weights are in memory, and not written anywhere."""
+    return source.in_memory and source.results is None
+
+
+def pruned_loss(
+    source: ModelBlockSource,
+    config: PruneConfig,
+    sparsities: Sequence[float],
+    *,
+    calibration: Sequence[Batch],
+    batches: Batches,
+) -> float:
+    """Return KL(dense || pruned) in nats per token after sequential pruning; the weights are restored.
+
+    Memory: a copy of the weights of all blocks. Time: a prune, and two forward passes of the batches.
+
+    Args:
+        source: the dense model in memory.
+        config: method and pattern; its allocation is one that searches.
+        sparsities: of each block.
+        calibration: as for `prune`.
+        batches: selection data.
+    """
+    with source.evaluation(), torch.no_grad():
+        dense = [_final_hidden(source, batch) for batch in batches]
+        with _restored(source), warnings.catch_warnings(), given_fields(()):
+            # The final prune warns of the same things.
+            warnings.simplefilter("ignore")
+            prune(source, config, calibration=calibration or None, scores=sparsities)
+            pruned = [_final_hidden(source, batch) for batch in batches]
+    total, num_tokens = 0.0, 0
+    with source.evaluation(), torch.no_grad():
+        for batch, reference, hidden in zip(batches, dense, pruned, strict=True):
+            total += divergences(source, batch, reference, {"pruned": hidden})["pruned"]
+            num_tokens += count_tokens(batch, reference)
+    return total / max(1, num_tokens)
+
+
+def _final_hidden(source: ModelBlockSource, batch: Mapping[str, Tensor]) -> Tensor:
+    calls = source.capture(batch, repeats=True)
+    hidden = calls.hidden
+    for index in range(len(source)):
+        hidden = source.open(index)(hidden, calls.arguments[index])
+    return hidden
+
+
+@contextmanager
+def _restored(source: ModelBlockSource) -> Iterator[None]:
+    """Restore the weights of all prunable layers at the end."""
+    views = [layer for index in range(len(source)) for layer in prunable_layers(source.open(index).layers)]
+    saved = [view.read(check=False).clone() for view in views]
+    try:
+        yield
+    finally:
+        for view, weight in zip(views, saved, strict=True):
+            view.write_(weight)
+
+
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Return Spearman's rank correlation, ties at their mean rank; None for fewer than three pairs or equal values."""
+    if len(one) < 3:
+        return None
+    first, second = _ranks(one), _ranks(other)
+    middle = (len(one) + 1) / 2
+    product = sum((a - middle) * (b - middle) for a, b in zip(first, second, strict=True))
+    scale = sum((a - middle) ** 2 for a in first) * sum((b - middle) ** 2 for b in second)
+    return product / scale**0.5 if scale > 0 else None
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    return [
+        sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2 for value in values
+    ]

@@ -1,0 +1,118 @@
+"""The plans that a search starts from: all registered allocations, at several strengths."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+from hf_farms.allocation.plan import Scores
+from hf_farms.blocks import BlockSource
+from hf_farms.config import FarmsConfig, PruneConfig
+from hf_farms.config.effects import given_fields
+from hf_farms.errors import DataError, HfFarmsWarning, ModelError
+from hf_farms.progress import Progress
+from hf_farms.pruning.calibration_pass import Batch
+from hf_farms.pruning.removal_plan import block_targets, plan_targets
+from hf_farms.pruning.scoring import score_blocks
+from hf_farms.registries import ALLOCATIONS
+from hf_farms.reports import SpectralReport
+from hf_farms.search.grid import Grid, Plan
+from hf_farms.spectra.analysis import analyze
+
+__all__ = ["Starts", "mixtures"]
+
+# Multiples of the default spread, for allocations that have one.
+STRENGTHS = (1.0, 0.5, 2.0)
+# Pairs of the best starts are mixed.
+MIXED = 3
+
+Candidate = tuple[str, Plan]
+
+
+class Starts:
+    """Plans of the registered allocations.
+
+    Args:
+        source: the dense model.
+        config: of the search; sparsity, pattern and measurement are used.
+        grid: the levels.
+        batches: calibration data; allocations that need some are left out without it.
+        spectra: a report for one measurement, or None.
+        folder: for hidden states; None keeps them in memory.
+        progress: called with the steps of measurements.
+    """
+
+    def __init__(
+        self,
+        source: BlockSource,
+        config: PruneConfig,
+        grid: Grid,
+        *,
+        batches: Sequence[Batch],
+        spectra: SpectralReport | None,
+        folder: Path | None,
+        progress: Progress,
+    ) -> None:
+        self._source, self._config, self._grid = source, config, grid
+        self._batches, self._folder, self._progress = batches, folder, progress
+        self._reports: list[tuple[FarmsConfig, SpectralReport]] = [(spectra.config, spectra)] if spectra else []
+        self.notes: list[str] = []
+
+    def plans(self) -> Iterator[Candidate]:
+        """Yield a name and a plan for every allocation and strength that can be planned."""
+        for name, entry in ALLOCATIONS.items():
+            if entry.search or (entry.needs_activations and not self._batches):
+                continue
+            try:
+                plan = self._planner(name)
+                if "spread" not in entry.options or entry.spread is None:
+                    yield name, plan(None)
+                    continue
+                for strength in STRENGTHS:
+                    spread = min(0.99, strength * entry.spread)
+                    yield name if strength == 1 else f"{name}, spread {spread:g}", plan(spread)
+            except (DataError, ModelError, ValueError) as error:
+                # One allocation that fails on this model must not end the search.
+                self.notes.append(f"Allocation {name!r} was not tried: {error}")
+                warnings.warn(self.notes[-1], HfFarmsWarning, stacklevel=2)
+
+    def _planner(self, name: str) -> Callable[[float | None], Plan]:
+        """Measure for an allocation; return its plan as a function of the spread."""
+        # A level is one sparsity for all layers of a block.
+        entry, config = ALLOCATIONS[name], replace(self._config, allocation=name, granularity="block")
+        spectra = self._spectra(config) if entry.needs_spectra else None
+        scores: Scores | None = None
+        if entry.needs_activations:
+            scores = score_blocks(
+                self._source, config, self._batches, activations=self._folder, progress=self._progress
+            )
+
+        def plan(spread: float | None) -> Plan:
+            strong = config if spread is None else replace(config, spread=spread)
+            targets = plan_targets(self._source, strong, spectra=spectra, scores=scores)
+            return self._grid.nearest(block_targets(self._source, targets, strong))
+
+        return plan
+
+    def _spectra(self, config: PruneConfig) -> SpectralReport:
+        measurement = config.measurement()
+        known = next((report for of, report in self._reports if of == measurement), None)
+        if known is None:
+            with given_fields(()):
+                known = analyze(
+                    self._source, measurement, progress=lambda done, total: self._progress("analyze", done, total)
+                )
+            self._reports.append((measurement, known))
+        return known
+
+
+def mixtures(best: Sequence[Candidate], grid: Grid) -> list[Candidate]:
+    """Return the means of pairs of the best plans."""
+    mixed = []
+    for (one, first), (other, second) in combinations(best[:MIXED], 2):
+        mean = [(a + b) / 2 / grid.steps for a, b in zip(first, second, strict=True)]
+        mixed.append((f"mixture of {one} and {other}", grid.nearest(mean)))
+    return mixed

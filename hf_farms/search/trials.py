@@ -1,0 +1,152 @@
+"""Trials: the plans that were tried, kept in a file so that an interrupted search continues."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hf_farms.errors import HfFarmsWarning
+from hf_farms.files.atomic_writes import write_text
+from hf_farms.search.grid import Plan
+from hf_farms.search.sensitivity import SensitivityTable
+
+__all__ = ["Stage", "Trial", "Trials"]
+
+Stage = Literal["screened", "refined", "pruned"]
+
+
+@dataclass
+class Trial:
+    """A plan with its losses by stage."""
+
+    name: str
+    plan: Plan
+    losses: dict[Stage, float] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> float:
+        """The loss of the latest stage."""
+        return next((loss for loss in self.rank() if math.isfinite(loss)), math.inf)
+
+    def rank(self) -> tuple[float, ...]:
+        """Return a sort key: the losses of later stages count first; a plan that reached none comes after."""
+        return tuple(self.losses.get(stage, math.inf) for stage in ("pruned", "refined", "screened"))
+
+
+class Trials:
+    """Tried plans by plan, and the sensitivity table.
+
+    Args:
+        path: JSON file that is written after every measurement; None keeps them in memory.
+        key: settings and data of the search; a file with another key is not used.
+    """
+
+    def __init__(self, path: Path | None = None, *, key: str = "") -> None:
+        self._path, self._key = path, key
+        self.table: SensitivityTable | None = None
+        self.seconds = 0.0
+        self._trials: dict[Plan, Trial] = {}
+        self._load()
+
+    def __len__(self) -> int:
+        return len(self._trials)
+
+    def __contains__(self, plan: object) -> bool:
+        return plan in self._trials
+
+    def __getitem__(self, plan: Plan) -> Trial:
+        return self._trials[plan]
+
+    def ranked(self, *, stage: Stage | None = None) -> list[Trial]:
+        """Return all trials, the best first.
+
+        Args:
+            stage: sort by the loss of this stage, and leave out trials without it; None: later stages count first.
+        """
+        if stage is None:
+            return sorted(self._trials.values(), key=Trial.rank)
+        reached = [trial for trial in self._trials.values() if stage in trial.losses]
+        return sorted(reached, key=lambda trial: trial.losses[stage])
+
+    @property
+    def best(self) -> Trial | None:
+        """The best trial so far."""
+        return next(iter(self.ranked()), None)
+
+    def set_table(self, table: SensitivityTable) -> None:
+        """Keep the sensitivity table."""
+        self.table = table
+        self.save()
+
+    def measure(
+        self, candidates: Sequence[tuple[str, Plan]], stage: Stage, losses: Callable[[list[Plan]], list[float]]
+    ) -> list[Trial]:
+        """Measure the plans that have no loss of this stage yet.
+
+        Args:
+            candidates: names and plans; a plan that was tried keeps its first name.
+            stage: of the losses.
+            losses: function of plans.
+
+        Returns:
+            The trial of each distinct plan.
+        """
+        named = {plan: name for name, plan in reversed(candidates)}
+        missing = [plan for plan in dict.fromkeys(plan for _, plan in candidates) if not self._has(plan, stage)]
+        for plan, loss in zip(missing, losses(missing) if missing else [], strict=True):
+            self._trials.setdefault(plan, Trial(named[plan], plan)).losses[stage] = loss
+        if missing:
+            self.save()
+        return [self._trials[plan] for plan in dict.fromkeys(plan for _, plan in candidates)]
+
+    def _has(self, plan: Plan, stage: Stage) -> bool:
+        return plan in self._trials and stage in self._trials[plan].losses
+
+    def save(self) -> None:
+        """Write the file."""
+        if self._path is None:
+            return
+        document = {
+            "key": self._key,
+            "seconds": self.seconds,
+            "best": self.best.name if self.best else None,
+            "table": {"levels": self.table.levels, "losses": self.table.losses} if self.table else None,
+            "trials": [
+                {"name": trial.name, "plan": trial.plan, "losses": _finite(trial.losses)} for trial in self.ranked()
+            ],
+        }
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self._path, json.dumps(document, allow_nan=False) + "\n")
+
+    def _load(self) -> None:
+        if self._path is None or not self._path.exists():
+            return
+        try:
+            document: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
+            if document["key"] != self._key:
+                raise ValueError("it belongs to other settings or data")
+            table = document["table"]
+            trials = [
+                Trial(item["name"], tuple(item["plan"]), {k: _number(v) for k, v in item["losses"].items()})
+                for item in document["trials"]
+            ]
+            self.table = table and SensitivityTable(tuple(table["levels"]), tuple(map(tuple, table["losses"])))
+            self.seconds = float(document["seconds"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            warnings.warn(f"{self._path} is not used, the search starts again: {error}.", HfFarmsWarning, stacklevel=4)
+            return
+        self._trials = {trial.plan: trial for trial in trials}
+
+
+def _finite(losses: dict[Stage, float]) -> dict[Stage, float | None]:
+    # JSON has no infinity.
+    return {stage: loss if math.isfinite(loss) else None for stage, loss in losses.items()}
+
+
+def _number(value: float | None) -> float:
+    return math.inf if value is None else float(value)

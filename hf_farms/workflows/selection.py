@@ -1,0 +1,96 @@
+"""The selection text of a prune, and the search of an allocation on it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_farms.blocks import StreamedBlockSource
+from hf_farms.data.selection import selection_sequences
+from hf_farms.files.atomic_writes import write_text
+from hf_farms.pruning.searching import search_sparsities
+from hf_farms.reports import SearchRecord, json_converter
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from hf_farms.loading.opening import LoadedModel
+    from hf_farms.output.folder import OutputFolder
+    from hf_farms.output.recipe import Recipe
+    from hf_farms.progress import Progress
+    from hf_farms.reports import SpectralReport
+
+__all__ = ["TRIALS_NAME", "SelectionText"]
+
+# In the state folder of unfinished work.
+TRIALS_NAME = "trials.json"
+
+
+class SelectionText:
+    """The tokenised selection text, read before anything expensive; empty for an allocation that searches nothing.
+
+    Args:
+        recipe: names text and allocation.
+        loaded: a causal language model with a tokenizer.
+    """
+
+    def __init__(self, recipe: Recipe, loaded: LoadedModel) -> None:
+        self._recipe, self._loaded = recipe, loaded
+        self.batches: list[Tensor] = []
+        self.notes: list[str] = []
+        if recipe.prune.needs_selection and recipe.selection is not None:
+            self.batches, self.notes = selection_sequences(
+                recipe.selection, model=loaded.source.model, tokenizer=loaded.tokenizer
+            )
+
+    @property
+    def bytes_needed(self) -> int:
+        """Bytes on disk for the codes of a streamed model, one per weight."""
+        if not self.batches or not isinstance(self._loaded.source, StreamedBlockSource):
+            return 0
+        return sum(parameter.numel() for parameter in self._loaded.source.model.parameters())
+
+    def search(
+        self, batches: Sequence[Tensor], spectra: SpectralReport, output: OutputFolder, progress: Progress
+    ) -> SearchRecord | None:
+        """Search the allocation, or load the record of an earlier run; None for an allocation that searches nothing.
+
+        Args:
+            batches: calibration data.
+            spectra: of the dense model.
+            output: keeps the plans that were tried, so that an interrupted search continues.
+            progress: called with every step.
+        """
+        if not self.batches:
+            return None
+        source = self._loaded.source
+        folder = output.state / "search"
+
+        def compute() -> SearchRecord:
+            return search_sparsities(
+                source,
+                self._recipe.prune,
+                batches,
+                self.batches,
+                spectra=spectra,
+                folder=folder if isinstance(source, StreamedBlockSource) else None,
+                trials=output.state / TRIALS_NAME,
+                progress=progress,
+            )
+
+        record = output.load_or_compute("search.json", compute, _save, _load)
+        shutil.rmtree(folder, ignore_errors=True)
+        return replace(record, selection=self._recipe.selection)
+
+
+def _save(record: SearchRecord, path: Path) -> None:
+    write_text(path, json.dumps(json_converter().unstructure(record)) + "\n")
+
+
+def _load(path: Path) -> SearchRecord:
+    return json_converter().structure(json.loads(path.read_text(encoding="utf-8")), SearchRecord)

@@ -1,0 +1,81 @@
+"""Selection sequences: two halves of a text that neither calibrates nor evaluates."""
+
+import pytest
+import torch
+from models import tiny
+
+from hf_farms.config import CalibrationConfig, EvaluationConfig, SelectionConfig
+from hf_farms.data.selection import MAX_TOKENS, check_selection_apart, selection_sequences, split_selection
+from hf_farms.data.selection_source import check_selection_source
+from hf_farms.data.texts import read_text
+from hf_farms.demo import demo_text
+from hf_farms.errors import DataError
+
+
+class Letters:
+    """A tokenizer of one token per word."""
+
+    def __call__(self, text, **options):
+        return {"input_ids": [hash(word) % 97 for word in text.split()]}
+
+
+@pytest.fixture
+def model():
+    return tiny("llama")
+
+
+def test_the_default_is_the_part_of_the_package_that_is_used_for_nothing_else(model):
+    assert read_text("speeches", split="select") == demo_text("select").read_text(encoding="utf-8")
+    sequences, notes = selection_sequences(SelectionConfig(), model=model, tokenizer=Letters())
+    words = demo_text("select").read_text(encoding="utf-8").split()
+    assert sequences[0].tolist() == [[hash(word) % 97 for word in words[:64]]]
+    assert notes == ["Selection sequences have 64 tokens, the context length of the model."]
+    most = MAX_TOKENS // 64
+    assert len(sequences) == min(2 * most, len(words) // 64)
+
+
+def test_halves_are_those_of_the_text(model, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(map(str, range(8 * 50 + 3))))
+    config = SelectionConfig(source=str(text), sequence_length=50)
+    sequences, _ = selection_sequences(config, model=model, tokenizer=Letters())
+    halves = split_selection(sequences)
+    assert [batch["input_ids"].shape for batch in halves.search] == [(1, 50)] * 4
+    assert torch.equal(halves.acceptance[0]["input_ids"], sequences[4])
+
+
+def test_a_short_text_is_refused(model, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("word " * 199)
+    with pytest.raises(DataError, match=r"selection text must have at least 200 tokens \(four sequences, two in each"):
+        selection_sequences(SelectionConfig(source=str(text), sequence_length=50), model=model, tokenizer=Letters())
+    with pytest.raises(DataError, match=r"selection text must be tokenised, got a model without a tokenizer"):
+        selection_sequences(SelectionConfig(), model=model, tokenizer=None)
+
+
+def test_a_text_that_calibrates_or_evaluates_is_refused(tmp_path):
+    text = str(tmp_path / "text.txt")
+    (tmp_path / "text.txt").write_text("words")
+    selection = SelectionConfig(source=text)
+    with pytest.raises(DataError, match=r"selection text must not be the calibration text, got '.*text.txt' for both"):
+        check_selection_source(selection, calibration=CalibrationConfig(source=text), evaluation=None)
+    with pytest.raises(DataError, match=r"selection text must not be the evaluation text"):
+        check_selection_source(selection, calibration=None, evaluation=EvaluationConfig(source=text))
+    check_selection_source(selection, calibration=CalibrationConfig(), evaluation=EvaluationConfig())
+    check_selection_source(SelectionConfig(), calibration=CalibrationConfig(), evaluation=EvaluationConfig())
+    # Splits of a dataset are different texts.
+    check_selection_source(
+        SelectionConfig(source="a/b"),
+        calibration=CalibrationConfig(source="a/b"),
+        evaluation=EvaluationConfig(source="a/b"),
+    )
+
+
+def test_calibration_text_in_other_windows_is_found():
+    text = torch.randint(0, 1000, (400,), generator=torch.Generator().manual_seed(0))
+    calibration = [{"input_ids": text[:200].view(2, 100)}]
+    apart = split_selection(list(text[200:].view(4, 50)))
+    check_selection_apart(apart, calibration)
+    shifted = split_selection([*text[200:350].view(3, 50), text[13:63]])
+    with pytest.raises(DataError, match=r"selection text must not be the calibration text, got a sequence"):
+        check_selection_apart(shifted, calibration)

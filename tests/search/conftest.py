@@ -1,0 +1,67 @@
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from models import tiny
+
+from hf_farms import FarmsConfig
+from hf_farms.blocks import ModelBlockSource
+from hf_farms.registries import ALLOCATIONS, AllocationEntry
+
+
+def tokens(rows, length, seed):
+    return torch.randint(0, 100, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def model():
+    model = tiny("llama")
+    # Predictions of a random model hardly depend on its blocks; larger weights make losses that can be told apart.
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight.mul_(10)
+    return model
+
+
+@pytest.fixture
+def source(model):
+    return ModelBlockSource(model)
+
+
+@pytest.fixture
+def calibration():
+    return [{"input_ids": tokens(2, 24, 0)}, {"input_ids": tokens(1, 17, 1)}]
+
+
+@pytest.fixture
+def selection():
+    return [tokens(1, 20, seed) for seed in range(10, 18)]
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """An allocation of the user's own and one that fails, and a measurement that fits into tiny layers."""
+    for name in ("mine", "failing"):
+        entry = AllocationEntry(needs="nothing", function=f"{__name__}:{name}", sentence="Mine.")
+        monkeypatch.setitem(ALLOCATIONS, name, entry)
+    module = ModuleType(__name__)
+    module.mine, module.failing = mine, failing
+    monkeypatch.setitem(sys.modules, __name__, module)
+    return SimpleNamespace(spectra=FarmsConfig(window_rows=8, windows_per_dim=2))
+
+
+def mine(blocks, config):
+    # No other allocation gives this plan.
+    return [0.4, 0.55, 0.55]
+
+
+def failing(blocks, config):
+    raise ValueError("it fails")
+
+
+@pytest.fixture
+def many():
+    """More tokens than any tiny layer has inputs."""
+    return [{"input_ids": tokens(8, 40, 2)}]

@@ -1,0 +1,163 @@
+"""Grids, the table, the knapsack, moves and starts."""
+
+import itertools
+import random
+
+import pytest
+import torch
+
+from hf_farms import PruneConfig
+from hf_farms.search.checking import rank_correlation
+from hf_farms.search.evaluation import plan_losses
+from hf_farms.search.grid import Grid
+from hf_farms.search.knapsack import best_plan
+from hf_farms.search.levels import build_codes
+from hf_farms.search.moves import Moves
+from hf_farms.search.random_plans import random_plans
+from hf_farms.search.sensitivity import SensitivityTable, measure_sensitivity, table_levels
+from hf_farms.search.starts import Starts, mixtures
+
+
+def removed(grid, plan):
+    return sum(level * size for level, size in zip(plan, grid.sizes, strict=True)) / grid.steps / sum(grid.sizes)
+
+
+@pytest.mark.parametrize("sizes", [(100,) * 4, (100, 250, 130, 75)])
+def test_plans_near_sparsities_keep_the_total(sizes):
+    grid = Grid(sizes, 0.5, 200, 0.999)
+    plan = grid.nearest([0.2, 0.9, 0.4, 0.6])
+    assert removed(grid, plan) == pytest.approx(0.5, abs=1e-3)
+    exact = grid.exact(grid.sparsities(plan))
+    assert sum(s * p for s, p in zip(exact, sizes, strict=True)) == pytest.approx(0.5 * sum(sizes))
+    assert max(abs(a - b) for a, b in zip(exact, grid.sparsities(plan), strict=True)) < 0.005
+
+
+def test_a_grid_of_a_pattern_counts_zeros_per_group(source):
+    grid = Grid.of(source, PruneConfig(allocation="uniform", pattern="N:8"))
+    assert (grid.steps, grid.top, grid.uniform) == (8, 7, (4, 4, 4))
+    assert table_levels(grid) == (2, 3, 4, 5, 6)
+
+
+def test_dense_blocks_stay_dense_where_the_others_can_reach_the_total():
+    grid = Grid((100, 100, 100), 0.5, 200, 0.999)
+    assert grid.exact([0.0, 0.6, 0.6]) == pytest.approx([0.0, 0.75, 0.75])
+    assert sum(Grid((100, 100, 100), 0.8, 200, 0.999).exact([0.0, 0.6, 0.6])) == pytest.approx(2.4)
+
+
+@pytest.mark.parametrize(
+    ("target", "levels"), [(0.5, (50, 80, 100, 120, 140)), (0.7, (70, 112, 140, 152, 164)), (0.0, (1, 2))]
+)
+def test_levels_of_the_table(target, levels):
+    assert table_levels(Grid((10, 10), target, 200, 0.999)) == levels
+
+
+def test_the_table_prunes_one_block_alone(source, calibration, selection):
+    grid = Grid.of(source, PruneConfig(allocation="uniform"))
+    codes = build_codes(source, grid, method="wanda", batches=calibration)
+    batches = [{"input_ids": ids} for ids in selection[:2]]
+    table = measure_sensitivity(source, codes, grid, batches)
+    assert table.levels == (50, 80, 100, 120, 140)
+    alone = plan_losses(source, codes, [(0, 120, 0)], batches)[0]
+    assert table.losses[1][3] == pytest.approx(alone, rel=1e-5)
+    curve = table.interpolated(1)
+    assert (curve[0], curve[120], len(curve)) == (0, table.losses[1][3], 141)
+    assert curve[110] == pytest.approx((table.losses[1][2] + table.losses[1][3]) / 2)
+    assert table.estimate((0, 120, 0)) == table.losses[1][3]
+    assert table.estimate((0, 141, 0)) == float("inf")
+
+
+@pytest.mark.parametrize("sizes", [(4, 4, 4), (4, 8, 12)])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_knapsack_finds_the_best_plan(sizes, seed):
+    numbers = random.Random(seed)
+    grid = Grid(sizes, 0.5, 8, 0.999, grouped=True)
+    losses = [[0.0, *(numbers.random() for _ in range(7))] for _ in sizes]
+    plans = [plan for plan in itertools.product(range(8), repeat=3) if removed(grid, plan) == 0.5]
+
+    def total(plan):
+        return sum(losses[block][level] for block, level in enumerate(plan))
+
+    assert total(best_plan(losses, grid)) == pytest.approx(min(map(total, plans)))
+
+
+def test_the_knapsack_of_odd_sizes_meets_the_total():
+    grid = Grid((1013, 2011, 997, 5003), 0.6, 200, 0.999)
+    losses = [[weight * level**2 for level in range(190)] for weight in (1, 4, 2, 3)]
+    plan = best_plan(losses, grid)
+    assert removed(grid, plan) == pytest.approx(0.6, abs=1e-3)
+    assert plan[0] > plan[2]
+
+
+@pytest.fixture
+def table():
+    return SensitivityTable((50, 100, 150), tuple((0.1 * b, 0.3 * b, 0.9 * b) for b in (1, 2, 3, 4, 5, 6)))
+
+
+def test_moves_keep_the_total_and_differ(table):
+    grid = Grid((100, 100, 200, 100, 100, 100), 0.5, 200, 0.999)
+    moves, again = Moves(grid, table), Moves(grid, table)
+    plan = grid.nearest([0.4, 0.5, 0.5, 0.5, 0.5, 0.6])
+    for _ in range(4):
+        tried = moves.around(plan, 6)
+        assert tried == again.around(plan, 6)
+        assert len({moved for _, moved in tried} - {plan}) == 6
+        assert all(removed(grid, moved) == pytest.approx(0.5, abs=1e-3) for _, moved in tried)
+
+
+def test_moves_that_helped_are_added_up_and_the_table_names_pairs(table):
+    grid = Grid((100,) * 6, 0.5, 200, 0.999)
+    moves = Moves(grid, table)
+    helped = [(110, 90, 100, 100, 100, 100), (100, 100, 108, 92, 100, 100)]
+    name, plan = moves.around(grid.uniform, 6, helped=helped)[0]
+    assert (name, plan) == ("all changes that helped", (110, 90, 108, 92, 100, 100))
+    # Block 0 is hurt least, and block 5 gains most.
+    names = [name for name, _ in Moves(grid, table).around(grid.uniform, 6)]
+    assert "block 0 more, block 5 less" in names
+
+
+def test_a_grid_with_few_plans_has_few_moves(table):
+    grid = Grid((100, 100), 0.5, 2, 0.999, grouped=True)
+    small = SensitivityTable((1,), ((0.1,), (0.2,)))
+    assert Moves(grid, small).around((1, 1), 6) == []
+
+
+def test_every_registered_allocation_is_a_start(source, calibration, registered):
+    grid = Grid.of(source, PruneConfig(allocation="auto"))
+    starts = Starts(
+        source,
+        PruneConfig(allocation="auto", spectra=registered.spectra),
+        grid,
+        batches=calibration,
+        spectra=None,
+        folder=None,
+        progress=lambda *_: None,
+    )
+    with pytest.warns(match="Allocation 'failing' was not tried: it fails"):
+        names = [name for name, _ in starts.plans()]
+    assert {"uniform", "farms", "farms, spread 0.05", "farms, spread 0.2", "owl, spread 0.08", "dlp", "mine"} <= set(
+        names
+    )
+    assert not {"auto", "sensitivity", "failing"} & set(names)
+    assert starts.notes == ["Allocation 'failing' was not tried: it fails"]
+
+
+def test_mixtures_are_means():
+    grid = Grid((100, 100), 0.5, 200, 0.999)
+    assert mixtures([("one", (80, 120)), ("other", (100, 100))], grid) == [("mixture of one and other", (90, 110))]
+
+
+def test_random_plans_have_the_total_and_the_seed_decides():
+    grid = Grid((100, 120, 80), 0.5, 200, 0.999)
+    plans = random_plans(grid, 10, seed=3)
+    assert plans == random_plans(grid, 10, seed=3) != random_plans(grid, 10, seed=4)
+    assert len(set(plans)) == 10
+    assert all(removed(grid, plan) == pytest.approx(0.5, abs=1e-2) for plan in plans)
+
+
+def test_rank_correlation():
+    assert rank_correlation([1, 2, 3], [10, 20, 40]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
+    assert rank_correlation([1, 2, 2], [1, 1, 1]) is None
+    assert rank_correlation([1, 2], [1, 2]) is None
+    expected = torch.corrcoef(torch.tensor([[1.0, 2.5, 2.5, 4.0], [2.0, 1.0, 3.0, 4.0]]))[0, 1]
+    assert rank_correlation([1, 5, 5, 9], [3, 1, 4, 8]) == pytest.approx(float(expected))

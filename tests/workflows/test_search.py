@@ -1,0 +1,99 @@
+"""`prune_checkpoint` with an allocation that searches: selection text, interruption, report, recipe, card."""
+
+import json
+
+import pytest
+
+from hf_farms import CalibrationConfig, EvaluationConfig, LoadOptions, PruneConfig, SelectionConfig, prune_checkpoint
+from hf_farms.errors import DataError, NoEffectWarning
+from hf_farms.output.recipe import Recipe
+from hf_farms.reports import PruneReport
+from hf_farms.search import steps
+from hf_farms.workflows.prune_plan import plan_prune
+
+CONFIG = PruneConfig(allocation="auto")
+CALIBRATION = CalibrationConfig(num_sequences=2, sequence_length=64)
+NONE = EvaluationConfig(source=None)
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    sizes = {"SCREEN_TOKENS": 128, "REFINE_TOKENS": 128, "TABLE_TOKENS": 64, "CHECK_TOKENS": 64, "MOVES": 6}
+    for name, value in sizes.items():
+        monkeypatch.setattr(steps, name, value)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_interrupted_search_continues_and_the_result_says_what_won(tmp_path, monkeypatch, stream):
+    out, stages = tmp_path / "out", []
+    options = {
+        "config": CONFIG,
+        "calibration": CALIBRATION,
+        "evaluation": NONE,
+        "selection": SelectionConfig(sequence_length=64),
+        "load": LoadOptions(stream=stream),
+    }
+
+    def interrupt(stage, done, total):
+        stages.append(stage)
+        if "move" in stage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune_checkpoint("demo", out, progress=interrupt, **options)
+    (trials,) = (tmp_path / "out.partial").rglob("trials.json")
+    kept = json.loads(trials.read_text())
+    assert any(trial["name"].startswith("move") for trial in kept["trials"])
+    measured = steps.plan_losses
+    plans = []
+    monkeypatch.setattr(steps, "plan_losses", lambda *args: plans.extend(args[2]) or measured(*args))
+    report = prune_checkpoint("demo", out, **options)
+    # Only the finalists are left.
+    assert len(plans) <= 5
+    search = report.search
+    assert {trial.name for trial in search.trials} == {trial["name"] for trial in kept["trials"]}
+    assert search.selection == SelectionConfig(sequence_length=64)
+    assert [block.target for block in report.blocks] == pytest.approx(search.sparsities)
+    assert report.sparsity == pytest.approx(0.5, abs=1e-5)
+    assert (search.best.pruned is None) == stream
+    assert PruneReport.load(out / "hf_farms_report.json").search == search
+    assert Recipe.load(out / "recipe.yaml").selection == SelectionConfig(sequence_length=64)
+    card = (out / "README.md").read_text()
+    assert f"Best of {len(search.trials)} plans: {search.winner}, KL to the dense model" in card
+    assert "| plan | KL, screened | KL, refined | KL, pruned |" in card
+    assert "Selection text: `speeches`, neither calibration nor evaluation text." in card
+    assert not list(tmp_path.rglob("*.codes"))
+
+
+def recipe(**changes):
+    texts = {"prune": CONFIG, "calibration": CALIBRATION, "evaluation": NONE}
+    return Recipe(model="demo", revision=None, dtype="auto", **{**texts, **changes})
+
+
+def test_a_selection_text_is_checked_before_anything_is_loaded(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("word " * 5000)
+    same = recipe(calibration=CalibrationConfig(source=str(text)), selection=SelectionConfig(source=str(text)))
+    with pytest.raises(DataError, match="selection text must not be the calibration text"):
+        plan_prune(same, tmp_path / "out")
+    with pytest.raises(DataError, match=r"must be an existing file|text must be|no file"):
+        plan_prune(recipe(selection=SelectionConfig(source=str(tmp_path / "none.txt"))), tmp_path / "out")
+    with pytest.warns(
+        NoEffectWarning, match="`selection.source` has no effect: it applies to allocation 'sensitivity'"
+    ):
+        plan_prune(
+            recipe(prune=PruneConfig(), selection=SelectionConfig(source=str(text))),
+            tmp_path / "out",
+        )
+
+
+def test_a_recipe_names_a_selection_text_only_where_one_is_used(tmp_path):
+    plain = recipe(prune=PruneConfig())
+    plain.save(tmp_path / "recipe.yaml")
+    assert "selection" not in (tmp_path / "recipe.yaml").read_text()
+    assert Recipe.load(tmp_path / "recipe.yaml") == plain
+    searching = recipe()
+    assert searching.selection == SelectionConfig()
+    assert "selection.source: speeches" in searching.describe()
+    assert searching.differences(plain)
+    assert searching.texts()[2] == "speeches"
