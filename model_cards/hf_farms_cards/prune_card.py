@@ -164,12 +164,12 @@ def _recover_sentence(report: PruneReport) -> str:
 
 def _ends(report: PruneReport) -> str:
     """Return a sentence on the ends, if the allocation reads the option and they are not as measured."""
-    config = report.config
-    reads_ends = "ends" in ALLOCATIONS[config.allocation].options
-    if not reads_ends or config.ends not in ENDS:
+    config, entry = report.config, ALLOCATIONS[report.config.allocation]
+    # A search reads the option for some of its starts only.
+    if "ends" not in entry.options or entry.search or config.ends not in ENDS:
         return ""
     words = f"As alphas of different positions compare badly, {ENDS[config.ends]}."
-    return words if ALLOCATIONS[config.allocation].needs_spectra else words.replace("alpha", "score")
+    return words if entry.needs_spectra else words.replace("alpha", "score")
 
 
 def _search_rows(report: PruneReport) -> list[SearchTrial]:

@@ -62,6 +62,7 @@ def test_an_interrupted_search_continues_and_the_result_says_what_won(tmp_path, 
     assert f"Best of {len(search.trials)} plans: {search.winner}, KL to the dense model" in card
     assert "| plan | KL, screened | KL, refined | KL, pruned |" in card
     assert "Selection text: `speeches`, neither calibration nor evaluation text." in card
+    assert "positions compare badly" not in card
     assert not list(tmp_path.rglob("*.codes"))
 
 
