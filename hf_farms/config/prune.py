@@ -75,10 +75,9 @@ class PruneConfig:
             "ramp" prunes deeper blocks more (ATP, arXiv 2502.14770) and measures nothing. "owl" prunes blocks with
             outliers less (arXiv 2310.05175), "dlp" blocks with a low median score (arXiv 2505.23807); both need
             calibration data and a pass over it. "sensitivity" prunes each block alone and adds up the losses; "auto"
-            compares all allocations, mixtures of them and changes of the best on a selection text, and takes about 10
-            minutes on 2 cores for 135 million parameters, in proportion for others. "uniform" measures nothing and is
-            the baseline. A sum such as "ramp+farms" is the mean of several, "ramp:0.7+farms:0.3" one with weights: try
-            it where two of them help.
+            compares all allocations, mixtures of them and changes of the best on a selection text, which takes many
+            times as long. "uniform" measures nothing and is the baseline. A sum such as "ramp+farms" is the mean of
+            several, "ramp:0.7+farms:0.3" one with weights: try it where two of them help.
         spread: how far block sparsities may lie apart. None is the default of the allocation. "farms", "alpha" and
             "ramp" (0.1): within (1 - spread) / (1 + spread) of each other, whatever the total is. "owl" (0.16) and
             "dlp" (0.3): the difference between the highest and the lowest, as published, twice their lambda and alpha
