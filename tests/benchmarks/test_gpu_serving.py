@@ -76,7 +76,7 @@ def test_the_checkpoint_and_its_adapters(served):
     for name, patch in a.patches.items():
         assert not set(patch.indices.tolist()) & set(b.patches[name].indices.tolist())
         assert not torch.isclose(patch.values, patch.base).all()
-    assert all(export.is_servable and export.rank <= 256 for export in served.exports)
+    assert all(export.servers and export.rank <= 256 for export in served.exports)
 
 
 def test_the_full_size_has_heads_of_128_and_a_rank_of_vllm():
