@@ -153,8 +153,9 @@ def test_the_probe_finds_distributions(tmp_path):
 def test_an_engine_ends_with_its_parent():
     """A section that takes too long is killed, and must leave nothing on the GPU."""
     folder = str(gpu_serving.ENGINE.parent)
-    child = f"import os, sys; sys.path.insert(0, {folder!r}); import engine; print(flush=True); "
-    child += "engine.end_with(os.getppid())"
+    # The parent may be killed as soon as the line is there.
+    child = f"import os, sys; sys.path.insert(0, {folder!r}); import engine; parent = os.getppid(); "
+    child += "print(flush=True); engine.end_with(parent)"
     parent = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
     with subprocess.Popen([sys.executable, "-c", parent, child], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"\n"
