@@ -97,8 +97,8 @@ def prune(
             to measure them now.
         selection: data like calibration data, for an allocation that searches: at least four sequences of another text.
             The first half is used. None: for a model loaded by name, the sequences of `SelectionConfig()`.
-        trials: JSON file of the plans that a search tried; the same search continues from it. None to keep them in
-            memory.
+        trials: JSON file of the plans that a search tried; the same search continues from it, and another file there
+            is refused. None to keep them in memory.
         activations: folder for the hidden states of the calibration data, and a byte per weight during a search; None
             to keep them in memory.
         progress: called with the stage ("analyze", "capture", "score", "prune"; of a search "levels", "sensitivity",

@@ -79,7 +79,11 @@ class SearchRecord:
             f"({other:.4g} with uniform sparsity)."
         )
         if self.rank_correlation is not None:
-            text += f" Rank correlation of the search with sequential pruning: {self.rank_correlation:.2f}."
+            compared = sum(trial.pruned is not None and trial.refined is not None for trial in self.trials)
+            text += (
+                f" Rank correlation of the search with sequential pruning over {compared} plans: "
+                f"{self.rank_correlation:.2f}."
+            )
         return text
 
     @property

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_farms.errors import HfFarmsWarning
+from hf_farms.errors import OutputError
 from hf_farms.files.atomic_writes import write_text
 from hf_farms.search.grid import Plan
 from hf_farms.search.sensitivity import SensitivityTable
@@ -43,7 +42,10 @@ class Trials:
 
     Args:
         path: JSON file that is written after every measurement; None keeps them in memory.
-        key: settings and data of the search; a file with another key is not used.
+        key: settings and data of the search.
+
+    Raises:
+        OutputError: the file exists, and is not that of a search with this key: it is not overwritten.
     """
 
     def __init__(self, path: Path | None = None, *, key: str = "") -> None:
@@ -126,10 +128,12 @@ class Trials:
     def _load(self) -> None:
         if self._path is None or not self._path.exists():
             return
+        reason = "it is no such file"
         try:
             document: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
             if document["key"] != self._key:
-                raise ValueError("it belongs to other settings or data")
+                reason = "it belongs to other settings or data"
+                raise ValueError(reason)
             table = document["table"]
             trials = [
                 Trial(item["name"], tuple(item["plan"]), {k: _number(v) for k, v in item["losses"].items()})
@@ -138,8 +142,10 @@ class Trials:
             self.table = table and SensitivityTable(tuple(table["levels"]), tuple(map(tuple, table["losses"])))
             self.seconds = float(document["seconds"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            warnings.warn(f"{self._path} is not used, the search starts again: {error}.", HfFarmsWarning, stacklevel=4)
-            return
+            raise OutputError(
+                f"trials must be a new file, or that of the same search, got {str(self._path)!r}: {reason}.",
+                hint="Choose another path, or delete the file to start again.",
+            ) from error
         self._trials = {trial.plan: trial for trial in trials}
 
 

@@ -8,7 +8,7 @@ import torch
 
 from hf_farms import PruneConfig, prune
 from hf_farms.blocks import ModelBlockSource
-from hf_farms.errors import DataError, HfFarmsWarning
+from hf_farms.errors import DataError, OutputError
 from hf_farms.search import steps
 from hf_farms.search.auto import search_auto, search_sensitivity
 
@@ -91,12 +91,20 @@ def test_a_search_is_deterministic_and_continues_where_it_stopped(
     assert [trial.name for trial in continued.trials] == [trial.name for trial in whole.trials]
 
 
-def test_a_file_of_another_search_is_not_used(source, config, calibration, selection, tmp_path):
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"key": "other"}', "it belongs to other settings"),
+        ("my notes", "it is no such file"),
+        ("[1]", "it is no such"),
+    ],
+)
+def test_a_file_of_another_search_is_not_overwritten(source, config, calibration, selection, tmp_path, text, reason):
     file = tmp_path / "trials.json"
-    file.write_text('{"key": "other"}')
-    with pytest.warns(HfFarmsWarning, match="is not used, the search starts again: it belongs to other settings"):
+    file.write_text(text)
+    with pytest.raises(OutputError, match=f"trials must be a new file, .* got '.*trials.json': {reason}"):
         search(source, config, calibration, selection, trials=file)
-    assert json.loads(file.read_text())["best"]
+    assert file.read_text() == text
 
 
 def test_a_search_stops_when_its_minutes_are_over(source, registered, calibration, selection):

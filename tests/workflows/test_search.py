@@ -60,6 +60,8 @@ def test_an_interrupted_search_continues_and_the_result_says_what_won(tmp_path, 
     assert Recipe.load(out / "recipe.yaml").selection == SelectionConfig(sequence_length=64)
     card = (out / "README.md").read_text()
     assert f"Best of {len(search.trials)} plans: {search.winner}, KL to the dense model" in card
+    # Streamed models are not pruned before the choice.
+    assert ("with sequential pruning over 3 plans: " in card) is not stream
     assert "| plan | KL, screened | KL, refined | KL, pruned |" in card
     assert "Selection text: `speeches`, neither calibration nor evaluation text." in card
     assert "positions compare badly" not in card
