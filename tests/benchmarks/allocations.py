@@ -1,0 +1,70 @@
+"""Allocations, masks and recoveries on a real model, over fresh calibration seeds. Goes on where it stopped.
+
+    python tests/benchmarks/allocations.py choose FOLDER MODEL --calibration fit.txt --selection select.txt
+    python tests/benchmarks/allocations.py measure FOLDER MODEL --calibration fit.txt --test test.txt [--tiers ...]
+    python tests/benchmarks/allocations.py report FOLDER
+
+**Choose**, on the selection text with calibration seed 0 and KL to the dense model: `auto` and `sensitivity` as `prune`
+runs them; the best of random plans that need as many forward passes as `auto`; the strength of `ramp`, `dlp` (alpha)
+and `owl` (M and lambda), 20 trials each, as many as the defaults of `farms` had. **Measure**: calibration seeds 1 to 5,
+used for nothing else; KL and NLL of every window of the test text. Several processes share the work. **Report**: means
+over seeds and windows, minus those of the same seed and window of another row, with a standard error of both.
+
+**Predictions**, written before any of it was run (SmolLM2-135M, bfloat16):
+1. 50% Wanda: `auto` beats the tuned `ramp` by more than two errors; `sensitivity` lies between `ramp` and `auto`; `owl`
+   and `dlp` as published do not beat `ramp`.
+2. `random` beats `uniform` and loses to the tuned `ramp` and to `auto`.
+3. `farms` is no better than its scores sorted by depth (difference below two errors), at any sparsity.
+4. SparseGPT keeps the order uniform > farms > ramp > auto (NLL), with half of the differences.
+5. Swaps gain more than any allocation does at 50%, and less than recovery.
+6. After recovery, `auto` minus `uniform` at 50% is below a third of that before, and above two errors.
+7. `auto` + swaps + submodule closes 30 to 45% of the gap of SparseGPT + `auto` at 50%, 25 to 40% at 60%.
+8. Magnitude: `farms` gains over `uniform` more than for Wanda, and both stay far behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import allocations_cells
+import allocations_choice
+import allocations_report
+import torch
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("choose", "measure", "report"))
+    parser.add_argument("folder", type=Path, help="choices and rows; other processes may work in it")
+    parser.add_argument("model", type=Path, nargs="?")
+    parser.add_argument("--calibration", help="a text, for all seeds")
+    parser.add_argument("--selection", help="a text, for the choices only")
+    parser.add_argument("--test", help="a text; its first windows are measured")
+    parser.add_argument("--windows", type=int, default=40)
+    parser.add_argument("--sequences", type=int, default=32, help="of calibration, 512 tokens each")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.6, 0.3], help="of the choices")
+    parser.add_argument("--tiers", nargs="+", choices=sorted(allocations_cells.TIERS), help="default: all, in order")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    options = parser.parse_args()
+    if options.action != "report" and options.model is None:
+        parser.error("a model folder is needed")
+    return options
+
+
+def main() -> None:
+    """Run one action."""
+    options = parse_arguments()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if options.action == "report":
+        allocations_report.print_tables(options.folder)
+        return
+    torch.set_grad_enabled(False)
+    action = allocations_choice.choose if options.action == "choose" else allocations_cells.measure
+    action(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""The rows of allocations.py: prune with one calibration seed, and measure every window of the test text."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from allocations_choice import choice_file
+from allocations_model import Subject, Windows, calibration, placebo, with_outlier_bound
+
+from hf_farms import PruneConfig, prune
+
+PLACEBOS = ("sorted", "reversed", "shuffled")
+TUNED = ("tuned ramp", "tuned owl", "tuned dlp")
+SEARCHED = ("sensitivity", "auto", "random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One pruning."""
+
+    sparsity: float
+    allocation: str
+    method: str = "wanda"
+    pattern: str = "unstructured"
+    refine: str = "none"
+    recover: str = "none"
+    # Calibration sequences, as a multiple of the default.
+    data: int = 1
+
+    @property
+    def name(self) -> str:
+        """A name that tells cells apart."""
+        return " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in asdict(self).values())
+
+
+def _cells(sparsity: float, allocations: tuple[str, ...], **options: Any) -> list[Cell]:
+    return [Cell(sparsity=sparsity, allocation=allocation, **options) for allocation in allocations]
+
+
+PLAIN = ("uniform", "farms", "ramp", "owl", "dlp", "alpha", "sorted")
+CHOSEN = ("auto", "tuned ramp", "sensitivity", "random", "tuned owl", "tuned dlp")
+AFTER = ("uniform", "auto", "tuned ramp")
+# In the order in which they are run.
+TIERS: dict[str, list[Cell]] = {
+    "wanda-50": _cells(0.5, PLAIN),
+    "chosen-50": _cells(0.5, CHOSEN),
+    "sparsegpt-50": _cells(0.5, ("uniform", "farms", "auto", "tuned ramp"), method="sparsegpt"),
+    "recovered-50": _cells(0.5, AFTER, refine="swaps", recover="submodule"),
+    "wanda-60": _cells(0.6, PLAIN),
+    "chosen-60": _cells(0.6, CHOSEN),
+    "sparsegpt-60": _cells(0.6, ("uniform", "farms", "auto", "tuned ramp"), method="sparsegpt"),
+    "recovered-60": _cells(0.6, AFTER, refine="swaps", recover="submodule"),
+    "swaps-50": _cells(0.5, ("uniform", "auto"), refine="swaps"),
+    "wanda-30": _cells(0.3, ("uniform", "farms", "ramp", "owl", "dlp", "sorted")),
+    "chosen-30": _cells(0.3, ("auto", "tuned ramp", "sensitivity")),
+    "magnitude": _cells(0.5, ("uniform", "farms"), method="magnitude"),
+    "2:4": [
+        Cell(sparsity=0.5, allocation="uniform", pattern="2:4", method=method, refine=refine)
+        for method, refine in (("wanda", "none"), ("sparsegpt", "none"), ("wanda", "swaps"))
+    ],
+    "N:8": _cells(0.5, ("uniform", "farms", "ramp", "auto"), pattern="N:8"),
+    "placebos": _cells(0.5, ("reversed", "shuffled")) + _cells(0.6, ("reversed", "shuffled")),
+    "plain-recovery": _cells(0.5, AFTER, recover="submodule"),
+    "more-data-50": _cells(0.5, ("auto",), refine="swaps", recover="submodule", data=4),
+}
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Measure all cells that are missing; cells that need a choice which is not made yet are left out."""
+    subject = Subject.load(options)
+    windows = Windows(subject, options.test, options.windows)
+    rows = options.folder / "rows.jsonl"
+    if not rows.exists():
+        nll, _ = windows.losses(subject)
+        _append(rows, {"name": "dense", "seed": 0, "nll": nll, "kl": [0.0] * len(nll)})
+    while todo := list(_missing(options)):
+        measured = 0
+        for cell, seed in todo:
+            with _claimed(options.folder, f"{cell.name} {seed}") as mine:
+                if mine and (cell, seed) in set(_missing(options)):
+                    _append(rows, _row(subject, windows, cell, seed, options))
+                    measured += 1
+                    break
+        if not measured:
+            return
+
+
+def _missing(options: argparse.Namespace) -> Iterator[tuple[Cell, int]]:
+    rows = [json.loads(line) for line in (options.folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    done = {(row["name"], row["seed"]) for row in rows}
+    for tier in options.tiers or TIERS:
+        for seed in options.seeds:
+            for cell in TIERS[tier]:
+                if (cell.name, seed) not in done and all(path.exists() for path in _needed(cell, options.folder)):
+                    yield cell, seed
+
+
+def _needed(cell: Cell, folder: Path) -> list[Path]:
+    """The choices that a cell needs."""
+    name = {"sensitivity": "auto"}.get(cell.allocation, cell.allocation.removeprefix("tuned "))
+    if cell.allocation not in (*TUNED, *SEARCHED):
+        return []
+    return [choice_file(folder, name, cell.sparsity, cell.pattern)]
+
+
+def _row(subject: Subject, windows: Windows, cell: Cell, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    batches = calibration(subject, options, seed=seed, sequences=options.sequences * cell.data)
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        report = _pruned(subject, cell, batches, options.folder)
+    seconds = time.perf_counter() - start
+    nll, kl = windows.losses(subject)
+    row = {"name": cell.name, "seed": seed, **asdict(cell), "seconds": round(seconds, 1), "total": report.sparsity}
+    print(f"{cell.name}, seed {seed}: {sum(nll) / len(nll):.4f}, {seconds:.0f} s", flush=True)
+    blocks = [round(block.sparsity, 4) for block in report.blocks]
+    parts = [part for block in report.blocks for part in block.recovery]
+    refused = sum(not part.accepted for part in parts)
+    return row | {"blocks": blocks, "refused": refused, "notes": report.notes, "nll": nll, "kl": kl}
+
+
+def _pruned(subject: Subject, cell: Cell, batches: list[Any], folder: Path) -> Any:
+    name, given, bound = cell.allocation, {}, None
+    config = PruneConfig(
+        sparsity=cell.sparsity,
+        method=cell.method,
+        pattern=cell.pattern,
+        refine=cell.refine,
+        recover=cell.recover,
+        allocation=name if name not in (*PLACEBOS, *TUNED, *SEARCHED) else "farms" if name in PLACEBOS else "auto",
+    )
+    if name in ("farms", "alpha"):
+        given["spectra"] = subject.spectra[name]
+    elif name in PLACEBOS:
+        given["spectra"] = placebo(subject.spectra["farms"], name)
+    elif name in SEARCHED or name in TUNED:
+        chosen = json.loads(_needed(cell, folder)[0].read_text(encoding="utf-8"))
+        if name in TUNED:
+            bound = chosen.get("outlier")
+            config = PruneConfig(
+                sparsity=cell.sparsity,
+                method=cell.method,
+                pattern=cell.pattern,
+                refine=cell.refine,
+                recover=cell.recover,
+                allocation=name.removeprefix("tuned "),
+                spread=chosen["spread"],
+            )
+        else:
+            given["scores"] = chosen["sensitivity" if name == "sensitivity" else "sparsities"]
+    subject.restore()
+    with with_outlier_bound(bound) if bound else nullcontext():
+        return prune(subject.model, config, calibration=batches, **given).report
+
+
+@contextmanager
+def _claimed(folder: Path, name: str) -> Iterator[bool]:
+    """Whether no other process works on this; a lock ends with its process."""
+    path = folder / "claims" / name.replace(":", "")
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")

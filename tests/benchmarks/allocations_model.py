@@ -1,0 +1,118 @@
+"""The model of allocations.py, its calibration sequences, and losses of every window."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from hf_farms import PruneConfig, SpectralReport, analyze
+from hf_farms.config import CalibrationConfig
+from hf_farms.data.calibration import calibration_sequences
+from hf_farms.pruning import outliers
+
+CONTEXT = 512
+
+
+@dataclass(kw_only=True)
+class Subject:
+    """The dense model, which `restore` brings back, and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+
+    def __post_init__(self) -> None:
+        self._weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+
+    @classmethod
+    def load(cls, options: argparse.Namespace) -> Subject:
+        """Load the model of the command line."""
+        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
+        return cls(model=model.eval(), tokenizer=AutoTokenizer.from_pretrained(options.model))
+
+    def restore(self) -> None:
+        """Make the model dense again."""
+        self.model.load_state_dict(self._weights)
+
+    @cached_property
+    def spectra(self) -> dict[str, SpectralReport]:
+        """Reports of the dense model for `farms` and `alpha`."""
+        self.restore()
+        return {name: analyze(self.model, PruneConfig(allocation=name).measurement()) for name in ("farms", "alpha")}
+
+
+def calibration(
+    subject: Subject, options: argparse.Namespace, *, seed: int, sequences: int | None = None
+) -> list[Tensor]:
+    """Sequences of a seed, on the dense model."""
+    subject.restore()
+    config = CalibrationConfig(source=options.calibration, num_sequences=sequences or options.sequences, seed=seed)
+    return calibration_sequences(config, model=subject.model, tokenizer=subject.tokenizer)[0]
+
+
+@contextmanager
+def with_outlier_bound(bound: float) -> Iterator[None]:
+    """Count an outlier of OWL from another multiple of the mean."""
+    before = outliers.OUTLIER
+    outliers.OUTLIER = bound
+    try:
+        yield
+    finally:
+        outliers.OUTLIER = before
+
+
+def placebo(report: SpectralReport, how: str) -> SpectralReport:
+    """The scores of the blocks in another order."""
+    order = list(range(len(report.blocks)))
+    if how == "shuffled":
+        order = torch.randperm(len(order), generator=torch.Generator().manual_seed(0)).tolist()
+    elif how == "reversed":
+        order.reverse()
+    else:
+        order.sort(key=lambda index: report.blocks[index].alpha or 0.0)
+    source = [report.blocks[index] for index in order]
+    blocks = [
+        replace(b, alpha=s.alpha, alpha_stderr=s.alpha_stderr) for b, s in zip(report.blocks, source, strict=True)
+    ]
+    return replace(report, blocks=tuple(blocks))
+
+
+class Windows:
+    """Windows of a text, with the dense model's hidden states in front of the head.
+
+    Args:
+        subject: dense.
+        path: the text.
+        count: number of windows.
+    """
+
+    def __init__(self, subject: Subject, path: str, count: int) -> None:
+        with open(path, encoding="utf-8") as file:
+            ids = subject.tokenizer(file.read(), verbose=False)["input_ids"]
+        self._windows = torch.tensor(ids[: len(ids) // CONTEXT * CONTEXT]).view(-1, CONTEXT)[:count]
+        subject.restore()
+        self._dense = [self._hidden(subject, window) for window in self._windows]
+
+    @staticmethod
+    def _hidden(subject: Subject, window: Tensor) -> Tensor:
+        body = subject.model.base_model
+        hidden: Tensor = body(input_ids=window[None], use_cache=False).last_hidden_state[0, :-1]
+        return hidden
+
+    def losses(self, subject: Subject) -> tuple[list[float], list[float]]:
+        """NLL and KL(dense || model) of every window, in nats per token."""
+        nll, kl = [], []
+        head = subject.model.get_output_embeddings()
+        for window, dense in zip(self._windows, self._dense, strict=True):
+            q = head(self._hidden(subject, window)).float().log_softmax(-1)
+            p = head(dense).float().log_softmax(-1)
+            nll.append(-q.gather(1, window[1:, None]).double().mean().item())
+            kl.append((p.exp() * (p - q)).sum(-1).double().mean().item())
+        return nll, kl

@@ -1,0 +1,116 @@
+"""Tables of allocations.py: means over calibration seeds and windows, and errors of both."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student
+
+Floats = NDArray[np.float64]
+Row = Mapping[str, Any]
+
+# What the rows of a table have in common.
+TABLE = ("sparsity", "pattern", "method", "refine", "recover", "data")
+# The row of a table that others are compared with.
+BASE = "uniform"
+
+
+class Difference(NamedTuple):
+    """A mean difference with its standard error, and the quantile of t that a significant one exceeds."""
+
+    mean: float
+    error: float
+    quantile: float
+
+    def __str__(self) -> str:
+        text = f"{self.mean:+.3f} ± {self.error:.3f}".replace("-", "−")
+        return f"**{text}**" if abs(self.mean) > self.quantile * self.error else text
+
+
+def crossed(values: Floats) -> Difference:
+    """Mean of `(seeds, windows)` where both are drawn at random, by analysis of variance.
+
+    The variance of the mean is (MS of seeds + MS of windows - MS of the rest) / (seeds x windows), with the degrees of
+    freedom of Satterthwaite. One seed: windows only.
+    """
+    seeds, windows = values.shape
+    mean = float(values.mean())
+    rows, columns = values.mean(1, keepdims=True) - mean, values.mean(0, keepdims=True) - mean
+    by_window = seeds * float(np.square(columns).sum()) / (windows - 1)
+    if seeds == 1:
+        return Difference(mean, math.sqrt(by_window / windows), float(student.ppf(0.975, windows - 1)))
+    by_seed = windows * float(np.square(rows).sum()) / (seeds - 1)
+    rest = float(np.square(values - mean - rows - columns).sum()) / ((seeds - 1) * (windows - 1))
+    # The estimate may fall below that of windows or of seeds alone, which bound it.
+    variance = max(by_seed + by_window - rest, by_seed, by_window)
+    if variance == 0:
+        return Difference(mean, 0.0, 0.0)
+    spread = by_seed**2 / (seeds - 1) + by_window**2 / (windows - 1) + rest**2 / ((seeds - 1) * (windows - 1))
+    freedom = max(1.0, variance**2 / spread)
+    return Difference(mean, math.sqrt(variance / (seeds * windows)), float(student.ppf(0.975, freedom)))
+
+
+def compared(rows: Iterable[Row], base: Iterable[Row], key: str = "nll") -> Difference | None:
+    """Difference of rows to those of the same seed; None without a common seed."""
+    one, other = ({row["seed"]: row[key] for row in part} for part in (rows, base))
+    seeds = sorted(set(one) & set(other))
+    if not seeds:
+        return None
+    return crossed(np.array([one[seed] for seed in seeds]) - np.array([other[seed] for seed in seeds]))
+
+
+def print_tables(folder: Path) -> None:
+    """Print one table for each setting, and the comparisons of the issue."""
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    dense = next(row for row in rows if row["name"] == "dense")
+    rows = [row for row in rows if row is not dense]
+    print(f"Dense: perplexity {math.exp(np.mean(dense['nll'])):.2f}, {len(dense['nll'])} windows.")
+    for setting in dict.fromkeys(_setting(row) for row in rows):
+        _print_table([row for row in rows if _setting(row) == setting], dense)
+
+
+def _setting(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in TABLE)
+
+
+def _title(row: Row) -> str:
+    parts = [f"{row['sparsity']:.0%}", row["pattern"] if row["pattern"] != "unstructured" else "", row["method"]]
+    parts += [row["refine"] if row["refine"] != "none" else "", row["recover"] if row["recover"] != "none" else ""]
+    return ", ".join([part for part in parts if part] + ([f"{row['data']} x data"] if row["data"] > 1 else []))
+
+
+def _print_table(rows: Sequence[Row], dense: Row) -> None:
+    print(f"\n{_title(rows[0])}\n")
+    print("| allocation | seeds | perplexity | NLL − uniform | KL | blocks | s |\n|---|---|---|---|---|---|---|")
+    by_name: dict[str, list[Row]] = {}
+    for row in rows:
+        by_name.setdefault(row["allocation"], []).append(row)
+    for name, own in sorted(by_name.items(), key=lambda item: np.mean([row["nll"] for row in item[1]])):
+        difference = compared(own, by_name.get(BASE, ())) if name != BASE else None
+        blocks = [value for row in own for value in row["blocks"]]
+        cells = [name, str(len(own)), f"{math.exp(np.mean([row['nll'] for row in own])):.2f}", str(difference or "")]
+        cells += [f"{np.mean([row['kl'] for row in own]):.3f}", f"{min(blocks):.3f} to {max(blocks):.3f}"]
+        print("| " + " | ".join([*cells, f"{np.mean([row['seconds'] for row in own]):.0f}"]) + " |")
+    for name, other in PAIRS:
+        if name in by_name and other in by_name and (pair := compared(by_name[name], by_name[other])):
+            print(f"\n{name} minus {other}: {pair}")
+
+
+# Compared beside uniform, where a table has both.
+PAIRS = (
+    ("auto", "tuned ramp"),
+    ("auto", "random"),
+    ("auto", "sensitivity"),
+    ("farms", "sorted"),
+    ("tuned ramp", "ramp"),
+    ("tuned owl", "owl"),
+    ("tuned dlp", "dlp"),
+    ("random", "tuned ramp"),
+    ("farms", "tuned ramp"),
+)

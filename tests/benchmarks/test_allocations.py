@@ -1,0 +1,56 @@
+"""The statistics of allocations.py, and the tasks of local_tasks.py."""
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy", reason="needs scipy, which lm-eval brings")
+
+import allocations_report
+import local_tasks
+
+
+def test_errors_of_seeds_and_windows_cover_the_truth():
+    """Means of data with effects of seeds and windows lie within the interval in about 95% of the draws."""
+    generator = np.random.default_rng(0)
+    inside = narrow = 0
+    for _ in range(400):
+        seeds, windows = generator.normal(0, 0.03, (5, 1)), generator.normal(0, 0.05, (1, 40))
+        values = 0.1 + seeds + windows + generator.normal(0, 0.02, (5, 40))
+        found = allocations_report.crossed(values)
+        inside += abs(found.mean - 0.1) <= found.quantile * found.error
+        # Windows alone, as if seeds did not matter.
+        narrow += abs(found.mean - 0.1) <= 2.02 * values.mean(0).std(ddof=1) / 40**0.5
+    assert 0.92 <= inside / 400 <= 0.99
+    assert narrow / 400 < 0.85
+
+
+def test_one_seed_has_the_error_of_windows():
+    values = np.random.default_rng(1).normal(0, 1, (1, 40))
+    found = allocations_report.crossed(values)
+    assert found.error == pytest.approx(values.std(ddof=1) / 40**0.5)
+    assert str(allocations_report.Difference(-0.5, 0.1, 2.0)) == "**−0.500 ± 0.100**"
+    assert str(allocations_report.Difference(0.1, 0.1, 2.0)) == "+0.100 ± 0.100"
+
+
+def test_rows_are_compared_at_common_seeds():
+    rows = [{"seed": seed, "nll": [float(seed), 1.0]} for seed in (1, 2)]
+    base = [{"seed": seed, "nll": [0.0, 0.0]} for seed in (2, 3)]
+    assert allocations_report.compared(rows, base).mean == 1.5
+    assert allocations_report.compared(rows[:1], base) is None
+
+
+def test_questions_become_tasks(tmp_path):
+    entries = [
+        {"instruction": "... question: Who?\n\nAnswer1: A b. Answer2: C\n\nAnswer format: ...", "answer": "answer2"},
+        {"instruction": "... question: is it?\n\nAnswer format: true/false", "answer": "false"},
+        {"instruction": "no question", "answer": "answer1"},
+    ]
+    (tmp_path / "test_ARC-Easy.json").write_text(json.dumps(entries))
+    assert local_tasks.write_tasks(tmp_path, tmp_path / "out", None) == ["local_arc_easy"]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "local_arc_easy.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"question": "Who?", "choices": ["A b.", "C"], "gold": 1},
+        {"question": "is it?", "choices": ["true", "false"], "gold": 1},
+    ]
