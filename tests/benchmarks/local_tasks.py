@@ -2,10 +2,10 @@
 
     python tests/benchmarks/local_tasks.py DATA OUT [--limit 500]
 
-DATA holds `test_NAME.json` files of LLM-Adapters (arXiv 2304.01933): lists of objects with `instruction` ("... question:
-TEXT Answer1: A Answer2: B ... Answer format: ...", or true/false) and `answer` ("answer2", "false"). For each, OUT gets
-`local_NAME.yaml` and its questions as JSON lines: multiple choice by the log-likelihood of the answers' text, zero-shot,
-as lm-eval asks ARC. Questions that cannot be read are counted.
+DATA holds `test_NAME.json` files of LLM-Adapters (arXiv 2304.01933): lists of objects with `instruction` ("...
+question: TEXT Answer1: A Answer2: B ... Answer format: ...", or true/false) and `answer` ("answer2", "false"). For
+each, OUT gets `local_NAME.yaml` and its questions as JSON lines: multiple choice by the log-likelihood of the answers'
+text, zero-shot, as lm-eval asks ARC. Questions that cannot be read are counted.
 """
 
 import argparse
