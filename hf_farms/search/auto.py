@@ -44,7 +44,7 @@ def search_auto(
 ) -> SearchRecord:
     """Search the allocation with the lowest KL to the dense model; the model is not changed.
 
-    Without `config.minutes` the work is fixed and so is the result: about 50 plans on 2,048 tokens, a table that costs
+    Without `config.minutes` the work is fixed and so is the result: about 60 plans on 2,048 tokens, a table that costs
     as much as 5 L / 4 of them for L blocks, 5 plans on 16,384 tokens, and 3 prunes. With it, the search stops after the
     pass that is running when the time is over.
 

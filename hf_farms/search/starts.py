@@ -1,18 +1,20 @@
-"""The plans that a search starts from: all registered allocations, at several strengths."""
+"""The plans that a search starts from: all registered allocations, at several strengths and with other ends."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Protocol
 
 from hf_farms.allocation.plan import Scores
 from hf_farms.blocks import BlockSource
 from hf_farms.config import FarmsConfig, PruneConfig
 from hf_farms.config.effects import given_fields
-from hf_farms.errors import DataError, HfFarmsWarning, ModelError
+from hf_farms.config.ends import Ends
+from hf_farms.errors import DataError, HfFarmsWarning, ModelError, NoEffectWarning
 from hf_farms.progress import Progress
 from hf_farms.pruning.calibration_pass import Batch
 from hf_farms.pruning.removal_plan import block_targets, plan_targets
@@ -26,10 +28,18 @@ __all__ = ["Starts", "mixtures"]
 
 # Multiples of the default spread, for allocations that have one.
 STRENGTHS = (1.0, 0.5, 2.0)
+# Beside `config.ends`: a healthy first or last block with a light tail may turn a gain into a loss.
+OTHER_ENDS: tuple[Ends, ...] = ("measured", "apart")
 # Pairs of the best starts are mixed.
 MIXED = 3
 
 Candidate = tuple[str, Plan]
+
+
+class _Planner(Protocol):
+    """Plan an allocation at a spread (None: its default) with a choice of ends."""
+
+    def __call__(self, *, spread: float | None = None, ends: Ends = ...) -> Plan: ...
 
 
 class Starts:
@@ -62,25 +72,28 @@ class Starts:
         self.notes: list[str] = []
 
     def plans(self) -> Iterator[Candidate]:
-        """Yield a name and a plan for every allocation and strength that can be planned."""
+        """Yield a name and a plan for every allocation, strength and choice of ends that can be planned."""
         for name, entry in ALLOCATIONS.items():
             if entry.search or (entry.needs_activations and not self._batches):
                 continue
             try:
                 plan = self._planner(name)
-                if "spread" not in entry.options or entry.spread is None:
-                    yield name, plan(None)
-                    continue
-                for strength in STRENGTHS:
-                    spread = min(0.99, strength * entry.spread)
-                    yield name if strength == 1 else f"{name}, spread {spread:g}", plan(spread)
+                yield name, plan()
+                if "spread" in entry.options and entry.spread is not None:
+                    for spread in (min(0.99, strength * entry.spread) for strength in STRENGTHS):
+                        if spread != entry.spread:
+                            yield f"{name}, spread {spread:g}", plan(spread=spread)
+                if "ends" in entry.options:
+                    for ends in OTHER_ENDS:
+                        if ends != self._config.ends:
+                            yield f"{name}, ends {ends}", plan(ends=ends)
             except (DataError, ModelError, ValueError) as error:
                 # One allocation that fails on this model must not end the search.
                 self.notes.append(f"Allocation {name!r} was not tried: {error}")
                 warnings.warn(self.notes[-1], HfFarmsWarning, stacklevel=2)
 
-    def _planner(self, name: str) -> Callable[[float | None], Plan]:
-        """Measure for an allocation; return its plan as a function of the spread."""
+    def _planner(self, name: str) -> _Planner:
+        """Measure for an allocation; return its plan as a function of the spread and the ends."""
         # A level is one sparsity for all layers of a block.
         entry, config = ALLOCATIONS[name], replace(self._config, allocation=name, granularity="block")
         spectra = self._spectra(config) if entry.needs_spectra else None
@@ -90,10 +103,13 @@ class Starts:
                 self._source, config, self._batches, activations=self._folder, progress=self._progress
             )
 
-        def plan(spread: float | None) -> Plan:
-            strong = config if spread is None else replace(config, spread=spread)
-            targets = plan_targets(self._source, strong, spectra=spectra, scores=scores)
-            return self._grid.nearest(block_targets(self._source, targets, strong))
+        def plan(*, spread: float | None = None, ends: Ends = config.ends) -> Plan:
+            changed = replace(config, spread=spread, ends=ends)
+            with warnings.catch_warnings():
+                # The user did not choose these options; a plan without an effect is uniform, which is tried anyway.
+                warnings.simplefilter("ignore", NoEffectWarning)
+                targets = plan_targets(self._source, changed, spectra=spectra, scores=scores)
+            return self._grid.nearest(block_targets(self._source, targets, changed))
 
         return plan
 

@@ -137,6 +137,9 @@ def test_every_registered_allocation_is_a_start(source, calibration, registered)
     assert {"uniform", "farms", "farms, spread 0.05", "farms, spread 0.2", "owl, spread 0.08", "dlp", "mine"} <= set(
         names
     )
+    assert {"farms, ends measured", "farms, ends apart", "owl, ends apart"} <= set(names)
+    assert not {"ramp, ends apart", "farms, ends first-capped"} & set(names)
+    assert len(set(names)) == len(names)
     assert not {"auto", "sensitivity", "failing"} & set(names)
     assert starts.notes == ["Allocation 'failing' was not tried: it fails"]
 
