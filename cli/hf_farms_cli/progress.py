@@ -97,6 +97,7 @@ def bars(console: Console) -> Iterator[Bars]:
 @dataclass
 class _Begun:
     at: float
+    total: int
     done: int
     shown_at: float
     shown_done: int
@@ -118,8 +119,9 @@ class Lines:
         """Print the number of finished steps of a stage, if a line is due."""
         name = _fixed_part(stage)
         now, begun = self._clock(), self._stages.get(name)
-        if begun is None or done < begun.shown_done:
-            self._stages[name] = _Begun(now, done, now, done)
+        # A stage may run again, with other steps.
+        if begun is None or done < begun.shown_done or total != begun.total:
+            self._stages[name] = _Begun(now, total, done, now, done)
             self._print(f"{stage}: {done} of {total}")
             return
         waited, steps = now - begun.shown_at, done - begun.shown_done

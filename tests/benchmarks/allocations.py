@@ -43,6 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--selection", help="a text, for the choices only")
     parser.add_argument("--test", help="a text; its first windows are measured")
     parser.add_argument("--windows", type=int, default=40)
+    parser.add_argument("--context", type=int, default=512, help="tokens of a window")
     parser.add_argument("--sequences", type=int, default=32, help="of calibration, 512 tokens each")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.6, 0.3], help="of the choices")

@@ -77,7 +77,7 @@ TIERS: dict[str, list[Cell]] = {
 def measure(options: argparse.Namespace) -> None:
     """Measure all cells that are missing; cells that need a choice which is not made yet are left out."""
     subject = Subject.load(options)
-    windows = Windows(subject, options.test, options.windows)
+    windows = Windows(subject, options.test, count=options.windows, context=options.context)
     rows = options.folder / "rows.jsonl"
     if not rows.exists():
         nll, _ = windows.losses(subject)

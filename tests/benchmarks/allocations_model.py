@@ -16,9 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from hf_farms import PruneConfig, SpectralReport, analyze
 from hf_farms.config import CalibrationConfig
 from hf_farms.data.calibration import calibration_sequences
+from hf_farms.data.texts import read_text
 from hf_farms.pruning import outliers
-
-CONTEXT = 512
 
 
 @dataclass(kw_only=True)
@@ -89,14 +88,15 @@ class Windows:
 
     Args:
         subject: dense.
-        path: the text.
+        path: the text, or "speeches".
         count: number of windows.
+        context: tokens of a window.
     """
 
-    def __init__(self, subject: Subject, path: str, count: int) -> None:
-        with open(path, encoding="utf-8") as file:
-            ids = subject.tokenizer(file.read(), verbose=False)["input_ids"]
-        self._windows = torch.tensor(ids[: len(ids) // CONTEXT * CONTEXT]).view(-1, CONTEXT)[:count]
+    def __init__(self, subject: Subject, path: str, *, count: int, context: int) -> None:
+        text = read_text(path, column="text", subset=None, split="test")
+        ids = subject.tokenizer(text, verbose=False)["input_ids"]
+        self._windows = torch.tensor(ids[: len(ids) // context * context]).view(-1, context)[:count]
         subject.restore()
         self._dense = [self._hidden(subject, window) for window in self._windows]
 

@@ -196,6 +196,15 @@ def test_a_stage_that_begins_again_is_a_stage_of_its_own():
     assert [line.partition(",")[0] for line in shown] == ["text: 1 of 2", "text: 2 of 2"] * 2
 
 
+def test_a_stage_with_other_steps_has_a_clock_of_its_own():
+    clock, shown = Clock(), []
+    tell = Lines(shown.append, clock=clock)
+    for done, total in ((1, 1), (1, 3), (3, 3)):
+        tell("text", done, total)
+        clock.now += 20
+    assert shown == ["text: 1 of 1", "text: 1 of 3", "text: 3 of 3, 0:00:20 so far, 0:00:00 left"]
+
+
 def test_bars_show_the_time_left_of_slow_steps(monkeypatch):
     clock, screen = Clock(), terminal(width=100, color_system=None)
     screen.get_time = clock
