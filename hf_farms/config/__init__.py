@@ -15,8 +15,6 @@ from hf_farms.config.prune import (
     RECOVERIES,
     REFINEMENTS,
     Allocation,
-    CalibrationConfig,
-    EvaluationConfig,
     Granularity,
     Method,
     PruneConfig,
@@ -33,8 +31,8 @@ from hf_farms.config.s2ft import (
     S2FTRole,
     S2FTStrategy,
 )
-from hf_farms.config.selection import SelectionConfig
 from hf_farms.config.spectra import BLOCK_SCORES, FITS, BlockScore, FarmsConfig, Fit
+from hf_farms.config.texts import CalibrationConfig, EvaluationConfig, SelectionConfig
 from hf_farms.files.moved_names import moved
 
 __all__ = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Mapping
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from numbers import Real
 from pathlib import Path
@@ -11,10 +11,12 @@ from types import NoneType
 from typing import Any, TypeGuard, cast, get_args, get_type_hints
 
 __all__ = [
+    "Range",
     "check",
     "check_arguments",
     "check_choice",
     "check_fields",
+    "check_ranges",
     "is_count",
     "is_number",
     "is_real",
@@ -38,6 +40,28 @@ def check(ok: bool, name: str, constraint: str, value: object, remedy: str = "")
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Refuse a name that is not among the choices: a registry, as it is now, or fixed names."""
     check(isinstance(value, str) and value in choices, name, f"one of {', '.join(choices)}", value)
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that a numeric option may have.
+
+    Attributes:
+        holds: whether a value is one of them.
+        constraint: for the error message.
+        remedy: sentence after it.
+    """
+
+    holds: Callable[[object], bool]
+    constraint: str
+    remedy: str = ""
+
+
+def check_ranges(config: object, ranges: Mapping[str, Range]) -> None:
+    """Refuse a field of a config that is outside of its range."""
+    for name, allowed in ranges.items():
+        value = getattr(config, name)
+        check(allowed.holds(value), name, allowed.constraint, value, allowed.remedy)
 
 
 def is_count(value: object) -> bool:

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from hf_farms.config.loading import LoadOptions
 from hf_farms.config.lr import FarmsLRConfig
-from hf_farms.config.prune import CalibrationConfig, EvaluationConfig, PruneConfig
+from hf_farms.config.prune import PruneConfig
 from hf_farms.config.s2ft import S2FTConfig
-from hf_farms.config.selection import SelectionConfig
 from hf_farms.config.spectra import FarmsConfig
+from hf_farms.config.texts import CalibrationConfig, EvaluationConfig, SelectionConfig
 from hf_farms.registries import (
     ALLOCATIONS,
     FITS,

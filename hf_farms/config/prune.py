@@ -1,16 +1,18 @@
-"""Options of pruning, calibration and evaluation."""
+"""Options of pruning."""
 
 from __future__ import annotations
 
 import math
-import re
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
-from hf_farms.config.checks import check, check_choice, check_fields, is_count, is_number, is_seed
+from hf_farms.config.checks import Range, check, check_choice, check_fields, check_ranges, is_count, is_number
 from hf_farms.config.ends import DEFAULT_ENDS, EARLIER_ENDS, ENDS, Ends
+from hf_farms.config.patterns import UNSTRUCTURED, check_pattern, group_of
 from hf_farms.config.renamed import absent_before, renamed
 from hf_farms.config.spectra import FarmsConfig
+from hf_farms.files.moved_names import moved
 from hf_farms.files.paths import folder_name
 from hf_farms.registries import ALLOCATIONS, METHODS, RECOVERIES, REFINEMENTS
 from hf_farms.registries.mixtures import is_mixture
@@ -21,8 +23,6 @@ __all__ = [
     "RECOVERIES",
     "REFINEMENTS",
     "Allocation",
-    "CalibrationConfig",
-    "EvaluationConfig",
     "Method",
     "PruneConfig",
     "Recover",
@@ -39,9 +39,35 @@ Granularity = Literal["block", "layer"]
 
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
-UNSTRUCTURED = "unstructured"
 RECOVER_PASSES, RECOVER_RATE = 3, 0.01
-PATTERN = re.compile(rf"{UNSTRUCTURED}|(N|[1-9]\d*):[1-9]\d*")
+
+CHOICES: dict[str, Collection[str]] = {
+    "method": METHODS,
+    "granularity": GRANULARITIES,
+    "refine": REFINEMENTS,
+    "ends": ENDS,
+    "recover": RECOVERIES,
+}
+RANGES = {
+    "sparsity": Range(
+        lambda value: is_number(value) and 0 <= value < 1,
+        "at least 0 and below 1",
+        "It is a fraction: 0.5 removes half of the weights.",
+    ),
+    "spread": Range(
+        lambda value: value is None or (is_number(value) and 0 <= value < 1), "None, or at least 0 and below 1"
+    ),
+    "damping": Range(lambda value: is_number(value) and 0 < value < math.inf, "a positive number"),
+    "block_size": Range(is_count, "a positive integer"),
+    "max_sparsity": Range(lambda value: is_number(value) and 0 < value <= 1, "above 0 and at most 1"),
+    "recover_passes": Range(is_count, "a positive integer"),
+    "recover_rate": Range(
+        lambda value: is_number(value) and 0 < value <= 1,
+        "above 0 and at most 1",
+        "It is a fraction of the size of the weights.",
+    ),
+    "minutes": Range(lambda value: value is None or (is_number(value) and 0 < value < math.inf), "None or above 0"),
+}
 
 
 @absent_before(
@@ -135,20 +161,13 @@ class PruneConfig:
     spectra: FarmsConfig = field(default_factory=FarmsConfig)
 
     def __post_init__(self) -> None:
-        check(
-            is_number(self.sparsity) and 0 <= self.sparsity < 1,
-            "sparsity",
-            "at least 0 and below 1",
-            self.sparsity,
-            "It is a fraction: 0.5 removes half of the weights.",
-        )
-        check_choice("method", self.method, METHODS)
+        check_ranges(self, RANGES)
+        for name, choices in CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
         if is_mixture(self.allocation):
             ALLOCATIONS[self.allocation]  # raises for a malformed one
         else:
             check_choice("allocation", self.allocation, ALLOCATIONS)
-        check_choice("granularity", self.granularity, GRANULARITIES)
-        check_choice("refine", self.refine, REFINEMENTS)
         check(
             REFINEMENTS[self.refine].needs == "nothing"
             or METHODS[self.method].refit is not None
@@ -157,74 +176,13 @@ class PruneConfig:
             f"'none' for method {self.method!r}, which updates the kept weights and cannot refit them",
             self.refine,
         )
-        self._check_pattern()
-        check(
-            self.spread is None or (is_number(self.spread) and 0 <= self.spread < 1),
-            "spread",
-            "None, or at least 0 and below 1",
-            self.spread,
-        )
-        check_choice("ends", self.ends, ENDS)
-        check(is_number(self.damping) and 0 < self.damping < math.inf, "damping", "a positive number", self.damping)
-        check(is_count(self.block_size), "block_size", "a positive integer", self.block_size)
-        check(
-            is_number(self.max_sparsity) and 0 < self.max_sparsity <= 1,
-            "max_sparsity",
-            "above 0 and at most 1",
-            self.max_sparsity,
-        )
-        check_choice("recover", self.recover, RECOVERIES)
-        check(is_count(self.recover_passes), "recover_passes", "a positive integer", self.recover_passes)
-        check(
-            is_number(self.recover_rate) and 0 < self.recover_rate <= 1,
-            "recover_rate",
-            "above 0 and at most 1",
-            self.recover_rate,
-            "It is a fraction of the size of the weights.",
-        )
-        check(
-            self.minutes is None or (is_number(self.minutes) and 0 < self.minutes < math.inf),
-            "minutes",
-            "None or above 0",
-            self.minutes,
-        )
+        check_pattern(self.pattern, sparsity=self.sparsity, allocation=self.allocation)
         check_fields(self)
-
-    def _check_pattern(self) -> None:
-        ok = isinstance(self.pattern, str) and PATTERN.fullmatch(self.pattern) is not None
-        check(ok, "pattern", "'unstructured', 'N:M' with two numbers such as '2:4', or such as 'N:8'", self.pattern)
-        if self.group is None:
-            return
-        kept, size = self.group
-        if kept is None:
-            most = (size - 1) / size
-            check(size > 1, "pattern", "groups of at least 2 weights", self.pattern)
-            check(self.sparsity <= most, "sparsity", f"at most {most:.4g} for pattern {self.pattern!r}", self.sparsity)
-            return
-        check(kept < size, "pattern", "N:M with N below M", self.pattern, "N of every M weights stay.")
-        right = (size - kept) / size
-        check(
-            math.isclose(self.sparsity, right, abs_tol=5e-5),
-            "sparsity",
-            f"{right:.4g} for pattern {self.pattern!r}",
-            self.sparsity,
-            f"{kept} of every {size} weights stay.",
-        )
-        check(
-            ALLOCATIONS[self.allocation].even,
-            "allocation",
-            f"'uniform' for pattern {self.pattern!r}",
-            self.allocation,
-            f"Say `allocation='uniform'`, or `pattern='N:{size}'`, under which blocks may differ.",
-        )
 
     @property
     def group(self) -> tuple[int | None, int] | None:
         """N (None: each block has its own) and M of a pattern N:M; None for unstructured zeros."""
-        if self.pattern == UNSTRUCTURED:
-            return None
-        kept, size = self.pattern.split(":")
-        return None if kept == "N" else int(kept), int(size)
+        return group_of(self.pattern)
 
     @property
     def effective_spread(self) -> float:
@@ -264,93 +222,6 @@ class PruneConfig:
         return self.spectra.whole_matrix() if ALLOCATIONS[self.allocation].needs == "matrix" else self.spectra
 
 
-@dataclass(frozen=True, kw_only=True)
-class CalibrationConfig:
-    """The sequences that activations are measured on.
-
-    Attributes:
-        source: "speeches" (public-domain English text inside the package), "self" (sampled from the model itself, for
-            other languages), a text file, a table (JSON, JSON lines, CSV, TSV, parquet, Arrow; each also as .gz, .bz2
-            or .xz), or the id of a dataset on the Hub. Text of the kind that the model will be used on gives the best
-            result.
-        column: column that holds the text, for tables and datasets.
-        subset: configuration of a Hub dataset ("en" of allenai/c4). None takes the default one.
-        split: split of a Hub dataset. Keep it apart from the split that you evaluate on.
-        num_sequences: number of sequences. The papers use 128; time and memory for hidden states grow with it.
-        sequence_length: tokens in each, lowered to the context length of the model. Longer sequences cost time and
-            memory in proportion.
-        seed: of the choice of passages, or of the sampling. Change it to see how much the choice of data matters.
-    """
-
-    source: str = "speeches"
-    column: str = "text"
-    subset: str | None = None
-    split: str = "train"
-    num_sequences: int = 32
-    sequence_length: int = 512
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _check_text(self.source, "calibration source", "'speeches', 'self', a file or a dataset id")
-        _check_text(self.column, "column", "the name of a column")
-        _check_text(self.split, "split", "the name of a split")
-        check(is_count(self.num_sequences), "num_sequences", "a positive integer", self.num_sequences)
-        check(
-            isinstance(self.sequence_length, int) and self.sequence_length >= 2,
-            "sequence_length",
-            "an integer of at least 2",
-            self.sequence_length,
-        )
-        check(is_seed(self.seed), "seed", "an integer of at least 0", self.seed)
-        check_fields(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """The text that perplexity is measured on.
-
-    Attributes:
-        source: "speeches" (held-out public-domain text inside the package), a file or a dataset, as for calibration.
-            None skips the evaluation and saves a pass over the text for each model.
-        column: column that holds the text, for tables and datasets.
-        subset: configuration of a Hub dataset. None takes the default one.
-        split: split of a Hub dataset. Use one that the model was neither calibrated nor trained on.
-        context_length: tokens in a window, lowered to the context length of the model. Perplexities of different
-            lengths do not compare; the papers use 2048.
-        max_windows: number of windows from the start of the text. Fewer are faster and less exact; None takes all.
-    """
-
-    source: str | None = "speeches"
-    column: str = "text"
-    subset: str | None = None
-    split: str = "test"
-    context_length: int = 512
-    max_windows: int | None = 40
-
-    def __post_init__(self) -> None:
-        check(
-            isinstance(self.context_length, int) and self.context_length >= 2,
-            "context_length",
-            "an integer of at least 2",
-            self.context_length,
-        )
-        check(
-            self.max_windows is None or is_count(self.max_windows),
-            "max_windows",
-            "None or a positive integer",
-            self.max_windows,
-        )
-        if self.source is not None:
-            _check_text(self.source, "evaluation source", "'speeches', a file, a dataset id or None")
-        _check_text(self.column, "column", "the name of a column")
-        _check_text(self.split, "split", "the name of a split")
-        check_fields(self)
-
-
-def _check_text(value: object, name: str, constraint: str) -> None:
-    check(isinstance(value, str) and value.strip() != "", name, constraint, value)
-
-
 def default_output_name(model: str, config: PruneConfig) -> str:
     """Return the name of the folder and repository of a pruned model, such as `Llama-2-7b-farms-wanda-50-2of4`.
 
@@ -368,3 +239,8 @@ def default_output_name(model: str, config: PruneConfig) -> str:
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.4g}"
+
+
+if not TYPE_CHECKING:  # also for pickles of earlier versions
+    _MOVED = {name: f"hf_farms.config.{name}" for name in ("CalibrationConfig", "EvaluationConfig")}
+    __getattr__ = moved(__name__, _MOVED)

@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from hf_farms import FarmsLRCallback, S2FTCallback
-from hf_farms.config import FarmsConfig, FarmsLRConfig, PruneConfig, S2FTConfig
+from hf_farms.config import (
+    CalibrationConfig,
+    EvaluationConfig,
+    FarmsConfig,
+    FarmsLRConfig,
+    PruneConfig,
+    S2FTConfig,
+)
 from hf_farms.config.renamed import absent_before, absent_values, current_name, renamed
 from hf_farms.errors import DataError, OutputError
 from hf_farms.files.dataclass_parsing import parse_dataclass
@@ -269,3 +276,12 @@ def test_unfinished_work_of_versions_without_ends_goes_on_as_measured_only(tmp_p
     output.resume_or_start(today)
     with pytest.raises(OutputError, match=r"begun otherwise \(prune.ends: 'apart', previously 'measured'\)\."):
         output.resume_or_start(today | {"prune.ends": "apart"})
+
+
+@pytest.mark.parametrize("kind", [CalibrationConfig, EvaluationConfig])
+def test_a_pickle_that_names_the_earlier_module_of_a_config_is_read(kind):
+    config = kind(split="held-out")
+    assert kind.__module__ == "hf_farms.config.texts"
+    earlier = pickle.dumps(config, protocol=0).replace(b"hf_farms.config.texts", b"hf_farms.config.prune")
+    with pytest.warns(DeprecationWarning, match=rf"config.prune.{kind.__name__} is hf_farms.config"):
+        assert pickle.loads(earlier) == config

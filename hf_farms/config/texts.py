@@ -1,0 +1,123 @@
+"""Options of the texts that calibrate, choose and evaluate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hf_farms.config.checks import check, check_fields, is_count, is_seed
+
+__all__ = ["CalibrationConfig", "EvaluationConfig", "SelectionConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """The sequences that activations are measured on.
+
+    Attributes:
+        source: "speeches" (public-domain English text inside the package), "self" (sampled from the model itself, for
+            other languages), a text file, a table (JSON, JSON lines, CSV, TSV, parquet, Arrow; each also as .gz, .bz2
+            or .xz), or the id of a dataset on the Hub. Text of the kind that the model will be used on gives the best
+            result.
+        column: column that holds the text, for tables and datasets.
+        subset: configuration of a Hub dataset ("en" of allenai/c4). None takes the default one.
+        split: split of a Hub dataset. Keep it apart from the split that you evaluate on.
+        num_sequences: number of sequences. The papers use 128; time and memory for hidden states grow with it.
+        sequence_length: tokens in each, lowered to the context length of the model. Longer sequences cost time and
+            memory in proportion.
+        seed: of the choice of passages, or of the sampling. Change it to see how much the choice of data matters.
+    """
+
+    source: str = "speeches"
+    column: str = "text"
+    subset: str | None = None
+    split: str = "train"
+    num_sequences: int = 32
+    sequence_length: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_text("calibration source", self.source, "'speeches', 'self', a file or a dataset id")
+        _check_place(self.column, self.split)
+        check(is_count(self.num_sequences), "num_sequences", "a positive integer", self.num_sequences)
+        _check_length("sequence_length", self.sequence_length)
+        check(is_seed(self.seed), "seed", "an integer of at least 0", self.seed)
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """The text that perplexity is measured on.
+
+    Attributes:
+        source: "speeches" (held-out public-domain text inside the package), a file or a dataset, as for calibration.
+            None skips the evaluation and saves a pass over the text for each model.
+        column: column that holds the text, for tables and datasets.
+        subset: configuration of a Hub dataset. None takes the default one.
+        split: split of a Hub dataset. Use one that the model was neither calibrated nor trained on.
+        context_length: tokens in a window, lowered to the context length of the model. Perplexities of different
+            lengths do not compare; the papers use 2048.
+        max_windows: number of windows from the start of the text. Fewer are faster and less exact; None takes all.
+    """
+
+    source: str | None = "speeches"
+    column: str = "text"
+    subset: str | None = None
+    split: str = "test"
+    context_length: int = 512
+    max_windows: int | None = 40
+
+    def __post_init__(self) -> None:
+        _check_length("context_length", self.context_length)
+        check(
+            self.max_windows is None or is_count(self.max_windows),
+            "max_windows",
+            "None or a positive integer",
+            self.max_windows,
+        )
+        if self.source is not None:
+            _check_text("evaluation source", self.source, "'speeches', a file, a dataset id or None")
+        _check_place(self.column, self.split)
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    """The text that a search chooses on: a first half scores plans, a second half accepts recovered blocks.
+
+    It must be neither the calibration text nor the evaluation text.
+
+    Attributes:
+        source: "speeches" (public-domain text inside the package, its part that is used for nothing else), a file or a
+            dataset, as for calibration. Choose text of the kind that the model will be used on.
+        column: column that holds the text, for tables and datasets.
+        subset: configuration of a Hub dataset. None takes the default one.
+        split: split of a Hub dataset. Use one that neither calibrates nor evaluates.
+        sequence_length: tokens in each sequence, lowered to the context length of the model. Lower it for a short text:
+            each half needs two sequences.
+    """
+
+    source: str = "speeches"
+    column: str = "text"
+    subset: str | None = None
+    split: str = "validation"
+    sequence_length: int = 512
+
+    def __post_init__(self) -> None:
+        _check_text("selection source", self.source, "'speeches', a file or a dataset id")
+        check(self.source != "self", "selection source", "a text", self.source, "Give 'speeches', a file or a dataset.")
+        _check_place(self.column, self.split)
+        _check_length("sequence_length", self.sequence_length)
+        check_fields(self)
+
+
+def _check_text(name: str, value: object, constraint: str) -> None:
+    check(isinstance(value, str) and value.strip() != "", name, constraint, value)
+
+
+def _check_place(column: object, split: object) -> None:
+    _check_text("column", column, "the name of a column")
+    _check_text("split", split, "the name of a split")
+
+
+def _check_length(name: str, value: object) -> None:
+    check(isinstance(value, int) and value >= 2, name, "an integer of at least 2", value)
