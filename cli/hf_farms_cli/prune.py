@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -21,9 +21,7 @@ from hf_farms.config import (
     PruneConfig,
     SelectionConfig,
 )
-from hf_farms.files.paths import with_home, with_name
-from hf_farms.output.local_paths import load_local_paths
-from hf_farms.output.recipe import Recipe
+from hf_farms.files.paths import with_home
 from hf_farms_cli.console import check_format, guarded, print_remark
 from hf_farms_cli.dry_run import plan_line, print_plan, prune_lines
 from hf_farms_cli.options import (
@@ -59,18 +57,12 @@ from hf_farms_cli.options import (
     usage,
     use_token,
 )
+from hf_farms_cli.prune_recipe import recipe_for
 from hf_farms_cli.prune_run import run_and_print
 
 __all__ = ["prune_command"]
 
 PRUNE, TEXT, TEST, SELECT = PruneConfig(), CalibrationConfig(), EvaluationConfig(), SelectionConfig()
-# Fields of PruneConfig with an option of the same name.
-PRUNE_FIELDS = (
-    *("sparsity", "method", "pattern", "allocation", "granularity", "spread", "ends"),
-    *("refine", "damping", "block_size"),
-    *("recover", "recover_passes", "recover_rate"),
-    "minutes",
-)
 SPREADS = ", ".join(f"{entry.spread:g} for {name}" for name, entry in ALLOCATIONS.items() if "spread" in entry.options)
 
 pruning, calibrating, selecting, evaluating, writing, pushing = (
@@ -249,7 +241,7 @@ def prune_command(
     if not push and (options := given(context, panels=[HUB], but=["push", "token"])):
         raise UsageError(f"{options[0]} must be used with --push, got it without. Add --push, or leave it out.")
     check_branch(push_revision, create_pr)
-    recipe, file = _recipe(context, model)
+    recipe, file = recipe_for(context, model)
     with usage():
         load = LoadOptions(device=device, stream=stream, allow_pickle=allow_pickle)
     check_repo_id(repo_id)
@@ -271,55 +263,3 @@ def prune_command(
         return
     check_device(device, dtype)
     run_and_print(plan, target, output_format, private=private, commit_message=commit_message, yes=yes)
-
-
-def _recipe(context: typer.Context, model: str) -> tuple[Recipe, Path | None]:
-    """Return the recipe, and the file that it was read from; None if it was built from the options."""
-    if not model.lower().endswith((".yaml", ".yml")):
-        with usage():
-            return _recipe_of(with_name(model), context.params), None
-    if options := given(context, panels=[PRUNING, CALIBRATION, SELECTION, EVALUATION], names=["dtype", "revision"]):
-        raise UsageError(
-            f"{options[0]} must be left out with a recipe, which sets it, got both. Edit {model}, or name a model."
-        )
-    return Recipe.load(model).located(load_local_paths(Path(model).parent)), Path(model)
-
-
-def _recipe_of(model: str, options: dict[str, Any]) -> Recipe:
-    return Recipe(
-        model=model,
-        revision=options["revision"],
-        dtype=options["dtype"],
-        prune=PruneConfig(**{name: options[name] for name in PRUNE_FIELDS}),
-        calibration=CalibrationConfig(
-            source=options["calibration"],
-            column=options["calibration_column"],
-            subset=options["calibration_subset"],
-            split=options["calibration_split"],
-            num_sequences=options["calibration_samples"],
-            sequence_length=options["calibration_length"],
-            seed=options["seed"],
-        ),
-        selection=_selection(options),
-        evaluation=EvaluationConfig(
-            source=None if options["evaluation"] == "none" else options["evaluation"],
-            column=options["evaluation_column"],
-            subset=options["evaluation_subset"],
-            split=options["evaluation_split"],
-            context_length=options["context_length"],
-            max_windows=options["evaluation_windows"] or None,
-        ),
-    )
-
-
-def _selection(options: dict[str, Any]) -> SelectionConfig | None:
-    """Return the selection text; None where none is needed and no option differs from its default."""
-    selection = SelectionConfig(
-        source=options["select_on"],
-        column=options["select_column"],
-        subset=options["select_subset"],
-        split=options["select_split"],
-        sequence_length=options["select_length"],
-    )
-    needed = ALLOCATIONS[options["allocation"]].needs == "losses" if options["allocation"] in ALLOCATIONS else False
-    return selection if needed or selection != SELECT else None

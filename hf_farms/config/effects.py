@@ -13,7 +13,8 @@ from contextvars import ContextVar
 from operator import attrgetter
 from typing import Any, cast
 
-from hf_farms.config.effect_rules import RULES, Inputs, Rule
+from hf_farms.config.effect_inputs import Inputs
+from hf_farms.config.effect_rules import RULES, Rule
 from hf_farms.config.renamed import stack_level
 from hf_farms.errors import NoEffectWarning
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hf_farms.config import CalibrationConfig
-from hf_farms.config.effect_rules import TextKind
+from hf_farms.config.effect_inputs import TextKind
 from hf_farms.data.table_rows import reason
 from hf_farms.data.text_files import is_file_name, is_table, read_file, require_file
 from hf_farms.data.text_tables import texts_of_rows

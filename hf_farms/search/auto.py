@@ -20,7 +20,7 @@ from hf_farms.pruning.calibration_pass import Batch
 from hf_farms.registries import METHODS
 from hf_farms.reports import SearchRecord, SpectralReport
 from hf_farms.search.budget import Budget
-from hf_farms.search.evaluation import Batches, check_predicts
+from hf_farms.search.divergences import Batches, check_predicts
 from hf_farms.search.levels import code_method, size_text
 from hf_farms.search.moves import Moves
 from hf_farms.search.recording import make_record, search_key

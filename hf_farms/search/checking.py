@@ -15,7 +15,7 @@ from hf_farms.config.effects import given_fields
 from hf_farms.pruning.calibration_pass import Batch
 from hf_farms.pruning.pruner import prune
 from hf_farms.pruning.removal_plan import prunable_layers
-from hf_farms.search.evaluation import Batches, count_tokens, divergences
+from hf_farms.search.divergences import Batches, count_tokens, divergences
 
 __all__ = ["can_check", "pruned_loss", "rank_correlation"]
 

@@ -6,46 +6,33 @@ of it runs once. Only sums over batches are returned, so that batches can be mea
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hf_farms.blocks import Block, BlockCall, BlockCalls, ModelBlockSource
 from hf_farms.blocks.arguments import Key
-from hf_farms.errors import ModelError
-from hf_farms.metrics.nll import require_causal
 from hf_farms.progress import Progress, no_progress
 from hf_farms.pruning.removal_plan import prunable_layers
+from hf_farms.search.divergences import Batches, check_predicts, count_tokens, divergences
 from hf_farms.search.grid import Plan
 from hf_farms.search.levels import LevelCodes
 
 __all__ = [
     "HIDDEN_BYTES",
-    "LOGIT_BYTES",
-    "Batches",
     "LossSums",
-    "check_predicts",
-    "count_tokens",
-    "divergences",
     "loss_sums",
     "mean_losses",
     "plan_losses",
 ]
 
-K = TypeVar("K")
-
-Batches = Sequence[Mapping[str, Tensor]]
-
 # Bytes of hidden states of all plans held at once: more batches are measured in another pass.
 HIDDEN_BYTES = 2**30
-# Bytes of float32 logits held at once.
-LOGIT_BYTES = 64 * 2**20
 
 
 class LossSums(NamedTuple):
@@ -75,15 +62,6 @@ class _State:
 
 # Levels of the first blocks of a plan.
 Prefix = tuple[int, ...]
-
-
-def check_predicts(source: ModelBlockSource) -> None:
-    """Raise unless the KL of the predictions can be measured.
-
-    Raises:
-        ModelError: the model is not a causal language model.
-    """
-    require_causal(source.model, what="the KL to the dense model", hint="Choose `allocation='farms'`.")
 
 
 def plan_losses(
@@ -219,58 +197,3 @@ def _levels(block: Block, codes: Sequence[Tensor]) -> Iterator[Any]:
         yield prune_to
     finally:
         prune_to(0)
-
-
-def divergences(
-    source: ModelBlockSource, batch: Mapping[str, Tensor], dense: Tensor, others: Mapping[K, Tensor]
-) -> dict[K, float]:
-    """Return the sum of KL(dense || other) over the tokens of a batch; infinite where it is not finite.
-
-    Args:
-        source: the model, for its head.
-        batch: model inputs by name.
-        dense: hidden states of the dense model behind its last block.
-        others: hidden states of pruned models.
-
-    Raises:
-        ModelError: the dense model predicts NaN or infinity.
-    """
-    sums = dict.fromkeys(others, 0.0)
-    for part, tokens in _token_parts(source, batch):
-        mask = part.get("attention_mask")
-        log_p = _log_probabilities(source, part, dense[:, tokens])
-        if not bool(torch.isfinite(log_p).all()):
-            raise ModelError("predictions must be finite, got NaN or infinity. Load the model in bfloat16 or float32.")
-        p = log_p.exp()
-        for key, hidden in others.items():
-            log_q = _log_probabilities(source, part, hidden[:, tokens])
-            divergence = torch.sub(log_p, log_q, out=log_q).mul_(p).sum(dim=-1).double()
-            if mask is not None and mask.shape == divergence.shape:
-                divergence = divergence[mask.to(divergence.device).bool()]
-            total = float(divergence.sum())
-            sums[key] += total if math.isfinite(total) else math.inf
-    return sums
-
-
-def _token_parts(source: ModelBlockSource, batch: Mapping[str, Tensor]) -> Iterator[tuple[Mapping[str, Tensor], slice]]:
-    """Split a batch along its tokens, so that the logits of a part fit into `LOGIT_BYTES`."""
-    shape = next(iter(batch.values())).shape
-    if any(value.shape != shape for value in batch.values()) or len(shape) != 2:
-        yield batch, slice(None)
-        return
-    vocabulary = source.vocabulary or 2**16
-    width = max(1, LOGIT_BYTES // (4 * vocabulary * shape[0]))
-    for start in range(0, shape[1], width):
-        tokens = slice(start, start + width)
-        yield {name: value[:, tokens] for name, value in batch.items()}, tokens
-
-
-def _log_probabilities(source: ModelBlockSource, batch: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
-    logits: Tensor = source.output(batch, hidden).logits
-    return logits.float().log_softmax(dim=-1)
-
-
-def count_tokens(batch: Mapping[str, Tensor], hidden: Tensor) -> int:
-    """Return the number of tokens of a batch that are not masked out."""
-    mask = batch.get("attention_mask")
-    return int(mask.sum()) if mask is not None and mask.ndim == 2 else hidden.shape[:-1].numel()

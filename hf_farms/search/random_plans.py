@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 
 from hf_farms.blocks import ModelBlockSource
-from hf_farms.search.evaluation import Batches, plan_losses
+from hf_farms.search.divergences import Batches
+from hf_farms.search.evaluation import plan_losses
 from hf_farms.search.grid import Grid, Plan
 from hf_farms.search.levels import LevelCodes
 

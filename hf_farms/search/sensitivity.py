@@ -9,7 +9,8 @@ from itertools import pairwise
 
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.progress import Progress, no_progress
-from hf_farms.search.evaluation import Batches, plan_losses
+from hf_farms.search.divergences import Batches
+from hf_farms.search.evaluation import plan_losses
 from hf_farms.search.grid import Grid, Plan
 from hf_farms.search.knapsack import best_plan
 from hf_farms.search.levels import LevelCodes

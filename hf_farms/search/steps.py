@@ -17,7 +17,8 @@ from hf_farms.pruning.calibration_pass import Batch
 from hf_farms.reports import SpectralReport
 from hf_farms.search.budget import Budget
 from hf_farms.search.checking import can_check, pruned_loss
-from hf_farms.search.evaluation import Batches, plan_losses
+from hf_farms.search.divergences import Batches
+from hf_farms.search.evaluation import plan_losses
 from hf_farms.search.grid import Grid, Plan
 from hf_farms.search.levels import LevelCodes, build_codes, code_method
 from hf_farms.search.sensitivity import SensitivityTable, measure_sensitivity

@@ -12,9 +12,10 @@ from hf_farms.errors import HfFarmsError, ModelError
 from hf_farms.loading import LoadedModel, load_model
 from hf_farms.output.new_folder import check_new_folder, new_folder
 from hf_farms.progress import Progress, no_progress, one_stage
-from hf_farms.s2ft.adapters.checkpoints import StoredCheckpoint, changes_of, open_checkpoint
+from hf_farms.s2ft.adapters.checkpoints import StoredCheckpoint, open_checkpoint
 from hf_farms.s2ft.adapters.loading import load_adapter
 from hf_farms.s2ft.adapters.making import adapter_of_pairs
+from hf_farms.s2ft.adapters.patched_files import changes_of
 from hf_farms.s2ft.adapters.patches import S2FTAdapter, fingerprint
 from hf_farms.s2ft.base_slices import same_bits, take
 from hf_farms.workflows.arguments import check_types

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_farms.config import FarmsConfig, LoadOptions
-from hf_farms.config.effect_rules import AnalyzeArguments, Inputs, ModelKind
+from hf_farms.config.effect_inputs import AnalyzeArguments, Inputs, ModelKind
 from hf_farms.config.effects import warn_unused
 from hf_farms.distributed import is_main_process
 from hf_farms.errors import ArgumentError, OutputError, argument_errors

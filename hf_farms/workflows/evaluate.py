@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hf_farms.config import EvaluationConfig, LoadOptions
 from hf_farms.config.checks import is_count
-from hf_farms.config.effect_rules import EvaluateArguments, Inputs
+from hf_farms.config.effect_inputs import EvaluateArguments, Inputs
 from hf_farms.config.effects import given_fields, warn_unused
 from hf_farms.errors import HfFarmsWarning, argument_errors
 from hf_farms.files.paths import with_home, with_name

@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_farms.config import EvaluationConfig
 from hf_farms.config.checks import check
-from hf_farms.config.effect_rules import Inputs
+from hf_farms.config.effect_inputs import Inputs
 from hf_farms.config.effects import warn_unused
 from hf_farms.errors import ArgumentError, argument_errors
 from hf_farms.workflows.evaluation_target import EvaluationTarget

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_farms.config import LoadOptions, default_output_name
-from hf_farms.config.effect_rules import Inputs, PruneArguments
+from hf_farms.config.effect_inputs import Inputs, PruneArguments
 from hf_farms.config.effects import given_fields, warn_unused
 from hf_farms.data.datasets import check_dataset
 from hf_farms.data.selection_source import check_selection_source

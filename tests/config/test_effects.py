@@ -15,7 +15,8 @@ from hf_farms.config import (
     S2FTConfig,
     SelectionConfig,
 )
-from hf_farms.config.effect_rules import RULES, AnalyzeArguments, EvaluateArguments, Inputs, PruneArguments
+from hf_farms.config.effect_inputs import AnalyzeArguments, EvaluateArguments, Inputs, PruneArguments
+from hf_farms.config.effect_rules import RULES
 from hf_farms.config.effects import given_fields, unused_fields, warn_unused
 from hf_farms.errors import NoEffectWarning
 from hf_farms.registries import FITS

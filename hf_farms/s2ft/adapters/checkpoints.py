@@ -6,12 +6,11 @@ they are, also those of a dtype that torch cannot compute with. Memory: one weig
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,10 +29,11 @@ from hf_farms.loading.names import ModelRef
 from hf_farms.output.allowed_paths import Reads
 from hf_farms.output.code_references import drop_code_references
 from hf_farms.output.new_folder import new_folder
-from hf_farms.s2ft.adapters.patches import S2FTAdapter, WeightPatch
+from hf_farms.s2ft.adapters.patched_files import Change, write_patched
+from hf_farms.s2ft.adapters.patches import WeightPatch
 from hf_farms.s2ft.adapters.targets import parameter_names
 
-__all__ = ["Change", "StoredCheckpoint", "changes_of", "open_checkpoint"]
+__all__ = ["StoredCheckpoint", "open_checkpoint"]
 
 # Of a repository: configs, tokenizers and licences.
 TEXTS = [
@@ -54,16 +54,6 @@ DESCRIPTIONS = {
     *("README.md", RECIPE, REPORT, HISTORY, "CITATION.cff", ".gitattributes"),
     *("trainer_state.json", "modelcard.json", SELECTION, "adapter_config.json"),
 }
-CHUNK = 2**24
-
-
-@dataclass(frozen=True)
-class Change:
-    """New values of channels of a tensor on disk: `tensor.index_copy_(dim, indices, values)`."""
-
-    dim: int
-    indices: Tensor
-    values: Tensor
 
 
 @dataclass(frozen=True)
@@ -121,7 +111,7 @@ class StoredCheckpoint:
                 progress(done, len(paths))
                 target = folder / path.relative_to(self.folder)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _write_patched(path, target, changes)
+                write_patched(path, target, changes)
             for name, path in self._texts().items():
                 (folder / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(path, folder / name)
@@ -190,22 +180,6 @@ def open_checkpoint(model: str | Path, *, revision: str | None = None) -> Stored
     return StoredCheckpoint(ref, folder, TensorFiles(paths))
 
 
-def changes_of(adapter: S2FTAdapter, stored: Mapping[str, str], *, undo: bool = False) -> dict[str, Change]:
-    """Return what a merge, or the undoing of one, changes on disk.
-
-    Args:
-        adapter: with the slices of the base if it is undone.
-        stored: name on disk by name of the patch.
-        undo: put the slices of the base back.
-    """
-    changes = {}
-    for name, patch in adapter.patches.items():
-        values = patch.base if undo else patch.values
-        assert values is not None
-        changes[stored[name]] = Change(patch.dim, patch.indices, values)
-    return changes
-
-
 def _downloaded(ref: ModelRef) -> Path:
     """Download the files beside the weights; the name of their folder is the commit."""
     from huggingface_hub import snapshot_download
@@ -246,34 +220,3 @@ def _check_dtype(model: str, tensor: Tensor, patch: WeightPatch) -> None:
             f"weights must have the dtype of the adapter ({expected}), got {stored} in {patch.name} of {model!r}.",
             hint="Save the model in that dtype first, or make the adapter of models in the dtype of the files.",
         )
-
-
-def _write_patched(source: Path, target: Path, changes: Mapping[str, Change]) -> None:
-    """Copy a safetensors file with changed channels: a length, a header in JSON with places, and the tensors."""
-    with source.open("rb") as reader, target.open("xb") as writer:
-        length = reader.read(8)
-        header = reader.read(int.from_bytes(length, "little"))
-        writer.write(length + header)
-        entries = json.loads(header)
-        entries.pop("__metadata__", None)
-        for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
-            begin, end = entry["data_offsets"]
-            if name not in changes:
-                _copy_bytes(reader, writer, end - begin)
-                continue
-            content, change = bytearray(reader.read(end - begin)), changes[name]
-            tensor = torch.frombuffer(content, dtype=change.values.dtype).view(entry["shape"])
-            tensor.index_copy_(change.dim, change.indices, change.values)
-            writer.write(content)
-
-
-def _copy_bytes(reader: BinaryIO, writer: BinaryIO, count: int) -> None:
-    while count:
-        chunk = reader.read(min(count, CHUNK))
-        if not chunk:
-            raise ModelError(
-                "weight files must not change while they are read, got one that was truncated.",
-                hint="Put the file back, and run the same command again.",
-            )
-        writer.write(chunk)
-        count -= len(chunk)
