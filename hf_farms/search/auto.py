@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Required, TypedDict, Unpack, cast
 
 from hf_farms.blocks import BlockSource, ModelBlockSource
 from hf_farms.config import PruneConfig
@@ -27,21 +27,32 @@ from hf_farms.search.recording import make_record, search_key
 from hf_farms.search.steps import Search, token_count
 from hf_farms.search.trials import Trial, Trials
 
-__all__ = ["search_auto", "search_sensitivity"]
+__all__ = ["SearchOptions", "search_auto", "search_sensitivity"]
 
 
-def search_auto(
-    source: BlockSource,
-    config: PruneConfig,
-    *,
-    calibration: Sequence[Batch] = (),
-    selection: Iterable[Batch],
-    spectra: SpectralReport | None = None,
-    folder: Path | None = None,
-    trials: Path | None = None,
-    progress: Progress = no_progress,
-    clock: Callable[[], float] = time.monotonic,
-) -> SearchRecord:
+class SearchOptions(TypedDict, total=False):
+    """Arguments of both searches beside model and config.
+
+    Attributes:
+        selection: text that is not calibration text; its first half is used.
+        calibration: calibration data; without any, allocations that need it are not tried.
+        spectra: spectra of the model, if they were measured.
+        folder: folder for codes (a byte per weight) and hidden states; None keeps them in memory.
+        trials: JSON file of the plans tried: the same search continues from it. The best so far stands in it.
+        progress: called with the stage and the best so far, steps done, steps in all.
+        clock: seconds.
+    """
+
+    selection: Required[Iterable[Batch]]
+    calibration: Sequence[Batch]
+    spectra: SpectralReport | None
+    folder: Path | None
+    trials: Path | None
+    progress: Progress
+    clock: Callable[[], float]
+
+
+def search_auto(source: BlockSource, config: PruneConfig, **options: Unpack[SearchOptions]) -> SearchRecord:
     """Search the allocation with the lowest KL to the dense model; the model is not changed.
 
     Without `config.minutes` the work is fixed and so is the result: about 60 plans on 2,048 tokens, a table that costs
@@ -51,20 +62,13 @@ def search_auto(
     Args:
         source: the dense model.
         config: method, total sparsity, pattern, minutes.
-        calibration: calibration data; without any, allocations that need it are not tried.
-        selection: text that is not calibration text; its first half is used.
-        spectra: spectra of the model, if they were measured.
-        folder: folder for codes (a byte per weight) and hidden states; None keeps them in memory.
-        trials: JSON file of the plans tried: the same search continues from it. The best so far stands in it.
-        progress: called with the stage and the best so far, steps done, steps in all.
-        clock: seconds.
+        **options: see `SearchOptions`.
 
     Raises:
         ModelError: not a causal language model, blocks that cannot be run, or NaN.
         DataError: too little selection data, or calibration text in it.
     """
-    search = _search(source, config, calibration, selection, folder, trials, progress, clock)
-    search.spectra = spectra
+    search = _search(source, config, **options)
     try:
         search.screen_starts()
         if search.trials.table is not None:
@@ -78,20 +82,9 @@ def search_auto(
     return _finished(search)
 
 
-def search_sensitivity(
-    source: BlockSource,
-    config: PruneConfig,
-    *,
-    calibration: Sequence[Batch] = (),
-    selection: Iterable[Batch],
-    spectra: SpectralReport | None = None,
-    folder: Path | None = None,
-    trials: Path | None = None,
-    progress: Progress = no_progress,
-    clock: Callable[[], float] = time.monotonic,
-) -> SearchRecord:
+def search_sensitivity(source: BlockSource, config: PruneConfig, **options: Unpack[SearchOptions]) -> SearchRecord:
     """Measure the KL of every block alone, and return the plan with the lowest sum; arguments as for `search_auto`."""
-    search = _search(source, config, calibration, selection, folder, trials, progress, clock)
+    search = _search(source, config, **options)
     table = search.table()
     search.notes.append("The allocation adds up the losses of single blocks; the sum was not measured on the whole.")
     return make_record(
@@ -102,13 +95,16 @@ def search_sensitivity(
 def _search(
     source: BlockSource,
     config: PruneConfig,
-    calibration: Sequence[Batch],
+    *,
     selection: Iterable[Batch],
-    folder: Path | None,
-    trials: Path | None,
-    progress: Progress,
-    clock: Callable[[], float],
+    calibration: Sequence[Batch] = (),
+    spectra: SpectralReport | None = None,
+    folder: Path | None = None,
+    trials: Path | None = None,
+    progress: Progress = no_progress,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Search:
+    """Check the data, and return a search that has not begun."""
     source = cast(ModelBlockSource, source)
     check_predicts(source)
     if any(source.finished(index) is not None for index in range(len(source))):
@@ -119,7 +115,7 @@ def _search(
     kept = Trials(trials, key=search_key(source, config, cast(Batches, calibration), halves.search))
     minutes = config.minutes if kept.seconds == 0 or config.minutes is None else config.minutes - kept.seconds / 60
     budget = Budget(minutes, clock=clock, before=kept.seconds)
-    search = Search(source, config, calibration, halves.search, folder, kept, budget, progress)
+    search = Search(source, config, calibration, halves.search, folder, kept, budget, progress, spectra)
     if METHODS[config.method].adjusts:
         search.notes.append(
             f"The search used masks of {code_method(config.method)!r} in place of {config.method!r}, which also "

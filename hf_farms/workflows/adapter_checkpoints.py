@@ -53,12 +53,8 @@ def merge_checkpoint(
         OutputError: a folder that has files, or that cannot be written.
     """
     check_types(merge_checkpoint, progress=progress, models={"base": base}, adapter=adapter, output=output)
-    reads = {"the model": base, "the adapter": adapter}
-    check_new_folder(output, reads=reads)
-    patch, checkpoint = load_adapter(adapter), open_checkpoint(base, revision=revision)
-    stored = _checked_base(patch, checkpoint)
-    checkpoint.write(output, changes_of(patch, stored), reads=reads, progress=one_stage(progress, "Merging"))
-    return Path(output).expanduser()
+    steps = one_stage(progress, "Merging")
+    return _rewritten(base, adapter, output, revision=revision, check=_checked_base, undo=False, progress=steps)
 
 
 def unmerge_checkpoint(
@@ -88,13 +84,8 @@ def unmerge_checkpoint(
         OutputError: as `merge_checkpoint`.
     """
     check_types(unmerge_checkpoint, progress=progress, models={"model": model}, adapter=adapter, output=output)
-    reads = {"the model": model, "the adapter": adapter}
-    check_new_folder(output, reads=reads)
-    patch, checkpoint = load_adapter(adapter), open_checkpoint(model, revision=revision)
-    stored = _checked_merged(patch, checkpoint)
-    changes = changes_of(patch, stored, undo=True)
-    checkpoint.write(output, changes, reads=reads, progress=one_stage(progress, "Unmerging"))
-    return Path(output).expanduser()
+    steps = one_stage(progress, "Unmerging")
+    return _rewritten(model, adapter, output, revision=revision, check=_checked_merged, undo=True, progress=steps)
 
 
 def diff_checkpoints(
@@ -142,6 +133,25 @@ def diff_checkpoints(
     with new_folder(output, reads=reads) as folder:
         adapter.save_pretrained(folder, include_base=include_base)
     return adapter
+
+
+def _rewritten(
+    model: str | Path,
+    adapter: str | Path,
+    output: str | Path,
+    *,
+    revision: str | None,
+    check: Callable[[S2FTAdapter, StoredCheckpoint], dict[str, str]],
+    undo: bool,
+    progress: Callable[[int, int], None],
+) -> Path:
+    """Write a copy of a checkpoint with the slices of an adapter, or of its base, after `check` has accepted both."""
+    reads = {"the model": model, "the adapter": adapter}
+    check_new_folder(output, reads=reads)
+    patch, checkpoint = load_adapter(adapter), open_checkpoint(model, revision=revision)
+    changes = changes_of(patch, check(patch, checkpoint), undo=undo)
+    checkpoint.write(output, changes, reads=reads, progress=progress)
+    return Path(output).expanduser()
 
 
 def _checked_base(adapter: S2FTAdapter, checkpoint: StoredCheckpoint) -> dict[str, str]:
