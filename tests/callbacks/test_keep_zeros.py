@@ -2,21 +2,14 @@
 
 import pytest
 import torch
-from families import family_model
 from models import NEEDS_MUON
-from trainers import Tokens, arguments, same, trainer, weights
+from trainers import Tokens, arguments, assert_resume_is_exact, pruned, trainer, weights
 from transformers import Trainer
 
-from hf_farms import KeepZerosCallback, PruneConfig, S2FTCallback, S2FTConfig, prune
+from hf_farms import KeepZerosCallback, S2FTCallback, S2FTConfig
 from hf_farms.errors import NoEffectWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*", "ignore:.is_gradient_checkpointing. is deprecated")
-
-
-def pruned(family="llama", **options):
-    model = family_model(family)
-    prune(model, PruneConfig(method="magnitude", allocation="uniform", **options))
-    return model
 
 
 def blocks(model):
@@ -100,12 +93,7 @@ def test_experts(tmp_path):
 
 
 def test_resume_is_exact(tmp_path):
-    options = {"save_strategy": "steps", "save_steps": 4}
-    whole = trainer(tmp_path / "a", KeepZerosCallback(), model=pruned(), **options)
-    whole.train()
-    second = trainer(tmp_path / "a", KeepZerosCallback(), model=pruned(), **options)
-    second.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-4"))
-    assert same(weights(whole.model), weights(second.model))
+    assert_resume_is_exact(tmp_path, pruned, KeepZerosCallback)
 
 
 def test_it_lets_go_when_the_training_ends(tmp_path):

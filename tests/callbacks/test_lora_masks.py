@@ -4,13 +4,12 @@ import copy
 
 import pytest
 import torch
-from families import family_model
 from models import tiny
 from torch import nn
 from torch.func import functional_call
-from trainers import Tokens, same, trainer, weights
+from trainers import Tokens, assert_resume_is_exact, pruned, trainer, weights
 
-from hf_farms import KeepZerosCallback, PruneConfig, mask_lora, prune
+from hf_farms import KeepZerosCallback, mask_lora
 from hf_farms.blocks.adapters import with_adapters
 from hf_farms.errors import ModelError, NoEffectWarning
 
@@ -19,12 +18,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*pin_memory.*", "ignore:.is_gradient_checkpointing. is deprecated", "ignore:Could not find a config file"
 )
 ROLES = ["q_proj", "down_proj"]
-
-
-def pruned(family="llama", dtype=torch.float32, **options):
-    model = family_model(family).to(dtype)
-    prune(model, PruneConfig(method="magnitude", allocation="uniform", **options))
-    return model
 
 
 def adapted(model=None, name="default", **options):
@@ -136,12 +129,7 @@ def test_a_trainer_keeps_the_zeros_and_trains_the_adapters(tmp_path):
 
 
 def test_resume_is_exact(tmp_path):
-    options = {"save_strategy": "steps", "save_steps": 4}
-    whole = trainer(tmp_path / "a", KeepZerosCallback(), model=adapted(), **options)
-    whole.train()
-    second = trainer(tmp_path / "a", KeepZerosCallback(), model=adapted(), **options)
-    second.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-4"))
-    assert same(weights(whole.model), weights(second.model))
+    assert_resume_is_exact(tmp_path, adapted, KeepZerosCallback)
 
 
 def test_a_saved_adapter_is_a_plain_one_that_is_masked_again(tmp_path):

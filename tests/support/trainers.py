@@ -3,11 +3,12 @@
 import tokenizers
 import torch
 import transformers
+from families import family_model
 from models import tiny
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
-from hf_farms import FarmsLRConfig
+from hf_farms import FarmsLRConfig, PruneConfig, prune
 from hf_farms.callbacks.trainer import unwrap_optimizer
 
 
@@ -66,6 +67,23 @@ def weights(model):
 
 def same(a, b):
     return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def pruned(family="llama", dtype=torch.float32, **options):
+    """A model of a family with half of the weights of its blocks removed."""
+    model = family_model(family).to(dtype)
+    prune(model, PruneConfig(method="magnitude", allocation="uniform", **options))
+    return model
+
+
+def assert_resume_is_exact(folder, make_model, make_callback):
+    """Eight steps in one go, and with a stop after the fourth."""
+    whole, resumed = (
+        trainer(folder, make_callback(), model=make_model(), save_strategy="steps", save_steps=4) for _ in range(2)
+    )
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
+    assert same(weights(whole.model), weights(resumed.model))
 
 
 FAST = FarmsLRConfig(start=0, interval=2)
