@@ -17,7 +17,7 @@ from hf_farms.errors import ModelError
 from hf_farms.pruning.hidden_states import HiddenStates
 from hf_farms.pruning.measuring import Run
 
-__all__ = ["State", "SubmoduleCalls", "float32_state", "recorded_calls"]
+__all__ = ["State", "SubmoduleCalls", "fit_dtype", "recorded_calls"]
 
 # Parameters and buffers of a module by name.
 State = dict[str, Tensor]
@@ -29,10 +29,13 @@ class SubmoduleCalls:
     Args:
         module: the submodule.
         folder: folder for inputs and targets; None to keep them in memory.
+        dtype: dtype of the runs, of `fit_dtype`.
     """
 
-    def __init__(self, module: nn.Module, folder: Path | None = None) -> None:
-        self._module = module
+    def __init__(self, module: nn.Module, folder: Path | None = None, *, dtype: torch.dtype = torch.float32) -> None:
+        self._module, self._dtype = module, dtype
+        tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+        self._state: State = {name: self._cast(tensor.detach()) for name, tensor in tensors.items()}
         self._inputs = HiddenStates(folder / "inputs" if folder else None)
         self._targets = HiddenStates(folder / "targets" if folder else None)
         self._calls: list[BlockCall] = []
@@ -60,15 +63,16 @@ class SubmoduleCalls:
                 self._inputs.append(hidden)
                 self._targets.append(wanted)
 
-    def difference(self, index: int, state: State) -> Tensor:
-        """Return output minus target of one call, for the tokens that count."""
-        return self._counted(index, self.run(self._calls[index], self._inputs[index], state) - self._targets[index])
+    def difference(self, index: int, weights: State) -> Tensor:
+        """Return output minus target of one call in float32, for the tokens that count."""
+        output = self.run(self._calls[index], self._inputs[index], weights)
+        return self._counted(index, output.float() - self._targets[index])
 
-    def error(self, indices: Sequence[int], state: State) -> float:
+    def error(self, indices: Sequence[int], weights: State) -> float:
         """Return the mean squared error over all entries of some calls."""
         total, count = 0.0, 0
         for index in indices:
-            difference = self.difference(index, state)
+            difference = self.difference(index, weights)
             total += float(difference.square().sum(dtype=torch.float64))
             count += difference.numel()
         return total / max(1, count)
@@ -90,14 +94,25 @@ class SubmoduleCalls:
         token_mask = self._token_masks[index]
         return token_mask.of(rows) if token_mask else rows
 
-    def run(self, call: BlockCall, hidden: Tensor, state: State) -> Tensor:
-        """Run the submodule in float32 with the given weights."""
+    def run(self, call: BlockCall, hidden: Tensor, weights: State) -> Tensor:
+        """Run the submodule with some weights replaced, in the dtype of the runs."""
+        state = self._state | {name: weight.to(self._dtype) for name, weight in weights.items()}
 
         def module(*args: Any, **kwargs: Any) -> Any:
-            return functional_call(self._module, state, _as_float32(args), _as_float32(kwargs))
+            return functional_call(self._module, state, self._cast(args), self._cast(kwargs))
 
         with run_eagerly():
             return call.run(cast(nn.Module, module), hidden)
+
+    def _cast(self, value: Any) -> Any:
+        """Convert floats in nested arguments to float32, if the runs are in it; else they have the model's dtypes."""
+        if self._dtype != torch.float32:
+            return value
+        if isinstance(value, Tensor):
+            return value.float() if value.is_floating_point() else value
+        if type(value) is dict:
+            return {key: self._cast(inner) for key, inner in value.items()}
+        return type(value)(map(self._cast, value)) if type(value) in (list, tuple) else value
 
 
 def recorded_calls(module: nn.Module, run: Callable[[], object]) -> list[tuple[BlockCall, Tensor]]:
@@ -128,16 +143,20 @@ def recorded_calls(module: nn.Module, run: Callable[[], object]) -> list[tuple[B
     return calls
 
 
-def float32_state(module: nn.Module) -> State:
-    """Return parameters and buffers, floats in float32; those that are float32 already are not copied."""
-    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
-    return {name: _as_float32(tensor.detach()) for name, tensor in tensors.items()}
+def fit_dtype(module: nn.Module) -> torch.dtype:
+    """Return the dtype in which a submodule is run to be fitted: bfloat16 where it saves time, else float32.
+
+    float16 would need a scaled loss: gradients of a mean over a sequence are below its range. On processors without
+    units for bfloat16, its products take longer than those of float32.
+    """
+    parameters = [parameter for parameter in module.parameters() if parameter.is_floating_point()]
+    is_bfloat16 = bool(parameters) and all(parameter.dtype == torch.bfloat16 for parameter in parameters)
+    if not is_bfloat16 or (parameters[0].device.type == "cpu" and not _cpu_has_bfloat16()):
+        return torch.float32
+    return torch.bfloat16
 
 
-def _as_float32(value: Any) -> Any:
-    """Convert floats in nested arguments."""
-    if isinstance(value, Tensor):
-        return value.float() if value.is_floating_point() else value
-    if type(value) is dict:
-        return {key: _as_float32(inner) for key, inner in value.items()}
-    return type(value)(map(_as_float32, value)) if type(value) in (list, tuple) else value
+def _cpu_has_bfloat16() -> bool:
+    # Names with an underscore, of which torch has no public equivalent.
+    checks = (getattr(torch.cpu, f"_is_{unit}_supported", None) for unit in ("amx_tile", "avx512_bf16"))
+    return any(check() for check in checks if check is not None)

@@ -3,6 +3,9 @@
 The submodules get the inputs that they have in the pruned model. Their targets lead from its residual stream to that of
 the dense model, so that the errors of earlier blocks are corrected too. Errors are relative to the variance of the
 targets.
+
+Submodules of a bfloat16 model run in bfloat16 where the hardware has units for it; weights, moments of Adam, targets
+and errors are float32.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from hf_farms.errors import ModelError
 from hf_farms.pruning.hidden_states import HiddenStates
 from hf_farms.pruning.measuring import Run
 from hf_farms.pruning.residual_stream import ResidualStream
-from hf_farms.pruning.submodule_calls import State, SubmoduleCalls, float32_state, recorded_calls
+from hf_farms.pruning.submodule_calls import State, SubmoduleCalls, fit_dtype, recorded_calls
 from hf_farms.pruning.submodules import Submodule, find_submodules, whole_block
 from hf_farms.reports import RecoveredPart
 
@@ -31,6 +34,8 @@ __all__ = ["SubmoduleRecovery"]
 HELD_OUT = 8
 # Gradients of a normalised loss over millions of weights may be far below the default of Adam, 1e-8.
 EPSILON = 1e-15
+# Devices on which Adam updates a matrix in one pass over memory.
+FUSED = frozenset({"cpu", "cuda"})
 
 
 class SubmoduleRecovery:
@@ -77,34 +82,34 @@ class SubmoduleRecovery:
 
     def _fit(self, index: int, runs: Sequence[Run], config: PruneConfig) -> RecoveredPart:
         part = self._parts[index]
-        pruned = float32_state(part.module)
-        calls = SubmoduleCalls(part.module, self._folder)
-        self._record(calls, index, runs, pruned)
+        calls = SubmoduleCalls(part.module, self._folder, dtype=fit_dtype(part.module))
+        self._record(calls, index, runs)
         # Without variance the error is absolute.
         scale = calls.variance() or 1.0
         held_out, fitted = _split(len(calls))
-        before = calls.error(held_out, pruned) / scale
-        weights = {name: pruned[name].clone() for name in part.trained}
-        _minimise(calls, fitted, pruned, weights, config, scale=scale)
-        rounded = {name: _rounded(weight, part.module.get_parameter(name)) for name, weight in weights.items()}
+        before = calls.error(held_out, {}) / scale
+        pruned = {name: part.module.get_parameter(name) for name in part.trained}
+        weights = {name: weight.detach().float().clone() for name, weight in pruned.items()}
+        _minimise(calls, fitted, weights, config, scale=scale)
+        rounded = {name: _rounded(weight, pruned[name]) for name, weight in weights.items()}
         del weights
-        after = calls.error(held_out, pruned | {name: weight.float() for name, weight in rounded.items()}) / scale
+        after = calls.error(held_out, rounded) / scale
         # Not `>=`: NaN is refused too.
         accepted = after < before
         if accepted:
             for name, weight in rounded.items():
-                part.module.get_parameter(name).copy_(weight)
+                pruned[name].copy_(weight)
         return RecoveredPart(
             name=part.name, error_before=before, error=after if math.isfinite(after) else None, accepted=accepted
         )
 
-    def _record(self, calls: SubmoduleCalls, index: int, runs: Sequence[Run], pruned: State) -> None:
+    def _record(self, calls: SubmoduleCalls, index: int, runs: Sequence[Run]) -> None:
         """Record inputs and targets: what leads from the stream of the pruned model to that of the dense one.
 
         Where outputs are not simply added to the stream, the targets are the outputs of the dense part on these inputs.
         """
         if not self._stream.is_sum:
-            dense = pruned | self._dense_weights(self._parts[index])
+            dense = self._dense_weights(self._parts[index])
             calls.record(runs, lambda _, call, hidden: calls.run(call, hidden, dense))
             return
         before: list[Tensor] = []
@@ -114,7 +119,7 @@ class SubmoduleRecovery:
 
     def _dense_weights(self, part: Submodule) -> State:
         path = next(name for name, module in self._block.module.named_modules() if module is part.module)
-        return {name: self._dense[f"{path}.{name}" if path else name].float() for name in part.trained}
+        return {name: self._dense[f"{path}.{name}" if path else name] for name in part.trained}
 
 
 def _split(count: int) -> tuple[list[int], list[int]]:
@@ -124,35 +129,44 @@ def _split(count: int) -> tuple[list[int], list[int]]:
 
 
 def _minimise(
-    calls: SubmoduleCalls, indices: Sequence[int], fixed: State, weights: State, config: PruneConfig, *, scale: float
+    calls: SubmoduleCalls, indices: Sequence[int], weights: State, config: PruneConfig, *, scale: float
 ) -> None:
     """Minimise the squared error in place by Adam, one sequence a step; zeros stay zero.
 
     The learning rate is relative to the size of each matrix, because models, and matrices of one model, differ by an
     order of magnitude. It falls to zero along a cosine.
     """
-    masks = {name: weight != 0 for name, weight in weights.items()}
-    rates = [config.recover_rate * _rms(weight, masks[name]) for name, weight in weights.items()]
-    groups = [{"params": [weight.requires_grad_()]} for weight in weights.values()]
-    optimizer = torch.optim.Adam(groups, eps=EPSILON)
+    rates = [config.recover_rate * _rms(weight) for weight in weights.values()]
+    optimizer = _adam(weights)
     order = list(indices) * config.recover_passes
     for step, index in enumerate(order):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * (1 + math.cos(math.pi * step / len(order))) / 2
         with torch.enable_grad():
-            loss = calls.difference(index, fixed | weights).square().mean() / scale
+            loss = calls.difference(index, weights).square().mean() / scale
         optimizer.zero_grad()
         loss.backward()
-        for name, weight in weights.items():
-            if weight.grad is not None:
-                weight.grad *= masks[name]
         optimizer.step()
     for weight in weights.values():
         weight.requires_grad_(False)
 
 
-def _rms(weight: Tensor, mask: Tensor) -> float:
-    return math.sqrt(float(weight.square().sum(dtype=torch.float64)) / max(1, int(mask.sum())))
+def _adam(weights: State) -> torch.optim.Adam:
+    """Return an optimizer that updates the weights that are not zero."""
+    groups = [{"params": [weight.requires_grad_()]} for weight in weights.values()]
+    fused = all(weight.device.type in FUSED for weight in weights.values())
+    optimizer = torch.optim.Adam(groups, eps=EPSILON, fused=fused)
+    for weight in weights.values():
+        # A second moment of infinity is kept, and makes every update zero: this saves a product with a mask each step.
+        squares = torch.zeros_like(weight).masked_fill_(weight == 0, math.inf)
+        steps = torch.zeros((), device=weight.device if fused else "cpu")
+        optimizer.state[weight] = {"step": steps, "exp_avg": torch.zeros_like(weight), "exp_avg_sq": squares}
+    return optimizer
+
+
+def _rms(weight: Tensor) -> float:
+    """Return the root mean square of the entries that are not zero."""
+    return math.sqrt(float(weight.square().sum(dtype=torch.float64)) / max(1, int(weight.count_nonzero())))
 
 
 def _rounded(weight: Tensor, pruned: Tensor) -> Tensor:

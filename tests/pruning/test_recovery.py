@@ -11,10 +11,18 @@ from hf_farms.config import PruneConfig
 from hf_farms.errors import DataError
 from hf_farms.loading.opening import load_model
 from hf_farms.output.checkpoint import CheckpointWriter
+from hf_farms.pruning import submodule_calls
 from hf_farms.pruning.pruner import prune
+from hf_farms.pruning.submodule_calls import fit_dtype
 
 UNIFORM = {"allocation": "uniform", "sparsity": 0.5}
 RECOVER = PruneConfig(**UNIFORM, recover="submodule")
+DTYPES_OF_FITS = (
+    (torch.float32, True, torch.float32),
+    (torch.float16, True, torch.float32),
+    (torch.bfloat16, True, torch.bfloat16),
+    (torch.bfloat16, False, torch.float32),
+)
 
 
 def masks(model):
@@ -181,13 +189,36 @@ def test_weights_are_kept_where_the_error_does_not_fall(many):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_weights_of_half_precision_are_fitted_in_float32(dtype, many):
+def test_weights_of_half_precision_keep_their_dtype(dtype, many):
     model = tiny("llama", num_hidden_layers=1, dtype=dtype)
     report = prune(model, RECOVER, calibration=many).report
     assert all(part.accepted for part in parts(report))
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     linear = [m.weight for m in model.model.layers.modules() if isinstance(m, nn.Linear)]
     assert sum(int((w == 0).sum()) for w in linear) == sum(w.numel() for w in linear) // 2
+
+
+@pytest.mark.parametrize(("of_model", "has_units", "expected"), DTYPES_OF_FITS)
+def test_the_dtype_of_a_fit(of_model, has_units, expected, monkeypatch):
+    monkeypatch.setattr(submodule_calls, "_cpu_has_bfloat16", lambda: has_units)
+    assert fit_dtype(nn.Linear(2, 2).to(of_model)) == expected
+
+
+def test_modules_with_float32_parameters_are_fitted_in_float32(monkeypatch):
+    monkeypatch.setattr(submodule_calls, "_cpu_has_bfloat16", lambda: True)
+    module = nn.Sequential(nn.Linear(2, 2).bfloat16(), nn.LayerNorm(2))
+    assert fit_dtype(module) == torch.float32
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_fit_in_bfloat16_comes_as_close_as_one_in_float32(family, many, monkeypatch):
+    errors = []
+    for has_units in (False, True):
+        monkeypatch.setattr(submodule_calls, "_cpu_has_bfloat16", lambda has_units=has_units: has_units)
+        report = prune(family_model(family).bfloat16(), RECOVER, calibration=many).report
+        errors.append([part.error for part in parts(report)])
+    assert errors[0] != errors[1]
+    assert errors[1] == pytest.approx(errors[0], rel=0.03)
 
 
 def test_padding_is_not_fitted(many):
