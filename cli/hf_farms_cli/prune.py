@@ -113,7 +113,7 @@ def prune_command(
         float | None,
         pruning(
             help="How much block sparsities may differ: relative to their mean, up and down; for owl and dlp the "
-            f"highest minus the lowest  [default: {SPREADS}]"
+            f"highest minus the lowest  [default: {SPREADS}; in a mixture that of each part]"
         ),
     ] = PRUNE.spread,
     ends: Annotated[
@@ -154,7 +154,10 @@ def prune_command(
     ] = PRUNE.recover_rate,
     minutes: Annotated[
         float | None,
-        pruning(help="Time limit of the search of `auto`, which then takes the best so far  [default: none]"),
+        pruning(
+            help="Time limit of the search of `auto`, which then takes the best so far; may change when an "
+            "interrupted run is resumed  [default: none]"
+        ),
     ] = PRUNE.minutes,
     calibration: Annotated[
         str,

@@ -51,7 +51,8 @@ def plan_sparsity(report: SpectralReport, *, config: PruneConfig | None = None) 
         Sparsity of each block, in order of depth.
 
     Raises:
-        ValueError: the report was not measured as the allocation requires, or the allocation needs activations.
+        ValueError: the report was not measured as the allocation requires, or the allocation needs activations or
+            is chosen by a search.
     """
     check_arguments(plan_sparsity, report=report, config=config)
     config = config or PruneConfig()
@@ -149,9 +150,16 @@ def block_sparsities(blocks: BlockScores, config: PruneConfig) -> list[float]:
         config: names the allocation.
 
     Raises:
-        ValueError: an allocation that needs scores without them, or one that does not return a sparsity for each block.
+        ValueError: an allocation that needs scores or a search without them, or one that does not return a sparsity for
+            each block.
     """
     entry = ALLOCATIONS[config.allocation]
+    if entry.search and blocks.scores is None:
+        raise ValueError(
+            f"allocation must be one that is planned without pruned models, got {config.allocation!r}, which `prune` "
+            "chooses on a selection text. Call prune(model, config, calibration=..., selection=...); the sparsities "
+            "are in `report.search`."
+        )
     if entry.needs != "nothing" and blocks.scores is None:
         raise ValueError(
             f"scores must be given for allocation {config.allocation!r}, which needs {entry.needs}, got None. Call "

@@ -104,10 +104,11 @@ class PruneConfig:
             compares all allocations, mixtures of them and changes of the best on a selection text, which takes many
             times as long. "uniform" measures nothing and is the baseline. A sum such as "ramp+farms" is the mean of
             several, "ramp:0.7+farms:0.3" one with weights: try it where two of them help.
-        spread: how far block sparsities may lie apart. None is the default of the allocation. "farms", "alpha" and
-            "ramp" (0.1): within (1 - spread) / (1 + spread) of each other, whatever the total is. "owl" (0.16) and
-            "dlp" (0.3): the difference between the highest and the lowest, as published, twice their lambda and alpha
-            of 0.08 and 0.15. At a total of 0.5 both meanings agree. Raise it for high sparsity; 0 is uniform.
+        spread: how far block sparsities may lie apart. None is the default of the allocation, and in a mixture that of
+            each part. "farms", "alpha" and "ramp" (0.1): within (1 - spread) / (1 + spread) of each other, whatever the
+            total is. "owl" (0.16) and "dlp" (0.3): the difference between the highest and the lowest, as published,
+            twice their lambda and alpha of 0.08 and 0.15. At a total of 0.5 both meanings agree. Raise it for high
+            sparsity; 0 is uniform.
         shrink: reduce the spread when the block scores differ by little more than noise. Turn it off only to reproduce
             published numbers.
         ends: how the first and the last block enter the map from alphas or other scores: in healthy models too, theirs
@@ -139,6 +140,7 @@ class PruneConfig:
             the report says that weights were left as they were.
         minutes: stop the search of "auto" after this time, with the best plan so far. None does all of the work, so
             that the result does not depend on the speed of the machine. Set it where the whole search takes too long.
+            An interrupted search continues with another limit too.
         spectra: how spectra are measured. Change it for another window size or fit; see `FarmsConfig`.
     """
 

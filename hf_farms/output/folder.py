@@ -26,6 +26,9 @@ __all__ = ["OutputFolder", "replacing", "writing"]
 
 T = TypeVar("T")
 
+# Settings that may change when unfinished work is resumed: what was done stays valid.
+CHANGEABLE = ("prune.minutes",)
+
 
 class OutputFolder:
     """A folder that appears when it is complete: files are written to `DIR.partial`, which is renamed at the end.
@@ -131,7 +134,8 @@ class OutputFolder:
         """Resume `DIR.partial` if it belongs to the same run; otherwise it is created on first write.
 
         Args:
-            fingerprint: everything that determines the bytes of the result, as JSON-serialisable values.
+            fingerprint: everything that determines the bytes of the result, as JSON-serialisable values; the time
+                limit of a search may change.
 
         Raises:
             OutputError: it belongs to a run with other settings.
@@ -171,7 +175,7 @@ class OutputFolder:
         return [
             f"{key}: {_short(current.get(key))}, previously {_short(previous.get(key))}"
             for key in keys
-            if current.get(key) != previous.get(key)
+            if key not in CHANGEABLE and current.get(key) != previous.get(key)
         ]
 
     def load_or_compute(

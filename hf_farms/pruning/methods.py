@@ -55,10 +55,12 @@ class PrunedWeight(NamedTuple):
     Attributes:
         weight: `(out, in)`, a new tensor.
         error_reduction: share by which a refinement reduced the squared output error; None without one.
+        unfinished_rows: rows that a refinement left at its limit of rounds; None without one.
     """
 
     weight: Tensor
     error_reduction: float | None = None
+    unfinished_rows: int | None = None
 
 
 @dataclass(frozen=True)

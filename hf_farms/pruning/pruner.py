@@ -232,7 +232,7 @@ def _prune_layer(
         method = pruning_method(WITHOUT_INPUTS)
     elif measured is not None:
         prepared = measured.prepared()
-    pruned, error_reduction = method.apply(weight, prepared, removal)
+    pruned, error_reduction, unfinished_rows = method.apply(weight, prepared, removal)
     layer.write_(pruned)
     return LayerSparsity(
         name=layer.name,
@@ -242,6 +242,7 @@ def _prune_layer(
         num_tokens=measured.num_tokens if measured is not None else None,
         damping=getattr(prepared, "damping", None),
         error_reduction=error_reduction,
+        unfinished_rows=unfinished_rows,
     )
 
 

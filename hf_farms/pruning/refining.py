@@ -132,4 +132,4 @@ def refine_by_swaps(
         better = after < before
         refined, after = torch.where(better[:, None], refitted, pruned), torch.where(better, after, before)
     total = float(before.sum())
-    return PrunedWeight(refined, 1 - float(after.sum()) / total if total > 0 else 0.0)
+    return PrunedWeight(refined, 1 - float(after.sum()) / total if total > 0 else 0.0, swapped.unfinished)

@@ -12,6 +12,7 @@ from hf_farms.config import PruneConfig
 from hf_farms.pruning.patterns import Removal
 from hf_farms.pruning.recovery import recovery_notes
 from hf_farms.pruning.removal_plan import pattern_note
+from hf_farms.pruning.swaps import MAX_ROUNDS
 from hf_farms.reports import BlockSparsity, CalibrationRecord, LayerSparsity, PruneReport, SpectralReport
 
 __all__ = ["make_report", "sparse_note", "unmeasured_note"]
@@ -44,6 +45,7 @@ def make_report(
         spread_note(spectra, config) if spectra is not None else None,
         pattern_note(removals, [x.num_weights for x in layers], config),
         *_layer_notes(source, layers, config.damping),
+        _unfinished_note(layers),
         *recovery_notes(blocks),
     ]
     return PruneReport(
@@ -103,6 +105,17 @@ def _layer_notes(source: BlockSource, layers: list[LayerSparsity], damping: floa
             f"{most.damping:.3g} of the mean diagonal was added (in {most.name}) instead of {damping:g}."
         )
     return notes
+
+
+def _unfinished_note(layers: list[LayerSparsity]) -> str | None:
+    """Count the rows that a refinement left at its limit of rounds; None if there are none."""
+    counts = [layer.unfinished_rows for layer in layers if layer.unfinished_rows]
+    if not counts:
+        return None
+    return (
+        f"{sum(counts):,} rows in {len(counts)} of {len(layers)} layers were left at the limit of {MAX_ROUNDS} rounds "
+        "of swaps: more swaps may reduce their error."
+    )
 
 
 def sparse_note(layers: list[LayerSparsity]) -> str | None:

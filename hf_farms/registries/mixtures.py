@@ -53,7 +53,15 @@ class MixtureEntry(AllocationEntry):
             f"`{name}`: {entry.describe(replace(config, allocation=name).settled())}"
             for name, entry in self.entries.items()
         )
-        return " ".join((f"Sparsities are {mean}.", *parts))
+        return " ".join((f"Sparsities are {mean}.", *parts, *self._spreads(config)))
+
+    def _spreads(self, config: Any) -> list[str]:
+        """Return the sentence on the spreads of the parts, where the config has None for them."""
+        spreads = {name: entry.spread for name, entry in self.entries.items() if "spread" in entry.options}
+        if config.spread is not None or not spreads:
+            return []
+        named = " and ".join(f"{spread:g} for `{name}`" for name, spread in spreads.items())
+        return [f"Each part has the default of its spread (`null` in the recipe): {named}."]
 
 
 class AllocationRegistry(Registry[AllocationEntry]):

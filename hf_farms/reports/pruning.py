@@ -31,6 +31,8 @@ class LayerSparsity:
         target: planned sparsity; None: all layers of a block have that of the block.
         error_reduction: share by which `refine` reduced the squared output error on the calibration data; None if it
             was not refined.
+        unfinished_rows: rows that `refine` left at its limit of rounds, so that more swaps may reduce their error; None
+            if it was not refined.
     """
 
     name: str
@@ -41,6 +43,7 @@ class LayerSparsity:
     num_zeros_before: int | None = None
     target: float | None = None
     error_reduction: float | None = None
+    unfinished_rows: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

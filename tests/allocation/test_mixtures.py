@@ -106,7 +106,10 @@ def test_cards_describe_and_cite_the_parts():
     options = {"pattern": "unstructured", "method": "wanda", "spread": None}
     card = render_card(replace(report, config=replace(report.config, allocation="ramp:0.7+farms:0.3", **options)))
     assert "Sparsities are 0.7 times those of `ramp` plus 0.3 times those of `farms`. `ramp`: Sparsity rises" in card
+    assert "Each part has the default of its spread (`null` in the recipe): 0.1 for `ramp` and 0.1 for `farms`." in card
     assert "huang2025atp" in card
     assert "lu2024alphapruning" in card
+    given = replace(report.config, allocation="ramp:0.7+farms:0.3", **options | {"spread": 0.2})
+    assert "default of its spread" not in render_card(replace(report, config=given))
     card = render_card(replace(report, config=replace(report.config, allocation="ramp+owl", **options)))
     assert "Sparsities are the mean of those of `ramp` and `owl`." in card

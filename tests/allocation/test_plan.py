@@ -65,3 +65,13 @@ def test_an_unknown_block_score_is_refused():
     with pytest.raises(ValueError, match="block_score must be one of mean, median, trimmed, standardised, got 'mode'"):
         block_scores([[]], "mode")
     assert set(COMBINE) == set(BLOCK_SCORES)
+
+
+@pytest.mark.parametrize("allocation", ["auto", "sensitivity"])
+def test_an_allocation_that_prune_searches_is_no_plan_of_a_report(llama, allocation):
+    message = (
+        f"^allocation must be one that is planned without pruned models, got '{allocation}', which `prune` chooses on "
+        r"a selection text. Call prune\(model, config, calibration=..., selection=...\); the sparsities are in "
+    )
+    with pytest.raises(ValueError, match=message):
+        plan_sparsity(analyze(llama), config=PruneConfig(allocation=allocation))

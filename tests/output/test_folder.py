@@ -164,6 +164,15 @@ def test_the_same_settings_continue(tmp_path):
     assert again.load_or_compute("stage.json", lambda: pytest.fail("done already"), save, load) == [1]
 
 
+@pytest.mark.parametrize(("before", "after"), [(5, 60), (5, None), (None, 5)])
+def test_another_time_limit_continues(before, after, tmp_path):
+    (begun(tmp_path / "out", SETTINGS | {"prune.minutes": before}).partial / "shard").write_text("x")
+    again = begun(tmp_path / "out", SETTINGS | {"prune.minutes": after})
+    assert (again.partial / "shard").exists()
+    with pytest.raises(OutputError, match=r"begun otherwise \(model: 'n', previously 'm'\)"):
+        OutputFolder(tmp_path / "out").resume_or_start({**SETTINGS, "prune.minutes": before, "model": "n"})
+
+
 def test_other_settings_are_refused_with_the_difference(tmp_path):
     (begun(tmp_path / "out").partial / "shard").write_text("x")
     others = {"prune.sparsity": 0.4, "model": "m", "weights": "a" * 64}

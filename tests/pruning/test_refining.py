@@ -1,6 +1,7 @@
 """`refine="swaps"` on every method: errors fall, counts and patterns stay, SparseGPT refits."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hf_farms.pruning.patterns import Removal
 from hf_farms.pruning.pruner import prune
 from hf_farms.pruning.refining import DAMPING, with_products
 from hf_farms.pruning.sparsegpt import InputProducts, refit, sparsegpt
+from hf_farms.pruning.swaps import swap_masks
 from hf_farms.pruning.wanda import InputNorm
 from hf_farms.registries import METHODS
 
@@ -39,7 +41,7 @@ def test_the_error_of_no_row_increases(method, group):
     functions = pruning_method(method, PruneConfig(method=method, refine="swaps", allocation="uniform"))
     prepared = measured(pruning_method(method).statistic, inputs)
     pruned = functions.prune(weight, prepared.own, removal)
-    refined, reduction = functions.apply(weight, prepared, removal)
+    refined, reduction, _ = functions.apply(weight, prepared, removal)
     before, after = ((inputs @ (w - weight).T).square().sum(0) for w in (pruned, refined))
     assert (after <= 1.001 * before).all()
     assert after.sum() < 0.99 * before.sum()
@@ -113,6 +115,23 @@ def test_a_model_keeps_its_counts_and_its_report_tells_the_reduction(method, pat
         for ours, theirs in zip(layers_of(model), layers_of(twin), strict=True):
             if ".layers.0." in ours.name:  # later blocks have other inputs
                 assert torch.equal((ours.read() == 0).sum(1), (theirs.read() == 0).sum(1))
+
+
+def test_rows_at_the_limit_of_rounds_are_counted_and_noted(many, monkeypatch):
+    config = PruneConfig(refine="swaps", allocation="uniform")
+    finished = prune(tiny("llama"), config, calibration=many).report
+    assert [x.unfinished_rows for block in finished.blocks for x in block.layers] == [0] * 21
+    assert not any("rounds of swaps" in note for note in finished.notes)
+    monkeypatch.setattr("hf_farms.pruning.refining.swap_masks", partial(swap_masks, max_rounds=1))
+    report = prune(tiny("llama"), config, calibration=many).report
+    counts = [x.unfinished_rows for block in report.blocks for x in block.layers if x.unfinished_rows]
+    assert sum(counts) > 0
+    (note,) = [note for note in report.notes if "rounds of swaps" in note]
+    assert note.startswith(
+        f"{sum(counts):,} rows in {len(counts)} of 21 layers were left at the limit of 100 rounds of"
+    )
+    plain = prune(tiny("llama"), PruneConfig(allocation="uniform"), calibration=many).report
+    assert all(x.unfinished_rows is None for block in plain.blocks for x in block.layers)
 
 
 def test_magnitude_with_swaps_needs_calibration(llama):

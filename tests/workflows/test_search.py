@@ -1,6 +1,7 @@
 """`prune_checkpoint` with an allocation that searches: selection text, interruption, report, recipe, card."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -40,7 +41,8 @@ def test_an_interrupted_search_continues_and_the_result_says_what_won(tmp_path, 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prune_checkpoint("demo", out, progress=interrupt, **options)
+        # Another limit is no other search.
+        prune_checkpoint("demo", out, progress=interrupt, **options | {"config": replace(CONFIG, minutes=600)})
     (trials,) = (tmp_path / "out.partial").rglob("trials.json")
     kept = json.loads(trials.read_text())
     assert any(trial["name"].startswith("move") for trial in kept["trials"])
@@ -62,6 +64,9 @@ def test_an_interrupted_search_continues_and_the_result_says_what_won(tmp_path, 
     assert f"Best of {len(search.trials)} plans: {search.winner}, KL to the dense model" in card
     # Streamed models are not pruned before the choice.
     assert ("with sequential pruning over 3 plans: " in card) is not stream
+    assert ("and of a few after they were pruned block by block" in card) is not stream
+    unchecked = "Plans were not pruned block by block before the choice, as the model is not in memory."
+    assert (unchecked in report.notes, f"- {unchecked}" in card) == (stream, stream)
     assert "| plan | KL, screened | KL, refined | KL, pruned |" in card
     assert "Selection text: `speeches`, neither calibration nor evaluation text." in card
     assert "positions compare badly" not in card
