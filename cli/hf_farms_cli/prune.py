@@ -175,8 +175,8 @@ def prune_command(
     select_on: Annotated[
         str,
         selecting(
-            help="Text that an allocation is chosen on, as for --calibration and another one; `speeches`: a part of it "
-            "that is used for nothing else."
+            help="Text that an allocation is chosen, and a recovery accepted, on, as for --calibration and another "
+            "one; `speeches`: a part of it that is used for nothing else."
         ),
     ] = SELECT.source,
     select_column: Annotated[str, selecting(help="Text column of a table or dataset.")] = SELECT.column,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from hf_farms.reports import PruneReport, SpectralReport
+from hf_farms.reports import PruneReport, SpectralReport, acceptance_text
 from hf_farms.reports.comparison import AlphaDifference, SpectralComparison, measurement_of
 from hf_farms.reports.standing_out import standing_out_of
 from hf_farms_cli.console import Format, out, print_done, print_notes, print_remark, say
@@ -167,7 +167,7 @@ def _print_summary(report: PruneReport) -> None:
         before, after = errors
         say(
             f"Recovery: error {before:.3g} → {after:.3g} (median of the submodules, relative to the variance of the "
-            "ideal outputs, on calibration sequences that were held out)."
+            f"ideal outputs, on {acceptance_text(report.acceptance)})."
         )
     if report.search is not None:
         say(report.search.sentence)

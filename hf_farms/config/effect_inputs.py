@@ -24,7 +24,7 @@ class Inputs:
         measured: whether a model is loaded; False: only saved reports are read.
         checkpoint: whether files of a checkpoint are read; demo models have none that are pickled.
         calibrates: whether calibration text is read.
-        selects: whether something is chosen on a selection text.
+        selects: whether something is chosen or accepted on a selection text.
         perplexity: whether perplexity is measured.
     """
 

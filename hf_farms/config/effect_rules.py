@@ -175,7 +175,10 @@ RULES: tuple[Rule, ...] = (
         SelectionConfig,
         *SelectionConfig.__dataclass_fields__,
         when=lambda _, inputs: inputs.selects,
-        condition=lambda: f"it applies to {_names('allocation', ALLOCATIONS, lambda e: e.needs == 'losses')}.",
+        condition=lambda: (
+            f"it applies to {_names('allocation', ALLOCATIONS, lambda e: e.needs == 'losses')} and "
+            f"{_names('recover', RECOVERIES, _measures_activations)}."
+        ),
     ),
     _rule(
         SelectionConfig,

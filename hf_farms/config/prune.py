@@ -132,8 +132,9 @@ class PruneConfig:
             with a warning. Lower it if single blocks collapse.
         recover: how the kept weights are adjusted after pruning, with the zeros fixed. "submodule" fits attention and
             MLP of each block to the hidden states of the dense model (arXiv 2510.14444): slower, and needs calibration
-            data with every method; choose it where quality counts more than minutes. "none" keeps the weights that the
-            method left.
+            data with every method; choose it where quality counts more than minutes. A fit is kept where it is closer
+            on a selection text, or without one on calibration sequences that are held out. "none" keeps the weights
+            that the method left.
         recover_passes: passes of the fit over the calibration data. Time grows in proportion. With more of the data
             rather than more passes, less of it is learned by heart.
         recover_rate: first learning rate of the fit, as a fraction of the root mean square of each matrix. Lower it if
@@ -216,7 +217,12 @@ class PruneConfig:
 
     @property
     def needs_selection(self) -> bool:
-        """Whether the allocation is chosen on a selection text."""
+        """Whether the allocation is chosen, or the recovery accepted, on a selection text."""
+        return self.searches or RECOVERIES[self.recover].needs == "activations"
+
+    @property
+    def searches(self) -> bool:
+        """Whether the allocation is chosen by losses on a selection text."""
         return ALLOCATIONS[self.allocation].needs == "losses"
 
     def measurement(self) -> FarmsConfig:

@@ -82,7 +82,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionConfig:
-    """The text that a search chooses on: a first half scores plans, a second half accepts recovered blocks.
+    """The text of choices: a search scores plans on its first half, a recovery keeps what is better on its second.
 
     It must be neither the calibration text nor the evaluation text.
 

@@ -1,4 +1,4 @@
-"""Selection sequences: text that a search chooses on, in two halves, apart from calibration and evaluation."""
+"""Selection sequences: a text in two halves, for searches and for recoveries, apart from calibration and evaluation."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from hf_farms.data.texts import BUILT_IN, Tokenizer, read_text, tokenize
 from hf_farms.errors import DataError
 
 __all__ = [
+    "ACCEPTANCE_TOKENS",
     "MAX_TOKENS",
     "Selection",
+    "acceptance_sequences",
     "check_selection_apart",
     "selection_sequences",
     "split_selection",
@@ -24,6 +26,8 @@ __all__ = [
 
 # Tokens of each half that are used: more cost time, and the choice hardly changes.
 MAX_TOKENS = 18_432
+# Tokens of the second half on which each fit of a recovery is measured.
+ACCEPTANCE_TOKENS = 4_096
 # A selection sequence is in the calibration data if this share of its pieces is.
 OVERLAP, PIECE = 0.5, 32
 
@@ -33,7 +37,7 @@ class Selection(NamedTuple):
 
     Attributes:
         search: scores plans.
-        acceptance: decides whether a recovered block is kept; never scores plans.
+        acceptance: decides whether what a recovery fitted is kept; never scores plans.
     """
 
     search: list[dict[str, Tensor]]
@@ -57,7 +61,10 @@ def selection_sequences(
         DataError: there is no tokenizer, or the text is missing or too short.
     """
     if tokenizer is None:
-        raise DataError("selection text must be tokenised, got a model without a tokenizer. Choose a fixed allocation.")
+        raise DataError(
+            "selection text must be tokenised, got a model without a tokenizer. Choose a fixed allocation "
+            "and no recovery, or pass `selection` to `prune`."
+        )
     split = "select" if config.source == BUILT_IN else config.split
     text = read_text(config.source, column=config.column, subset=config.subset, split=split)
     ids = tokenize(tokenizer, text)
@@ -108,6 +115,32 @@ def split_selection(selection: Iterable[Tensor | Mapping[str, Tensor]], *, vocab
         )
     half = -(-len(rows) // 2)
     return Selection(rows[:half], rows[half:])
+
+
+def acceptance_sequences(
+    selection: Iterable[Tensor | Mapping[str, Tensor]],
+    *,
+    calibration: Sequence[Mapping[str, Tensor]],
+    vocabulary: int | None = None,
+) -> list[dict[str, Tensor]]:
+    """Return the sequences that decide whether what a recovery fitted is kept; nothing is fitted to them.
+
+    Args:
+        selection: as of `split_selection`.
+        calibration: model inputs by name, that the recovery is fitted to.
+        vocabulary: number of tokens that the model knows; None: unknown.
+
+    Returns:
+        One sequence per batch, of the second half: about `ACCEPTANCE_TOKENS`, evenly spaced, at least two sequences.
+
+    Raises:
+        DataError: fewer than four rows, no token ids, or calibration text among them.
+    """
+    halves = split_selection(selection, vocabulary=vocabulary)
+    check_selection_apart(halves, calibration)
+    longest = max(next(iter(batch.values())).shape[-1] for batch in halves.acceptance)
+    chosen = _spaced(range(len(halves.acceptance)), max(2, ACCEPTANCE_TOKENS // max(1, longest)))
+    return [halves.acceptance[index] for index in chosen]
 
 
 def check_selection_apart(selection: Selection, calibration: Sequence[Mapping[str, Tensor]]) -> None:

@@ -41,7 +41,7 @@ class Recipe:
     prune: PruneConfig
     calibration: CalibrationConfig
     evaluation: EvaluationConfig
-    # None where nothing is chosen on a text.
+    # None where nothing is chosen or accepted on a text.
     selection: SelectionConfig | None = None
 
     def __post_init__(self) -> None:

@@ -45,10 +45,9 @@ class CalibrationPass:
             TokenMask(batch["attention_mask"]) if "attention_mask" in batch else None for batch in batches
         ]
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that are not masked out."""
-        pairs = zip(self.hidden.shapes, self.token_masks, strict=True)
+    def num_tokens(self, batches: int) -> int:
+        """Return the number of tokens of the first batches that are not masked out."""
+        pairs = list(zip(self.hidden.shapes, self.token_masks, strict=True))[:batches]
         return sum(mask.num_tokens if mask else shape[:-1].numel() for shape, mask in pairs)
 
     def runs(self, block: Block, index: int) -> list[Run]:

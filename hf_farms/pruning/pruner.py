@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from hf_farms.blocks.model_checks import check_blocks
 from hf_farms.config import PruneConfig
 from hf_farms.config.checks import check_arguments
 from hf_farms.config.effects import given_fields, warn_unused
+from hf_farms.data.selection import acceptance_sequences
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
 from hf_farms.progress import Progress
 from hf_farms.pruning.calibration_pass import Batch, CalibrationPass, calibration_batches
@@ -95,8 +96,10 @@ def prune(
         scores: scores of this model's blocks before pruning, for an allocation that needs activations: one for each
             block, or as `score_blocks` returns them; for one that searches, the sparsities of an earlier search. None
             to measure them now.
-        selection: data like calibration data, for an allocation that searches: at least four sequences of another text.
-            The first half is used. None: for a model loaded by name, the sequences of `SelectionConfig()`.
+        selection: data like calibration data: at least four sequences of another text. An allocation searches on the
+            first half; about 4,096 tokens of the second, evenly spaced, decide whether the fits of a recovery are kept.
+            None: for a model loaded by name, the sequences of `SelectionConfig()`; else a recovery holds out one of
+            eight calibration sequences, and fits the others.
         trials: JSON file of the plans that a search tried; the same search continues from it, and another file there
             is refused. None to keep them in memory.
         activations: folder for the hidden states of the calibration data, and a byte per weight during a search; None
@@ -125,6 +128,11 @@ def prune(
     recovers = RECOVERIES[config.recover].needs == "activations"
     if recovers:
         batches = single_sequences(batches)
+    # The search and the recovery read it.
+    selection = list(selection) if isinstance(selection, Iterator) else selection
+    acceptance: list[dict[str, Tensor]] = []
+    if recovers and selection is not None:
+        acceptance = acceptance_sequences(selection, calibration=batches, vocabulary=source.vocabulary)
     if batches and any(source.finished(index) is None for index in range(len(source))):
         check_method(source, config, batches[0])
     if config.sparsity == 0:
@@ -147,15 +155,15 @@ def prune(
     removals = plan_removals(source, targets, config)
     with source.evaluation(), torch.no_grad():
         measured = batches if recovers or config.measures_inputs else []
-        blocks = _prune_blocks(source, config, measured, folder, targets, removals, tick)
+        blocks = _prune_blocks(source, config, measured, acceptance, folder, targets, removals, tick)
     layers = [layer for block in blocks for layer in block.layers]
     # A limit that the user set and that cannot hold; the default one is only noted.
     unreachable = limit if PruneConfig.max_sparsity != config.max_sparsity <= config.sparsity else None
-    few = few_sequences_note(batches) if recovers else None
+    few = few_sequences_note(batches) if recovers and not acceptance else None
     for note in (unmeasured_note(source, layers), sparse_note(layers), unreachable, few):
         if note is not None:
             warnings.warn(note, HfFarmsWarning, stacklevel=2)
-    report = make_report(source, config, blocks, spectra, batches, removals)
+    report = make_report(source, config, blocks, spectra, batches, removals, acceptance=acceptance)
     found = (note for note in (limit, few) if note is not None)
     searched = search.notes if search else ()
     report = replace(report, search=search, notes=(*report.notes, *found, *notes, *searched))
@@ -166,19 +174,22 @@ def _prune_blocks(
     source: BlockSource,
     config: PruneConfig,
     batches: list[dict[str, Tensor]],
+    acceptance: list[dict[str, Tensor]],
     folder: Path | None,
     targets: Plan,
     removals: list[list[Removal]],
     tick: Progress,
 ) -> list[BlockSparsity]:
     if all(source.finished(index) is not None for index in range(len(source))):
-        batches = []
-    data = CalibrationPass(source, batches, HiddenStates(folder), tick)
+        batches = acceptance = []
+    # The acceptance sequences run along behind the others.
+    sequences = [*batches, *acceptance]
+    data = CalibrationPass(source, sequences, HiddenStates(folder), tick)
     recovers = RECOVERIES[config.recover].needs == "activations"
     # The same for the dense model.
-    dense = CalibrationPass(source, batches if recovers else [], HiddenStates(folder and folder / "dense"), tick)
+    dense = CalibrationPass(source, sequences if recovers else [], HiddenStates(folder and folder / "dense"), tick)
     if batches:
-        _warn_of_few_tokens(source, config, data.num_tokens)
+        _warn_of_few_tokens(source, config, data.num_tokens(len(batches)))
     blocks, whole = [], block_targets(source, targets, config)
     by_layer = any(len(set(roles.values())) > 1 for roles in targets)
     recover_stage = recovery_stage(source, config, data.hidden.num_bytes) if batches else None
@@ -194,11 +205,12 @@ def _prune_blocks(
         else:
             block = source.open(index)
             recovery, runs = block_recovery(block, config, folder), data.runs(block, index)
+            runs, acceptance_runs = runs[: len(batches)], runs[len(batches) :]
             with recovery.dense_run():
                 dense.advance(block, index)
             pruned = _prune_block(block, whole[index], removals[index], config, runs)
             pruned = _with_targets(pruned, block, targets[index]) if by_layer else pruned
-            blocks.append(replace(pruned, recovery=recovery.fit(runs, config)))
+            blocks.append(replace(pruned, recovery=recovery.fit(runs, config, acceptance_runs)))
             source.commit(index, json_converter().unstructure(blocks[-1]))
         if batches and index < last:
             data.advance(source.open(index), index)

@@ -16,7 +16,7 @@ from hf_farms.config import PruneConfig
 from hf_farms.pruning.measuring import Run
 from hf_farms.pruning.removal_plan import prunable_layers
 from hf_farms.registries import RECOVERIES
-from hf_farms.reports import BlockSparsity, RecoveredPart
+from hf_farms.reports import AcceptanceRecord, BlockSparsity, RecoveredPart, acceptance_text
 
 __all__ = [
     "BlockRecovery",
@@ -43,12 +43,16 @@ class BlockRecovery(Protocol):
     def dense_run(self) -> AbstractContextManager[None]:
         """Return a context in which the block, not pruned yet, runs on the hidden states of the dense model."""
 
-    def fit(self, runs: Sequence[Run], config: PruneConfig) -> tuple[RecoveredPart, ...]:
+    def fit(
+        self, runs: Sequence[Run], config: PruneConfig, acceptance: Sequence[Run] = ()
+    ) -> tuple[RecoveredPart, ...]:
         """Adjust the kept weights of the pruned block in place.
 
         Args:
-            runs: of the pruned block, one for each batch.
+            runs: of the pruned block, one for each calibration sequence.
             config: options of the recovery.
+            acceptance: runs on the sequences that decide whether a fit is kept; the block ran on them within
+                `dense_run` after the others. Without any, some of `runs` are held out for it.
 
         Returns:
             Errors before and after, for each part that was fitted on its own.
@@ -65,7 +69,9 @@ class NoRecovery:
         """Return a context that does nothing."""
         return nullcontext()
 
-    def fit(self, runs: Sequence[Run], config: PruneConfig) -> tuple[RecoveredPart, ...]:
+    def fit(
+        self, runs: Sequence[Run], config: PruneConfig, acceptance: Sequence[Run] = ()
+    ) -> tuple[RecoveredPart, ...]:
         """Return nothing."""
         return ()
 
@@ -82,7 +88,7 @@ def recovery_stage(source: BlockSource, config: PruneConfig, hidden_bytes: int) 
     Args:
         source: the blocks.
         config: names the recovery.
-        hidden_bytes: size of the hidden states of the calibration data.
+        hidden_bytes: size of the hidden states of calibration and acceptance sequences.
     """
     if RECOVERIES[config.recover].needs == "nothing":
         return None
@@ -122,16 +128,21 @@ def few_sequences_note(batches: Sequence[object]) -> str | None:
     )
 
 
-def recovery_notes(blocks: Sequence[BlockSparsity]) -> list[str]:
-    """Describe the submodules whose weights stay as they were, and the blocks that were fitted as a whole."""
+def recovery_notes(blocks: Sequence[BlockSparsity], acceptance: AcceptanceRecord | None = None) -> list[str]:
+    """Describe the submodules whose weights stay as they were, and the blocks that were fitted as a whole.
+
+    Args:
+        blocks: records of all blocks.
+        acceptance: the text that accepted the fits; None: calibration sequences that were held out.
+    """
     parts = [part for block in blocks for part in block.recovery]
     refused = [part.name for part in parts if not part.accepted]
     whole = [block.name for block in blocks if [part.name for part in block.recovery] == [block.name]]
     notes = []
     if refused:
         notes.append(
-            f"Recovery did not lower the error of {len(refused)} of {len(parts)} submodules on calibration sequences "
-            f"that it was not fitted to, first {refused[0]}: they have the weights that the method left."
+            f"Recovery did not lower the error of {len(refused)} of {len(parts)} submodules on "
+            f"{acceptance_text(acceptance)}, first {refused[0]}: they have the weights that the method left."
         )
     if whole:
         notes.append(

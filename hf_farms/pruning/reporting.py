@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -13,7 +14,14 @@ from hf_farms.pruning.patterns import Removal
 from hf_farms.pruning.recovery import recovery_notes
 from hf_farms.pruning.removal_plan import pattern_note
 from hf_farms.pruning.swaps import MAX_ROUNDS
-from hf_farms.reports import BlockSparsity, CalibrationRecord, LayerSparsity, PruneReport, SpectralReport
+from hf_farms.reports import (
+    AcceptanceRecord,
+    BlockSparsity,
+    CalibrationRecord,
+    LayerSparsity,
+    PruneReport,
+    SpectralReport,
+)
 
 __all__ = ["make_report", "sparse_note", "unmeasured_note"]
 
@@ -28,6 +36,8 @@ def make_report(
     spectra: SpectralReport | None,
     batches: list[dict[str, Tensor]],
     removals: list[list[Removal]],
+    *,
+    acceptance: Sequence[Mapping[str, Tensor]] = (),
 ) -> PruneReport:
     """Build the report of a pruned model.
 
@@ -38,7 +48,9 @@ def make_report(
         spectra: spectra before pruning, if measured.
         batches: calibration data; empty if the method needs none.
         removals: planned removals of every layer of every block.
+        acceptance: sequences that accepted the fits of a recovery; empty: none of a selection text.
     """
+    accepted_on = _acceptance(acceptance) if acceptance else None
     layers = [layer for block in blocks for layer in block.layers]
     parameters, zeros = source.count_parameters()
     notes = [
@@ -46,7 +58,7 @@ def make_report(
         pattern_note(removals, [x.num_weights for x in layers], config),
         *_layer_notes(source, layers, config.damping),
         _unfinished_note(layers),
-        *recovery_notes(blocks),
+        *recovery_notes(blocks, accepted_on),
     ]
     return PruneReport(
         model=source.name,
@@ -59,6 +71,7 @@ def make_report(
         num_parameters=parameters,
         before=spectra,
         calibration=_calibration(batches, layers) if batches else None,
+        acceptance=accepted_on,
         notes=tuple(note for note in notes if note),
     )
 
@@ -77,6 +90,14 @@ def _calibration(batches: list[dict[str, Tensor]], layers: list[LayerSparsity]) 
             if tokens is not None
         ),
     )
+
+
+def _acceptance(batches: Sequence[Mapping[str, Tensor]]) -> AcceptanceRecord:
+    counts = [
+        int(batch["attention_mask"].sum()) if "attention_mask" in batch else next(iter(batch.values())).numel()
+        for batch in batches
+    ]
+    return AcceptanceRecord(num_sequences=len(batches), num_tokens=sum(counts))
 
 
 def _layer_notes(source: BlockSource, layers: list[LayerSparsity], damping: float) -> list[str]:

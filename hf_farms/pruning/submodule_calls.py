@@ -40,6 +40,7 @@ class SubmoduleCalls:
         self._targets = HiddenStates(folder / "targets" if folder else None)
         self._calls: list[BlockCall] = []
         self._token_masks: list[TokenMask | None] = []
+        self._num_recorded = 0
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -49,13 +50,13 @@ class SubmoduleCalls:
 
         Args:
             runs: of the block.
-            target: called after each run with the number of the call, the call and its input; returns the target.
+            target: called after each run with the number of the call among all that were ever recorded, the call and
+                its input; returns the target.
         """
-        number = 0
         for run, token_mask in runs:
             for call, hidden in recorded_calls(self._module, run):
-                wanted = target(number, call, hidden)
-                number += 1
+                wanted = target(self._num_recorded, call, hidden)
+                self._num_recorded += 1
                 if token_mask is not None and not token_mask.num_tokens:
                     continue
                 self._calls.append(call)
@@ -77,11 +78,11 @@ class SubmoduleCalls:
             count += difference.numel()
         return total / max(1, count)
 
-    def variance(self) -> float:
-        """Return the mean squared deviation of the targets from the means of their channels."""
+    def variance(self, indices: Sequence[int]) -> float:
+        """Return the mean squared deviation of the targets of some calls from the means of their channels."""
         rows = squares = 0.0
         sums: Tensor | None = None
-        for index in range(len(self)):
+        for index in indices:
             target = self._counted(index, self._targets[index]).flatten(0, -2).double()
             rows += len(target)
             squares += float(target.square().sum())

@@ -30,7 +30,7 @@ from hf_farms.reports import RecoveredPart
 
 __all__ = ["SubmoduleRecovery"]
 
-# One of so many sequences is held out: they decide whether a fit is accepted.
+# Without acceptance sequences, one of so many is held out: they decide whether a fit is accepted.
 HELD_OUT = 8
 # Gradients of a normalised loss over millions of weights may be far below the default of Adam, 1e-8.
 EPSILON = 1e-15
@@ -67,11 +67,19 @@ class SubmoduleRecovery:
         """Record the stream of the dense model while the dense block runs within the context."""
         return self._stream.watching(lambda index, _, after: self._streams[index].append(after))
 
-    def fit(self, runs: Sequence[Run], config: PruneConfig) -> tuple[RecoveredPart, ...]:
-        """Fit the kept weights of each submodule; where the error on held-out sequences does not fall, keep them."""
+    def fit(
+        self, runs: Sequence[Run], config: PruneConfig, acceptance: Sequence[Run] = ()
+    ) -> tuple[RecoveredPart, ...]:
+        """Fit the kept weights of each submodule; where the error on other sequences does not fall, keep them.
+
+        Args:
+            runs: as of `BlockRecovery.fit`.
+            config: passes and learning rate.
+            acceptance: as of `BlockRecovery.fit`; without any, one of eight of `runs` is held out.
+        """
         if not self._can_be_run(runs[0]):
             self._parts, self._stream.is_sum = [whole_block(self._block)], False
-        return tuple(self._fit(index, runs, config) for index in range(len(self._parts)))
+        return tuple(self._fit(index, runs, config, acceptance) for index in range(len(self._parts)))
 
     def _can_be_run(self, run: Run) -> bool:
         """Return whether each submodule is called with hidden states, and returns them."""
@@ -80,17 +88,22 @@ class SubmoduleRecovery:
         except ModelError:
             return False
 
-    def _fit(self, index: int, runs: Sequence[Run], config: PruneConfig) -> RecoveredPart:
+    def _fit(self, index: int, runs: Sequence[Run], config: PruneConfig, acceptance: Sequence[Run]) -> RecoveredPart:
         part = self._parts[index]
         calls = SubmoduleCalls(part.module, self._folder, dtype=fit_dtype(part.module))
         self._record(calls, index, runs)
-        # Without variance the error is absolute.
-        scale = calls.variance() or 1.0
         held_out, fitted = _split(len(calls))
+        if acceptance:
+            fitted = list(range(len(calls)))
+            self._record(calls, index, acceptance)
+            # None, and so nothing is accepted, if these have no tokens that count.
+            held_out = list(range(len(fitted), len(calls)))
+        # Without variance the error is absolute.
+        scale = calls.variance(held_out) or 1.0
         before = calls.error(held_out, {}) / scale
         pruned = {name: part.module.get_parameter(name) for name in part.trained}
         weights = {name: weight.detach().float().clone() for name, weight in pruned.items()}
-        _minimise(calls, fitted, weights, config, scale=scale)
+        _minimise(calls, fitted, weights, config, scale=calls.variance(fitted) or 1.0)
         rounded = {name: _rounded(weight, pruned[name]) for name, weight in weights.items()}
         del weights
         after = calls.error(held_out, rounded) / scale

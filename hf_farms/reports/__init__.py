@@ -21,12 +21,14 @@ from hf_farms.reports.evaluation import (
     TaskRecord,
 )
 from hf_farms.reports.pruning import (
+    AcceptanceRecord,
     BaseModelRecord,
     BlockSparsity,
     CalibrationRecord,
     LayerSparsity,
     PruneReport,
     RecoveredPart,
+    acceptance_text,
 )
 from hf_farms.reports.search import SearchRecord, SearchTrial
 from hf_farms.reports.spectral import BlockSpectrum, LayerRecord, SpectralReport
@@ -37,6 +39,7 @@ __all__ = [
     "READABLE_VERSIONS",
     "REPORT_NAME",
     "SCHEMA_VERSION",
+    "AcceptanceRecord",
     "BaseModelRecord",
     "BlockSparsity",
     "BlockSpectrum",
@@ -57,6 +60,7 @@ __all__ = [
     "StandingOut",
     "TaskRecord",
     "TrainReport",
+    "acceptance_text",
     "json_converter",
     "versions",
 ]

@@ -7,13 +7,22 @@ from dataclasses import dataclass
 from statistics import median
 from typing import ClassVar
 
-from hf_farms.config import CalibrationConfig, PruneConfig
+from hf_farms.config import CalibrationConfig, PruneConfig, SelectionConfig
 from hf_farms.reports.base import Report
 from hf_farms.reports.evaluation import PerplexityRecord, TaskRecord
 from hf_farms.reports.search import SearchRecord
 from hf_farms.reports.spectral import BlockSpectrum, SpectralReport
 
-__all__ = ["BaseModelRecord", "BlockSparsity", "CalibrationRecord", "LayerSparsity", "PruneReport", "RecoveredPart"]
+__all__ = [
+    "AcceptanceRecord",
+    "BaseModelRecord",
+    "BlockSparsity",
+    "CalibrationRecord",
+    "LayerSparsity",
+    "PruneReport",
+    "RecoveredPart",
+    "acceptance_text",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +59,9 @@ class LayerSparsity:
 class RecoveredPart:
     """Fit of the kept weights of attention, feed-forward network or a whole block to the dense model.
 
-    Errors are those of the output on calibration sequences that are held out: squared, relative to the variance of the
-    output with which the hidden states would be those of the dense model.
+    Errors are those of the output on sequences that nothing is fitted to, of the selection text or held out of the
+    calibration data: squared, relative to the variance of the output with which the hidden states would be those of the
+    dense model.
 
     Attributes:
         name: of the module.
@@ -102,6 +112,28 @@ class CalibrationRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AcceptanceRecord:
+    """The part of the selection text that decided which fits of a recovery were kept.
+
+    Attributes:
+        num_sequences: its sequences.
+        num_tokens: their tokens.
+        config: the selection text; None: batches of the caller.
+    """
+
+    num_sequences: int
+    num_tokens: int
+    config: SelectionConfig | None = None
+
+
+def acceptance_text(record: AcceptanceRecord | None) -> str:
+    """Return the words for the sequences on which the errors of a recovery were measured."""
+    if record is None:
+        return "calibration sequences that were held out"
+    return f"{record.num_tokens:,} tokens of the selection text that nothing was fitted to"
+
+
+@dataclass(frozen=True, kw_only=True)
 class BaseModelRecord:
     """Licence and origin of the dense model, from the Hub or its folder, for derived models.
 
@@ -148,6 +180,7 @@ class PruneReport(Report):
         before: spectra of the dense model.
         after: spectra of the pruned model; None if not measured.
         calibration: None where the method needs none.
+        acceptance: the text that accepted the fits of a recovery; None: without one, or held out calibration sequences.
         search: plans that were tried, of an allocation that searches.
         perplexity: None if not measured.
         base: what the Hub, or its folder, says of the dense model; None: nothing is known.
@@ -169,6 +202,7 @@ class PruneReport(Report):
     before: SpectralReport | None = None
     after: SpectralReport | None = None
     calibration: CalibrationRecord | None = None
+    acceptance: AcceptanceRecord | None = None
     search: SearchRecord | None = None
     perplexity: PerplexityRecord | None = None
     base: BaseModelRecord | None = None

@@ -26,7 +26,12 @@ __all__ = ["uniform_nll"]
 
 
 def uniform_nll(
-    plan: PrunePlan, text: EvaluationText, batches: Sequence[Tensor], *, progress: Progress
+    plan: PrunePlan,
+    text: EvaluationText,
+    batches: Sequence[Tensor],
+    *,
+    selection: Sequence[Tensor],
+    progress: Progress,
 ) -> TextNll | None:
     """Measure the NLL with uniform sparsity; None, with a warning, if the model cannot be streamed.
 
@@ -44,6 +49,7 @@ def uniform_nll(
             source,
             replace(plan.recipe.prune, allocation="uniform"),
             calibration=batches,
+            selection=selection or None,
             activations=folder / "activations",
             progress=lambda stage, done, total: progress(f"{stage} (uniform)", done, total),
         )

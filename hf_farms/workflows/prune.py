@@ -47,7 +47,7 @@ def prune_checkpoint(
         config: method, sparsity, pattern and allocation.
         calibration: the text that activations are measured on.
         evaluation: the text that perplexity is measured on; `EvaluationConfig(source=None)` for none.
-        selection: the text that an allocation is chosen on, for those that search.
+        selection: the text that a search chooses, and a recovery accepts, on.
         load: dtype, device, streaming and revision.
         baseline: measure the perplexity of uniform sparsity too, for comparison; takes a second pruning.
         overwrite: replace an earlier result, and unfinished work of other settings; never the files of others.

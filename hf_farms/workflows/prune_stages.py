@@ -13,6 +13,7 @@ from hf_farms_cards import write_card
 
 from hf_farms.blocks import BlockSource, StreamedBlockSource
 from hf_farms.config import PruneConfig
+from hf_farms.data.selection import ACCEPTANCE_TOKENS
 from hf_farms.errors import HfFarmsWarning, ModelError
 from hf_farms.files.atomic_writes import write_text, writing
 from hf_farms.files.own_files import foreign_texts
@@ -67,7 +68,7 @@ class PruneStages:
             **asdict(plan.load),
             # Copied to the result even if it is not needed.
             tokenizer=recipe.needs_tokenizer or None,
-            head=recipe.evaluation.source is not None or writes_itself or recipe.prune.needs_selection,
+            head=recipe.evaluation.source is not None or writes_itself or recipe.prune.searches,
         )
         check_method(self._loaded.source, recipe.prune)
         self._text = EvaluationText(recipe.evaluation, self._loaded) if recipe.evaluation.source is not None else None
@@ -139,9 +140,10 @@ class PruneStages:
         weights = sum(parameter.nbytes for parameter in source.model.parameters())
         if not isinstance(source, StreamedBlockSource) and not self._plan.baseline:
             return weights
-        size = sum(ids.numel() for ids in batches) * int(getattr(source.config, "hidden_size", 0))
-        itemsize = self._loaded.model.dtype.itemsize
         recovers = RECOVERIES[self._recipe.prune.recover].needs == "activations"
+        tokens = sum(ids.numel() for ids in batches) + (ACCEPTANCE_TOKENS if recovers else 0)
+        size = tokens * int(getattr(source.config, "hidden_size", 0))
+        itemsize = self._loaded.model.dtype.itemsize
         # A recovery keeps the hidden states of the dense model, inputs of a submodule, its targets, and the stream of
         # the dense model after each of two submodules, the last three in float32.
         return weights + size * (itemsize + (2 * itemsize + 3 * 4 if recovers else 0))
@@ -158,7 +160,8 @@ class PruneStages:
     def _uniform(self, batches: Sequence[Tensor]) -> TextNll | None:
         if self._text is None or not self._plan.baseline:
             return None
-        return uniform_nll(self._plan, self._text, batches, progress=self._progress)
+        selection = self._selection.batches
+        return uniform_nll(self._plan, self._text, batches, selection=selection, progress=self._progress)
 
     def _prune(
         self,
@@ -181,6 +184,7 @@ class PruneStages:
             calibration=batches,
             spectra=spectra,
             scores=scores,
+            selection=self._selection.batches or None,
             activations=_activations(source, output),
             progress=self._progress,
         ).report
@@ -190,9 +194,11 @@ class PruneStages:
         if GENERATION in left:
             (output.partial / GENERATION).unlink(missing_ok=True)
         tick = one_stage(self._progress, "Measuring spectra again")
-        seen = replace(report.calibration, config=self._recipe.calibration) if report.calibration else None
+        recipe = self._recipe
+        seen = replace(report.calibration, config=recipe.calibration) if report.calibration else None
+        accepted = replace(report.acceptance, config=recipe.selection) if report.acceptance else None
         after = analyze(source, config.measurement(), progress=tick)
-        return replace(report, model=self._recipe.model, after=after, calibration=seen)
+        return replace(report, model=recipe.model, after=after, calibration=seen, acceptance=accepted)
 
 
 def _activations(source: BlockSource, output: OutputFolder) -> Path | None:

@@ -32,7 +32,7 @@ TRIALS_NAME = "trials.json"
 
 
 class SelectionText:
-    """The tokenised selection text, read before anything expensive; empty for an allocation that searches nothing.
+    """The tokenised selection text, read before anything expensive; empty where nothing is chosen or accepted on it.
 
     Args:
         recipe: names text and allocation.
@@ -51,7 +51,7 @@ class SelectionText:
     @property
     def bytes_needed(self) -> int:
         """Bytes on disk for the codes of a streamed model, one per weight."""
-        if not self.batches or not isinstance(self._loaded.source, StreamedBlockSource):
+        if not self._recipe.prune.searches or not isinstance(self._loaded.source, StreamedBlockSource):
             return 0
         return sum(parameter.numel() for parameter in self._loaded.source.model.parameters())
 
@@ -66,7 +66,7 @@ class SelectionText:
             output: keeps the plans that were tried, so that an interrupted search continues.
             progress: called with every step.
         """
-        if not self.batches:
+        if not self._recipe.prune.searches:
             return None
         source = self._loaded.source
         folder = output.state / "search"

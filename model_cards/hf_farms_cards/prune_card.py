@@ -13,7 +13,7 @@ from markupsafe import Markup
 from hf_farms.config import default_output_name
 from hf_farms.registries import ALLOCATIONS, FITS, METHODS, RECOVERIES, REFINEMENTS
 from hf_farms.registries.allocations import AllocationEntry
-from hf_farms.reports import PerplexityRecord, PruneReport, SearchTrial, TaskRecord
+from hf_farms.reports import PerplexityRecord, PruneReport, SearchTrial, TaskRecord, acceptance_text
 from hf_farms.reports.standing_out import standing_out_of
 from hf_farms_cards.licences import licence_of
 from hf_farms_cards.markdown import code, link, number, with_error
@@ -89,6 +89,9 @@ def pruned_card(
         "selected_on": short_source(report.search.selection.source)
         if report.search and report.search.selection
         else None,
+        "accepted_on": short_source(report.acceptance.config.source)
+        if report.acceptance and report.acceptance.config
+        else None,
         "even": even,
         "by_layer": by_layer,
         "allocation_sentence": _allocation_sentence(report, even=even),
@@ -157,8 +160,8 @@ def _recover_sentence(report: PruneReport) -> str:
     before, after = errors
     return (
         f"{RECOVERIES[report.config.recover].describe(report.config)} The squared error of their outputs, relative to "
-        f"the variance of the ideal ones, fell from {before:.3g} to {after:.3g} (median) on calibration sequences that "
-        "were held out."
+        f"the variance of the ideal ones, fell from {before:.3g} to {after:.3g} (median) on "
+        f"{acceptance_text(report.acceptance)}."
     )
 
 

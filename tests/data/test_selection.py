@@ -5,7 +5,14 @@ import torch
 from models import tiny
 
 from hf_farms.config import CalibrationConfig, EvaluationConfig, SelectionConfig
-from hf_farms.data.selection import MAX_TOKENS, check_selection_apart, selection_sequences, split_selection
+from hf_farms.data.selection import (
+    ACCEPTANCE_TOKENS,
+    MAX_TOKENS,
+    acceptance_sequences,
+    check_selection_apart,
+    selection_sequences,
+    split_selection,
+)
 from hf_farms.data.selection_source import check_selection_source
 from hf_farms.data.texts import read_text
 from hf_farms.demo import demo_text
@@ -42,6 +49,15 @@ def test_halves_are_those_of_the_text(model, tmp_path):
     halves = split_selection(sequences)
     assert [batch["input_ids"].shape for batch in halves.search] == [(1, 50)] * 4
     assert torch.equal(halves.acceptance[0]["input_ids"], sequences[4])
+
+
+def test_a_recovery_is_accepted_on_spaced_sequences_of_the_second_half():
+    rows = list(torch.arange(80)[:, None].expand(80, 256))
+    chosen = acceptance_sequences(rows, calibration=[])
+    assert [int(batch["input_ids"][0, 0]) for batch in chosen] == [40 + 40 * i // 16 for i in range(16)]
+    assert sum(batch["input_ids"].numel() for batch in chosen) == ACCEPTANCE_TOKENS
+    # Two of long ones.
+    assert len(acceptance_sequences(list(torch.zeros(6, 5000, dtype=torch.long)), calibration=[])) == 2
 
 
 def test_a_short_text_is_refused(model, tmp_path):

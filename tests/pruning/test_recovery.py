@@ -131,7 +131,11 @@ def written(source, folder, *, progress=None):
     writer = CheckpointWriter(source.model, folder, len(source), records=folder / "records")
     source.attach(writer, keep_dense=True)
     ids = [torch.randint(0, 100, (8, 24), generator=torch.Generator().manual_seed(1))]
-    report = prune(source, RECOVER, calibration=ids, activations=folder / "activations", progress=progress).report
+    selection = list(torch.randint(0, 100, (6, 24), generator=torch.Generator().manual_seed(4)))
+    report = prune(
+        source, RECOVER, calibration=ids, selection=selection, activations=folder / "activations", progress=progress
+    ).report
+    assert report.acceptance.num_sequences == 3
     return report, {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
 
 

@@ -93,7 +93,7 @@ class Doubled:
 
         return nullcontext()
 
-    def fit(self, runs, config):
+    def fit(self, runs, config, acceptance=()):
         """Check the runs, and double."""
         from hf_farms.reports import RecoveredPart
 

@@ -86,9 +86,11 @@ def test_a_selection_text_is_checked_before_anything_is_loaded(tmp_path):
         plan_prune(same, tmp_path / "out")
     with pytest.raises(DataError, match=r"must be an existing file|text must be|no file"):
         plan_prune(recipe(selection=SelectionConfig(source=str(tmp_path / "none.txt"))), tmp_path / "out")
-    with pytest.warns(
-        NoEffectWarning, match="`selection.source` has no effect: it applies to allocation 'sensitivity'"
-    ):
+    recovering = PruneConfig(recover="submodule")
+    with pytest.raises(DataError, match="selection text must not be the calibration text"):
+        plan_prune(replace(same, prune=recovering), tmp_path / "out")
+    sentence = "it applies to allocation 'sensitivity' or 'auto' and recover 'submodule'"
+    with pytest.warns(NoEffectWarning, match=f"`selection.source` has no effect: {sentence}"):
         plan_prune(
             recipe(prune=PruneConfig(), selection=SelectionConfig(source=str(text))),
             tmp_path / "out",
@@ -105,3 +107,26 @@ def test_a_recipe_names_a_selection_text_only_where_one_is_used(tmp_path):
     assert "selection.source: speeches" in searching.describe()
     assert searching.differences(plain)
     assert searching.texts()[2] == "speeches"
+    assert recipe(prune=PruneConfig(recover="submodule")).selection == SelectionConfig()
+
+
+def test_a_recovery_is_accepted_on_the_selection_text(tmp_path):
+    config = PruneConfig(allocation="ramp", method="magnitude", recover="submodule", recover_passes=1)
+    selection = SelectionConfig(sequence_length=64)
+    report = prune_checkpoint(
+        "demo",
+        tmp_path / "out",
+        config=config,
+        calibration=CALIBRATION,
+        selection=selection,
+        evaluation=EvaluationConfig(max_windows=1),
+    )
+    assert report.acceptance.config == selection
+    assert report.acceptance.num_tokens == 4096
+    assert PruneReport.load(tmp_path / "out/hf_farms_report.json") == report
+    assert Recipe.load(tmp_path / "out/recipe.yaml").selection == selection
+    card = (tmp_path / "out/README.md").read_text()
+    assert (
+        "(median) on 4,096 tokens of the selection text that nothing was fitted to. Selection text: `speeches`" in card
+    )
+    assert report.perplexity.uniform is not None
