@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from allocations_choice import choice_file
-from allocations_model import Subject, Windows, calibration, placebo, with_outlier_bound
+from allocations_model import Subject, Windows, calibration, placebo, selection, with_outlier_bound
 
 from hf_farms import PruneConfig, prune
 
@@ -117,7 +117,7 @@ def _row(subject: Subject, windows: Windows, cell: Cell, seed: int, options: arg
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        report = _pruned(subject, cell, batches, options.folder)
+        report = _pruned(subject, cell, batches, options)
     seconds = time.perf_counter() - start
     nll, kl = windows.losses(subject)
     row = {"name": cell.name, "seed": seed, **asdict(cell), "seconds": round(seconds, 1), "total": report.sparsity}
@@ -128,8 +128,9 @@ def _row(subject: Subject, windows: Windows, cell: Cell, seed: int, options: arg
     return row | {"blocks": blocks, "refused": refused, "notes": report.notes, "nll": nll, "kl": kl}
 
 
-def _pruned(subject: Subject, cell: Cell, batches: list[Any], folder: Path) -> Any:
-    name, given, bound = cell.allocation, {}, None
+def _pruned(subject: Subject, cell: Cell, batches: list[Any], options: argparse.Namespace) -> Any:
+    name, bound = cell.allocation, None
+    given: dict[str, Any] = {"selection": selection(subject, options)} if cell.recover != "none" else {}
     config = PruneConfig(
         sparsity=cell.sparsity,
         method=cell.method,
@@ -143,7 +144,7 @@ def _pruned(subject: Subject, cell: Cell, batches: list[Any], folder: Path) -> A
     elif name in PLACEBOS:
         given["spectra"] = placebo(subject.spectra["farms"], name)
     elif name in SEARCHED or name in TUNED:
-        chosen = json.loads(_needed(cell, folder)[0].read_text(encoding="utf-8"))
+        chosen = json.loads(_needed(cell, options.folder)[0].read_text(encoding="utf-8"))
         if name in TUNED:
             bound = chosen.get("outlier")
             config = PruneConfig(

@@ -10,12 +10,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from allocations_model import Subject, calibration, with_outlier_bound
+from allocations_model import Subject, calibration, selection, with_outlier_bound
 
 from hf_farms import PruneConfig
 from hf_farms.blocks import ModelBlockSource
-from hf_farms.config import SelectionConfig
-from hf_farms.data.selection import selection_sequences, split_selection
+from hf_farms.data.selection import split_selection
 from hf_farms.pruning.removal_plan import block_targets, plan_targets
 from hf_farms.pruning.scoring import score_blocks
 from hf_farms.pruning.searching import search_sparsities
@@ -91,11 +90,8 @@ def _kept(folder: Path, name: str, config: PruneConfig, make: Callable[[], dict[
 
 
 def _search(subject: Subject, config: PruneConfig, options: argparse.Namespace) -> dict[str, Any]:
-    selection = selection_sequences(
-        SelectionConfig(source=options.selection), model=subject.model, tokenizer=subject.tokenizer
-    )[0]
     batches = calibration(subject, options, seed=0)
-    record = search_sparsities(ModelBlockSource(subject.model), config, batches, selection)
+    record = search_sparsities(ModelBlockSource(subject.model), config, batches, selection(subject, options))
     found = asdict(record)
     found["sensitivity"] = next((t.sparsities for t in record.trials if t.name == "sensitivity"), None)
     return found
@@ -108,10 +104,7 @@ class _Screening:
         self._subject, self._config, self._options = subject, config, options
         self._source = ModelBlockSource(subject.model)
         self._grid = Grid.of(self._source, config)
-        selection = selection_sequences(
-            SelectionConfig(source=options.selection), model=subject.model, tokenizer=subject.tokenizer
-        )[0]
-        self._screen, self._refine = split_by_tokens(split_selection(selection).search)
+        self._screen, self._refine = split_by_tokens(split_selection(selection(subject, options)).search)
         self._batches = calibration(subject, options, seed=0)
         self._codes: levels.LevelCodes | None = None
 

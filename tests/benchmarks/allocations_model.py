@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from hf_farms import PruneConfig, SpectralReport, analyze
-from hf_farms.config import CalibrationConfig
+from hf_farms.config import CalibrationConfig, SelectionConfig
 from hf_farms.data.calibration import calibration_sequences
+from hf_farms.data.selection import selection_sequences
 from hf_farms.data.texts import read_text
 from hf_farms.pruning import outliers
 
@@ -54,6 +55,12 @@ def calibration(
     subject.restore()
     config = CalibrationConfig(source=options.calibration, num_sequences=sequences or options.sequences, seed=seed)
     return calibration_sequences(config, model=subject.model, tokenizer=subject.tokenizer)[0]
+
+
+def selection(subject: Subject, options: argparse.Namespace) -> list[Tensor]:
+    """Sequences of the selection text."""
+    config = SelectionConfig(source=options.selection)
+    return selection_sequences(config, model=subject.model, tokenizer=subject.tokenizer)[0]
 
 
 @contextmanager
