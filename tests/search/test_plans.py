@@ -13,7 +13,6 @@ from hf_farms.search.grid import Grid
 from hf_farms.search.knapsack import best_plan
 from hf_farms.search.levels import build_codes
 from hf_farms.search.moves import Moves
-from hf_farms.search.random_plans import random_plans
 from hf_farms.search.sensitivity import SensitivityTable, measure_sensitivity, table_levels
 from hf_farms.search.starts import Starts, mixtures
 
@@ -147,14 +146,6 @@ def test_every_registered_allocation_is_a_start(source, calibration, registered)
 def test_mixtures_are_means():
     grid = Grid((100, 100), 0.5, 200, 0.999)
     assert mixtures([("one", (80, 120)), ("other", (100, 100))], grid) == [("mixture of one and other", (90, 110))]
-
-
-def test_random_plans_have_the_total_and_the_seed_decides():
-    grid = Grid((100, 120, 80), 0.5, 200, 0.999)
-    plans = random_plans(grid, 10, seed=3)
-    assert plans == random_plans(grid, 10, seed=3) != random_plans(grid, 10, seed=4)
-    assert len(set(plans)) == 10
-    assert all(removed(grid, plan) == pytest.approx(0.5, abs=1e-2) for plan in plans)
 
 
 def test_rank_correlation():

@@ -1,0 +1,171 @@
+"""The steps of a search on losses that are known: the squared distance to a plan."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from hf_farms import PruneConfig
+from hf_farms.errors import DataError
+from hf_farms.search import steps
+from hf_farms.search.budget import Budget
+from hf_farms.search.steps import Search, split_by_tokens, token_count
+from hf_farms.search.trials import Trials
+
+BEST = (90, 100, 110)
+
+
+def distance(plan):
+    return float(sum((level - best) ** 2 for level, best in zip(plan, BEST, strict=True)))
+
+
+@pytest.fixture
+def state(source, selection, monkeypatch):
+    """A search whose losses are known; `seconds` is its clock, and each plan takes one."""
+    state = SimpleNamespace(seconds=0.0, passes=[])
+
+    def plan_losses(source, codes, plans, batches, **options):
+        state.passes.append((list(plans), len(batches)))
+        state.seconds += len(plans) * len(batches) / 2
+        return [distance(plan) for plan in plans]
+
+    for name, value in {"SCREEN_TOKENS": 40, "REFINE_TOKENS": 120, "TABLE_TOKENS": 40}.items():
+        monkeypatch.setattr(steps, name, value)
+    monkeypatch.setattr(steps, "plan_losses", plan_losses)
+
+    def begin(minutes=None):
+        budget = Budget(minutes, clock=lambda: state.seconds)
+        batches = [{"input_ids": ids} for ids in selection]
+        search = Search(source, PruneConfig(allocation="auto"), [], batches, None, Trials(), budget)
+        search._codes = object()
+        return search
+
+    state.begin = begin
+    return state
+
+
+def test_plans_are_measured_a_few_at_a_time_while_there_is_time(state):
+    search = state.begin(minutes=0.2)
+    plans = [(f"plan {shift}", (100 - shift, 100, 100 + shift)) for shift in range(20)]
+    measured = search.measure(plans, "screened")
+    # 12 seconds, one for each plan, and six in a pass.
+    assert [trial.name for trial in measured] == [name for name, _ in plans[:12]]
+    assert [(len(tried), count) for tried, count in state.passes] == [(6, 2), (6, 2)]
+    assert search.budget.seconds_per_plan == 1
+    assert search.trials.seconds == 12
+    # The first pass is made in any case, so that there is a best plan.
+    assert len(state.begin(minutes=1e-9).measure(plans, "screened")) == 6
+
+
+def test_moves_start_from_the_best_plan_and_from_what_helped(state, monkeypatch):
+    monkeypatch.setattr(steps, "MOVES", 5)
+    monkeypatch.setattr(steps, "MOVES_AT_ONCE", 3)
+    search, seen = state.begin(), []
+    search.measure([("uniform", (100, 100, 100)), ("worse", (120, 100, 80))], "screened")
+
+    def proposals(plan, count, helped):
+        seen.append((plan, count, list(helped)))
+        first, middle, last = plan
+        ways = [(first - 5, middle, last + 5), (first + 5, middle, last - 5), (first - 2, middle, last + 2)]
+        return [(f"way {number}", way) for number, way in enumerate(ways[:count])]
+
+    search.try_moves(proposals)
+    assert seen == [
+        ((100, 100, 100), 3, []),
+        ((95, 100, 105), 2, [(95, 100, 105), (98, 100, 102)]),
+    ]
+    assert [trial.name for trial in search.trials.ranked()] == [
+        "move 4: way 0",
+        "move 1: way 0",
+        "move 3: way 2",
+        "uniform",
+        "move 2: way 1",
+        "worse",
+    ]
+    state.passes.clear()
+    search.try_moves(lambda plan, count, helped: [])
+    assert state.passes == []
+
+
+def test_moves_end_when_the_finalists_need_the_time_left(state):
+    search = state.begin(minutes=1)
+    search.measure([("uniform", (100, 100, 100))], "screened")
+    # Five finalists on six sequences take 15 seconds, of which there are fewer.
+    state.seconds = 46
+    search.try_moves(lambda plan, count, helped: pytest.fail("no time is left"))
+    state.seconds = 44
+    called = []
+    search.try_moves(lambda plan, count, helped: called.append(plan) or [])
+    assert called == [(100, 100, 100)]
+    unlimited = state.begin()
+    unlimited.measure([("uniform", (100, 100, 100))], "screened")
+    assert not unlimited._must_finish()
+
+
+def test_finalists_are_the_best_plans_the_best_start_and_uniform(state):
+    search = state.begin()
+    starts = [("uniform", (100, 100, 100)), ("farms", (96, 100, 104)), ("ramp", (98, 100, 102))]
+    moves = [(f"move {shift}: shift", (90 + shift, 100, 110 - shift)) for shift in range(5)]
+    search.measure([*starts, *moves], "screened")
+    state.passes.clear()
+    finalists = search.finalists()
+    assert [trial.name for trial in finalists] == [
+        "move 0: shift",
+        "move 1: shift",
+        "move 2: shift",
+        "farms",
+        "uniform",
+    ]
+    assert [(len(tried), count) for tried, count in state.passes] == [(5, 6)]
+    alone = state.begin()
+    alone.measure(starts[:1], "screened")
+    assert alone.finalists() == []
+
+
+def test_the_best_finalist_uniform_and_the_second_are_pruned_while_there_is_time(state, monkeypatch):
+    pruned = []
+
+    def pruned_loss(source, config, sparsities, *, calibration, batches):
+        pruned.append(([round(sparsity, 3) for sparsity in sparsities], token_count(batches)))
+        state.seconds += 60
+        return 1.0 / len(pruned)
+
+    monkeypatch.setattr(steps, "pruned_loss", pruned_loss)
+    monkeypatch.setattr(steps, "CHECK_TOKENS", 60)
+    plans = [("uniform", (100, 100, 100)), ("one", (90, 100, 110)), ("two", (95, 100, 105)), ("three", (97, 100, 103))]
+    for minutes, count in ((None, 3), (1.5, 2)):
+        search = state.begin(minutes)
+        search.measure(plans, "screened")
+        pruned.clear()
+        search.check(search.finalists())
+        assert pruned == [([0.45, 0.5, 0.55], 60), ([0.5, 0.5, 0.5], 60), ([0.475, 0.5, 0.525], 60)][:count]
+        assert search.trials.best.name == ("two" if count == 3 else "uniform")
+        stopped = "Not all finalists were pruned block by block before the choice: `minutes` were over."
+        assert search.notes == ([] if count == 3 else [stopped])
+
+
+def test_the_table_takes_its_share_of_the_time(state, monkeypatch):
+    measured = []
+    monkeypatch.setattr(steps, "measure_sensitivity", lambda *args, **options: measured.append(len(args[3])) or "table")
+    search = state.begin(minutes=1)
+    search.measure([("uniform", (100, 100, 100))], "screened")
+    # 5 L / 2 plans of two sequences take 7.5 seconds: there are 0.4 x 10 left.
+    state.seconds = 50
+    assert search.table() == "table"
+    assert search.notes == ["The sensitivity table was measured on 1 of 2 sequences: `minutes`."]
+    assert search.table() == "table"
+    plenty = state.begin(minutes=60)
+    plenty.measure([("uniform", (100, 100, 100))], "screened")
+    assert (plenty.table(), plenty.notes) == ("table", [])
+    assert measured == [1, 2]
+
+
+def test_tokens_of_screening_and_of_finalists_are_apart_where_the_text_is_long_enough(state, selection):
+    batches = [{"input_ids": ids} for ids in selection]
+    screen, refine = split_by_tokens(batches)
+    assert (token_count(screen), token_count(refine)) == (40, 120)
+    assert [next(i for i, batch in enumerate(batches) if batch is other) for other in screen] == [0, 4]
+    assert not any(batch is other for batch in screen for other in refine)
+    screen, refine = split_by_tokens(batches[:3])
+    assert (token_count(screen), refine) == (40, batches[:3])
+    with pytest.raises(DataError, match="selection must hold at least one token, got none"):
+        split_by_tokens([])
