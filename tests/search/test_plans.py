@@ -1,12 +1,14 @@
 """Grids, the table, the knapsack, moves and starts."""
 
+import copy
 import itertools
 import random
 
 import pytest
 import torch
 
-from hf_farms import PruneConfig
+from hf_farms import PruneConfig, prune
+from hf_farms.registries import ALLOCATIONS
 from hf_farms.search.checking import rank_correlation
 from hf_farms.search.evaluation import plan_losses
 from hf_farms.search.grid import Grid
@@ -29,6 +31,16 @@ def test_plans_near_sparsities_keep_the_total(sizes):
     exact = grid.exact(grid.sparsities(plan))
     assert sum(s * p for s, p in zip(exact, sizes, strict=True)) == pytest.approx(0.5 * sum(sizes))
     assert max(abs(a - b) for a, b in zip(exact, grid.sparsities(plan), strict=True)) < 0.005
+
+
+def test_no_block_gets_more_than_the_limit(source):
+    grid = Grid.of(source, PruneConfig(allocation="uniform", max_sparsity=0.6))
+    assert (grid.steps, grid.top, grid.target, grid.grouped) == (200, 120, 0.5, False)
+    plan = grid.nearest([0.9, 0.4, 0.1])
+    assert max(plan) == plan[0] == 120
+    assert removed(grid, plan) == pytest.approx(0.5, abs=1e-3)
+    # A limit below the total cannot hold.
+    assert Grid.of(source, PruneConfig(allocation="uniform", sparsity=0.7, max_sparsity=0.6)).top == 140
 
 
 def test_a_grid_of_a_pattern_counts_zeros_per_group(source):
@@ -114,6 +126,29 @@ def test_moves_that_helped_are_added_up_and_the_table_names_pairs(table):
     assert "block 0 more, block 5 less" in names
 
 
+def test_moves_of_groups_come_first_and_then_the_distance_to_uniform(table):
+    grid = Grid((100,) * 6, 0.5, 200, 0.999)
+    moves, plan = Moves(grid, table), (90, 94, 98, 102, 106, 110)
+    tried = [dict(moves.around(plan, 6)) for _ in range(3)]
+    assert list(tried[0])[:3] == ["later blocks more", "ends less, middle more", "first blocks less"]
+    assert list(tried[1])[:3] == ["later blocks less", "ends more, middle less", "last blocks less"]
+    assert list(tried[2])[:2] == ["distance to uniform times 1.4", "distance to uniform times 0.7"]
+    assert tried[2]["distance to uniform times 1.4"] == (86, 92, 97, 103, 108, 114)
+
+    def change(number, name):
+        return [after - before for after, before in zip(tried[number][name], plan, strict=True)]
+
+    # Eight levels are 0.04.
+    more, less = change(0, "later blocks more"), change(1, "later blocks less")
+    assert (more[0], more[-1], more) == (-8, 8, sorted(more))
+    assert (less[0], less[-1]) == (8, -8)
+    bent = change(0, "ends less, middle more")
+    assert bent[0] == bent[5] < 0 < bent[2] == bent[3]
+    first, last = change(0, "first blocks less"), change(1, "last blocks less")
+    assert max(first[0], last[-1]) < -10
+    assert min(first[1:]) > 0 < min(last[:-1])
+
+
 def test_a_grid_with_few_plans_has_few_moves(table):
     grid = Grid((100, 100), 0.5, 2, 0.999, grouped=True)
     small = SensitivityTable((1,), ((0.1,), (0.2,)))
@@ -143,9 +178,33 @@ def test_every_registered_allocation_is_a_start(source, calibration, registered)
     assert starts.notes == ["Allocation 'failing' was not tried: it fails"]
 
 
+def test_starts_are_the_plans_that_prune_takes(source, model, calibration, registered, monkeypatch):
+    monkeypatch.delitem(ALLOCATIONS, "failing")
+    config = PruneConfig(allocation="auto", spectra=registered.spectra, shrink=False, granularity="layer")
+    grid = Grid.of(source, config)
+    starts = Starts(source, config, grid, batches=calibration, spectra=None, folder=None, progress=lambda *_: None)
+    plans = dict(starts.plans())
+    for name, options in {
+        "uniform": {"allocation": "uniform"},
+        "farms": {"allocation": "farms", "shrink": False},
+        "farms, ends measured": {"allocation": "farms", "ends": "measured", "shrink": False},
+        "ramp, spread 0.2": {"allocation": "ramp", "spread": 0.2},
+        "dlp": {"allocation": "dlp"},
+    }.items():
+        spectra = registered.spectra if "farms" in name else PruneConfig().spectra
+        report = prune(copy.deepcopy(model), PruneConfig(**options, spectra=spectra), calibration=calibration).report
+        assert plans[name] == grid.nearest([block.target for block in report.blocks]), name
+    assert len({plans[name] for name in ("uniform", "farms", "ramp", "ramp, spread 0.2", "dlp")}) == 5
+    without = Starts(source, config, grid, batches=[], spectra=None, folder=None, progress=lambda *_: None)
+    assert not {"owl", "dlp"} & {name for name, _ in without.plans()}
+
+
 def test_mixtures_are_means():
     grid = Grid((100, 100), 0.5, 200, 0.999)
     assert mixtures([("one", (80, 120)), ("other", (100, 100))], grid) == [("mixture of one and other", (90, 110))]
+    best = [(name, (90 + number, 110 - number)) for number, name in enumerate("abcd")]
+    names = [name for name, _ in mixtures(best, grid)]
+    assert names == ["mixture of a and b", "mixture of a and c", "mixture of b and c"]
 
 
 def test_rank_correlation():
