@@ -25,7 +25,9 @@ def test_a_limit_counts_from_the_start_and_time_used_includes_earlier_runs():
     assert (budget.limited, budget.left(), budget.used(), budget.over()) == (True, 120, 30, False)
     clock.now += 50
     assert (budget.left(), budget.used(), budget.over()) == (70, 80, False)
-    clock.now += 70
+    clock.now += 69.5
+    assert not budget.over()
+    clock.now += 0.5
     assert (budget.left(), budget.used(), budget.over()) == (0, 150, True)
 
 

@@ -54,5 +54,6 @@ def test_random_search_takes_the_lowest_loss_of_its_plans(source, calibration, s
     assert plan == plans[losses.index(min(losses))]
     assert loss == pytest.approx(min(losses), rel=1e-5)
     assert passes == [plans[:6], plans[6:]]
+    assert random_search(source, codes, grid, batches, count=1)[0] == random_plans(grid, 1, seed=0)[0]
     # One plan is no choice: another one of these must win for the test to tell a search from its first plan.
     assert plan not in (plans[0], plans[-1])

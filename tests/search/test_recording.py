@@ -37,6 +37,7 @@ def test_a_record_has_all_measured_trials_in_their_order():
         (0.4, 0.5, 0.3),
         (LARGEST, None, None),
     ]
+    assert LARGEST == 1e30  # JSON has no infinity
     assert (record.table_sparsities, record.table) == ((0.25, 0.5), ((0.1, LARGEST), (0.2, 0.4)))
     assert (record.screen_tokens, record.refine_tokens) == (40, 60)
     assert record.rank_correlation == pytest.approx(1)
@@ -46,6 +47,10 @@ def test_nothing_is_refined_where_no_trial_is():
     record = make_record(GRID, None, winner=Trial("sensitivity", (90, 110)), tokens=(40, 60))
     assert (record.trials, record.table, record.table_sparsities) == ((), (), ())
     assert (record.refine_tokens, record.rank_correlation, record.complete) == (0, None, True)
+    screened = Trial("uniform", (100, 100), {"screened": 0.3})
+    record = make_record(GRID, None, winner=screened, trials=[screened], tokens=(40, 60))
+    assert (record.screen_tokens, record.refine_tokens, record.trials[0].refined) == (40, 0, None)
+    assert make_record(GRID, None, winner=screened).screen_tokens == 0
 
 
 def test_the_key_tells_settings_and_data_apart_but_for_the_time(source, calibration, selection):
@@ -53,6 +58,9 @@ def test_the_key_tells_settings_and_data_apart_but_for_the_time(source, calibrat
     config = PruneConfig(allocation="auto")
     key = search_key(source, config, calibration, batches)
     assert key == search_key(source, replace(config, minutes=5), calibration, batches)
+    masks = [{**batch, "attention_mask": torch.ones_like(batch["input_ids"])} for batch in batches]
+    turned = [dict(reversed(batch.items())) for batch in masks]
+    assert search_key(source, config, [], masks) == search_key(source, config, [], turned) != key
     other = [*batches[:-1], {"input_ids": torch.roll(batches[-1]["input_ids"], 1)}]
     keys = {
         key,

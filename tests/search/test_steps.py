@@ -21,7 +21,7 @@ def distance(plan):
 @pytest.fixture
 def state(source, selection, monkeypatch):
     """A search whose losses are known; `seconds` is its clock, and each plan takes one."""
-    state = SimpleNamespace(seconds=0.0, passes=[])
+    state = SimpleNamespace(seconds=0.0, passes=[], stages=[])
 
     def plan_losses(source, codes, plans, batches, **options):
         state.passes.append((list(plans), len(batches)))
@@ -35,7 +35,8 @@ def state(source, selection, monkeypatch):
     def begin(minutes=None):
         budget = Budget(minutes, clock=lambda: state.seconds)
         batches = [{"input_ids": ids} for ids in selection]
-        search = Search(source, PruneConfig(allocation="auto"), [], batches, None, Trials(), budget)
+        config = PruneConfig(allocation="auto")
+        search = Search(source, config, [], batches, None, Trials(), budget, lambda *stage: state.stages.append(stage))
         search._codes = object()
         return search
 
@@ -52,8 +53,40 @@ def test_plans_are_measured_a_few_at_a_time_while_there_is_time(state):
     assert [(len(tried), count) for tried, count in state.passes] == [(6, 2), (6, 2)]
     assert search.budget.seconds_per_plan == 1
     assert search.trials.seconds == 12
+    assert state.stages == [
+        ("search: best so far plan 5, KL 50", 6, 20),
+        ("search: best so far plan 10, KL 0", 12, 20),
+    ]
     # The first pass is made in any case, so that there is a best plan.
     assert len(state.begin(minutes=1e-9).measure(plans, "screened")) == 6
+
+
+def test_the_starts_are_uniform_the_allocations_the_knapsack_and_mixtures_of_the_best(state, monkeypatch):
+    class Starts:
+        notes = ("a note",)
+
+        def __init__(self, *args, **options):
+            pass
+
+        def plans(self):
+            yield from (("farms", (96, 100, 104)), ("again", (100, 100, 100)), ("ramp", (70, 100, 130)))
+
+    monkeypatch.setattr(steps, "Starts", Starts)
+    table = SimpleNamespace(best_plan=lambda grid: (72, 100, 128))
+    monkeypatch.setattr(steps, "measure_sensitivity", lambda *args, **options: table)
+    search = state.begin()
+    search.screen_starts()
+    assert {trial.name: trial.plan for trial in search._visited.values()} == {
+        "uniform": (100, 100, 100),
+        "farms": (96, 100, 104),
+        "ramp": (70, 100, 130),
+        "sensitivity": (72, 100, 128),
+        "half of sensitivity": (86, 100, 114),
+        "mixture of half of sensitivity and farms": (91, 100, 109),
+        "mixture of half of sensitivity and uniform": (93, 100, 107),
+        "mixture of farms and uniform": (98, 100, 102),
+    }
+    assert search.notes == ["a note"]
 
 
 def test_moves_start_from_the_best_plan_and_from_what_helped(state, monkeypatch):
@@ -65,7 +98,7 @@ def test_moves_start_from_the_best_plan_and_from_what_helped(state, monkeypatch)
     def proposals(plan, count, helped):
         seen.append((plan, count, list(helped)))
         first, middle, last = plan
-        ways = [(first - 5, middle, last + 5), (first + 5, middle, last - 5), (first - 2, middle, last + 2)]
+        ways = [(first - 5, middle, last + 5), (first - 20, middle, last + 20), (first - 2, middle, last + 2)]
         return [(f"way {number}", way) for number, way in enumerate(ways[:count])]
 
     search.try_moves(proposals)
@@ -78,7 +111,8 @@ def test_moves_start_from_the_best_plan_and_from_what_helped(state, monkeypatch)
         "move 1: way 0",
         "move 3: way 2",
         "uniform",
-        "move 2: way 1",
+        "move 2: way 1",  # as good as uniform, which is no help
+        "move 5: way 1",
         "worse",
     ]
     state.passes.clear()
@@ -116,9 +150,11 @@ def test_finalists_are_the_best_plans_the_best_start_and_uniform(state):
         "uniform",
     ]
     assert [(len(tried), count) for tried, count in state.passes] == [(5, 6)]
-    alone = state.begin()
-    alone.measure(starts[:1], "screened")
-    assert alone.finalists() == []
+    few = state.begin()
+    few.measure(starts[:1], "screened")
+    assert few.finalists() == []
+    few.measure(starts[1:2], "screened")
+    assert [trial.name for trial in few.finalists()] == ["farms", "uniform"]
 
 
 def test_the_best_finalist_uniform_and_the_second_are_pruned_while_there_is_time(state, monkeypatch):
@@ -136,8 +172,11 @@ def test_the_best_finalist_uniform_and_the_second_are_pruned_while_there_is_time
         search = state.begin(minutes)
         search.measure(plans, "screened")
         pruned.clear()
+        state.stages.clear()
         search.check(search.finalists())
         assert pruned == [([0.45, 0.5, 0.55], 60), ([0.5, 0.5, 0.5], 60), ([0.475, 0.5, 0.525], 60)][:count]
+        stages = [(stage.partition(":")[0], done, total) for stage, done, total in state.stages if "check" in stage]
+        assert stages == [("check", 1, 3), ("check", 2, 3), ("check", 3, 3)][:count]
         assert search.trials.best.name == ("two" if count == 3 else "uniform")
         stopped = "Not all finalists were pruned block by block before the choice: `minutes` were over."
         assert search.notes == ([] if count == 3 else [stopped])
