@@ -36,11 +36,16 @@ def test_plans_near_sparsities_keep_the_total(sizes):
 def test_no_block_gets_more_than_the_limit(source):
     grid = Grid.of(source, PruneConfig(allocation="uniform", max_sparsity=0.6))
     assert (grid.steps, grid.top, grid.target, grid.grouped) == (200, 120, 0.5, False)
+    block = source.model.model.layers[0]
+    matrices = [weight.numel() for weight in block.parameters() if weight.ndim == 2]
+    assert grid.sizes == (sum(matrices),) * 3
     plan = grid.nearest([0.9, 0.4, 0.1])
     assert max(plan) == plan[0] == 120
     assert removed(grid, plan) == pytest.approx(0.5, abs=1e-3)
     # A limit below the total cannot hold.
     assert Grid.of(source, PruneConfig(allocation="uniform", sparsity=0.7, max_sparsity=0.6)).top == 140
+    # In floating point, 0.58 x 200 is a little less than 116.
+    assert Grid((10, 10), 0.5, 200, 0.58).top == 116
 
 
 def test_a_grid_of_a_pattern_counts_zeros_per_group(source):
@@ -147,6 +152,18 @@ def test_moves_of_groups_come_first_and_then_the_distance_to_uniform(table):
     first, last = change(0, "first blocks less"), change(1, "last blocks less")
     assert max(first[0], last[-1]) < -10
     assert min(first[1:]) > 0 < min(last[:-1])
+
+
+def test_a_pair_exchanges_weights_and_a_tenth_of_the_blocks_are_an_end():
+    table = SensitivityTable((50, 150), ((0.1, 0.2), (1.0, 9.0)))
+    tried = Moves(Grid((100, 400), 0.5, 200, 0.999), table).around((100, 100), 6)
+    # Ten levels of the one are as many weights as 2.5 of the other: the nearest plan of the total.
+    assert ("block 0 more, block 1 less", (112, 97)) in tried
+    deep = SensitivityTable((50, 150), ((0.1, 0.2),) * 20)
+    moves = Moves(Grid((100,) * 20, 0.5, 200, 0.999), deep)
+    first, last = (dict(moves.around((100,) * 20, 3))[f"{end} blocks less"] for end in ("first", "last"))
+    assert [level < 100 for level in first] == [True] * 2 + [False] * 18
+    assert [level < 100 for level in last] == [False] * 18 + [True] * 2
 
 
 def test_a_grid_with_few_plans_has_few_moves(table):
