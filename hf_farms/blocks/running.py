@@ -184,25 +184,36 @@ class RunnableBlocks:
             raise ModelError(f"the model must call its blocks {len(chain.calls)} times, got {len(first)} calls.")
         return BlockCalls(first[0][0], tuple(map(tuple, arguments)))
 
-    def output(self, batch: Mapping[str, Tensor], hidden: Tensor) -> Any:
-        """Compute the output of the model on a batch, given the hidden states after its last block."""
-        return self._finish(batch, hidden, self._find_chain(batch))
+    def output(self, batch: Mapping[str, Tensor], hidden: Tensor, *, gradients: bool = False) -> Any:
+        """Compute the output of the model on a batch, given the hidden states after its last block.
 
-    def _finish(self, batch: Mapping[str, Tensor], hidden: Tensor, chain: Chain) -> Any:
+        Args:
+            batch: inputs of the model.
+            hidden: the hidden states.
+            gradients: record the operations for a backward pass.
+        """
+        return self._finish(batch, hidden, self._find_chain(batch), gradients=gradients)
+
+    def _finish(self, batch: Mapping[str, Tensor], hidden: Tensor, chain: Chain, *, gradients: bool = False) -> Any:
         def pass_through(index: int, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             last = number + 1 == len(chain.calls)
             return chain.forms[number].with_hidden(hidden if last else hidden_argument(args, kwargs)[0])
 
-        return self._run_with(pass_through, batch)
+        return self._run_with(pass_through, batch, gradients=gradients)
 
     def _run_with(
-        self, stand_in: Callable[[int, int, tuple[Any, ...], dict[str, Any]], Any], batch: Mapping[str, Tensor]
+        self,
+        stand_in: Callable[[int, int, tuple[Any, ...], dict[str, Any]], Any],
+        batch: Mapping[str, Tensor],
+        *,
+        gradients: bool = False,
     ) -> Any:
         """Run the model on a batch with its blocks replaced.
 
         Args:
             stand_in: called instead of each block with block index, number of the call, args and kwargs.
             batch: inputs of the model.
+            gradients: record the operations for a backward pass.
         """
         # Hooks of accelerate also replace `forward` on the instance: restore them afterwards.
         instance_forwards = [module.__dict__.get("forward") for module in self.modules]
@@ -214,7 +225,7 @@ class RunnableBlocks:
         try:
             for index, module in enumerate(self.modules):
                 module.forward = replacement(index)
-            with torch.no_grad():
+            with torch.set_grad_enabled(gradients):
                 return self._call_model(batch)
         except _AllCaptured:
             return None

@@ -1,5 +1,6 @@
 """Metrics, and modules of the `evaluate` library that wrap them.
 
+divergence.py      KL to the dense model
 nll.py             negative log-likelihood of a text
 perplexity.py      `evaluate` module around nll.py
 sparsity_count.py  count the zeros of a model

@@ -15,12 +15,12 @@ from typing import Required, TypedDict, Unpack, cast
 from hf_farms.blocks import BlockSource, ModelBlockSource
 from hf_farms.config import PruneConfig
 from hf_farms.data.selection import Selection, check_selection_apart, split_selection
+from hf_farms.metrics.divergence import Batches, check_predicts
 from hf_farms.progress import Progress, no_progress
 from hf_farms.pruning.calibration_pass import Batch
 from hf_farms.registries import METHODS
 from hf_farms.reports import SearchRecord, SpectralReport
 from hf_farms.search.budget import Budget
-from hf_farms.search.divergences import Batches, check_predicts
 from hf_farms.search.levels import code_method, size_text
 from hf_farms.search.moves import Moves
 from hf_farms.search.recording import make_record, search_key

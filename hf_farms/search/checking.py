@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.config import PruneConfig
 from hf_farms.config.effects import given_fields
+from hf_farms.metrics.divergence import Batches, count_tokens, divergences, final_hidden
 from hf_farms.pruning.calibration_pass import Batch
 from hf_farms.pruning.pruner import prune
 from hf_farms.pruning.removal_plan import prunable_layers
-from hf_farms.search.divergences import Batches, count_tokens, divergences
 
 __all__ = ["can_check", "pruned_loss", "rank_correlation"]
 
@@ -45,26 +44,18 @@ def pruned_loss(
         batches: selection data.
     """
     with source.evaluation(), torch.no_grad():
-        dense = [_final_hidden(source, batch) for batch in batches]
+        dense = [final_hidden(source, batch) for batch in batches]
         with _restored(source), warnings.catch_warnings(), given_fields(()):
             # The final prune warns of the same things.
             warnings.simplefilter("ignore")
             prune(source, config, calibration=calibration or None, scores=sparsities)
-            pruned = [_final_hidden(source, batch) for batch in batches]
+            pruned = [final_hidden(source, batch) for batch in batches]
     total, num_tokens = 0.0, 0
     with source.evaluation(), torch.no_grad():
         for batch, reference, hidden in zip(batches, dense, pruned, strict=True):
             total += divergences(source, batch, reference, {"pruned": hidden})["pruned"]
             num_tokens += count_tokens(batch, reference)
     return total / max(1, num_tokens)
-
-
-def _final_hidden(source: ModelBlockSource, batch: Mapping[str, Tensor]) -> Tensor:
-    calls = source.capture(batch, repeats=True)
-    hidden = calls.hidden
-    for index in range(len(source)):
-        hidden = source.open(index)(hidden, calls.arguments[index])
-    return hidden
 
 
 @contextmanager

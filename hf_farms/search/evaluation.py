@@ -17,9 +17,9 @@ from torch import Tensor
 
 from hf_farms.blocks import Block, BlockCall, BlockCalls, ModelBlockSource
 from hf_farms.blocks.arguments import Key
+from hf_farms.metrics.divergence import Batches, check_predicts, count_tokens, divergences
 from hf_farms.progress import Progress, no_progress
 from hf_farms.pruning.removal_plan import prunable_layers
-from hf_farms.search.divergences import Batches, check_predicts, count_tokens, divergences
 from hf_farms.search.grid import Plan
 from hf_farms.search.levels import LevelCodes
 

@@ -10,9 +10,9 @@ from dataclasses import asdict
 
 from hf_farms.blocks import BlockSource
 from hf_farms.config import PruneConfig
+from hf_farms.metrics.divergence import Batches
 from hf_farms.reports import SearchRecord, SearchTrial
 from hf_farms.search.checking import rank_correlation
-from hf_farms.search.divergences import Batches
 from hf_farms.search.grid import Grid
 from hf_farms.search.sensitivity import SensitivityTable
 from hf_farms.search.trials import Trial

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from hf_farms.blocks import ModelBlockSource
+from hf_farms.metrics.divergence import Batches
 from hf_farms.progress import Progress, no_progress
-from hf_farms.search.divergences import Batches
 from hf_farms.search.evaluation import plan_losses
 from hf_farms.search.grid import Grid, Plan
 from hf_farms.search.knapsack import best_plan

@@ -12,12 +12,12 @@ from typing import cast
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.config import PruneConfig
 from hf_farms.errors import DataError
+from hf_farms.metrics.divergence import Batches
 from hf_farms.progress import Progress, no_progress
 from hf_farms.pruning.calibration_pass import Batch
 from hf_farms.reports import SpectralReport
 from hf_farms.search.budget import Budget
 from hf_farms.search.checking import can_check, pruned_loss
-from hf_farms.search.divergences import Batches
 from hf_farms.search.evaluation import plan_losses
 from hf_farms.search.grid import Grid, Plan
 from hf_farms.search.levels import LevelCodes, build_codes, code_method

@@ -11,9 +11,9 @@ from hf_farms.blocks import Block, BlockCall, ModelBlockSource
 from hf_farms.blocks.arguments import OutputForm
 from hf_farms.errors import ModelError
 from hf_farms.loading.opening import load_model
+from hf_farms.metrics.divergence import divergences
 from hf_farms.pruning.removal_plan import prunable_layers
 from hf_farms.search import evaluation
-from hf_farms.search.divergences import divergences
 from hf_farms.search.evaluation import LossSums, loss_sums, mean_losses, plan_losses
 from hf_farms.search.grid import Grid
 from hf_farms.search.levels import build_codes
@@ -60,7 +60,7 @@ def test_losses_are_those_of_pruned_copies(model, source, codes, batches, small,
     if small:
         # One batch per pass over the blocks, and a few tokens per product of the head.
         monkeypatch.setattr("hf_farms.search.evaluation.HIDDEN_BYTES", 1)
-        monkeypatch.setattr("hf_farms.search.divergences.LOGIT_BYTES", 4 * 100 * 4)
+        monkeypatch.setattr("hf_farms.metrics.divergence.LOGIT_BYTES", 4 * 100 * 4)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     losses = plan_losses(source, codes, PLANS, batches)
     assert losses == pytest.approx([plain_loss(model, codes, plan, batches) for plan in PLANS], rel=1e-4, abs=1e-6)
