@@ -33,6 +33,7 @@ LABELS = {
     "check:": "Pruned finalists:",
     "prune": "Pruning blocks",
     "recover": "Recovering blocks",
+    "distill": "Distilling",
 }
 
 

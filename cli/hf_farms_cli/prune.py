@@ -64,6 +64,9 @@ __all__ = ["prune_command"]
 
 PRUNE, TEXT, TEST, SELECT = PruneConfig(), CalibrationConfig(), EvaluationConfig(), SelectionConfig()
 SPREADS = ", ".join(f"{entry.spread:g} for {name}" for name, entry in ALLOCATIONS.items() if "spread" in entry.options)
+RECOVERING = {name: entry for name, entry in RECOVERIES.items() if "recover_passes" in entry.options}
+PASSES = ", ".join(f"{entry.passes} for {name}" for name, entry in RECOVERING.items())
+RATES = ", ".join(f"{entry.rate:g} for {name}" for name, entry in RECOVERING.items())
 
 pruning, calibrating, selecting, evaluating, writing, pushing = (
     partial(typer.Option, rich_help_panel=panel) for panel in (PRUNING, CALIBRATION, SELECTION, EVALUATION, RESULT, HUB)
@@ -141,16 +144,19 @@ def prune_command(
     recover: Annotated[
         str,
         pruning(
-            help="Adjust the kept weights after pruning, zeros fixed: `none`, or `submodule`: fit attention and MLP of "
-            "each block to the dense outputs; takes several times as long.",
+            help="Adjust the kept weights after pruning, zeros fixed: `none`; `submodule`: fit attention and MLP of "
+            "each block to the dense outputs, takes several times as long; `distill`: then train all of them to "
+            "predict as the dense model does, slower still, in the memory of full fine-tuning.",
             autocompletion=complete(RECOVERIES),
         ),
     ] = PRUNE.recover,
     recover_passes: Annotated[
-        int, pruning(help="Passes of the recovery over the calibration data.")
+        int | None,
+        pruning(help=f"Passes of the recovery over the calibration data  [default: {PASSES}]"),
     ] = PRUNE.recover_passes,
     recover_rate: Annotated[
-        float, pruning(help="First learning rate of the recovery, relative to the size of the weights.")
+        float | None,
+        pruning(help=f"Largest learning rate of the recovery, relative to the size of the weights  [default: {RATES}]"),
     ] = PRUNE.recover_rate,
     minutes: Annotated[
         float | None,

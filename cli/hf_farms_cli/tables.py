@@ -169,6 +169,13 @@ def _print_summary(report: PruneReport) -> None:
             f"Recovery: error {before:.3g} → {after:.3g} (median of the submodules, relative to the variance of the "
             f"ideal outputs, on {acceptance_text(report.acceptance)})."
         )
+    if (trained := report.distillation) is not None:
+        kept = "" if trained.accepted else ", so that the weights before were kept"
+        loss = "not finite" if trained.divergence is None else f"{trained.divergence:.4g}"
+        say(
+            f"Distillation: KL to the dense model {trained.divergence_before:.4g} → {loss} nats per token after "
+            f"{trained.steps} steps{kept} (on {acceptance_text(report.acceptance)})."
+        )
     if report.search is not None:
         say(report.search.sentence)
     p = report.perplexity

@@ -39,7 +39,8 @@ Granularity = Literal["block", "layer"]
 
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
-RECOVER_PASSES, RECOVER_RATE = 3, 0.01
+# Of versions without these options; also the defaults of "none", so that they are no change.
+EARLIER_PASSES, EARLIER_RATE = 3, 0.01
 
 CHOICES: dict[str, Collection[str]] = {
     "method": METHODS,
@@ -60,10 +61,10 @@ RANGES = {
     "damping": Range(lambda value: is_number(value) and 0 < value < math.inf, "a positive number"),
     "block_size": Range(is_count, "a positive integer"),
     "max_sparsity": Range(lambda value: is_number(value) and 0 < value <= 1, "above 0 and at most 1"),
-    "recover_passes": Range(is_count, "a positive integer"),
+    "recover_passes": Range(lambda value: value is None or is_count(value), "None or a positive integer"),
     "recover_rate": Range(
-        lambda value: is_number(value) and 0 < value <= 1,
-        "above 0 and at most 1",
+        lambda value: value is None or (is_number(value) and 0 < value <= 1),
+        "None, or above 0 and at most 1",
         "It is a fraction of the size of the weights.",
     ),
     "minutes": Range(lambda value: value is None or (is_number(value) and 0 < value < math.inf), "None or above 0"),
@@ -77,8 +78,8 @@ RANGES = {
     block_size=128,
     refine="none",
     recover="none",
-    recover_passes=RECOVER_PASSES,
-    recover_rate=RECOVER_RATE,
+    recover_passes=EARLIER_PASSES,
+    recover_rate=EARLIER_RATE,
     minutes=None,
 )
 @renamed(farms="spectra")
@@ -133,12 +134,16 @@ class PruneConfig:
         recover: how the kept weights are adjusted after pruning, with the zeros fixed. "submodule" fits attention and
             MLP of each block to the hidden states of the dense model (arXiv 2510.14444): slower, and needs calibration
             data with every method; choose it where quality counts more than minutes. A fit is kept where it is closer
-            on a selection text, or without one on calibration sequences that are held out. "none" keeps the weights
-            that the method left.
-        recover_passes: passes of the fit over the calibration data. Time grows in proportion. With more of the data
-            rather than more passes, less of it is learned by heart.
-        recover_rate: first learning rate of the fit, as a fraction of the root mean square of each matrix. Lower it if
-            the report says that weights were left as they were.
+            on a selection text, or without one on calibration sequences that are held out. "distill" does the same, and
+            then trains all kept weights together to predict as the dense model does: slower still, in the memory of
+            full fine-tuning, for causal language models that are not streamed. "none" keeps the weights that the method
+            left.
+        recover_passes: passes of the fit over the calibration data; None is the default of the recovery, 3 for
+            "submodule" and 10 for the training of "distill". Time grows in proportion. With more of the data rather
+            than more passes, less of it is learned by heart.
+        recover_rate: largest learning rate of the fit, as a fraction of the root mean square of each matrix; None is
+            the default of the recovery, 0.01 for "submodule" and 0.005 for "distill". Lower it if the report says that
+            weights were left as they were.
         minutes: stop the search of "auto" after this time, with the best plan so far. None does all of the work, so
             that the result does not depend on the speed of the machine. Set it where the whole search takes too long.
             An interrupted search continues with another limit too.
@@ -158,8 +163,8 @@ class PruneConfig:
     refine: Refine = "none"
     max_sparsity: float = 0.999
     recover: Recover = "none"
-    recover_passes: int = RECOVER_PASSES
-    recover_rate: float = RECOVER_RATE
+    recover_passes: int | None = None
+    recover_rate: float | None = None
     minutes: float | None = None
     spectra: FarmsConfig = field(default_factory=FarmsConfig)
 
@@ -194,12 +199,30 @@ class PruneConfig:
         assert spread is not None, "a mixture has no spread but that of its parts"
         return spread
 
-    def settled(self) -> PruneConfig:
-        """Return the config with the number of the default spread, as recipes and reports hold it: it may change.
+    @property
+    def effective_passes(self) -> int:
+        """The passes of the recovery, its default in place of None."""
+        return RECOVERIES[self.recover].passes if self.recover_passes is None else self.recover_passes
 
-        A mixture keeps None, which stands for the default of each part.
+    @property
+    def effective_rate(self) -> float:
+        """The learning rate of the recovery, its default in place of None."""
+        return RECOVERIES[self.recover].rate if self.recover_rate is None else self.recover_rate
+
+    def settled(self) -> PruneConfig:
+        """Return the config with the numbers of defaults, as recipes and reports hold them: defaults may change.
+
+        A mixture keeps None for its spread, which stands for the default of each part.
         """
-        return self if self.spread is not None else replace(self, spread=ALLOCATIONS[self.allocation].spread)
+        spread = ALLOCATIONS[self.allocation].spread if self.spread is None else self.spread
+        return replace(self, spread=spread, recover_passes=self.effective_passes, recover_rate=self.effective_rate)
+
+    def unsettled(self) -> PruneConfig:
+        """Return the config with None in place of the numbers of defaults."""
+        options = ("spread", "recover_passes", "recover_rate")
+        defaults = replace(self, **dict.fromkeys(options)).settled()  # type: ignore[arg-type]
+        same = [name for name in options if getattr(self, name) == getattr(defaults, name)]
+        return replace(self, **dict.fromkeys(same))  # type: ignore[arg-type]
 
     @property
     def needs_calibration(self) -> bool:
@@ -214,6 +237,11 @@ class PruneConfig:
     def measures_inputs(self) -> bool:
         """Whether the inputs of the layers are measured while they are pruned."""
         return "activations" in (METHODS[self.method].needs, REFINEMENTS[self.refine].needs)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the recovery trains the whole pruned model, which must be in memory."""
+        return RECOVERIES[self.recover].first is not None
 
     @property
     def needs_selection(self) -> bool:

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from hf_farms.blocks import BlockSource
+from hf_farms.blocks import BlockSource, ModelBlockSource
 from hf_farms.blocks.arguments import WITHOUT_ACTIVATIONS
 from hf_farms.config import PruneConfig
-from hf_farms.errors import HfFarmsError
+from hf_farms.errors import HfFarmsError, ModelError
+from hf_farms.metrics.divergence import check_predicts
 from hf_farms.pruning.removal_plan import check_layers
+from hf_farms.registries import RECOVERIES
 
-__all__ = ["check_method"]
-
+__all__ = ["check_method", "check_recovery"]
 
 # Number of token ids for the check, if no batch is given.
 PROBE_TOKENS = 8
@@ -35,6 +36,7 @@ def check_method(source: BlockSource, config: PruneConfig, batch: Tensor | Mappi
             another.
     """
     check_layers(source, config)
+    check_recovery(source, config)
     if not config.needs_calibration:
         return
     if batch is None:
@@ -45,3 +47,20 @@ def check_method(source: BlockSource, config: PruneConfig, batch: Tensor | Mappi
     except HfFarmsError as error:
         error.hint = error.hint or WITHOUT_ACTIVATIONS
         raise
+
+
+def check_recovery(source: BlockSource, config: PruneConfig) -> None:
+    """Raise if the recovery trains the whole model, and cannot train this one.
+
+    Raises:
+        ModelError: the model is streamed, or is not a causal language model.
+    """
+    if not config.trains:
+        return
+    hint = f"Choose recover={RECOVERIES[config.recover].first!r}, which recovers block by block."
+    if not isinstance(source, ModelBlockSource) or not source.in_memory:
+        raise ModelError(
+            f"model must be in memory as a whole for recover={config.recover!r}, got one that is streamed.",
+            hint=f"{hint} Or load the model into memory with `stream=False`.",
+        )
+    check_predicts(source, hint=hint)

@@ -24,7 +24,7 @@ def load_named(
 
     calibrates = calibration is None and config.needs_calibration
     selects = selection is None and config.needs_selection
-    loaded = load_model(name, tokenizer=calibrates or selects, head=config.searches)
+    loaded = load_model(name, tokenizer=calibrates or selects, head=config.searches or config.trains)
     notes = loaded.notes
     if calibrates:
         calibration, more = calibration_sequences(CalibrationConfig(), model=loaded.model, tokenizer=loaded.tokenizer)

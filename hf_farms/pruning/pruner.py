@@ -20,14 +20,22 @@ from hf_farms.data.selection import acceptance_sequences
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
 from hf_farms.progress import Progress
 from hf_farms.pruning.calibration_pass import Batch, CalibrationPass, calibration_batches
-from hf_farms.pruning.checks import check_method
+from hf_farms.pruning.checks import check_method, check_recovery
 from hf_farms.pruning.hidden_states import HiddenStates
 from hf_farms.pruning.limits import limit_of
 from hf_farms.pruning.measuring import LayerStatistic, Run, measure, measurement_passes
 from hf_farms.pruning.methods import PruningMethod, pruning_method
 from hf_farms.pruning.named_models import load_named
 from hf_farms.pruning.patterns import Removal
-from hf_farms.pruning.recovery import block_recovery, few_sequences_note, recovery_stage, single_sequences
+from hf_farms.pruning.recovery import (
+    block_config,
+    block_recovery,
+    few_sequences_note,
+    recovery_stage,
+    single_sequences,
+    train_whole,
+    training_note,
+)
 from hf_farms.pruning.removal_plan import (
     block_targets,
     check_layers,
@@ -71,6 +79,7 @@ def prune(
     selection: Iterable[Batch] | None = None,
     trials: str | Path | None = None,
     activations: str | Path | None = None,
+    checkpoints: str | Path | None = None,
     progress: Progress | None = None,
 ) -> PruneResult:
     """Set the least important weights of every matrix inside the blocks to zero, in place.
@@ -83,7 +92,10 @@ def prune(
     input of n channels (both together twice that), for experts at most 4 GiB at once. Recovery by submodule: about 13
     more forward passes (one of the dense model, three to record inputs, three for each of three passes of the fit); the
     hidden states of the calibration data four more times, three of them in float32; the dense weights of one block, and
-    five times the weights of its attention or of its feed-forward network in float32.
+    five times the weights of its attention or of its feed-forward network in float32. `recover="distill"` adds, for
+    each pass over the calibration data, a forward and a backward pass of the model, and needs the memory of full
+    fine-tuning: the model, gradients and two moments of Adam in float32, the weights before, and the hidden states of
+    the dense model.
 
     Args:
         model: a model; or a hub id, a folder or `demo`, which is loaded, and not written anywhere (for a folder on
@@ -104,18 +116,23 @@ def prune(
             is refused. None to keep them in memory.
         activations: folder for the hidden states of the calibration data, and a byte per weight during a search; None
             to keep them in memory.
-        progress: called with the stage ("analyze", "capture", "score", "prune"; of a search "levels", "sensitivity",
-            "search", "finalists" and "check"), finished steps and all steps.
+        checkpoints: folder for the checkpoints of a recovery that trains the whole model; the same training continues
+            from the last one, and a folder of another is refused. None writes none.
+        progress: called with the stage ("analyze", "capture", "score", "prune", "distill"; of a search "levels",
+            "sensitivity", "search", "finalists" and "check"), finished steps and all steps.
 
     Returns:
         The report (targets, measured sparsity, spectra before pruning) and the model.
 
     Raises:
         DataError: the method needs calibration data and got none, or token ids exceed the vocabulary.
-        ModelError: no blocks, layers that are not matrices or do not fit the pattern, NaN in weights or activations
-            (the message names the layer).
+        OutputError: `checkpoints` holds those of another training.
+        ModelError: no blocks, a model that the recovery cannot train, layers that are not matrices or do not fit the
+            pattern, NaN in weights or activations (the message names the layer).
     """
-    check_arguments(prune, config=config, spectra=spectra, trials=trials, activations=activations)
+    check_arguments(
+        prune, config=config, spectra=spectra, trials=trials, activations=activations, checkpoints=checkpoints
+    )
     config = config or PruneConfig()
     warn_unused(config)
     notes: tuple[str, ...] = ()
@@ -124,6 +141,7 @@ def prune(
     check_blocks(model, also=", a hub id, a folder, 'demo'")
     source = ModelBlockSource(model) if isinstance(model, nn.Module) else model
     check_layers(source, config)
+    check_recovery(source, config)
     batches = calibration_batches(calibration, source, config) if config.needs_calibration else []
     recovers = RECOVERIES[config.recover].needs == "activations"
     if recovers:
@@ -155,7 +173,8 @@ def prune(
     removals = plan_removals(source, targets, config)
     with source.evaluation(), torch.no_grad():
         measured = batches if recovers or config.measures_inputs else []
-        blocks = _prune_blocks(source, config, measured, acceptance, folder, targets, removals, tick)
+        blocks, dense = _prune_blocks(source, config, measured, acceptance, folder, targets, removals, tick)
+        trained = train_whole(source, config, (measured, acceptance), dense, checkpoints=checkpoints, progress=tick)
     layers = [layer for block in blocks for layer in block.layers]
     # A limit that the user set and that cannot hold; the default one is only noted.
     unreachable = limit if PruneConfig.max_sparsity != config.max_sparsity <= config.sparsity else None
@@ -164,9 +183,10 @@ def prune(
         if note is not None:
             warnings.warn(note, HfFarmsWarning, stacklevel=2)
     report = make_report(source, config, blocks, spectra, batches, removals, acceptance=acceptance)
-    found = (note for note in (limit, few) if note is not None)
+    left = training_note(trained, report.acceptance)
+    found = (note for note in (limit, few, left) if note is not None)
     searched = search.notes if search else ()
-    report = replace(report, search=search, notes=(*report.notes, *found, *notes, *searched))
+    report = replace(report, search=search, distillation=trained, notes=(*report.notes, *found, *notes, *searched))
     return PruneResult(report, model if isinstance(model, nn.Module) else None)
 
 
@@ -179,8 +199,9 @@ def _prune_blocks(
     targets: Plan,
     removals: list[list[Removal]],
     tick: Progress,
-) -> list[BlockSparsity]:
-    if all(source.finished(index) is not None for index in range(len(source))):
+) -> tuple[list[BlockSparsity], HiddenStates]:
+    """Return the records of all blocks, and the dense hidden states behind the last one if the recovery trains."""
+    if not config.trains and all(source.finished(index) is not None for index in range(len(source))):
         batches = acceptance = []
     # The acceptance sequences run along behind the others.
     sequences = [*batches, *acceptance]
@@ -199,7 +220,7 @@ def _prune_blocks(
     last = max((i for i in range(len(source)) if source.finished(i) is None), default=-1)
     for index in range(len(source)):
         if (record := source.finished(index)) is not None:
-            if recovers and index < last:
+            if recovers and (index < last or config.trains):
                 dense.advance(source.open_dense(index), index)
             blocks.append(json_converter().structure(record, BlockSparsity))
         else:
@@ -210,14 +231,14 @@ def _prune_blocks(
                 dense.advance(block, index)
             pruned = _prune_block(block, whole[index], removals[index], config, runs)
             pruned = _with_targets(pruned, block, targets[index]) if by_layer else pruned
-            blocks.append(replace(pruned, recovery=recovery.fit(runs, config, acceptance_runs)))
+            blocks.append(replace(pruned, recovery=recovery.fit(runs, block_config(config), acceptance_runs)))
             source.commit(index, json_converter().unstructure(blocks[-1]))
         if batches and index < last:
             data.advance(source.open(index), index)
         tick("prune", index + 1, len(source))
         if recover_stage:
             tick(recover_stage, index + 1, len(source))
-    return blocks
+    return blocks, dense.hidden
 
 
 def _prune_block(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -13,19 +14,26 @@ from torch import Tensor
 
 from hf_farms.blocks import Block, BlockSource
 from hf_farms.config import PruneConfig
+from hf_farms.progress import Progress
+from hf_farms.pruning.hidden_states import HiddenStates
 from hf_farms.pruning.measuring import Run
 from hf_farms.pruning.removal_plan import prunable_layers
 from hf_farms.registries import RECOVERIES
-from hf_farms.reports import AcceptanceRecord, BlockSparsity, RecoveredPart, acceptance_text
+from hf_farms.reports import AcceptanceRecord, BlockSparsity, DistillationRecord, RecoveredPart, acceptance_text
 
 __all__ = [
     "BlockRecovery",
     "NoRecovery",
+    "block_config",
     "block_recovery",
     "few_sequences_note",
+    "passes_text",
     "recovery_notes",
     "recovery_stage",
     "single_sequences",
+    "train_whole",
+    "training_disk_bytes",
+    "training_note",
 ]
 
 
@@ -76,9 +84,15 @@ class NoRecovery:
         return ()
 
 
+def block_config(config: PruneConfig) -> PruneConfig:
+    """Return the config of the recovery of single blocks: a recovery that trains the whole model starts from one."""
+    first = RECOVERIES[config.recover].first
+    return config if first is None else replace(config, recover=first, recover_passes=None, recover_rate=None)
+
+
 def block_recovery(block: Block, config: PruneConfig, folder: Path | None = None) -> BlockRecovery:
     """Return the recovery of a block that is not pruned yet; arguments as of `BlockRecovery`."""
-    recovery: BlockRecovery = RECOVERIES[config.recover].load()(block, folder)
+    recovery: BlockRecovery = RECOVERIES[block_config(config).recover].load()(block, folder)
     return recovery
 
 
@@ -98,8 +112,57 @@ def recovery_stage(source: BlockSource, config: PruneConfig, hidden_bytes: int) 
     itemsize = getattr(torch, source.dtype).itemsize
     # Dense weights and five float32 copies; two times hidden states as they are, and three times in float32.
     num_bytes = max(sizes) * (itemsize + 5 * 4) + hidden_bytes * (2 + 3 * 4 / itemsize)
-    passes = "1 pass" if config.recover_passes == 1 else f"{config.recover_passes} passes"
+    passes = passes_text(block_config(config).effective_passes)
     return f"recover ({passes}, up to {num_bytes / 2**30:.2f} GiB)"
+
+
+def train_whole(
+    source: BlockSource,
+    config: PruneConfig,
+    sequences: tuple[Sequence[Mapping[str, Tensor]], Sequence[Mapping[str, Tensor]]],
+    dense: HiddenStates,
+    *,
+    checkpoints: str | Path | None,
+    progress: Progress,
+) -> DistillationRecord | None:
+    """Train the pruned model if the recovery of `config` does so; None for a recovery of single blocks.
+
+    Args:
+        source: the pruned model.
+        config: names the recovery.
+        sequences: model inputs by name, one sequence each: those to fit, and those that accept the result, if any.
+        dense: hidden states of the dense model behind its last block, of the former and the latter.
+        checkpoints: folder for checkpoints; None writes none.
+        progress: called with every step.
+    """
+    if not config.trains:
+        return None
+    folder = Path(checkpoints) if checkpoints is not None else None
+    # The training stands above this package, which knows it by name only.
+    record: DistillationRecord = RECOVERIES[config.recover].load()(
+        source, config, *sequences, dense, folder=folder, progress=progress
+    )
+    return record
+
+
+def training_disk_bytes(source: BlockSource, config: PruneConfig) -> int:
+    """Return the disk space of a recovery that trains the whole model; 0 for a recovery of single blocks.
+
+    Two checkpoints, the last one and the next while it is written: the blocks and two moments of Adam, in float32; and
+    the blocks as they were before.
+    """
+    if not config.trains:
+        return 0
+    blocks = [source.open(index) for index in range(len(source))]
+    parameters = [parameter for block in blocks for parameter in block.module.parameters()]
+    trained = sum(math.prod(layer.metadata.shape) for block in blocks for layer in prunable_layers(block.layers))
+    everything = sum(parameter.numel() for parameter in parameters)
+    return 2 * (4 * everything + 8 * trained) + sum(parameter.nbytes for parameter in parameters)
+
+
+def passes_text(passes: int) -> str:
+    """Return "1 pass" or "3 passes"."""
+    return "1 pass" if passes == 1 else f"{passes} passes"
 
 
 def single_sequences(batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
@@ -125,6 +188,21 @@ def few_sequences_note(batches: Sequence[object]) -> str | None:
     return (
         f"calibration should have at least 2 sequences for recovery, got {len(batches)}: the fit is accepted on the "
         "sequence that it was made on."
+    )
+
+
+def training_note(record: DistillationRecord | None, acceptance: AcceptanceRecord | None = None) -> str | None:
+    """Describe a training whose weights are not those of the model; None for any other.
+
+    Args:
+        record: of the training, if there was one.
+        acceptance: the text that accepts it; None: calibration sequences that were held out.
+    """
+    if record is None or record.accepted:
+        return None
+    return (
+        f"Distillation did not lower the KL to the dense model on {acceptance_text(acceptance)} "
+        f"({record.divergence_before:.4g} nats per token before): the model has the weights from before."
     )
 
 

@@ -22,6 +22,7 @@ from hf_farms.blocks import Block
 from hf_farms.config import PruneConfig
 from hf_farms.errors import ModelError
 from hf_farms.pruning.hidden_states import HiddenStates
+from hf_farms.pruning.kept_weights import root_mean_square, round_kept
 from hf_farms.pruning.measuring import Run
 from hf_farms.pruning.residual_stream import ResidualStream
 from hf_farms.pruning.submodule_calls import State, SubmoduleCalls, fit_dtype, recorded_calls
@@ -104,7 +105,7 @@ class SubmoduleRecovery:
         pruned = {name: part.module.get_parameter(name) for name in part.trained}
         weights = {name: weight.detach().float().clone() for name, weight in pruned.items()}
         _minimise(calls, fitted, weights, config, scale=calls.variance(fitted) or 1.0)
-        rounded = {name: _rounded(weight, pruned[name]) for name, weight in weights.items()}
+        rounded = {name: round_kept(weight, pruned[name]) for name, weight in weights.items()}
         del weights
         after = calls.error(held_out, rounded) / scale
         # Not `>=`: NaN is refused too.
@@ -149,9 +150,9 @@ def _minimise(
     The learning rate is relative to the size of each matrix, because models, and matrices of one model, differ by an
     order of magnitude. It falls to zero along a cosine.
     """
-    rates = [config.recover_rate * _rms(weight) for weight in weights.values()]
+    rates = [config.effective_rate * root_mean_square(weight) for weight in weights.values()]
     optimizer = _adam(weights)
-    order = list(indices) * config.recover_passes
+    order = list(indices) * config.effective_passes
     for step, index in enumerate(order):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * (1 + math.cos(math.pi * step / len(order))) / 2
@@ -175,15 +176,3 @@ def _adam(weights: State) -> torch.optim.Adam:
         steps = torch.zeros((), device=weight.device if fused else "cpu")
         optimizer.state[weight] = {"step": steps, "exp_avg": torch.zeros_like(weight), "exp_avg_sq": squares}
     return optimizer
-
-
-def _rms(weight: Tensor) -> float:
-    """Return the root mean square of the entries that are not zero."""
-    return math.sqrt(float(weight.square().sum(dtype=torch.float64)) / max(1, int(weight.count_nonzero())))
-
-
-def _rounded(weight: Tensor, pruned: Tensor) -> Tensor:
-    """Round a weight to the dtype of the model; weights that were kept must not round to zero."""
-    rounded = weight.to(pruned.dtype)
-    smallest = torch.full_like(rounded, torch.finfo(rounded.dtype).tiny).copysign(rounded)
-    return torch.where((rounded == 0) & (pruned != 0), smallest, rounded)

@@ -14,12 +14,20 @@ class RecoveryEntry(Entry):
     """A way to recover quality after pruning.
 
     The function is a class, a `hf_farms.pruning.recovery.BlockRecovery`, whose object sees every block before and after
-    it is pruned, or None, if no block is adjusted.
+    it is pruned. Of an entry with `first` it is a function that trains the whole pruned model in memory, as
+    `hf_farms.distillation.distilling:distill`, after its blocks were recovered.
 
     Attributes:
+        first: name of the recovery of single blocks that the training of the whole model starts from; None for a
+            recovery of single blocks.
+        passes: default of the option `recover_passes`.
+        rate: default of the option `recover_rate`.
         citation: BibTeX.
     """
 
+    first: str | None = None
+    passes: int = 3
+    rate: float = 0.01
     citation: str = ""
 
     def __post_init__(self) -> None:
@@ -34,6 +42,14 @@ RETRAINING = """\
   author  = {Wagner, Moritz and Roux, Christophe and Zimmer, Max and Pokutta, Sebastian},
   journal = {arXiv preprint arXiv:2510.14444},
   year    = {2025}
+}"""
+
+DISTILLATION = """\
+@article{hinton2015distilling,
+  title   = {Distilling the Knowledge in a Neural Network},
+  author  = {Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},
+  journal = {arXiv preprint arXiv:1503.02531},
+  year    = {2015}
 }"""
 
 RECOVERIES: Registry[RecoveryEntry] = Registry(
@@ -52,6 +68,18 @@ RECOVERIES: Registry[RecoveryEntry] = Registry(
             "dense model ([reconstruction of submodules](https://arxiv.org/abs/2510.14444)).",
             options=("recover_passes", "recover_rate"),
             citation=RETRAINING,
+        ),
+        "distill": RecoveryEntry(
+            needs="activations",
+            function="hf_farms.distillation.distilling:distill",
+            first="submodule",
+            sentence="Then all remaining weights of the pruned layers were trained together, with the zeros fixed, so "
+            "that the predictions on the calibration data come close to those of the dense model "
+            "([distillation](https://arxiv.org/abs/1503.02531)).",
+            options=("recover_passes", "recover_rate"),
+            passes=10,
+            rate=0.01,
+            citation=DISTILLATION,
         ),
     },
 )

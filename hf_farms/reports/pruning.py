@@ -18,6 +18,7 @@ __all__ = [
     "BaseModelRecord",
     "BlockSparsity",
     "CalibrationRecord",
+    "DistillationRecord",
     "LayerSparsity",
     "PruneReport",
     "RecoveredPart",
@@ -79,6 +80,30 @@ class RecoveredPart:
     def final_error(self) -> float:
         """The error of the weights that the model has."""
         return self.error if self.accepted and self.error is not None else self.error_before
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationRecord:
+    """Training of the kept weights of the whole model: KL(dense || pruned) of its predictions, in nats per token.
+
+    The KL is measured on the acceptance text, or without one on calibration sequences that are held out.
+
+    Attributes:
+        divergence_before: with the weights that pruning, and the recovery of single blocks, left.
+        divergence: with the trained weights; None if it is not finite.
+        accepted: whether the model has the trained weights: only if their KL is lower.
+        steps: sequences that were fitted, each as often as there were passes.
+    """
+
+    divergence_before: float
+    divergence: float | None
+    accepted: bool
+    steps: int
+
+    @property
+    def final_divergence(self) -> float:
+        """The KL of the weights that the model has."""
+        return self.divergence if self.accepted and self.divergence is not None else self.divergence_before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +206,7 @@ class PruneReport(Report):
         after: spectra of the pruned model; None if not measured.
         calibration: None where the method needs none.
         acceptance: the text that accepted the fits of a recovery; None: without one, or held out calibration sequences.
+        distillation: the training of the whole pruned model; None without one.
         search: plans that were tried, of an allocation that searches.
         perplexity: None if not measured.
         base: what the Hub, or its folder, says of the dense model; None: nothing is known.
@@ -203,6 +229,7 @@ class PruneReport(Report):
     after: SpectralReport | None = None
     calibration: CalibrationRecord | None = None
     acceptance: AcceptanceRecord | None = None
+    distillation: DistillationRecord | None = None
     search: SearchRecord | None = None
     perplexity: PerplexityRecord | None = None
     base: BaseModelRecord | None = None

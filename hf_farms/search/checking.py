@@ -14,6 +14,7 @@ from hf_farms.config.effects import given_fields
 from hf_farms.metrics.divergence import Batches, count_tokens, divergences, final_hidden
 from hf_farms.pruning.calibration_pass import Batch
 from hf_farms.pruning.pruner import prune
+from hf_farms.pruning.recovery import block_config
 from hf_farms.pruning.removal_plan import prunable_layers
 
 __all__ = ["can_check", "pruned_loss", "rank_correlation"]
@@ -48,7 +49,8 @@ def pruned_loss(
         with _restored(source), warnings.catch_warnings(), given_fields(()):
             # The final prune warns of the same things.
             warnings.simplefilter("ignore")
-            prune(source, config, calibration=calibration or None, scores=sparsities)
+            # Not trained as a whole, which takes as long as all of the search.
+            prune(source, block_config(config), calibration=calibration or None, scores=sparsities)
             pruned = [final_hidden(source, batch) for batch in batches]
     total, num_tokens = 0.0, 0
     with source.evaluation(), torch.no_grad():

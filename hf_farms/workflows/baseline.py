@@ -36,21 +36,25 @@ def uniform_nll(
     """Measure the NLL with uniform sparsity; None, with a warning, if the model cannot be streamed.
 
     The dense blocks are read from disk one at a time, and the pruned ones are kept on disk until they are measured. The
-    cost is one more pass of pruning and of measuring, and temporary disk space of the size of the model.
+    cost is one more pass of pruning and of measuring, and temporary disk space of the size of the model. For a recovery
+    that trains the whole model, it is in memory instead, next to the dense one.
     """
     output = plan.output
     folder = output.state / "uniform"
 
     def measure() -> TextNll:
-        loaded = load_model(plan.model, **asdict(replace(plan.load, stream=True)), tokenizer=False)
+        config = replace(plan.recipe.prune, allocation="uniform")
+        loaded = load_model(plan.model, **asdict(replace(plan.load, stream=not config.trains)), tokenizer=False)
         source = loaded.source
-        source.attach(CheckpointWriter(loaded.model, folder, len(source), records=folder / "blocks"))
+        if not config.trains:
+            source.attach(CheckpointWriter(loaded.model, folder, len(source), records=folder / "blocks"))
         prune(
             source,
-            replace(plan.recipe.prune, allocation="uniform"),
+            config,
             calibration=batches,
             selection=selection or None,
             activations=folder / "activations",
+            checkpoints=folder / "distill" if config.trains else None,
             progress=lambda stage, done, total: progress(f"{stage} (uniform)", done, total),
         )
         return text.measure(loaded, progress, "Uniform perplexity")

@@ -27,10 +27,11 @@ from hf_farms.output.recipe import RECIPE_NAME, Recipe
 from hf_farms.progress import Progress, one_stage
 from hf_farms.pruning.checks import check_method
 from hf_farms.pruning.pruner import prune
+from hf_farms.pruning.recovery import training_disk_bytes
 from hf_farms.pruning.removal_plan import plan_removals, plan_targets
 from hf_farms.pruning.scoring import score_blocks
 from hf_farms.registries import ALLOCATIONS, RECOVERIES
-from hf_farms.reports import REPORT_NAME, BaseModelRecord, PruneReport, SpectralReport
+from hf_farms.reports import REPORT_NAME, BaseModelRecord, PruneReport, SpectralReport, json_converter
 from hf_farms.spectra.analysis import analyze
 from hf_farms.workflows.baseline import uniform_nll
 from hf_farms.workflows.prune_plan import PrunePlan
@@ -68,7 +69,7 @@ class PruneStages:
             **asdict(plan.load),
             # Copied to the result even if it is not needed.
             tokenizer=recipe.needs_tokenizer or None,
-            head=recipe.evaluation.source is not None or writes_itself or recipe.prune.searches,
+            head=recipe.evaluation.source is not None or writes_itself or recipe.prune.searches or recipe.prune.trains,
         )
         check_method(self._loaded.source, recipe.prune)
         self._text = EvaluationText(recipe.evaluation, self._loaded) if recipe.evaluation.source is not None else None
@@ -78,7 +79,8 @@ class PruneStages:
     def finish(self, *, repo_id: str | None, command: str | None) -> PruneReport:
         """Run all stages and rename the folder."""
         output, text, recipe = self._output, self._text, self._recipe
-        output.check_space(self._bytes_needed() + self._selection.bytes_needed)
+        training = training_disk_bytes(self._loaded.source, recipe.prune)
+        output.check_space(self._bytes_needed() + self._selection.bytes_needed + training)
         partial = self._begin()
         left = _left_out(self._plan.model)
         spectra = self._spectra()
@@ -174,10 +176,11 @@ class PruneStages:
         """Prune the model into `DIR.partial`, and measure it again."""
         loaded, output, config = self._loaded, self._output, self._recipe.prune
         source = loaded.source
-        writer = CheckpointWriter(
-            loaded.model, output.partial, len(source), records=output.state / "blocks", absent=loaded.absent
-        )
-        source.attach(writer, keep_dense=RECOVERIES[config.recover].needs == "activations")
+        writer = self._writer(output.partial, output.state / "blocks")
+        # Blocks that are trained afterwards: a run that is killed starts the training from them again.
+        pruned = output.state / "pruned"
+        first = self._writer(pruned, pruned / "records") if config.trains else writer
+        source.attach(first, keep_dense=RECOVERIES[config.recover].needs == "activations")
         report = prune(
             source,
             config,
@@ -186,8 +189,13 @@ class PruneStages:
             scores=scores,
             selection=self._selection.batches or None,
             activations=_activations(source, output),
+            checkpoints=output.state / "distill" if config.trains else None,
             progress=self._progress,
         ).report
+        if config.trains:
+            source.results = writer
+            for block in report.blocks:
+                source.commit(block.index, json_converter().unstructure(block))
         # Of the files that are left out, all but the generation config make the tokenizer.
         tokenizer = None if set(left) - {GENERATION} else loaded.tokenizer
         writer.finish(tokenizer, [source.metadata(index).name for index in range(len(source))])
@@ -199,6 +207,10 @@ class PruneStages:
         accepted = replace(report.acceptance, config=recipe.selection) if report.acceptance else None
         after = analyze(source, config.measurement(), progress=tick)
         return replace(report, model=recipe.model, after=after, calibration=seen, acceptance=accepted)
+
+    def _writer(self, folder: Path, records: Path) -> CheckpointWriter:
+        loaded = self._loaded
+        return CheckpointWriter(loaded.model, folder, len(loaded.source), records=records, absent=loaded.absent)
 
 
 def _activations(source: BlockSource, output: OutputFolder) -> Path | None:

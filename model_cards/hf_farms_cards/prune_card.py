@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from markupsafe import Markup
 
 from hf_farms.config import default_output_name
-from hf_farms.registries import ALLOCATIONS, FITS, METHODS, RECOVERIES, REFINEMENTS
+from hf_farms.registries import ALLOCATIONS, FITS, METHODS, RECOVERIES, REFINEMENTS, RecoveryEntry
 from hf_farms.registries.allocations import AllocationEntry
-from hf_farms.reports import PerplexityRecord, PruneReport, SearchTrial, TaskRecord, acceptance_text
+from hf_farms.reports import (
+    DistillationRecord,
+    PerplexityRecord,
+    PruneReport,
+    SearchTrial,
+    TaskRecord,
+    acceptance_text,
+)
 from hf_farms.reports.standing_out import standing_out_of
 from hf_farms_cards.licences import licence_of
 from hf_farms_cards.markdown import code, link, number, with_error
@@ -62,6 +68,7 @@ def pruned_card(
     )
     method, allocation = METHODS[report.config.method], ALLOCATIONS[report.config.allocation]
     recover = RECOVERIES[report.config.recover]
+    recovering = [recover.citation] if recover.first is None else [RECOVERIES[recover.first].citation, recover.citation]
     # Measured, not target sparsities: a pattern may round different targets to the same sparsity.
     zeros = [block.sparsity for block in report.blocks]
     by_layer = any(layer.target is not None for block in report.blocks for layer in block.layers)
@@ -72,9 +79,9 @@ def pruned_card(
         "refinement": _refinement(report),
         "allocation": allocation,
         "fit": FITS[report.before.config.fit] if report.before else None,
-        "citations": [entry.citation for entry in (allocation, method, recover) if entry.citation],
+        "citations": [text for text in (allocation.citation, method.citation, *recovering) if text],
         "recover_sentence": _recover_sentence(report),
-        "adjusts": method.adjusts or any(part.accepted for block in report.blocks for part in block.recovery),
+        "adjusts": method.adjusts or _recovered(report),
         "title": name.rsplit("/", 1)[-1],
         "base": base_text(report.model, base),
         "base_id": base,
@@ -124,9 +131,8 @@ def base_text(model: str | None, base_id: str | None) -> Markup:
 def _call(report: PruneReport) -> str:
     batches = ", calibration=batches" if report.config.needs_calibration else ""
     batches += ", selection=other_batches" if report.config.needs_selection else ""
-    # Reports hold the number of the default spread, which a call leaves out.
-    config = replace(report.config, spread=None)
-    call = as_call(config if config.settled() == report.config else report.config)
+    # Reports hold the numbers of defaults, which a call leaves out.
+    call = as_call(report.config.unsettled())
     return f"from hf_farms import PruneConfig, prune\n\nprune(model, {call}{batches})"
 
 
@@ -154,15 +160,38 @@ def _refinement(report: PruneReport) -> str:
 
 def _recover_sentence(report: PruneReport) -> str:
     """Return Markdown on the recovery and its errors; "" without one."""
-    errors = report.recovery_errors()
+    errors, entry = report.recovery_errors(), RECOVERIES[report.config.recover]
     if errors is None:
         return ""
     before, after = errors
-    return (
-        f"{RECOVERIES[report.config.recover].describe(report.config)} The squared error of their outputs, relative to "
+    blocks = entry if entry.first is None else RECOVERIES[entry.first]
+    sentence = (
+        f"{blocks.describe(report.config)} The squared error of their outputs, relative to "
         f"the variance of the ideal ones, fell from {before:.3g} to {after:.3g} (median) on "
         f"{acceptance_text(report.acceptance)}."
     )
+    return (
+        sentence if report.distillation is None else f"{sentence} {_distillation_sentence(report.distillation, entry)}"
+    )
+
+
+def _distillation_sentence(record: DistillationRecord, entry: RecoveryEntry) -> str:
+    """Return Markdown on the training of the whole model."""
+    if not record.accepted:
+        return (
+            "A training of all remaining weights on the predictions of the dense model did not lower the KL divergence "
+            "on these sequences, and was not used."
+        )
+    return (
+        f"{entry.sentence} Their KL divergence to those of the dense model fell from {record.divergence_before:.3g} to "
+        f"{record.final_divergence:.3g} nats per token on these sequences, in {record.steps} steps."
+    )
+
+
+def _recovered(report: PruneReport) -> bool:
+    """Return whether a recovery changed weights."""
+    trained = report.distillation is not None and report.distillation.accepted
+    return trained or any(part.accepted for block in report.blocks for part in block.recovery)
 
 
 def _ends(report: PruneReport) -> str:

@@ -130,7 +130,7 @@ def test_an_old_report_with_both_names_is_refused(tmp_path):
 def test_a_recipe_with_the_old_key_is_read(tmp_path):
     with old_name(PruneConfig):
         recipe = Recipe.load(EARLIER / "recipe.yaml")
-    assert recipe.prune == PruneConfig(spread=0.1, spectra=FarmsConfig(window_rows=16), ends="measured")
+    assert recipe.prune == PruneConfig(spectra=FarmsConfig(window_rows=16), ends="measured").settled()
     text = (EARLIER / "recipe.yaml").read_text()
     (tmp_path / "recipe.yaml").write_text(text.replace("window_rows: 16", "window_rows: none"))
     with pytest.raises(DataError, match=r"prune.farms.window_rows must be a whole number"):
@@ -244,7 +244,7 @@ def test_files_and_pickles_of_versions_without_a_field_do_what_those_did():
 
 
 def test_recipes_and_reports_without_ends_are_as_measured(tmp_path):
-    recover = {name: getattr(PruneConfig(), name) for name in ("recover", "recover_passes", "recover_rate")}
+    recover = {name: getattr(PruneConfig().settled(), name) for name in ("recover", "recover_passes", "recover_rate")}
     assert recover["recover"] == "none"
     assert absent_values(Recipe) == {f"prune.{name}": value for name, value in absent_values(PruneConfig).items()}
     assert absent_values(FarmsLRConfig) == {"ends": "measured"}

@@ -47,7 +47,8 @@ def test_it_sees_each_block_before_and_after(double, ids):
 
 
 def test_options_of_another_recovery_have_no_effect(double, ids):
-    with pytest.warns(NoEffectWarning, match="`recover_passes` has no effect: it applies to recover 'submodule'."):
+    applies = "it applies to recover 'submodule' or 'distill'."
+    with pytest.warns(NoEffectWarning, match=f"`recover_passes` has no effect: {applies}"):
         prune(tiny("llama"), PruneConfig(allocation="uniform", recover="double", recover_passes=2), calibration=ids)
 
 
