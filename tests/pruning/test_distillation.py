@@ -40,8 +40,9 @@ def is_training(stage):
 
 @pytest.fixture(scope="module")
 def demo():
-    """The demo: dense, as the training found it, and as it left it; the calibration data and the report."""
+    """Four blocks of the demo: dense, as the training found them, and as it left them; calibration data and report."""
     loaded = load_model("demo")
+    loaded.model.model.layers = loaded.model.model.layers[:4]
     ids, _ = calibration_sequences(
         CalibrationConfig(num_sequences=8, sequence_length=64), model=loaded.model, tokenizer=loaded.tokenizer
     )
@@ -93,6 +94,15 @@ def test_weights_before_are_kept_where_kl_does_not_fall(many):
     assert report.distillation.final_divergence == report.distillation.divergence_before
     assert same(model, twin)
     assert any("Distillation did not lower the KL" in note for note in report.notes)
+
+
+def test_a_selection_text_accepts_and_all_calibration_is_fitted(many):
+    model, dense = tiny("llama", num_hidden_layers=1), tiny("llama", num_hidden_layers=1)
+    other = [torch.randint(0, 100, (1, 30), generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    report = prune(model, DISTILL, calibration=many, selection=other).report
+    assert report.distillation.steps == 2 * 8
+    accepted = mean_kl(dense, model, torch.cat(other[2:]))
+    assert report.distillation.final_divergence == pytest.approx(accepted, rel=1e-3)
 
 
 def stop_at(step):
@@ -201,8 +211,9 @@ def test_models_that_do_not_predict_the_next_token_are_refused(model, many):
         prune(model(), DISTILL, calibration=many)
 
 
-def test_every_eighth_sequence_is_held_out():
+def test_every_eighth_sequence_is_held_out_where_no_text_accepts():
     assert HELD_OUT == 8
     assert split_sequences(16) == ([*range(7), *range(8, 15)], [7, 15])
     assert split_sequences(3) == ([0, 1], [2])
     assert split_sequences(1) == ([0], [0])
+    assert split_sequences(9, 2) == ([*range(9)], [9, 10])
