@@ -75,7 +75,8 @@ def distill(
     stage = f"distill ({passes_text(config.effective_passes)}, up to {training_bytes(source) / 2**30:.2f} GiB)"
     before = _divergence(source, batches, dense, held_out)
     pruned = {name: weight.data.clone() for name, weight in weights.items()}
-    settings = TrainingSettings(passes=config.effective_passes, rate=config.effective_rate, folder=folder)
+    dtype = next(iter(pruned.values())).dtype
+    settings = TrainingSettings(passes=config.effective_passes, rate=config.effective_rate, dtype=dtype, folder=folder)
     progress(f"{stage}: KL {before:.4g}", 0, len(fitted) * settings.passes)
     with _trainable(source.model, weights, pruned), torch.enable_grad():
         steps = train(

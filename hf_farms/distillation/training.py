@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from hf_farms.callbacks.keep_zeros import KeepZerosCallback
 from hf_farms.distillation.student import SequenceNumbers, Student
+from hf_farms.errors import NoEffectWarning
 from hf_farms.pruning.kept_weights import root_mean_square
 
 __all__ = ["TrainingSettings", "train"]
@@ -40,11 +42,13 @@ class TrainingSettings:
     Attributes:
         passes: over the fitted sequences.
         rate: largest learning rate, as a fraction of the root mean square of each matrix.
+        dtype: of the model before its weights became float32.
         folder: for checkpoints; None writes none.
     """
 
     passes: int
     rate: float
+    dtype: torch.dtype
     folder: Path | None = None
 
 
@@ -75,10 +79,12 @@ def train(
         fused=device.type in FUSED,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _factor(step, steps))
-    with _random_state(), _output_folder(settings.folder) as folder:
+    # The Trainer takes the current GPU.
+    where = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with _random_state(), where, _output_folder(settings.folder) as folder:
         trainer = Trainer(
             model=student,
-            args=_arguments(folder, settings, steps, device, model),
+            args=_arguments(folder, settings, steps, device),
             train_dataset=SequenceNumbers(numbers),
             compute_loss_func=student.loss,
             optimizers=(optimizer, schedule),
@@ -97,9 +103,7 @@ def _factor(step: int, steps: int) -> float:
     return (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up))) / 2
 
 
-def _arguments(
-    folder: Path, settings: TrainingSettings, steps: int, device: torch.device, model: nn.Module
-) -> TrainingArguments:
+def _arguments(folder: Path, settings: TrainingSettings, steps: int, device: torch.device) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.passes,
@@ -115,7 +119,7 @@ def _arguments(
         dataloader_pin_memory=False,
         use_cpu=device.type == "cpu",
         # Products in half precision where that is faster, as the model itself computes them.
-        bf16=device.type == "cuda" and getattr(model.config, "dtype", None) == torch.bfloat16,
+        bf16=device.type == "cuda" and torch.cuda.is_bf16_supported() and settings.dtype == torch.bfloat16,
         seed=0,
     )
     # Not a copy of the student on each GPU of the machine.
@@ -169,7 +173,10 @@ class _KeepZeros(KeepZerosCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        super().on_train_begin(args, state, control, **{**kwargs, "model": self._model})
+        with warnings.catch_warnings():
+            # Without any zeros, at sparsity 0, the caller has warned.
+            warnings.simplefilter("ignore", NoEffectWarning)
+            super().on_train_begin(args, state, control, **{**kwargs, "model": self._model})
 
 
 class _Progress(TrainerCallback):

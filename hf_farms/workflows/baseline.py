@@ -46,8 +46,8 @@ def uniform_nll(
         config = replace(plan.recipe.prune, allocation="uniform")
         loaded = load_model(plan.model, **asdict(replace(plan.load, stream=not config.trains)), tokenizer=False)
         source = loaded.source
-        if not config.trains:
-            source.attach(CheckpointWriter(loaded.model, folder, len(source), records=folder / "blocks"))
+        writer = CheckpointWriter(loaded.model, folder, len(source), records=folder / "blocks")
+        source.attach(writer, keep_dense=config.trains)
         prune(
             source,
             config,

@@ -174,6 +174,16 @@ def test_half_precision_is_trained_in_float32(many):
     assert sum(int((w == 0).sum()) for w in linear) == sum(w.numel() for w in linear) // 2
 
 
+@pytest.mark.filterwarnings("ignore:sparsity is 0:hf_farms.errors.NoEffectWarning")
+def test_a_dense_model_stays_as_it_is(many):
+    model, dense = tiny("llama", num_hidden_layers=1), tiny("llama", num_hidden_layers=1)
+    config = PruneConfig(method="magnitude", allocation="uniform", sparsity=0, recover="distill", recover_passes=1)
+    record = prune(model, config, calibration=many).report.distillation
+    assert record.divergence_before == 0
+    assert not record.accepted
+    assert same(model, dense)
+
+
 def test_padding_is_not_fitted(many):
     ids, mask = many[0], torch.ones_like(many[0])
     mask[:, 30:] = 0
