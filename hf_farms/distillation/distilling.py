@@ -27,6 +27,7 @@ from hf_farms.progress import Progress
 from hf_farms.pruning.kept_weights import round_kept
 from hf_farms.pruning.recovery import passes_text
 from hf_farms.pruning.removal_plan import prunable_layers
+from hf_farms.pruning.submodule_calls import fit_dtype
 from hf_farms.reports import DistillationRecord
 
 __all__ = ["HELD_OUT", "distill", "training_bytes"]
@@ -75,12 +76,14 @@ def distill(
     stage = f"distill ({passes_text(config.effective_passes)}, up to {training_bytes(source) / 2**30:.2f} GiB)"
     before = _divergence(source, batches, dense, held_out)
     pruned = {name: weight.data.clone() for name, weight in weights.items()}
-    dtype = next(iter(pruned.values())).dtype
-    settings = TrainingSettings(passes=config.effective_passes, rate=config.effective_rate, dtype=dtype, folder=folder)
+    bfloat16 = fit_dtype(source.model) == torch.bfloat16
+    settings = TrainingSettings(
+        passes=config.effective_passes, rate=config.effective_rate, bfloat16=bfloat16, folder=folder
+    )
     progress(f"{stage}: KL {before:.4g}", 0, len(fitted) * settings.passes)
     with _trainable(source.model, weights, pruned), torch.enable_grad():
         steps = train(
-            Student(source, batches, dense),
+            Student(source, batches, dense, bfloat16=bfloat16),
             source.model,
             weights,
             fitted,

@@ -48,13 +48,21 @@ class Student(nn.Module):
         source: the pruned model in memory.
         batches: model inputs by name, one sequence each.
         dense: hidden states of the dense model for each of them.
+        bfloat16: compute the products of the head in bfloat16; the Trainer does so for the blocks.
     """
 
-    def __init__(self, source: ModelBlockSource, batches: Sequence[Mapping[str, Tensor]], dense: HiddenByIndex) -> None:
+    def __init__(
+        self,
+        source: ModelBlockSource,
+        batches: Sequence[Mapping[str, Tensor]],
+        dense: HiddenByIndex,
+        *,
+        bfloat16: bool = False,
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(source.modules)
         self._source, self._batches, self._dense = source, batches, dense
-        self.last_loss = float("nan")
+        self.last_loss, self._bfloat16 = float("nan"), bfloat16
         self.train(False)
 
     def train(self, mode: bool = True) -> Student:
@@ -68,6 +76,7 @@ class Student(nn.Module):
     def loss(self, outputs: Mapping[str, Tensor], labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         """Return KL(dense || pruned) in nats per token; a `compute_loss_func` of the Trainer."""
         number = int(labels)
-        loss = divergence_loss(self._source, self._batches[number], self._dense[number], outputs["hidden"])
+        with torch.autocast(labels.device.type, torch.bfloat16, enabled=self._bfloat16):
+            loss = divergence_loss(self._source, self._batches[number], self._dense[number], outputs["hidden"])
         self.last_loss = float(loss.detach())
         return loss

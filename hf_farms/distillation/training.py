@@ -42,13 +42,13 @@ class TrainingSettings:
     Attributes:
         passes: over the fitted sequences.
         rate: largest learning rate, as a fraction of the root mean square of each matrix.
-        dtype: of the model before its weights became float32.
+        bfloat16: products are in bfloat16, as the model itself computes them; weights and moments are float32.
         folder: for checkpoints; None writes none.
     """
 
     passes: int
     rate: float
-    dtype: torch.dtype
+    bfloat16: bool = False
     folder: Path | None = None
 
 
@@ -118,8 +118,7 @@ def _arguments(folder: Path, settings: TrainingSettings, steps: int, device: tor
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         use_cpu=device.type == "cpu",
-        # Products in half precision where that is faster, as the model itself computes them.
-        bf16=device.type == "cuda" and torch.cuda.is_bf16_supported() and settings.dtype == torch.bfloat16,
+        bf16=settings.bfloat16,
         seed=0,
     )
     # Not a copy of the student on each GPU of the machine.

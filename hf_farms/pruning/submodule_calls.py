@@ -145,19 +145,21 @@ def recorded_calls(module: nn.Module, run: Callable[[], object]) -> list[tuple[B
 
 
 def fit_dtype(module: nn.Module) -> torch.dtype:
-    """Return the dtype in which a submodule is run to be fitted: bfloat16 where it saves time, else float32.
+    """Return the dtype in which a module is run to be fitted: bfloat16 where it saves time, else float32.
 
     float16 would need a scaled loss: gradients of a mean over a sequence are below its range. On processors without
     units for bfloat16, its products take longer than those of float32.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.is_floating_point()]
     is_bfloat16 = bool(parameters) and all(parameter.dtype == torch.bfloat16 for parameter in parameters)
-    if not is_bfloat16 or (parameters[0].device.type == "cpu" and not _cpu_has_bfloat16()):
-        return torch.float32
-    return torch.bfloat16
+    return torch.bfloat16 if is_bfloat16 and _has_bfloat16(parameters[0].device) else torch.float32
 
 
-def _cpu_has_bfloat16() -> bool:
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return True
     # Names with an underscore, of which torch has no public equivalent.
     checks = (getattr(torch.cpu, f"_is_{unit}_supported", None) for unit in ("amx_tile", "avx512_bf16"))
     return any(check() for check in checks if check is not None)
