@@ -1,0 +1,41 @@
+"""Sentences on a distillation."""
+
+from dataclasses import replace
+
+import pytest
+from cards import full
+from hf_farms_cards import render_card
+
+from hf_farms.reports import DistillationRecord, RecoveredPart
+
+
+@pytest.fixture
+def report():
+    """A pruned model whose blocks were recovered, and that was trained then."""
+    whole = full()
+    part = RecoveredPart(name="attention", error_before=0.4, error=0.2, accepted=True)
+    blocks = tuple(replace(block, recovery=(part,)) for block in whole.blocks)
+    record = DistillationRecord(divergence_before=0.25, divergence=0.125, accepted=True, steps=320)
+    return replace(whole, config=replace(whole.config, recover="distill"), blocks=blocks, distillation=record)
+
+
+def text(report):
+    return " ".join(render_card(report, repo_id="me/pruned").split())
+
+
+def test_it_stands_behind_the_recovery_of_blocks(report):
+    card = text(report)
+    assert (
+        "fell from 0.4 to 0.2 (median) on calibration sequences that were held out. Then all" in card
+    )
+    assert "fell from 0.25 to 0.125 nats per token on these sequences, in 320 steps." in card
+    assert card.index("@article{wagner2025recovery") < card.index("@article{hinton2015distilling")
+
+
+@pytest.mark.parametrize("loss", [0.3, None])
+def test_one_that_was_not_used_is_said(report, loss):
+    refused = replace(report.distillation, divergence=loss, accepted=False)
+    card = text(replace(report, distillation=refused))
+    assert "did not lower the KL divergence on these sequences, and was not used." in card
+    assert "Then all remaining weights" not in card
+    assert refused.final_divergence == 0.25
