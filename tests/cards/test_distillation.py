@@ -25,9 +25,7 @@ def text(report):
 
 def test_it_stands_behind_the_recovery_of_blocks(report):
     card = text(report)
-    assert (
-        "fell from 0.4 to 0.2 (median) on calibration sequences that were held out. Then all" in card
-    )
+    assert "fell from 0.4 to 0.2 (median) on calibration sequences that were held out. Then all" in card
     assert "fell from 0.25 to 0.125 nats per token on these sequences, in 320 steps." in card
     assert card.index("@article{wagner2025recovery") < card.index("@article{hinton2015distilling")
 
