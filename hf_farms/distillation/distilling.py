@@ -53,7 +53,7 @@ def distill(
     Where the KL on sequences that nothing was fitted to does not fall, the weights stay as they were.
 
     The defaults of passes and learning rate are those with the lowest KL in trials on the demo; three times the passes
-    gained a third more, and rates from 0.03 on made it worse (figures in the registry).
+    gained a quarter more, and rates from 0.03 on made it worse (figures in the registry).
 
     Time: for each pass a forward and a backward pass of the calibration data through the whole model, and three times
     the product of its head. Memory: see `training_bytes`.

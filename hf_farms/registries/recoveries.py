@@ -77,9 +77,9 @@ RECOVERIES: Registry[RecoveryEntry] = Registry(
             "that the predictions on the calibration data come close to those of the dense model "
             "([distillation](https://arxiv.org/abs/1503.02531)).",
             options=("recover_passes", "recover_rate"),
-            # Tried on the demo at 50% (Wanda, uniform), KL on the text of `--select-on` in nats per token, 0.0540 before:
-            # 10 passes 0.0421 at a rate of 0.003, 0.0410 at 0.005, 0.0414 at 0.01; 30 passes at 0.01 0.0381. At 0.03 it
-            # rose, with 3 passes too.
+            # Tried on the demo at 50% (Wanda, uniform), with the KL on the built-in selection text in nats per token,
+            # 0.0540 before: 10 passes 0.0421 at a rate of 0.003, 0.0410 at 0.005, 0.0414 at 0.01; 30 passes at 0.01
+            # 0.0381. At 0.03 the KL rose, with 3 passes as with 10.
             passes=10,
             rate=0.005,
             citation=DISTILLATION,
