@@ -158,8 +158,10 @@ def fit_dtype(module: nn.Module) -> torch.dtype:
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":
-        return True
+    return device.type != "cpu" or _cpu_has_bfloat16()
+
+
+def _cpu_has_bfloat16() -> bool:
     # Names with an underscore, of which torch has no public equivalent.
     checks = (getattr(torch.cpu, f"_is_{unit}_supported", None) for unit in ("amx_tile", "avx512_bf16"))
     return any(check() for check in checks if check is not None)
