@@ -48,6 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.6, 0.3], help="of the choices")
     parser.add_argument("--tiers", nargs="+", choices=sorted(allocations_cells.TIERS), help="default: all, in order")
+    parser.add_argument("--save", type=Path, help="also write each measured model into this folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     options = parser.parse_args()
     if options.action != "report" and options.model is None:

@@ -71,6 +71,7 @@ TIERS: dict[str, list[Cell]] = {
     "N:8": _cells(0.5, ("uniform", "farms", "ramp", "auto"), pattern="N:8"),
     "placebos": _cells(0.5, ("reversed", "shuffled")) + _cells(0.6, ("reversed", "shuffled")),
     "plain-recovery": _cells(0.5, AFTER, recover="submodule"),
+    "zero-shot": _cells(0.5, ("uniform",)) + _cells(0.5, ("uniform", "auto"), refine="swaps", recover="submodule"),
     "more-data-50": _cells(0.5, ("auto",), refine="swaps", recover="submodule", data=4),
 }
 
@@ -120,6 +121,9 @@ def _row(subject: Subject, windows: Windows, cell: Cell, seed: int, options: arg
         warnings.simplefilter("ignore")
         report = _pruned(subject, cell, batches, options)
     seconds = time.perf_counter() - start
+    if options.save:
+        subject.model.save_pretrained(options.save / cell.name.replace(" ", "_"))
+        subject.tokenizer.save_pretrained(options.save / cell.name.replace(" ", "_"))
     nll, kl = windows.losses(subject)
     row = {"name": cell.name, "seed": seed, **asdict(cell), "seconds": round(seconds, 1), "total": report.sparsity}
     print(f"{cell.name}, seed {seed}: {sum(nll) / len(nll):.4f}, {seconds:.0f} s", flush=True)
