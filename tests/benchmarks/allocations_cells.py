@@ -72,7 +72,7 @@ TIERS: dict[str, list[Cell]] = {
     "placebos": _cells(0.5, ("reversed", "shuffled")) + _cells(0.6, ("reversed", "shuffled")),
     "plain-recovery": _cells(0.5, AFTER, recover="submodule"),
     "zero-shot": _cells(0.5, ("uniform",)) + _cells(0.5, ("uniform", "auto"), refine="swaps", recover="submodule"),
-    "more-data-50": _cells(0.5, ("auto",), refine="swaps", recover="submodule", data=4),
+    "more-data-50": _cells(0.5, ("auto", "uniform"), refine="swaps", recover="submodule", data=4),
 }
 
 
