@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,14 +81,16 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _factor(step, steps))
     # The Trainer takes the current GPU.
     where = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    with _random_state(), where, _output_folder(settings.folder) as folder:
+    keep_zeros = _KeepZeros(model)
+    # After an error too: the hooks of the zeros stand on the weights of the caller.
+    with _random_state(), where, _output_folder(settings.folder) as folder, closing(keep_zeros):
         trainer = Trainer(
             model=student,
             args=_arguments(folder, settings, steps, device),
             train_dataset=SequenceNumbers(numbers),
             compute_loss_func=student.loss,
             optimizers=(optimizer, schedule),
-            callbacks=[_KeepZeros(model), _Progress(student, tick)],
+            callbacks=[keep_zeros, _Progress(student, tick)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
@@ -168,6 +170,10 @@ class _KeepZeros(KeepZerosCallback):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._model = model
+
+    def close(self) -> None:
+        """Remove the hooks; nothing happens after a training that came to its end."""
+        self._release()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -152,6 +152,7 @@ def test_an_interrupted_training_leaves_weights_and_random_numbers_as_they_were(
     with pytest.raises(KeyboardInterrupt):
         prune(model, DISTILL, calibration=many, progress=stop_at(3))
     assert same(model, twin)
+    assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters())
     numbers = torch.rand(3), random.random()
     torch.manual_seed(5)
     random.seed(5)
