@@ -153,14 +153,24 @@ def check_selection_apart(selection: Selection, calibration: Sequence[Mapping[st
     Raises:
         DataError: a sequence of the selection is calibration text.
     """
-    rows = [row.tolist() for batch in calibration if "input_ids" in batch for row in batch["input_ids"]]
+    rows = [row for batch in calibration for row in _unmasked_rows(batch)]
     seen = {hash(tuple(row[i : i + PIECE])) for row in rows for i in range(len(row) - PIECE + 1)}
     whole = {tuple(row) for row in rows}
     for batch in (*selection.search, *selection.acceptance):
-        ids = batch["input_ids"][0].tolist() if "input_ids" in batch else []
+        ids = next(iter(_unmasked_rows(batch)), [])
         pieces = [hash(tuple(ids[i : i + PIECE])) in seen for i in range(0, len(ids) - PIECE + 1, PIECE)]
         if (ids and tuple(ids) in whole) or (pieces and sum(pieces) > OVERLAP * len(pieces)):
             raise DataError(
                 "selection text must not be the calibration text, got a sequence that is in both.",
                 hint="Give another text with `selection`.",
             )
+
+
+def _unmasked_rows(batch: Mapping[str, Tensor]) -> list[list[int]]:
+    """Return the token ids of each row without padding, which any two texts share; none without token ids."""
+    ids, mask = batch.get("input_ids"), batch.get("attention_mask")
+    if ids is None:
+        return []
+    if mask is None or mask.shape != ids.shape:
+        return list(ids.tolist())
+    return [row[kept].tolist() for row, kept in zip(ids, mask.bool(), strict=True)]

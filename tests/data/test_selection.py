@@ -95,3 +95,12 @@ def test_calibration_text_in_other_windows_is_found():
     shifted = split_selection([*text[200:350].view(3, 50), text[13:63]])
     with pytest.raises(DataError, match=r"selection text must not be the calibration text, got a sequence"):
         check_selection_apart(shifted, calibration)
+
+
+def test_padding_is_not_taken_for_common_text():
+    text = torch.randint(1, 1000, (5, 40), generator=torch.Generator().manual_seed(0))
+    ids = torch.cat([text, torch.zeros(5, 216, dtype=torch.long)], dim=1)
+    padded = [{"input_ids": row[None], "attention_mask": (row != 0).long()[None]} for row in ids]
+    check_selection_apart(split_selection(padded[:4]), padded[4:])
+    with pytest.raises(DataError, match="must not be the calibration text"):
+        check_selection_apart(split_selection(padded[:4]), padded[3:])
