@@ -6,11 +6,9 @@ block stand for its predictions, and no second model is needed.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,22 +18,19 @@ from hf_farms.blocks import BlockSource, LayerView, ModelBlockSource
 from hf_farms.config import PruneConfig
 from hf_farms.distillation.student import HiddenByIndex, Student
 from hf_farms.distillation.training import TrainingSettings, train
-from hf_farms.errors import OutputError
-from hf_farms.files.atomic_writes import write_text, writing
 from hf_farms.metrics.divergence import count_tokens, divergences, final_hidden
 from hf_farms.progress import Progress
 from hf_farms.pruning.kept_weights import round_kept
 from hf_farms.pruning.recovery import passes_text
 from hf_farms.pruning.removal_plan import prunable_layers
 from hf_farms.pruning.submodule_calls import fit_dtype
+from hf_farms.pruning.training_folder import TrainingFolder
 from hf_farms.reports import DistillationRecord
 
 __all__ = ["HELD_OUT", "distill", "training_bytes"]
 
 # Without acceptance sequences, one of so many is held out: they decide whether the training is accepted.
 HELD_OUT = 8
-# File that tells trainings apart.
-KEY_NAME = "distillation.json"
 
 
 def distill(
@@ -75,7 +70,7 @@ def distill(
     fitted, held_out = split_sequences(len(calibration), len(acceptance))
     weights = trained_weights(source)
     if folder is not None:
-        _check_key(folder, _key(config, batches, weights))
+        TrainingFolder(folder, config, batches).mark(weights)
     stage = f"distill ({passes_text(config.effective_passes)}, up to {training_bytes(source) / 2**30:.2f} GiB)"
     before = _divergence(source, batches, dense, held_out)
     pruned = {name: weight.data.clone() for name, weight in weights.items()}
@@ -182,35 +177,3 @@ def _trainable(model: nn.Module, weights: Mapping[str, nn.Parameter], start: Map
             if id(parameter) not in trained:
                 parameter.data = parameter.data.to(dtype)
             parameter.requires_grad_(learned)
-
-
-def _key(config: PruneConfig, batches: Sequence[Mapping[str, Tensor]], weights: Mapping[str, Tensor]) -> str:
-    """Return a hash of settings, data and weights at the start."""
-    digest = hashlib.sha256(repr((config.effective_passes, config.effective_rate)).encode())
-    tensors = [(name, value) for batch in batches for name, value in batch.items()]
-    for name, tensor in (*tensors, *weights.items()):
-        digest.update(repr((name, tensor.shape, tensor.dtype)).encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _check_key(folder: Path, key: str) -> None:
-    """Refuse the folder of another training; mark a new one.
-
-    Raises:
-        OutputError: it holds other checkpoints.
-    """
-    path, reason = folder / KEY_NAME, "it holds other files"
-    with suppress(OSError, ValueError):
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if known == key:
-            return
-        reason = "its checkpoints belong to other settings, data or weights"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(
-            f"checkpoints must be a new folder, or that of the same training, got {str(folder)!r}: {reason}.",
-            hint="Choose another folder, or delete this one to start again.",
-        )
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(key) + "\n")

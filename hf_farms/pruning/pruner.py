@@ -30,6 +30,7 @@ from hf_farms.pruning.patterns import Removal
 from hf_farms.pruning.recovery import (
     block_config,
     block_recovery,
+    check_checkpoints,
     few_sequences_note,
     recovery_stage,
     single_sequences,
@@ -151,6 +152,7 @@ def prune(
     acceptance: list[dict[str, Tensor]] = []
     if recovers and selection is not None:
         acceptance = acceptance_sequences(selection, calibration=batches, vocabulary=source.vocabulary)
+    check_checkpoints(checkpoints, config, [*batches, *acceptance])
     if batches and any(source.finished(index) is None for index in range(len(source))):
         check_method(source, config, batches[0])
     if config.sparsity == 0:

@@ -18,6 +18,7 @@ from hf_farms.progress import Progress
 from hf_farms.pruning.hidden_states import HiddenStates
 from hf_farms.pruning.measuring import Run
 from hf_farms.pruning.removal_plan import prunable_layers
+from hf_farms.pruning.training_folder import TrainingFolder
 from hf_farms.registries import RECOVERIES
 from hf_farms.reports import AcceptanceRecord, BlockSparsity, DistillationRecord, RecoveredPart, acceptance_text
 
@@ -26,6 +27,7 @@ __all__ = [
     "NoRecovery",
     "block_config",
     "block_recovery",
+    "check_checkpoints",
     "few_sequences_note",
     "passes_text",
     "recovery_notes",
@@ -114,6 +116,23 @@ def recovery_stage(source: BlockSource, config: PruneConfig, hidden_bytes: int) 
     num_bytes = max(sizes) * (itemsize + 5 * 4) + hidden_bytes * (2 + 3 * 4 / itemsize)
     passes = passes_text(block_config(config).effective_passes)
     return f"recover ({passes}, up to {num_bytes / 2**30:.2f} GiB)"
+
+
+def check_checkpoints(
+    checkpoints: str | Path | None, config: PruneConfig, sequences: Sequence[Mapping[str, Tensor]]
+) -> None:
+    """Refuse a folder of another training before the model is pruned.
+
+    Args:
+        checkpoints: folder for checkpoints, or None.
+        config: names the recovery.
+        sequences: those to fit, and those that accept the result.
+
+    Raises:
+        OutputError: the folder holds something else.
+    """
+    if checkpoints is not None and config.trains:
+        TrainingFolder(Path(checkpoints), config, sequences).check()
 
 
 def train_whole(

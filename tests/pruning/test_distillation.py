@@ -139,9 +139,20 @@ def test_a_killed_training_continues_with_the_same_bits(many, tmp_path):
 
 
 def test_a_folder_of_something_else_is_refused(many, tmp_path):
+    model, dense = tiny("llama", num_hidden_layers=1), tiny("llama", num_hidden_layers=1)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"checkpoints must be a new folder, .* it holds other files"):
-        prune(tiny("llama", num_hidden_layers=1), DISTILL, calibration=many, checkpoints=tmp_path)
+        prune(model, DISTILL, calibration=many, checkpoints=tmp_path)
+    # Before anything was pruned.
+    assert same(model, dense)
+
+
+def test_a_folder_of_other_data_is_refused_before_anything_is_pruned(many, tmp_path):
+    model, dense = tiny("llama", num_hidden_layers=1), tiny("llama", num_hidden_layers=1)
+    prune(copy.deepcopy(model), DISTILL, calibration=many[:2], checkpoints=tmp_path)
+    with pytest.raises(OutputError, match="its checkpoints belong to other settings, data or weights"):
+        prune(model, DISTILL, calibration=many, checkpoints=tmp_path)
+    assert same(model, dense)
 
 
 def test_an_interrupted_training_leaves_weights_and_random_numbers_as_they_were(many):
