@@ -104,3 +104,16 @@ def test_padding_is_not_taken_for_common_text():
     check_selection_apart(split_selection(padded[:4]), padded[4:])
     with pytest.raises(DataError, match="must not be the calibration text"):
         check_selection_apart(split_selection(padded[:4]), padded[3:])
+
+
+def test_a_file_is_found_under_another_name_and_as_a_copy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("one text\n" * 9)
+    (tmp_path / "copy.txt").write_text("one text\n" * 9)
+    (tmp_path / "other.txt").write_text("two text\n" * 9)
+    (tmp_path / "link.txt").symlink_to("text.txt")
+    calibration = CalibrationConfig(source="text.txt")
+    for name in ("./text.txt", str(tmp_path / "text.txt"), "link.txt", "copy.txt"):
+        with pytest.raises(DataError, match="selection text must not be the calibration text"):
+            check_selection_source(SelectionConfig(source=name), calibration=calibration, evaluation=None)
+    check_selection_source(SelectionConfig(source="other.txt"), calibration=calibration, evaluation=None)
