@@ -65,6 +65,40 @@ def compared(rows: Iterable[Row], base: Iterable[Row], key: str = "nll") -> Diff
     return crossed(np.array([one[seed] for seed in seeds]) - np.array([other[seed] for seed in seeds]))
 
 
+def closed_gap(rows: Iterable[Row], base: Iterable[Row], dense: Row) -> tuple[float, float] | None:
+    """Share of the NLL gap between base and dense that rows close, and its error over seeds and windows.
+
+    Args:
+        rows: of one arm.
+        base: of another arm; rows of the same seed are compared.
+        dense: of the dense model.
+    """
+    one, other = ({row["seed"]: np.array(row["nll"]) for row in part} for part in (rows, base))
+    seeds = sorted(set(one) & set(other))
+    if not seeds:
+        return None
+    gap = np.array([other[seed] for seed in seeds]) - np.array(dense["nll"])
+    closed = np.array([other[seed] - one[seed] for seed in seeds])
+    share = float(closed.mean() / gap.mean())
+    # The ratio of two means, to first order.
+    return share, crossed((closed - share * gap) / gap.mean()).error
+
+
+def _print_gaps(rows: Sequence[Row], dense: Row) -> None:
+    print("\n| recovered | of the gap of | closed |\n|---|---|---|")
+    for setting in dict.fromkeys((_setting(row), row["allocation"]) for row in rows if row["recover"] != "none"):
+        own = [row for row in rows if (_setting(row), row["allocation"]) == setting]
+        for name in ("auto", "farms"):
+            base = [row for row in rows if row["allocation"] == name and _is_plain_sparsegpt(row, own[0])]
+            if found := closed_gap(own, base, dense):
+                print(f"| {_title(own[0])}, {setting[1]} | sparsegpt, {name} | {found[0]:.0%} ± {found[1]:.0%} |")
+
+
+def _is_plain_sparsegpt(row: Row, other: Row) -> bool:
+    same = all(row[name] == other[name] for name in ("sparsity", "pattern"))
+    return same and (row["method"], row["refine"], row["recover"]) == ("sparsegpt", "none", "none")
+
+
 def print_tables(folder: Path) -> None:
     """Print one table for each setting, and the comparisons of the issue."""
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -72,7 +106,8 @@ def print_tables(folder: Path) -> None:
     rows = [row for row in rows if row is not dense]
     print(f"Dense: perplexity {math.exp(np.mean(dense['nll'])):.2f}, {len(dense['nll'])} windows.")
     for setting in dict.fromkeys(_setting(row) for row in rows):
-        _print_table([row for row in rows if _setting(row) == setting], dense)
+        _print_table([row for row in rows if _setting(row) == setting])
+    _print_gaps(rows, dense)
 
 
 def _setting(row: Row) -> tuple[Any, ...]:
@@ -85,7 +120,7 @@ def _title(row: Row) -> str:
     return ", ".join([part for part in parts if part] + ([f"{row['data']} x data"] if row["data"] > 1 else []))
 
 
-def _print_table(rows: Sequence[Row], dense: Row) -> None:
+def _print_table(rows: Sequence[Row]) -> None:
     print(f"\n{_title(rows[0])}\n")
     print("| allocation | seeds | perplexity | NLL − uniform | KL | blocks | s |\n|---|---|---|---|---|---|---|")
     by_name: dict[str, list[Row]] = {}

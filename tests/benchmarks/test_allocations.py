@@ -41,6 +41,14 @@ def test_rows_are_compared_at_common_seeds():
     assert allocations_report.compared(rows[:1], base) is None
 
 
+def test_the_share_of_a_gap_is_that_of_the_means():
+    dense = {"nll": [1.0, 2.0]}
+    base = [{"seed": 1, "nll": [2.0, 4.0]}, {"seed": 2, "nll": [2.0, 4.0]}]
+    rows = [{"seed": 1, "nll": [1.5, 3.0]}, {"seed": 2, "nll": [1.5, 3.0]}]
+    assert allocations_report.closed_gap(rows, base, dense) == (0.5, 0.0)
+    assert allocations_report.closed_gap(rows, [], dense) is None
+
+
 def test_questions_become_tasks(tmp_path):
     entries = [
         {"instruction": "... question: Who?\n\nAnswer1: A b. Answer2: C\n\nAnswer format: ...", "answer": "answer2"},
