@@ -164,7 +164,8 @@ def _trainable(model: nn.Module, weights: Mapping[str, nn.Parameter], start: Map
     try:
         for parameter, dtype, _ in before:
             if dtype.is_floating_point:
-                parameter.data = parameter.data.float()
+                # float64 stays: the weights that are not trained must come back with the same bits.
+                parameter.data = parameter.data.to(torch.promote_types(dtype, torch.float32))
             parameter.requires_grad_(id(parameter) in trained)
         yield
     except BaseException:

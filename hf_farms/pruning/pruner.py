@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -173,7 +174,9 @@ def prune(
     targets = plan_targets(source, config, spectra=spectra, scores=scores)
     limit = limit_of(source, config, targets, spectra=spectra, scores=scores)
     removals = plan_removals(source, targets, config)
-    with source.evaluation(), torch.no_grad():
+    # Recoveries need gradients, also for a caller in inference mode.
+    gradients = torch.inference_mode(False) if recovers else nullcontext()
+    with gradients, source.evaluation(), torch.no_grad():
         measured = batches if recovers or config.measures_inputs else []
         blocks, dense = _prune_blocks(source, config, measured, acceptance, folder, targets, removals, tick)
         trained = train_whole(source, config, (measured, acceptance), dense, checkpoints=checkpoints, progress=tick)

@@ -145,12 +145,15 @@ def recorded_calls(module: nn.Module, run: Callable[[], object]) -> list[tuple[B
 
 
 def fit_dtype(module: nn.Module) -> torch.dtype:
-    """Return the dtype in which a module is run to be fitted: bfloat16 where it saves time, else float32.
+    """Return the dtype in which a module is run to be fitted: bfloat16 where it saves time, float64 for a model in
+    it, else float32.
 
     float16 would need a scaled loss: gradients of a mean over a sequence are below its range. On processors without
     units for bfloat16, its products take longer than those of float32.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.is_floating_point()]
+    if parameters and all(parameter.dtype == torch.float64 for parameter in parameters):
+        return torch.float64
     is_bfloat16 = bool(parameters) and all(parameter.dtype == torch.bfloat16 for parameter in parameters)
     return torch.bfloat16 if is_bfloat16 and _has_bfloat16(parameters[0].device) else torch.float32
 

@@ -186,6 +186,18 @@ def test_half_precision_is_trained_in_float32(many):
     assert sum(int((w == 0).sum()) for w in linear) == sum(w.numel() for w in linear) // 2
 
 
+def test_double_precision_in_inference_mode(many):
+    model = tiny("llama", num_hidden_layers=1, dtype=torch.float64)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1 / 3)
+    dense = copy.deepcopy(model)
+    with torch.inference_mode():
+        report = prune(model, DISTILL, calibration=many).report
+    assert report.distillation.accepted
+    assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.float64
+    assert torch.equal(model.lm_head.weight, dense.lm_head.weight)
+
+
 @pytest.mark.filterwarnings("ignore:sparsity is 0:hf_farms.errors.NoEffectWarning")
 def test_a_dense_model_stays_as_it_is(many):
     model, dense = tiny("llama", num_hidden_layers=1), tiny("llama", num_hidden_layers=1)
