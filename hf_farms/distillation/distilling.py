@@ -18,6 +18,7 @@ from hf_farms.blocks import BlockSource, LayerView, ModelBlockSource
 from hf_farms.config import PruneConfig
 from hf_farms.distillation.student import HiddenByIndex, Student
 from hf_farms.distillation.training import TrainingSettings, train
+from hf_farms.errors import ModelError
 from hf_farms.metrics.divergence import count_tokens, divergences, final_hidden
 from hf_farms.progress import Progress
 from hf_farms.pruning.kept_weights import round_kept
@@ -63,6 +64,7 @@ def distill(
         progress: called with ("distill (...): KL x", steps done, steps in all).
 
     Raises:
+        ModelError: the pruned model predicts NaN or infinity.
         OutputError: the folder holds checkpoints of other settings, data or weights.
     """
     assert isinstance(source, ModelBlockSource), "streamed models were refused"
@@ -73,6 +75,11 @@ def distill(
         TrainingFolder(folder, config, batches).mark(weights)
     stage = f"distill ({passes_text(config.effective_passes)}, up to {training_bytes(source) / 2**30:.2f} GiB)"
     before = _divergence(source, batches, dense, held_out)
+    if not math.isfinite(before):
+        raise ModelError(
+            f"predictions of the pruned model must be finite for recover={config.recover!r}, got NaN or infinity.",
+            hint="Load the model in bfloat16 or float32, or choose a lower sparsity.",
+        )
     pruned = {name: weight.data.clone() for name, weight in weights.items()}
     bfloat16 = fit_dtype(source.model) == torch.bfloat16
     settings = TrainingSettings(

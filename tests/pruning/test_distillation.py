@@ -14,6 +14,7 @@ from hf_farms import PruneConfig, prune
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.config import CalibrationConfig
 from hf_farms.data.calibration import calibration_sequences
+from hf_farms.distillation import distilling
 from hf_farms.distillation.distilling import HELD_OUT, split_sequences, trained_weights
 from hf_farms.errors import ModelError, OutputError
 from hf_farms.loading.opening import load_model
@@ -184,6 +185,12 @@ def test_half_precision_is_trained_in_float32(many):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     linear = [m.weight for m in model.model.layers.modules() if isinstance(m, nn.Linear)]
     assert sum(int((w == 0).sum()) for w in linear) == sum(w.numel() for w in linear) // 2
+
+
+def test_predictions_that_are_not_finite_are_not_trained(many, monkeypatch):
+    monkeypatch.setattr(distilling, "_divergence", lambda *args: float("inf"))
+    with pytest.raises(ModelError, match="predictions of the pruned model must be finite for recover='distill'"):
+        prune(tiny("llama", num_hidden_layers=1), DISTILL, calibration=many)
 
 
 def test_double_precision_in_inference_mode(many):
