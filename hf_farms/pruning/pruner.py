@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -148,8 +148,8 @@ def prune(
     recovers = RECOVERIES[config.recover].needs == "activations"
     if recovers:
         batches = single_sequences(batches)
-    # The search and the recovery read it.
-    selection = list(selection) if isinstance(selection, Iterator) else selection
+    # The search and the recovery read it: once, as a loader may shuffle.
+    selection = list(selection) if selection is not None else None
     acceptance: list[dict[str, Tensor]] = []
     if recovers and selection is not None:
         acceptance = acceptance_sequences(selection, calibration=batches, vocabulary=source.vocabulary)

@@ -102,6 +102,11 @@ class SubmoduleRecovery:
         # Without variance the error is absolute.
         scale = calls.variance(held_out) or 1.0
         before = calls.error(held_out, {}) / scale
+        if not math.isfinite(before):
+            raise ModelError(
+                f"outputs must be finite to be recovered, got NaN or infinity in {part.name}.",
+                hint="Load the model in bfloat16 or float32, or prune with recover='none'.",
+            )
         pruned = {name: part.module.get_parameter(name) for name in part.trained}
         weights = {name: weight.detach().float().clone() for name, weight in pruned.items()}
         _minimise(calls, fitted, weights, config, scale=calls.variance(fitted) or 1.0)

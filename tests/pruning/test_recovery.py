@@ -1,5 +1,6 @@
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from models import tiny
 from torch import nn
 
 from hf_farms.config import PruneConfig
-from hf_farms.errors import DataError
+from hf_farms.errors import DataError, ModelError
 from hf_farms.loading.opening import load_model
 from hf_farms.output.checkpoint import CheckpointWriter
 from hf_farms.pruning import submodule_calls
@@ -223,6 +224,15 @@ def test_a_fit_in_bfloat16_comes_as_close_as_one_in_float32(family, many, monkey
         errors.append([part.error for part in parts(report)])
     assert errors[0] != errors[1]
     assert errors[1] == pytest.approx(errors[0], rel=0.03)
+
+
+def test_outputs_that_are_not_finite_are_refused(many):
+    model = tiny("llama", num_hidden_layers=1)
+    mlp = model.model.layers[0].mlp
+    for layer, factor in ((mlp.gate_proj, 1e15), (mlp.up_proj, 1e15), (mlp.down_proj, 1e25)):
+        layer.weight.data *= factor
+    with pytest.raises(ModelError, match=r"outputs must be finite to be recovered, got NaN or infinity in .*mlp"):
+        prune(model, replace(RECOVER, method="magnitude"), calibration=many)
 
 
 def test_padding_is_not_fitted(many):
