@@ -11,12 +11,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 __all__ = [
     "FARMS_LR_MARK",
@@ -30,6 +33,7 @@ __all__ = [
     "is_summary",
     "log_to_trackers",
     "optimizer_name",
+    "print_nothing",
     "register_callback_state",
     "restart_farms_lr",
     "retries_batch_sizes",
@@ -125,6 +129,11 @@ def retries_batch_sizes(args: TrainingArguments) -> bool:
 def is_summary(logs: dict[str, float] | None) -> bool:
     """Return whether these logs are the Trainer's summary at the end of a training."""
     return "train_runtime" in (logs or {})
+
+
+def print_nothing(trainer: Trainer) -> None:
+    """Remove the callback that prints the logs of a Trainer without progress bars."""
+    trainer.remove_callback(PrinterCallback)
 
 
 def insert_before_summary(state: TrainerState, logs: dict[str, float]) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback
 
 from hf_farms.callbacks.keep_zeros import KeepZerosCallback
+from hf_farms.callbacks.trainer import print_nothing
 from hf_farms.distillation.student import SequenceNumbers, Student
 from hf_farms.errors import NoEffectWarning
 from hf_farms.pruning.kept_weights import root_mean_square
@@ -92,7 +92,7 @@ def train(
             optimizers=(optimizer, schedule),
             callbacks=[keep_zeros, _Progress(student, tick)],
         )
-        trainer.remove_callback(PrinterCallback)
+        print_nothing(trainer)
         trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
         return int(trainer.state.global_step)
 

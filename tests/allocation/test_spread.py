@@ -49,7 +49,7 @@ def test_the_default_is_that_of_the_entry_and_follows_the_allocation(monkeypatch
     assert by_score(blocks, config) == pytest.approx([0.45, 0.5, 0.55])
     assert by_score(blocks, replace(config, allocation="farms")) == pytest.approx([0.3, 0.5, 0.7])
     assert replace(config, allocation="farms").settled().spread == 0.4
-    assert replace(config, spread=0.2).settled() == replace(config, spread=0.2)
+    assert replace(config, spread=0.2).settled().spread == 0.2
 
 
 def test_functions_of_entries_get_a_number(monkeypatch):
