@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from hf_farms.allocation.lr import allocate_lr
     from hf_farms.allocation.plan import plan_sparsity
     from hf_farms.allocation.sparsity import allocate_sparsity
+    from hf_farms.callbacks.factors import LRProgress, layerwise_decay
     from hf_farms.callbacks.farms_lr import FarmsLRCallback
     from hf_farms.callbacks.keep_zeros import KeepZerosCallback
+    from hf_farms.callbacks.layerwise_lr import LayerwiseLRCallback
     from hf_farms.callbacks.lora_masks import mask_lora
     from hf_farms.callbacks.s2ft import S2FTCallback
     from hf_farms.config import (
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
         EvaluationConfig,
         FarmsConfig,
         FarmsLRConfig,
+        LayerwiseLRConfig,
         LoadOptions,
         PruneConfig,
         S2FTConfig,
@@ -52,6 +55,9 @@ __all__ = [
     "FarmsLRCallback",
     "FarmsLRConfig",
     "KeepZerosCallback",
+    "LRProgress",
+    "LayerwiseLRCallback",
+    "LayerwiseLRConfig",
     "LoadOptions",
     "Perplexity",
     "PruneConfig",
@@ -70,6 +76,7 @@ __all__ = [
     "evaluate_checkpoint",
     "fuse",
     "layer_spectrum",
+    "layerwise_decay",
     "mask_lora",
     "plan_sparsity",
     "prune",
@@ -88,6 +95,9 @@ _HOME = {
     "FarmsLRCallback": "callbacks.farms_lr",
     "FarmsLRConfig": "config",
     "KeepZerosCallback": "callbacks.keep_zeros",
+    "LRProgress": "callbacks.factors",
+    "LayerwiseLRCallback": "callbacks.layerwise_lr",
+    "LayerwiseLRConfig": "config",
     "LoadOptions": "config",
     "Perplexity": "metrics.perplexity",
     "PruneConfig": "config",
@@ -106,6 +116,7 @@ _HOME = {
     "evaluate_checkpoint": "workflows.evaluate",
     "fuse": "s2ft.adapters.fusing",
     "layer_spectrum": "spectra.spectrum",
+    "layerwise_decay": "callbacks.factors",
     "mask_lora": "callbacks.lora_masks",
     "plan_sparsity": "allocation.plan",
     "prune": "pruning.pruner",

@@ -13,27 +13,37 @@ from hf_farms.callbacks.trainer import optimizer_name, uses_deepspeed, uses_fsdp
 __all__ = ["check_s2ft_supported", "check_supported", "require_step_hooks"]
 
 
-def check_supported(args: TrainingArguments, model: nn.Module, optimizer: Any) -> None:
-    """Reject trainings that FarmsLRCallback cannot work with.
+def check_supported(
+    args: TrainingArguments, model: nn.Module, optimizer: Any, *, name: str = "FarmsLRCallback", monitor: bool = False
+) -> None:
+    """Reject trainings whose steps cannot be given layer-wise rates.
+
+    Args:
+        args: of the Trainer.
+        model: that is trained.
+        optimizer: without wrappers.
+        name: of the callback, for the message.
+        monitor: whether weights are read only, and steps stay as they are.
 
     Raises:
-        ValueError: DeepSpeed, FSDP 1, a layer-wise optimizer of GaLore or APOLLO, LOMO, an optimizer that computes its
-            own learning rate.
+        ValueError: DeepSpeed, FSDP 1; unless only monitored, a layer-wise optimizer of GaLore or APOLLO, LOMO, an
+            optimizer that computes its own learning rate.
     """
-    require_step_hooks(args, "FarmsLRCallback")
+    if not monitor or uses_deepspeed(args):
+        require_step_hooks(args, name)
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
-        raise ValueError(
-            "weights must be whole or sharded by FSDP2 for FarmsLRCallback, got FSDP1. Set fsdp_version: 2."
-        )
+        raise ValueError(f"weights must be whole or sharded by FSDP2 for {name}, got FSDP1. Set fsdp_version: 2.")
+    if monitor:
+        return
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ValueError(
-            f"optimizer must be a torch optimizer for FarmsLRCallback, got {type(optimizer).__name__}. "
+            f"optimizer must be a torch optimizer for {name}, got {type(optimizer).__name__}. "
             "Use one of the Trainer's own."
         )
     if any(group["lr"] is None for group in optimizer.param_groups):
         raise ValueError(
-            "optimizer must take its learning rate from its groups for FarmsLRCallback, got "
-            f"{type(optimizer).__name__} that finds its own. Set relative_step=False and a learning rate."
+            f"optimizer must take its learning rate from its groups for {name}, got {type(optimizer).__name__} that "
+            "finds its own. Set relative_step=False and a learning rate."
         )
 
 

@@ -1,147 +1,166 @@
-"""Layer-wise learning rates in an unmodified Trainer."""
+"""Layer-wise learning rates from alphas, in an unmodified Trainer."""
 
 from __future__ import annotations
 
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_farms.allocation.lr import allocate_lr, smoothed
 from hf_farms.blocks import ModelBlockSource
-from hf_farms.callbacks.compatibility import check_supported
-from hf_farms.callbacks.groups import Key, LayerwiseGroups
+from hf_farms.callbacks.groups import Key
 from hf_farms.callbacks.history import History, error_text, warn_on_failure
+from hf_farms.callbacks.layerwise import LayerwiseCallback
 from hf_farms.callbacks.parameter_layers import layers_by_unit
+from hf_farms.callbacks.rates import block_rows
 from hf_farms.callbacks.recording import record_training
-from hf_farms.callbacks.schedule import Schedule, schedule, whole_epochs
-from hf_farms.callbacks.trainer import (
-    FARMS_LR_MARK,
-    ExportableState,
-    clear_mark,
-    get_mark,
-    is_summary,
-    register_callback_state,
-    retries_batch_sizes,
-    saved_callback_state,
-    set_mark,
-    unwrap_optimizer,
-)
+from hf_farms.callbacks.schedule import decide_interval, schedule, whole_epochs
+from hf_farms.callbacks.step_cost import StepCost, measuring_factor
+from hf_farms.callbacks.trainer import is_summary, recomputes_activations, retries_batch_sizes
 from hf_farms.config import FarmsLRConfig
 from hf_farms.config.effects import given_fields, warn_unused
 from hf_farms.config.mappings import as_config
 from hf_farms.distributed import ONE_PROCESS, first_rank_result, launched_ranks
-from hf_farms.errors import HfFarmsWarning, NoEffectWarning
+from hf_farms.errors import HfFarmsWarning, ModelError, NoEffectWarning
 from hf_farms.reports import SpectralReport
-from hf_farms.spectra.analysis import analyze
+from hf_farms.spectra.analysis import analysis_cost, analyze
 
 __all__ = ["FarmsLRCallback"]
 
-NAME = "FarmsLRCallback"
 
-
-class FarmsLRCallback(TrainerCallback, ExportableState):
+class FarmsLRCallback(LayerwiseCallback):
     """Train badly trained layers (large alpha) faster and well trained ones slower (TempBalance, NeurIPS 2023).
 
     Use it as `Trainer(..., callbacks=[FarmsLRCallback()])` or `trainer.add_callback(FarmsLRCallback())`. It measures
     alphas every `interval` steps, on windows of one aspect ratio (FARMS, arXiv 2506.06280), and multiplies the learning
     rate of the scheduler by a factor for each layer. Checkpoints are the same as without it, except that
-    `trainer_state.json` stores the alphas, so that a resumed run continues exactly.
+    `trainer_state.json` stores the alphas, so that a resumed run continues exactly. With `monitor=True` it measures and
+    logs only.
 
     Parameters that are unfrozen or added to the optimizer during the training get the factors of their layers. If a
     measurement fails, the training continues with the current rates and warns once. All measurements are written to
-    `farms_lr.jsonl` in `output_dir`; in a hyperparameter search, in the folder of the trial.
+    `farms_lr.jsonl` in `output_dir`; in a hyperparameter search, in the folder of the trial. Trackers get alphas,
+    factors and effective rates, TensorBoard and W&B also a figure.
 
-    Time: one analysis for each measurement, nothing in the steps between.
+    Time: one analysis for each measurement, nothing in the steps between; by default about 1% of the training.
 
     Args:
         config: options, also as a mapping.
 
     Raises:
         ValueError: at the start of the training, if the step of the optimizer cannot be given groups (DeepSpeed, GaLore
-            layer-wise, LOMO, FSDP 1), or with a second instance.
+            layer-wise, LOMO, FSDP 1), or beside another callback of layer-wise rates.
     """
+
+    prefix = "farms_lr"
+    config: FarmsLRConfig
+    unmoved = ", because alphas differed by no more than chance, fewer than two were compared, or the scales are 1"
 
     def __init__(self, config: FarmsLRConfig | Mapping[str, Any] | None = None) -> None:
         self.config = as_config(FarmsLRConfig, config)
         warn_unused(self.config)
         self._source: ModelBlockSource | None = None
-        self._model: nn.Module | None = None
         self._running = False
-        self._groups: LayerwiseGroups | None = None
         self._history: History | None = None
-        self._reset()
+        self._cost: StepCost | None = None
+        super().__init__()
+
+    @property
+    def monitors(self) -> bool:  # type: ignore[override]
+        """Whether it only measures and logs."""
+        return self.config.monitor
 
     def _reset(self) -> None:
-        # For a resumed run: step and epoch of the last measurement, alphas of layers and blocks, factors, and the
-        # counters that the optimizer keeps for each layer.
-        self.memory: dict[str, Any] = {"step": None, "epoch": None, "layers": {}, "blocks": {}, "factors": {}}
-        self.memory["counted"] = []
-        self._failed_in: int | None = None
+        super()._reset()
+        # Alphas of the last measurement, and the interval that was decided for "auto".
+        self.memory |= {"layers": {}, "blocks": {}, "interval": None}
+        self._earlier: int | float | str | None = None
         self._seconds = 0.0
-        self._warned = self._moved = False
 
-    def state(self) -> dict[str, Any]:
-        """Return the content of `trainer_state.json` for this callback: numbers and names only."""
-        if self._groups is not None:
-            self.memory["counted"] = self._groups.counted()
-        return {"args": {"config": asdict(self.config)}, "attributes": {"memory": self.memory}}
+    def _load(self, saved: dict[str, Any]) -> None:
+        super()._load(saved)
+        if "interval" not in saved["attributes"]["memory"]:
+            # Of an earlier version, whose default was a number.
+            self._earlier = saved["args"]["config"].get("interval")
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Find layers and parameters, load the state of a checkpoint, attach to the optimizer."""
-        model, optimizer = kwargs["model"], unwrap_optimizer(kwargs["optimizer"])
-        check_supported(args, model, optimizer)
-        self._detach()
-        other = get_mark(optimizer, FARMS_LR_MARK)
-        if other is not None and other is not self:
-            other._detach()
-            raise ValueError("callbacks must hold one FarmsLRCallback, got two. Remove one of them.")
+    def _begin(self, args: TrainingArguments, state: TrainerState, optimizer: torch.optim.Optimizer) -> None:
         self._start_time = time.perf_counter()
-        self._resume(state)
         restarted = self._running and retries_batch_sizes(args)
         self._history = History(args, state, self.memory["step"], self.config, replace=restarted)
         self._running = True
-        self._model = model
-        self._attach(optimizer, model, schedule(self.config, args, state))
-
-    def _attach(self, optimizer: torch.optim.Optimizer, model: nn.Module, times: Schedule) -> None:
-        """Give the parameters of the optimizer the factors of their layers, if the layers can be found."""
+        if self.config.interval == "auto" and isinstance(earlier := self._earlier, int | float):
+            self.memory["interval"] = earlier if isinstance(earlier, int) else max(1, round(earlier * state.max_steps))
+        times = schedule(self.config, args, state, decided=self.memory["interval"])
+        assert self._model is not None
         try:
-            self._source = ModelBlockSource(model)
-            keys = self._keys()
+            self._source = ModelBlockSource(self._model)
+            keys = self._keys_of(self._source)
         except Exception as error:  # models are code of others
             warnings.warn(f"FarmsLRCallback has no effect: {error_text(error)}", NoEffectWarning, stacklevel=2)
             self._source = None
             return
         # All processes have to read a sharded weight together, so each measures all of them.
-        self._sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+        self._sharded = any(hasattr(parameter, "full_tensor") for parameter in self._model.parameters())
         self._ranks = ONE_PROCESS if self._sharded else launched_ranks()
-        self._schedule = times
-        self._groups = LayerwiseGroups(optimizer, keys, self.config.quantity, renew=self._renew_keys)
-        set_mark(optimizer, FARMS_LR_MARK, self)
-        if not self._groups.keys:
+        self._schedule, self._recomputes = times, recomputes_activations(args)
+        self._attach(optimizer, keys)
+        if self._groups is not None and not self._groups.keys:
             warnings.warn(
                 "FarmsLRCallback has no effect: the optimizer holds no parameter of a layer that can be measured.",
                 NoEffectWarning,
                 stacklevel=2,
             )
-        self._groups.resume(self.memory["counted"])
-        self._apply()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Measure if a measurement is due."""
-        if self._groups is None or self._source is None or not self._is_due(state):
-            return
-        start = time.perf_counter()
+        super().on_step_begin(args, state, control, **kwargs)
+        undecided = self.config.interval == "auto" and not self.config.frozen and self.memory["interval"] is None
+        if undecided and self._optimizer is not None and self._source is not None and self._cost is None:
+            try:
+                self._cost = StepCost(self._source, recomputes=self._recomputes)
+            except Exception as error:  # modules are code of others
+                self._decide(state, 0.0, error)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Decide the interval after the first step, if it is "auto"."""
+        if self._cost is not None and self._optimizer is not None:
+            self._cost.remove()
+            self._decide(state, self._cost.multiply_adds)
+        self._cost = None
+
+    def _decide(self, state: TrainerState, step_cost: float, error: Exception | None = None) -> None:
+        """Decide the interval, print it, and keep it for a resumed run; one measurement if costs are unknown."""
+        assert self._source is not None
+        assert self._model is not None
+        ranks, measuring = launched_ranks(), 0.0
+        # All ranks decide the same.
+        costs = sum(ranks.gather(step_cost)) / ranks.count
+        try:
+            measuring = analysis_cost(self._source, self.config.spectra, outside=self.config.outside)
+        except ModelError as failure:
+            error = failure
+        if error is not None:
+            self._warn_of_failure(state, error)
+        measuring *= measuring_factor(next(self._model.parameters()).device.type) / self._ranks.count
+        share = measuring / (costs * state.max_steps) if costs and measuring else None
+        first = self._schedule.first_step
+        interval = decide_interval(first, state.max_steps, self.config.max_share / share if share else 1)
+        self.memory["interval"] = interval
+        self._schedule = replace(self._schedule, interval=interval)
+        if self._history is not None:
+            with warn_on_failure():
+                self._history.add_interval(first, interval, share, model=self._model)
+
+    def _update(self, state: TrainerState) -> None:
+        start, model = time.perf_counter(), self._model
         with given_fields(()):  # the constructor has warned
             report = self._measure(state)
         if report is None:
@@ -152,18 +171,24 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
         self._seconds += seconds
         if report is not None and self._history is not None:
             with warn_on_failure():
-                self._history.add(report, self.memory["factors"], seconds, model=kwargs["model"])
+                self._history.add(report, self.memory["factors"], seconds, model=model)
+                start = time.perf_counter()
+                self._history.send_figure()
+                self._seconds += time.perf_counter() - start
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Log the time of the measurements with the Trainer's own summary, while the trackers still accept logs."""
-        if self._groups is not None and self._history is not None and is_summary(kwargs.get("logs")):
+        """Log effective rates; with the Trainer's own summary the figure and the time of the measurements."""
+        super().on_log(args, state, control, **kwargs)
+        # At the summary the trackers still accept logs.
+        if self._optimizer is not None and self._history is not None and is_summary(kwargs.get("logs")):
             self._history.add_cost(self._seconds, time.perf_counter() - self._start_time, model=kwargs.get("model"))
+            with warn_on_failure():
+                self._history.send_figure(last=True)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Detach from the optimizer; write the figure, the section of the card and the report."""
-        self._detach()
         self._running = False
         if self._history is not None:
             parameters = list(kwargs["model"].parameters())
@@ -177,41 +202,16 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
                     num_parameters=sum(p.numel() for p in parameters),
                     num_trained=sum(p.numel() for p in parameters if p.requires_grad),
                 )
-        if self.memory["step"] is not None and not self._moved:
-            warnings.warn(
-                "FarmsLRCallback had no effect: all factors were 1, because alphas differed by no more than chance, "
-                "fewer than two were compared, or the scales are 1.",
-                NoEffectWarning,
-                stacklevel=2,
-            )
+        super().on_train_end(args, state, control, **kwargs)
 
-    def _resume(self, state: TrainerState) -> None:
-        """Load the memory of the checkpoint being resumed; a fresh run gets a fresh one."""
-        saved = saved_callback_state(state, NAME)
-        self._reset()
-        if isinstance(saved, list):
-            raise ValueError("callbacks must hold one FarmsLRCallback, got two in the checkpoint. Remove one of them.")
-        if saved:
-            self.memory |= saved["attributes"]["memory"]
-        register_callback_state(state, NAME, self.state())
+    def _find_keys(self, model: nn.Module) -> dict[nn.Parameter, Key]:
+        self._source = ModelBlockSource(model)
+        return self._keys_of(self._source)
 
-    def _keys(self) -> dict[nn.Parameter, Key]:
-        assert self._source is not None
-        return layers_by_unit(self._source, outside=self.config.outside, unit=self.config.unit)
-
-    def _renew_keys(self) -> dict[nn.Parameter, Key]:
-        """Find the keys again after the optimizer's parameters have changed; the model may have new modules too."""
-        assert self._model is not None
-        with warnings.catch_warnings():
-            # The first search has given the warnings about this model.
-            warnings.simplefilter("ignore", HfFarmsWarning)
-            try:
-                self._source = ModelBlockSource(self._model)
-                return self._keys()
-            except Exception as error:  # no change of the model may end the training here
-                failure = error
-        self._warn(f"Parameters that are added to the optimizer have factor 1: {error_text(failure)}")
-        return {}
+    def _keys_of(self, source: ModelBlockSource) -> dict[nn.Parameter, Key]:
+        keys = layers_by_unit(source, outside=self.config.outside, unit=self.config.unit)
+        self._rows = block_rows(source, keys, self.config.unit)
+        return keys
 
     def _is_due(self, state: TrainerState) -> bool:
         last, epochs = self.memory["step"], (self.memory["epoch"], self._failed_in)
@@ -227,9 +227,7 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
                 report = self._analyze()
                 self._store(report, state)
         except Exception as error:  # a failed measurement must not end the training
-            if not self._warned:
-                self._warned = True
-                self._warn(f"Learning rates stay as they are at step {state.global_step}: {error_text(error)}")
+            self._warn_of_failure(state, error)
             return None
         return report
 
@@ -245,9 +243,6 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
         keep = self.config.smoothing
         return smoothed(report, layers=self.memory["layers"], blocks=self.memory["blocks"], keep=keep)
 
-    def _warn(self, message: str) -> None:
-        warnings.warn(message, HfFarmsWarning, stacklevel=4)
-
     def _store(self, report: SpectralReport, state: TrainerState) -> None:
         layers = [*(layer for block in report.blocks for layer in block.layers), *report.outside]
         self.memory |= {
@@ -255,18 +250,16 @@ class FarmsLRCallback(TrainerCallback, ExportableState):
             "epoch": whole_epochs(state),
             "layers": {layer.name: layer.alpha for layer in layers if layer.alpha is not None},
             "blocks": {block.name: block.alpha for block in report.blocks if block.alpha is not None},
-            "factors": allocate_lr(report, config=self.config),
+            "factors": self._allocate(report),
         }
 
-    def _apply(self) -> None:
-        """Set the factors of the memory on the optimizer's groups."""
-        assert self._groups is not None
-        factors = self.memory["factors"]
-        self._groups.set_factors(factors)
-        self._moved |= any(factor != 1 for factor in factors.values())
+    def _allocate(self, report: SpectralReport) -> dict[str, float]:
+        if self.monitors:
+            return {layer.name: 1.0 for block in report.blocks for layer in block.layers}
+        return allocate_lr(report, config=self.config)
 
     def _detach(self) -> None:
-        if self._groups is not None:
-            self._groups.remove()
-            clear_mark(self._groups.optimizer, FARMS_LR_MARK)
-            self._groups = self._model = None
+        super()._detach()
+        if self._cost is not None:
+            self._cost.remove()
+            self._cost = None

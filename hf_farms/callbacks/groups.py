@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from hf_farms.config import LRQuantity
 
-__all__ = ["Key", "LayerwiseGroups", "mean_factor"]
+__all__ = ["Key", "LayerwiseGroups", "Rates", "mean_factor"]
 
 # Entries that each finer group has of its own. It shares all others with its group, except for counters that a step
 # writes (schedule-free).
@@ -24,6 +24,13 @@ OWN = frozenset({"params", "lr", "weight_decay"})
 Group = dict[str, Any]
 # Names of the layers whose factors a parameter follows.
 Key = tuple[str, ...]
+
+
+class Rates(NamedTuple):
+    """Learning rate and weight decay of a parameter, factors included; tensors where the group has tensors."""
+
+    lr: Any
+    weight_decay: Any
 
 
 class _Finer:
@@ -101,6 +108,15 @@ class LayerwiseGroups:
         self._by_layer = dict(factors)
         self._factors = {key: mean_factor(self._by_layer, key) for key in self.keys}
 
+    def rates(self) -> dict[torch.nn.Parameter, Rates]:
+        """Return what the next step uses for each parameter."""
+        return {
+            parameter: self._scaled(finer.group, 1.0 if key is None else self._factors[key])
+            for finer in self._finer
+            for key, target in finer.by_key.items()
+            for parameter in target["params"]
+        }
+
     def counted(self) -> list[list[Group]]:
         """Return the counters that steps have written and that differ within a group, for `resume`."""
         counters = []
@@ -152,7 +168,10 @@ class LayerwiseGroups:
         for finer in self._finer:
             for key, target in finer.by_key.items():
                 _copy_over(finer.group, target, finer.left)
-                self._scale(finer.group, target, 1.0 if key is None else self._factors[key])
+                rates = self._scaled(finer.group, 1.0 if key is None else self._factors[key])
+                target["lr"] = rates.lr
+                if rates.weight_decay is not None:
+                    target["weight_decay"] = rates.weight_decay
                 stand_in.append(target)
         self._given = dict(vars(optimizer))
         vars(self._view).clear()
@@ -173,13 +192,15 @@ class LayerwiseGroups:
             finer.left = {name: finer.group[name] for name in finer.group.keys() - OWN}
         self._given = None
 
-    def _scale(self, group: Group, target: Group, factor: float) -> None:
+    def _scaled(self, group: Group, factor: float) -> Rates:
         lr = 1.0 if self._quantity == "weight_decay" else factor
-        decay = {"lr": 1.0, "weight_decay": factor, "both": factor, "constant_decay": 1 / factor}[self._quantity]
+        decay = {"lr": 1.0, "weight_decay": factor, "both": factor}.get(self._quantity)
+        decay = 1 / factor if decay is None else decay
+        base = group.get("weight_decay")
         # A rate that is a tensor is shared with the scheduler: not changed in place.
-        target["lr"] = group["lr"] if lr == 1.0 else group["lr"] * lr
-        if group.get("weight_decay") is not None:
-            target["weight_decay"] = group["weight_decay"] if decay == 1.0 else group["weight_decay"] * decay
+        return Rates(
+            group["lr"] if lr == 1.0 else group["lr"] * lr, base if base is None or decay == 1.0 else base * decay
+        )
 
 
 def mean_factor(factors: Mapping[str, float], names: Iterable[str]) -> float:

@@ -8,23 +8,26 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import TrainerState, TrainingArguments
 
+from hf_farms.callbacks import rates
 from hf_farms.callbacks.groups import mean_factor
-from hf_farms.callbacks.trainer import insert_before_summary, log_to_trackers, run_folder
+from hf_farms.callbacks.trainer import insert_before_last, log_image_to_trackers, log_to_trackers, run_folder
 from hf_farms.config import FarmsLRConfig
 from hf_farms.errors import HfFarmsError, HfFarmsWarning
 from hf_farms.files.atomic_writes import write_text
 from hf_farms.files.path_checks import check_within
 from hf_farms.reports import REPORT_NAME, SpectralReport
 from hf_farms.reports.lr_history import HISTORY_NAME, BlockFactor, LayerFactor, LRHistoryEntry, read_history
+from hf_farms.reports.training import FarmsLRRecord
 
 __all__ = ["History", "error_text", "warn_on_failure"]
 
-# Most layers that trackers get numbers of: a model of thousands of experts would fill them.
-MOST_LOGGED = 2000
+# Most figures that trackers get during a training, beside the last one.
+MOST_FIGURES = 10
 
 
 class History:
@@ -59,6 +62,8 @@ class History:
         self.entries: list[LRHistoryEntry] = []
         self._path = self.folder / HISTORY_NAME
         self._writes = state.is_world_process_zero
+        # Step of the last figure that trackers got.
+        self._drawn: int | None = None
         self._warned = False
         if self._writes:
             check_within(self.folder, (HISTORY_NAME, REPORT_NAME), argument="output_dir")
@@ -124,7 +129,7 @@ class History:
         """Return the layers that get entries in the log."""
         if self._config.unit != "layer":
             return ()
-        if len(layers) <= MOST_LOGGED:
+        if len(layers) <= rates.MOST_LOGGED:
             return layers
         if not self._warned:
             self._warned = True
@@ -139,8 +144,53 @@ class History:
     def add_cost(self, seconds: float, total: float, *, model: Any) -> None:
         """Log the time of all measurements and its share of the training."""
         logs = {"farms_lr/seconds_in_all": seconds, "farms_lr/share_of_time": seconds / total if total else 0.0}
-        insert_before_summary(self._state, logs)
+        insert_before_last(self._state, logs)
         log_to_trackers(self._args, self._state, logs, model)
+
+    def add_interval(self, first_step: int, interval: int, share: float | None, *, model: Any) -> None:
+        """Log and print the interval that was decided for "auto".
+
+        Args:
+            first_step: of the first measurement.
+            interval: steps between two.
+            share: estimated share of one measurement in the time of the training; None: unknown.
+            model: that is trained.
+        """
+        count = max(1, -(-(self._state.max_steps - first_step) // interval))
+        logs: dict[str, float] = {"farms_lr/interval": interval}
+        estimate = "the cost of a step is unknown"
+        if share is not None:
+            logs["farms_lr/estimated_share"] = count * share
+            estimate = f"estimated {count * share:.2%} of the training"
+        self._state.log_history.append({**logs, "step": self._state.global_step})
+        log_to_trackers(self._args, self._state, logs, model)
+        often = f"every {interval} steps, {count} times" if count > 1 else f"once, at step {first_step}"
+        if self._writes:
+            # Loggers of libraries are silent unless told otherwise.
+            print(f"FarmsLRCallback measures {often}: {estimate}.")  # noqa: T201
+
+    def send_figure(self, *, last: bool = False) -> None:
+        """Send alphas over steps and blocks as a figure to TensorBoard and W&B, where they are on.
+
+        Args:
+            last: the training is over; else the figure is left out if the one before is younger than a tenth of it.
+        """
+        if not self.entries or self._drawn == (step := self.entries[-1].step):
+            return
+        if self._drawn is None or last or (step - self._drawn) * MOST_FIGURES >= self._state.max_steps:
+            self._drawn = step
+            log_image_to_trackers(self._state, "farms_lr/alphas", self._image)
+
+    def _image(self) -> Any:
+        # Not at the top: both are needed with trackers of figures only.
+        from hf_farms_cards.figures.training import draw_training
+        from PIL import Image
+
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "alphas.png"
+            draw_training(FarmsLRRecord.from_history(self.entries, self._config), path)
+            with Image.open(path) as image:
+                return image.convert("RGB")
 
     def draw(self) -> None:
         """Write the figure, and the section for the model card."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Container
 from dataclasses import dataclass
@@ -11,7 +12,10 @@ from transformers import TrainerState, TrainingArguments
 from hf_farms.config import FarmsLRConfig
 from hf_farms.errors import NoEffectWarning
 
-__all__ = ["Schedule", "schedule", "whole_epochs"]
+__all__ = ["Schedule", "decide_interval", "schedule", "whole_epochs"]
+
+# With interval "auto".
+MOST_MEASUREMENTS = 10
 
 
 def whole_epochs(state: TrainerState) -> int:
@@ -49,19 +53,32 @@ class Schedule:
         return (step - self.first_step) % self.interval == 0
 
 
-def schedule(config: FarmsLRConfig, args: TrainingArguments, state: TrainerState) -> Schedule:
-    """Convert the options to steps of this training; warn if it ends before the first or the second measurement."""
+def schedule(config: FarmsLRConfig, args: TrainingArguments, state: TrainerState, *, decided: int | None) -> Schedule:
+    """Convert the options to steps of this training; warn if it ends before the first or the second measurement.
+
+    Args:
+        config: options.
+        args: of the Trainer.
+        state: of the Trainer.
+        decided: interval that was decided for "auto"; None: not yet, so that the first measurement is the only one.
+    """
     total = state.max_steps
     if config.start == "warmup":
         start = int(args.get_warmup_steps(total))
     else:
         start = config.start if isinstance(config.start, int) else round(config.start * total)
     option = config.interval
-    interval = max(1, round(option * total)) if isinstance(option, float) else None if option == "epoch" else option
+    interval: int | None
+    if option == "auto":
+        interval = decided or total
+    else:
+        interval = max(1, round(option * total)) if isinstance(option, float) else None if option == "epoch" else option
     message = None
     if start >= total:
         message = f"FarmsLRCallback has no effect: it starts at step {start} of {total}."
-    elif not config.frozen and (state.num_train_epochs <= 1 if option == "epoch" else option >= total):
+    elif config.frozen or option == "auto":
+        pass
+    elif state.num_train_epochs <= 1 if option == "epoch" else option >= total:
         message = (
             f"interval={option!r} has no effect: the training has {total} steps in {state.num_train_epochs} epochs, so "
             f"that alphas are measured once, at step {start}. Set a smaller interval, or frozen=True and no interval."
@@ -69,3 +86,19 @@ def schedule(config: FarmsLRConfig, args: TrainingArguments, state: TrainerState
     if message:
         warnings.warn(message, NoEffectWarning, stacklevel=3)
     return Schedule(start, interval, config.frozen)
+
+
+def decide_interval(first_step: int, total: int, allowed: float) -> int:
+    """Return the interval for "auto".
+
+    Args:
+        first_step: of the first measurement.
+        total: steps of the training.
+        allowed: measurements that the share of the time allows; a fraction is rounded down.
+
+    Returns:
+        A tenth of all steps, or more so that there are at most as many measurements as allowed, and at least one.
+    """
+    left = max(1, total - first_step)
+    count = max(1, min(MOST_MEASUREMENTS, math.floor(allowed)))
+    return max(1, round(total / MOST_MEASUREMENTS), math.ceil(left / count))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from numpy import asarray
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -29,11 +30,13 @@ __all__ = [
     "checkpoint_folder",
     "clear_mark",
     "get_mark",
-    "insert_before_summary",
+    "insert_before_last",
     "is_summary",
+    "log_image_to_trackers",
     "log_to_trackers",
     "optimizer_name",
     "print_nothing",
+    "recomputes_activations",
     "register_callback_state",
     "restart_farms_lr",
     "retries_batch_sizes",
@@ -114,11 +117,19 @@ def uses_fsdp(args: TrainingArguments) -> bool:
     return bool(getattr(args, "fsdp", None)) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
+def recomputes_activations(args: TrainingArguments) -> bool:
+    """Return whether activation checkpointing is on; older transformers call it gradient checkpointing."""
+    return bool(getattr(args, f"{_checkpointing(args)}_checkpointing"))
+
+
 def uses_reentrant_checkpointing(args: TrainingArguments) -> bool:
-    """Return whether reentrant activation checkpointing is on; older transformers call it gradient checkpointing."""
-    name = "activation" if hasattr(args, "activation_checkpointing") else "gradient"
-    options: Any = getattr(args, f"{name}_checkpointing_kwargs") or {}
-    return bool(getattr(args, f"{name}_checkpointing") and options.get("use_reentrant"))
+    """Return whether reentrant activation checkpointing is on."""
+    options: Any = getattr(args, f"{_checkpointing(args)}_checkpointing_kwargs") or {}
+    return bool(recomputes_activations(args) and options.get("use_reentrant"))
+
+
+def _checkpointing(args: TrainingArguments) -> str:
+    return "activation" if hasattr(args, "activation_checkpointing") else "gradient"
 
 
 def retries_batch_sizes(args: TrainingArguments) -> bool:
@@ -136,8 +147,8 @@ def print_nothing(trainer: Trainer) -> None:
     trainer.remove_callback(PrinterCallback)
 
 
-def insert_before_summary(state: TrainerState, logs: dict[str, float]) -> None:
-    """Add an entry to the log history that keeps the Trainer's summary the last one."""
+def insert_before_last(state: TrainerState, logs: dict[str, float]) -> None:
+    """Add an entry to the log history that keeps the Trainer's own entry of this step the last one."""
     state.log_history.insert(len(state.log_history) - 1, {**logs, "step": state.global_step})
 
 
@@ -162,15 +173,44 @@ def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
 def log_to_trackers(args: TrainingArguments, state: TrainerState, logs: dict[str, float], model: Any) -> None:
     """Send numbers to the trackers of this run (TensorBoard, trackio, wandb), and not to the console.
 
-    Callbacks do not get each other, so the handler that calls them is found on the stack. Logging through the Trainer
-    would print these numbers between its own.
+    Logging through the Trainer would print these numbers between its own.
+    """
+    for tracker in _trackers():
+        # Trackers take a control and do not change it: any will do.
+        tracker.on_log(args, state, TrainerControl(), logs=dict(logs), model=model)
+
+
+def log_image_to_trackers(state: TrainerState, name: str, make: Callable[[], Any]) -> None:
+    """Send an image to those trackers of this run that are TensorBoard or wandb.
+
+    Args:
+        state: of the Trainer.
+        name: of the image.
+        make: returns the image (of Pillow); it is called only if such a tracker is on.
+    """
+    image: Any = None
+    for tracker in _trackers():
+        writer: Any = getattr(tracker, "tb_writer", None)
+        wandb: Any = getattr(tracker, "_wandb", None)
+        runs = getattr(wandb, "run", None) is not None and state.is_world_process_zero
+        if writer is not None or runs:
+            image = image if image is not None else make()
+        if writer is not None:
+            writer.add_image(name, asarray(image), state.global_step, dataformats="HWC")
+        elif runs:
+            wandb.log({name: wandb.Image(image), "train/global_step": state.global_step})
+
+
+def _trackers() -> Iterator[Any]:
+    """Yield the callbacks of this run that send logs elsewhere.
+
+    Callbacks do not get each other, so the handler that calls them is found on the stack.
     """
     handler = next(_callers("callbacks", "call_event"), None)
     for callback in handler.callbacks if handler is not None else ():
         tracks = type(callback).__module__.startswith("transformers.integrations")
         if tracks and not isinstance(callback, ProgressCallback | PrinterCallback):
-            # Trackers take a control and do not change it: any will do.
-            callback.on_log(args, state, TrainerControl(), logs=dict(logs), model=model)
+            yield callback
 
 
 def _callers(*attributes: str) -> Iterator[Any]:

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 from hf_farms.config.ends import ENDS, LR_ENDS, Ends, LREnds
 from hf_farms.config.loading import DTYPES, LoadOptions
-from hf_farms.config.lr import LR_MAPS, LR_QUANTITIES, LR_UNITS, FarmsLRConfig, LRMap, LRQuantity, LRUnit
+from hf_farms.config.lr import (
+    LR_MAPS,
+    LR_QUANTITIES,
+    LR_UNITS,
+    FarmsLRConfig,
+    LayerwiseLRConfig,
+    LRMap,
+    LRQuantity,
+    LRUnit,
+)
 from hf_farms.config.prune import (
     ALLOCATIONS,
     GRANULARITIES,
@@ -65,6 +74,7 @@ __all__ = [
     "LRMap",
     "LRQuantity",
     "LRUnit",
+    "LayerwiseLRConfig",
     "LoadOptions",
     "Method",
     "PruneConfig",

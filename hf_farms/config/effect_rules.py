@@ -161,8 +161,21 @@ RULES: tuple[Rule, ...] = (
         when=lambda c, _: c.budget_allocation == "farms",
         condition="budget_allocation 'farms'",
     ),
+    _rule(
+        FarmsLRConfig,
+        *("map", "min_scale", "max_scale", "released_step", "quantity", "shrink", "normalise", "ends"),
+        "min_eigenvalues",
+        when=lambda c, _: not c.monitor,
+        condition="monitor=False",
+    ),
     *_by_choice(FarmsLRConfig, ("min_scale", "max_scale", "released_step"), "map", LR_MAPS),
     _rule(FarmsLRConfig, "interval", "smoothing", when=lambda c, _: not c.frozen, condition="frozen=False"),
+    _rule(
+        FarmsLRConfig,
+        "max_share",
+        when=lambda c, _: not c.frozen and c.interval == "auto",
+        condition="interval 'auto' and frozen=False",
+    ),
     _rule(FarmsLRConfig, "spectra.block_score", when=lambda c, _: c.unit == "block", condition="unit 'block'"),
     _rule(
         CalibrationConfig,

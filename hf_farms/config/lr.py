@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from hf_farms.config.checks import check, check_choice, check_fields, is_count, is_number, is_word
 from hf_farms.config.ends import EARLIER_ENDS, LR_ENDS, LREnds
@@ -12,7 +12,16 @@ from hf_farms.config.renamed import NewValue, absent_before, renamed
 from hf_farms.config.spectra import FarmsConfig
 from hf_farms.registries import LR_MAPS
 
-__all__ = ["LR_MAPS", "LR_QUANTITIES", "LR_UNITS", "FarmsLRConfig", "LRMap", "LRQuantity", "LRUnit"]
+__all__ = [
+    "LR_MAPS",
+    "LR_QUANTITIES",
+    "LR_UNITS",
+    "FarmsLRConfig",
+    "LRMap",
+    "LRQuantity",
+    "LRUnit",
+    "LayerwiseLRConfig",
+]
 
 LRMap = Annotated[str, LR_MAPS]
 LRUnit = Literal["block", "layer"]
@@ -68,8 +77,15 @@ class FarmsLRConfig:
             are large to measure.
         start: first measurement: "warmup" (when it is over), a step, or a fraction of all steps. Spectra of a model
             that has hardly been trained say little, so start later for training from scratch.
-        interval: steps between measurements, a fraction of all steps, or "epoch". Each one costs an `analyze` of the
-            model, so raise it for large models.
+        interval: steps between measurements, a fraction of all steps, or "epoch". With "auto", ten measurements, or as
+            many as `max_share` allows: the number follows from the sizes of the model and of the first step, is printed
+            once, and stays the same when the training is resumed. Each one costs an `analyze` of the model, so set
+            a larger number for large models if you set one.
+        max_share: largest share of the training time that measuring may take, as estimated, with interval "auto"; there
+            is at least one measurement. Raise it to measure more often in short trainings, lower it if logged times
+            (`farms_lr/share_of_time`) are higher than the estimate.
+        monitor: measure and log, and change nothing: all factors are 1. Set it to watch alphas in a training whose
+            rates are to stay as they are.
         frozen: measure once and keep those factors. Set it for short fine-tuning.
         smoothing: share of the earlier alphas in every new one, in [0, 1). Raise it if factors jump.
         spectra: how spectra are measured. Change it for another window size or fit; see `FarmsConfig`.
@@ -87,7 +103,9 @@ class FarmsLRConfig:
     min_eigenvalues: int = 50
     outside: bool = False
     start: int | float | Literal["warmup"] = "warmup"
-    interval: int | float | Literal["epoch"] = 0.1
+    interval: int | float | Literal["epoch", "auto"] = "auto"
+    max_share: float = 0.01
+    monitor: bool = False
     frozen: bool = False
     smoothing: float = 0.0
     spectra: FarmsConfig = field(default_factory=FarmsConfig)
@@ -113,9 +131,60 @@ class FarmsLRConfig:
             start,
         )
         check(
-            is_word(interval, "epoch") or is_count(interval) or (isinstance(interval, float) and 0 < interval < 1),
+            is_word(interval, "epoch")
+            or is_word(interval, "auto")
+            or is_count(interval)
+            or (isinstance(interval, float) and 0 < interval < 1),
             "interval",
-            "'epoch', a positive number of steps, or a fraction of all steps between 0 and 1",
+            "'epoch', a positive number of steps, a fraction of all steps between 0 and 1, or 'auto'",
             interval,
         )
+        share = self.max_share
+        check(is_number(share) and 0 < share < 1, "max_share", "above 0 and below 1", share)
         check_fields(self)
+
+    @classmethod
+    def alphadecay(cls, **options: Any) -> FarmsLRConfig:
+        """Return the setting of AlphaDecay (NeurIPS 2025, arXiv 2506.14562): weight decay by alpha, layer by layer.
+
+        Each layer's weight decay is multiplied by a factor from 2/3 (smallest alpha) to 3 (largest), from whole
+        matrices, again every 500 steps. Learning rates stay as they are. The published runs with AdamW use
+        `max_scale=5`. Layers are those inside the blocks, of which the first and the last keep factor 1; the released
+        code counts the head as the last one.
+
+        Args:
+            options: fields that differ from this setting.
+        """
+        setting: dict[str, Any] = {
+            "quantity": "weight_decay",
+            "unit": "layer",
+            "map": "linear",
+            "min_scale": 2 / 3,
+            "max_scale": 3.0,
+            "shrink": False,
+            "ends": "released",
+            "start": 0,
+            "interval": 500,
+            "spectra": FarmsConfig(window_rows=None),
+        }
+        return cls(**(setting | options))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerwiseLRConfig:
+    """Factors on the learning rate or the weight decay that the user gives (`LayerwiseLRCallback`).
+
+    Attributes:
+        quantity: where the factor is applied: "lr", "weight_decay" or "both". "constant_decay" scales the learning rate
+            and divides weight decay by the same factor, so that AdamW's decay per step stays as it is.
+        interval: steps between two calls of functions among the factors, or "epoch". Raise it if a function is slow.
+    """
+
+    quantity: LRQuantity = "lr"
+    interval: int | Literal["epoch"] = 1
+
+    def __post_init__(self) -> None:
+        check_choice("quantity", self.quantity, LR_QUANTITIES)
+        interval = self.interval
+        ok = is_word(interval, "epoch") or is_count(interval)
+        check(ok, "interval", "'epoch' or a positive number of steps", interval)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from hf_farms.spectra.notes import adapter_notes, layer_notes, skipped_notes
 from hf_farms.spectra.spectrum import LayerSpectrum, layer_spectra
 from hf_farms.spectra.windows import WindowPlan, model_window_rows, plan_weight
 
-__all__ = ["analyze", "model_rows"]
+__all__ = ["analysis_cost", "analyze", "model_rows"]
 
 # Bytes of weights that are read and measured together, so that batches of small matrices (experts) use the full device.
 BATCH_BYTES = 128 * 2**20
@@ -110,6 +111,16 @@ def analyze(
         notes=(*notes, *layer_notes([measured[task.block, task.position] for task in tasks], lowered, rows, config)),
         standing_out=find_standing_out(blocks, config),
     )
+
+
+def analysis_cost(source: BlockReader, config: FarmsConfig, *, outside: bool = False) -> float:
+    """Return the approximate multiply-adds of `analyze`, from shapes only; the same on every machine.
+
+    Raises:
+        ModelError: a layer that no window fits into.
+    """
+    tasks, _ = _tasks(source, config, model_rows(source, config), outside=outside)
+    return math.fsum(task.cost for task in tasks)
 
 
 def _device(device: str | torch.device | None) -> torch.device | None:

@@ -37,7 +37,9 @@ def trained_card(
     task = task_of(report.model_type, architecture, tag=report.task)
     # A classifier built on a language model has its own task. The task of the base is used if nothing else is known.
     base_tag = report.base.pipeline_tag if report.base and not (architecture or report.task) else None
-    tags = [tag for tag, used in (("s2ft", report.s2ft), ("farms-lr", report.farms_lr)) if used is not None]
+    monitored = report.farms_lr is not None and report.farms_lr.config is not None and report.farms_lr.config.monitor
+    rates = None if monitored else report.farms_lr
+    tags = [tag for tag, used in (("s2ft", report.s2ft), ("farms-lr", rates)) if used is not None]
     by_alpha = report.s2ft is not None and report.s2ft.config.budget_allocation == "farms"
     measured = by_alpha or report.farms_lr is not None
     data = card_data(
@@ -75,7 +77,7 @@ def trained_card(
 def _learning_rates(record: FarmsLRRecord | None) -> dict[str, Any]:
     """Return the values of the section on learning rates, and the range of the last factors."""
     if record is None or not record.measurements:
-        return {"quantity": None, "range": None, "still": False}
+        return {"quantity": None, "range": None, "still": False, "monitored": False}
     factors = [block.factor for block in record.measurements[-1].blocks]
     values = section(record)
     return {

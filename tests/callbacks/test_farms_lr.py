@@ -225,7 +225,7 @@ def test_a_step_that_failed_halfway_leaves_nothing_behind(tmp_path):
 @pytest.mark.parametrize(
     ("config", "options", "steps"),
     [
-        (FarmsLRConfig(), {"warmup_steps": 3}, [3, 4, 5, 6, 7]),
+        (FarmsLRConfig(interval=0.1), {"warmup_steps": 3}, [3, 4, 5, 6, 7]),
         (FarmsLRConfig(start=0.5, interval=0.25), {}, [4, 6]),
         (FarmsLRConfig(start=1, interval=3), {}, [1, 4, 7]),
         (FarmsLRConfig(start=2, frozen=True), {}, [2]),

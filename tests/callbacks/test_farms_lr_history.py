@@ -13,7 +13,7 @@ from transformers import Trainer
 from transformers.trainer_utils import HPSearchBackend
 
 from hf_farms import FarmsLRCallback, FarmsLRConfig
-from hf_farms.callbacks import farms_lr, history
+from hf_farms.callbacks import farms_lr, rates
 from hf_farms.errors import HfFarmsWarning, ModelError, NoEffectWarning, OutputError
 from hf_farms.reports.folders import load_report
 
@@ -56,7 +56,7 @@ def test_by_block_the_log_has_blocks_only(tmp_path):
 
 
 def test_more_layers_than_trackers_take_are_in_the_file_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(history, "MOST_LOGGED", 5)
+    monkeypatch.setattr(rates, "MOST_LOGGED", 5)
     run = trainer(tmp_path, FarmsLRCallback(BY_LAYER))
     with pytest.warns(HfFarmsWarning, match="21 layers are too many for trackers. farms_lr.jsonl has") as caught:
         run.train()

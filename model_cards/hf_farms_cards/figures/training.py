@@ -66,8 +66,9 @@ def section(record: FarmsLRRecord) -> dict[str, Any]:
     return {
         "rates": record,
         "moved": moved,
+        "monitored": config is not None and config.monitor,
         "quantity": QUANTITIES[config.quantity] if config else QUANTITIES["lr"],
-        "map": LR_MAPS[config.map].describe(config) if config else None,
+        "map": LR_MAPS[config.map].describe(config) if config and not config.monitor else None,
         "last": last,
         "first_blocks": {block.name: block for block in record.measurements[0].blocks},
         "seconds": f"{math.fsum(line.seconds for line in record.measurements):.1f}",
