@@ -172,9 +172,7 @@ class FarmsLRCallback(LayerwiseCallback):
         if report is not None and self._history is not None:
             with warn_on_failure():
                 self._history.add(report, self.memory["factors"], seconds, model=model)
-                start = time.perf_counter()
                 self._history.send_figure()
-                self._seconds += time.perf_counter() - start
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log effective rates; with the Trainer's own summary the figure and the time of the measurements."""

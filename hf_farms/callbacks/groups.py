@@ -19,7 +19,8 @@ __all__ = ["Key", "LayerwiseGroups", "Rates", "mean_factor"]
 
 # Entries that each finer group has of its own. It shares all others with its group, except for counters that a step
 # writes (schedule-free).
-OWN = frozenset({"params", "lr", "weight_decay"})
+RATES = ("lr", "weight_decay")
+OWN = frozenset({"params", *RATES})
 
 Group = dict[str, Any]
 # Names of the layers whose factors a parameter follows.
@@ -42,6 +43,7 @@ class _Finer:
         params: the parameters of the finer groups, in the order of the group.
         by_key: a finer group for every key.
         left: the entries of the group after the last step; entries that differ now were changed by other code.
+        used: learning rate and weight decay of the group in the last step.
     """
 
     def __init__(self, group: Group) -> None:
@@ -49,6 +51,7 @@ class _Finer:
         self.params: tuple[torch.nn.Parameter, ...] = ()
         self.by_key: dict[Key | None, Group] = {}
         self.left: Group = {}
+        self.used: Group = {}
 
     def belongs_to(self, group: Group) -> bool:
         """Return whether this is the group; loading a state replaces the group and keeps its list of parameters."""
@@ -109,9 +112,9 @@ class LayerwiseGroups:
         self._factors = {key: mean_factor(self._by_layer, key) for key in self.keys}
 
     def rates(self) -> dict[torch.nn.Parameter, Rates]:
-        """Return what the next step uses for each parameter."""
+        """Return what the last step used for each parameter; before the first, what it will use."""
         return {
-            parameter: self._scaled(finer.group, 1.0 if key is None else self._factors[key])
+            parameter: self._scaled(finer.used or finer.group, 1.0 if key is None else self._factors[key])
             for finer in self._finer
             for key, target in finer.by_key.items()
             for parameter in target["params"]
@@ -162,6 +165,9 @@ class LayerwiseGroups:
             return None
         self._given = None
         self._follow(self._renew)
+        for finer in self._finer:
+            # A scheduler sets the next rate before it can be logged; a tensor in place.
+            finer.used = {name: _copied(finer.group[name]) for name in RATES if name in finer.group}
         if all(factor == 1.0 for factor in self._factors.values()) and not self.counted():
             return None
         stand_in: list[Group] = []
@@ -227,6 +233,10 @@ def _copy_over(group: Group, target: Group, left: Group) -> None:
     for name in group.keys() - OWN:
         if name not in target or name not in left or group[name] is not left[name]:
             target[name] = group[name]
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def _differ(values: list[Any]) -> bool:

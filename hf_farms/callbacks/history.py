@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,8 +63,9 @@ class History:
         self.entries: list[LRHistoryEntry] = []
         self._path = self.folder / HISTORY_NAME
         self._writes = state.is_world_process_zero
-        # Step of the last figure that trackers got.
+        # Step of the last figure that trackers got, and the time of all of them.
         self._drawn: int | None = None
+        self._drawing = 0.0
         self._warned = False
         if self._writes:
             check_within(self.folder, (HISTORY_NAME, REPORT_NAME), argument="output_dir")
@@ -142,7 +144,8 @@ class History:
         return ()
 
     def add_cost(self, seconds: float, total: float, *, model: Any) -> None:
-        """Log the time of all measurements and its share of the training."""
+        """Log the time of all measurements, with the figures for trackers, and its share of the training."""
+        seconds += self._drawing
         logs = {"farms_lr/seconds_in_all": seconds, "farms_lr/share_of_time": seconds / total if total else 0.0}
         insert_before_last(self._state, logs)
         log_to_trackers(self._args, self._state, logs, model)
@@ -186,11 +189,14 @@ class History:
         from hf_farms_cards.figures.training import draw_training
         from PIL import Image
 
+        start = time.perf_counter()
         with TemporaryDirectory() as folder:
             path = Path(folder) / "alphas.png"
             draw_training(FarmsLRRecord.from_history(self.entries, self._config), path)
-            with Image.open(path) as image:
-                return image.convert("RGB")
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        self._drawing += time.perf_counter() - start
+        return image
 
     def draw(self) -> None:
         """Write the figure, and the section for the model card."""

@@ -117,7 +117,7 @@ class LayerwiseCallback(TrainerCallback, ExportableState):
             self._update(state)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Send the effective rates of the next step to the trackers, beside the Trainer's own learning rate."""
+        """Send the effective rates of the last step to the trackers, beside the Trainer's own learning rate."""
         if self._groups is not None and "learning_rate" in (kwargs.get("logs") or {}):
             rates = effective_rates(self._rows, self._groups.rates(), self.config.quantity)
             logs = {f"{self.prefix}/{name}": number for name, number in rates.items()}
