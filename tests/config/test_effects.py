@@ -93,6 +93,23 @@ CASES = {
     "released_step": (FarmsLRConfig(released_step=True), None, FarmsLRConfig(map="step", released_step=True), None),
     "interval": (FarmsLRConfig(frozen=True, interval=5), None, FarmsLRConfig(interval=5), None),
     "smoothing": (FarmsLRConfig(frozen=True, smoothing=0.5), None, FarmsLRConfig(smoothing=0.5), None),
+    "max_share": (FarmsLRConfig(interval=5, max_share=0.1), None, FarmsLRConfig(max_share=0.1), None),
+    **{
+        f"FarmsLRConfig.{field}": (
+            FarmsLRConfig(monitor=True, **{field: value}),
+            None,
+            FarmsLRConfig(**{field: value}),
+            None,
+        )
+        for field, value in {
+            "map": "sqrt",
+            "quantity": "both",
+            "shrink": False,
+            "normalise": True,
+            "ends": "apart",
+            "min_eigenvalues": 4,
+        }.items()
+    },
     "spectra.block_score": (
         FarmsLRConfig(unit="layer", spectra=FarmsConfig(block_score="median")),
         None,
@@ -166,8 +183,7 @@ ALWAYS = {
     PruneConfig: {"sparsity", "method", "pattern", "allocation", "refine", "recover"},
     S2FTConfig: {"budget", "roles", "strategy", "budget_allocation", "layout", "write_back", "max_channels"},
     FarmsLRConfig: {
-        *("map", "unit", "quantity", "shrink", "normalise", "ends", "min_eigenvalues", "outside", "start"),
-        *("frozen", "spectra"),
+        *("unit", "outside", "start", "frozen", "monitor", "spectra"),
     },
     CalibrationConfig: set(),
     EvaluationConfig: set(),

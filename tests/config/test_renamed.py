@@ -115,7 +115,7 @@ def test_reports_of_schema_1_are_read_and_written_as_today():
         assert written["schema_version"] == report.schema_version == SCHEMA_VERSION
         assert '"farms":' not in report.to_json()
         assert kind.from_json(report.to_json()) == report
-    assert report.farms_lr.config == FarmsLRConfig(spectra=SMALL, ends="measured")
+    assert report.farms_lr.config == FarmsLRConfig(interval=0.1, spectra=SMALL, ends="measured")
     assert report.s2ft.config == S2FTConfig(spectra=FarmsConfig(fit="peak"), max_channels=None)
 
 
@@ -152,7 +152,7 @@ def test_a_training_checkpoint_with_the_old_keys_is_read(tmp_path):
     saved = json.loads((EARLIER / "callback_state.json").read_text())
     with old_name(FarmsLRConfig):
         callback = FarmsLRCallback.from_state(saved)
-    assert callback.config == FarmsLRConfig(map="step", spectra=SMALL, ends="measured")
+    assert callback.config == FarmsLRConfig(interval=0.1, map="step", spectra=SMALL, ends="measured")
     shutil.copytree(EARLIER / "selection", tmp_path, dirs_exist_ok=True)
     state = {"global_step": 3, "log_history": [], "stateful_callbacks": {"FarmsLRCallback": saved}}
     (tmp_path / "trainer_state.json").write_text(json.dumps(state))
@@ -161,7 +161,7 @@ def test_a_training_checkpoint_with_the_old_keys_is_read(tmp_path):
     )
     with pytest.warns(DeprecationWarning, match="farms is named spectra now"):
         report = training_report(tmp_path)
-    assert report.farms_lr.config == FarmsLRConfig(map="step", spectra=SMALL, ends="measured")
+    assert report.farms_lr.config == FarmsLRConfig(interval=0.1, map="step", spectra=SMALL, ends="measured")
     assert report.s2ft.config == S2FTConfig(spectra=SMALL)
 
 
