@@ -155,6 +155,9 @@ class LayerwiseCallback(TrainerCallback, ExportableState):
         self._groups = LayerwiseGroups(optimizer, keys, self.config.quantity, renew=self._renew_keys)
         self._groups.resume(self.memory["counted"])
         self._apply()
+        if self.config.quantity == "weight_decay" and not any(g.get("weight_decay") for g in optimizer.param_groups):
+            message = "the optimizer decays no weights. Set weight_decay in TrainingArguments."
+            warnings.warn(f"quantity='weight_decay' has no effect: {message}", NoEffectWarning, stacklevel=2)
 
     def _renew_keys(self) -> dict[nn.Parameter, Key]:
         """Find the keys again after the optimizer's parameters have changed; the model may have new modules too."""

@@ -115,12 +115,12 @@ class LayerwiseLRCallback(LayerwiseCallback):
         matching = {pattern for (pattern,) in keys.values()}
         for pattern in self._patterns:
             if pattern not in matching:
-                reason = "it matches no parameter, or only those of earlier patterns."
+                reason = "has no effect: it matches no parameter, or only those of earlier patterns."
             elif pattern not in trained:
-                reason = "it matches frozen parameters only."
+                reason = "has no effect yet: it matches frozen parameters only."
             else:
                 continue
-            warnings.warn(f"pattern {pattern!r} has no effect: {reason}", NoEffectWarning, stacklevel=2)
+            warnings.warn(f"pattern {pattern!r} {reason}", NoEffectWarning, stacklevel=2)
 
     def _find_keys(self, model: nn.Module) -> dict[nn.Parameter, Key]:
         keys = parameters_by_pattern(model, self._patterns)

@@ -3,8 +3,9 @@
     python tests/benchmarks/lr_callback.py MODEL [--steps 8] [--batch 4] [--length 128]
 
 MODEL is a folder or hub id of a causal language model. Both runs make the same steps in an unmodified Trainer; with the
-callback a measurement is made at the first step and another halfway. The share of a run of 1,000 steps at the default
-interval follows from the seconds of one measurement and of one plain step.
+callback a measurement is made at the first step and another halfway. The share of a run of 1,000 steps with ten
+measurements follows from the seconds of one measurement and of one plain step. The last column is the time of a
+multiply-add of a measurement over one of a step: `MEASURING_FACTOR` in `hf_farms/callbacks/step_cost.py`.
 """
 
 import argparse
@@ -16,7 +17,11 @@ import torch
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from hf_farms import FarmsLRCallback, FarmsLRConfig
+from hf_farms import FarmsConfig, FarmsLRCallback, FarmsLRConfig
+from hf_farms.blocks import ModelBlockSource
+from hf_farms.callbacks.schedule import MOST_MEASUREMENTS
+from hf_farms.callbacks.step_cost import StepCost
+from hf_farms.spectra.analysis import analysis_cost
 
 RUN = 1000
 
@@ -68,6 +73,16 @@ def train(options, callback):
     return clock.steps(), measured
 
 
+def multiply_adds(options):
+    """Multiply-adds of a measurement and of a step, as the callback estimates them."""
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    source = ModelBlockSource(model)
+    cost = StepCost(source, recomputes=False)
+    model(input_ids=torch.zeros(options.batch, options.length, dtype=torch.long))
+    cost.remove()
+    return analysis_cost(source, FarmsConfig()), cost.multiply_adds
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -82,11 +97,15 @@ def main():
     quiet = [seconds for number, seconds in enumerate(steps) if number not in (0, half)]
     base, ours, one = statistics.median(plain[1:]), statistics.median(quiet), measured[-1]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
-    count = round(1 / FarmsLRConfig().interval)
+    measuring, step = multiply_adds(options)
+    factor = (one / measuring) / (base / step)
     print(f"{options.model}, {options.batch} x {options.length} tokens, float32, {device}")
-    print("| plain step, s | step between measurements, s | ratio | one measurement, s | share of 1,000 steps |")
-    print("|---|---|---|---|---|")
-    print(f"| {base:.3f} | {ours:.3f} | {ours / base:.3f} | {one:.2f} | {count * one / (RUN * base):.2%} |")
+    print(
+        "| plain step, s | step between measurements, s | ratio | one measurement, s | share of 1,000 steps | factor |"
+    )
+    print("|---|---|---|---|---|---|")
+    share = MOST_MEASUREMENTS * one / (RUN * base)
+    print(f"| {base:.3f} | {ours:.3f} | {ours / base:.3f} | {one:.2f} | {share:.2%} | {factor:.1f} |")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,11 @@ with warnings.catch_warnings(record=True) as caught:
     last.train()
 messages = [str(w.message) for w in caught if issubclass(w.category, HfFarmsWarning)]
 
+auto = FarmsLRCallback(FarmsLRConfig(start=0, max_share=0.9))
+trainer(folder + "/auto", auto, **options).train()
+
 result = {
+    "auto": auto.memory["interval"],
     "wrapped": type(run.model_wrapped).__name__,
     "weights": weights(run.model),
     "by_hand": weights(other.model),
@@ -70,6 +74,11 @@ def test_two_processes_stay_identical(ddp):
     assert first["memory"] == second["memory"]
     assert max(first["memory"]["factors"].values()) > 1.3
     assert same(first["weights"], second["weights"])
+
+
+def test_two_processes_decide_the_same_interval(ddp):
+    first, second = ddp
+    assert first["auto"] == second["auto"] >= 1
 
 
 def test_two_processes_equal_an_optimizer_with_real_groups_bit_by_bit(ddp):

@@ -181,12 +181,37 @@ def test_patterns_without_effect_are_named(tmp_path):
     assert [str(warning.message) for warning in caught if warning.category is NoEffectWarning] == [
         "pattern 'layernorm' has no effect: it matches no parameter, or only those of earlier patterns.",
         "pattern 'classifier' has no effect: it matches no parameter, or only those of earlier patterns.",
-        "pattern 'lm_head' has no effect: it matches frozen parameters only.",
+        "pattern 'lm_head' has no effect yet: it matches frozen parameters only.",
     ]
     with pytest.warns(NoEffectWarning, match=r"^`interval` has no effect: it applies to functions, and all factors"):
         LayerwiseLRCallback({"norm": 0.5}, {"interval": 5})
     with pytest.warns(NoEffectWarning, match=r"^LayerwiseLRCallback had no effect: all factors were 1\.$"):
         with_callback(tmp_path, {"norm": 1}, max_steps=1)
+
+
+def test_weight_decay_that_is_off_cannot_be_scaled(tmp_path):
+    message = r"^quantity='weight_decay' has no effect: the optimizer decays no weights\. Set weight_decay in Training"
+    with pytest.warns(NoEffectWarning, match=message):
+        with_callback(tmp_path, {"norm": 0.5}, {"quantity": "weight_decay"}, max_steps=1)
+
+
+def test_parameters_that_join_the_optimizer_get_their_factor(tmp_path):
+    model, seen = tiny("llama"), []
+    model.lm_head.weight.requires_grad_(False)
+    callback = LayerwiseLRCallback({"layers": 0.5, "lm_head": 0.25})
+
+    class Unfreeze(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+            rates = callback._groups.rates()
+            seen.append(rates[model.lm_head.weight].lr if model.lm_head.weight in rates else None)
+            if state.global_step == 2:
+                unwrap_optimizer(optimizer).param_groups[0]["params"].append(model.lm_head.weight.requires_grad_(True))
+
+    run = trainer(tmp_path, callback, model=model, **OPTIONS)
+    run.add_callback(Unfreeze())
+    with pytest.warns(NoEffectWarning, match="pattern 'lm_head' has no effect yet: it matches frozen parameters only"):
+        run.train()
+    assert seen == [None, None, 2.5e-3, 2.5e-3]
 
 
 BAD = [
