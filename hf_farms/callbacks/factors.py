@@ -115,7 +115,7 @@ def _compiled(pattern: object) -> re.Pattern[str]:
 
 
 def parameters_by_pattern(model: nn.Module, patterns: list[str]) -> dict[nn.Parameter, tuple[str, ...]]:
-    """Return for each parameter, frozen ones included, the first pattern that matches one of its names.
+    """Return for each parameter, frozen ones included, the patterns that match one of its names, in order.
 
     A parameter has several names if it is tied, or if the model is wrapped (PEFT).
     """
@@ -124,12 +124,10 @@ def parameters_by_pattern(model: nn.Module, patterns: list[str]) -> dict[nn.Para
         for name, parameter in module.named_parameters(remove_duplicate=False):
             names[parameter].append(plain_name(name))
     expressions = {pattern: _compiled(pattern) for pattern in patterns}
-    followed: dict[nn.Parameter, tuple[str, ...]] = {}
-    for parameter, own in names.items():
-        matching = (p for p, expression in expressions.items() if any(expression.search(name) for name in own))
-        if (pattern := next(matching, None)) is not None:
-            followed[parameter] = (pattern,)
-    return followed
+    return {
+        parameter: tuple(p for p, expression in expressions.items() if any(map(expression.search, own)))
+        for parameter, own in names.items()
+    }
 
 
 def layerwise_decay(model: nn.Module, decay: float = 0.9) -> dict[str, float]:

@@ -22,7 +22,7 @@ from hf_farms.callbacks.rates import block_rows
 from hf_farms.callbacks.recording import record_training
 from hf_farms.callbacks.schedule import decide_interval, schedule, whole_epochs
 from hf_farms.callbacks.step_cost import StepCost, measuring_factor
-from hf_farms.callbacks.trainer import is_summary, recomputes_activations, retries_batch_sizes
+from hf_farms.callbacks.trainer import is_summary, recomputes_activations, retries_batch_sizes, trainer_flops
 from hf_farms.config import FarmsLRConfig
 from hf_farms.config.effects import given_fields, warn_unused
 from hf_farms.config.mappings import as_config
@@ -133,7 +133,11 @@ class FarmsLRCallback(LayerwiseCallback):
         """Decide the interval after the first step, if it is "auto"."""
         if self._cost is not None and self._optimizer is not None:
             self._cost.remove()
-            self._decide(state, self._cost.multiply_adds)
+            cost = self._cost.multiply_adds
+            if not cost and getattr(self._cost.model, "main_input_name", None) == "input_ids":
+                # A compiled model. The Trainer counts elements of the main input: tokens, but not those of images.
+                cost = trainer_flops() / 2
+            self._decide(state, cost)
         self._cost = None
 
     def _decide(self, state: TrainerState, step_cost: float, error: Exception | None = None) -> None:

@@ -96,9 +96,7 @@ class LayerwiseLRCallback(LayerwiseCallback):
                 self._warn_of_change(factors)
             self.memory |= {"step": state.global_step, "epoch": whole_epochs(state), "factors": factors}
         assert self._model is not None
-        keys = self._find_keys(self._model)
-        self._warn_of_unmatched(keys)
-        self._attach(optimizer, keys)
+        self._attach(optimizer, self._find_keys(self._model))
 
     def _warn_of_change(self, factors: Mapping[str, float]) -> None:
         """Name the factors that differ from those of the checkpoint."""
@@ -109,13 +107,13 @@ class LayerwiseLRCallback(LayerwiseCallback):
             more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
             self._warn(f"factors differ from those of the checkpoint, the new ones count: {', '.join(texts)}{more}.")
 
-    def _warn_of_unmatched(self, keys: Mapping[nn.Parameter, Key]) -> None:
+    def _warn_of_unmatched(self, matches: Mapping[nn.Parameter, tuple[str, ...]]) -> None:
         """Name the patterns without a parameter, or with frozen ones only."""
-        trained = {pattern for parameter, (pattern,) in keys.items() if parameter.requires_grad}
-        matching = {pattern for (pattern,) in keys.values()}
+        matching = {pattern for own in matches.values() for pattern in own}
+        trained = {pattern for parameter, own in matches.items() if parameter.requires_grad for pattern in own}
         for pattern in self._patterns:
             if pattern not in matching:
-                reason = "has no effect: it matches no parameter, or only those of earlier patterns."
+                reason = "has no effect: it matches no parameter."
             elif pattern not in trained:
                 reason = "has no effect yet: it matches frozen parameters only."
             else:
@@ -123,7 +121,11 @@ class LayerwiseLRCallback(LayerwiseCallback):
             warnings.warn(f"pattern {pattern!r} {reason}", NoEffectWarning, stacklevel=2)
 
     def _find_keys(self, model: nn.Module) -> dict[nn.Parameter, Key]:
-        keys = parameters_by_pattern(model, self._patterns)
+        matches = parameters_by_pattern(model, self._patterns)
+        if self._optimizer is None:
+            self._warn_of_unmatched(matches)
+        # The first pattern counts.
+        keys = {parameter: own[:1] for parameter, own in matches.items() if own}
         self._rows = pattern_rows(keys)
         return keys
 

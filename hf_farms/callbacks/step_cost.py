@@ -37,9 +37,13 @@ class StepCost:
     Args:
         source: the blocks of the model.
         recomputes: whether activation checkpointing runs each block twice.
+
+    Attributes:
+        model: without wrappers.
     """
 
     def __init__(self, source: ModelBlockSource, *, recomputes: bool) -> None:
+        self.model = source.model
         self._recomputes = recomputes
         self._forward = self._backward = 0.0
         self._hooks = [

@@ -43,6 +43,7 @@ __all__ = [
     "run_folder",
     "saved_callback_state",
     "set_mark",
+    "trainer_flops",
     "unwrap_optimizer",
     "uses_deepspeed",
     "uses_fsdp",
@@ -199,6 +200,15 @@ def log_image_to_trackers(state: TrainerState, name: str, make: Callable[[], Any
             writer.add_image(name, asarray(image), state.global_step, dataformats="HWC")
         elif runs:
             wandb.log({name: wandb.Image(image), "train/global_step": state.global_step})
+
+
+def trainer_flops() -> float:
+    """Return the floating-point operations of the steps that the Trainer has not stored yet, by its own estimate.
+
+    It counts 6 for each token and parameter; 0 if the model has no such estimate, or no Trainer is found on the stack.
+    """
+    trainer = next(_callers("current_flos", "floating_point_ops"), None)
+    return float(getattr(trainer, "current_flos", 0.0))
 
 
 def _trackers() -> Iterator[Any]:

@@ -1,18 +1,21 @@
 """The interval "auto": a bounded cost that follows from shapes, decided once."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from families import family_model
-from models import CHECKPOINTING, tiny
+from models import CHECKPOINTING, NEEDS_COMPILE, tiny
 from trainers import same, trainer, weights
 
-from hf_farms import FarmsLRCallback, FarmsLRConfig
+from hf_farms import FarmsConfig, FarmsLRCallback, FarmsLRConfig
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.callbacks import farms_lr
 from hf_farms.callbacks.schedule import decide_interval
-from hf_farms.callbacks.step_cost import StepCost
+from hf_farms.callbacks.step_cost import StepCost, measuring_factor
+from hf_farms.spectra.analysis import analysis_cost
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*", "ignore:.*lr_scheduler.step.*before.*:UserWarning")
 
@@ -132,10 +135,35 @@ def test_a_checkpoint_of_an_earlier_version_keeps_its_tenth_of_all_steps(tmp_pat
 
 def test_an_unknown_cost_means_one_measurement(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(StepCost, "add", lambda *_: None)
+    monkeypatch.setattr(farms_lr, "trainer_flops", lambda: 0.0)
     run = trainer(tmp_path, FarmsLRCallback(FarmsLRConfig(start=0)))
     run.train()
     assert [e["step"] for e in run.state.log_history if "farms_lr/seconds" in e] == [0]
     assert "measures once, at step 0: the cost of a step is unknown.\n" in capsys.readouterr().out
+
+
+@NEEDS_COMPILE
+def test_the_cost_of_a_compiled_model_is_that_of_the_trainer(tmp_path, capsys):
+    """Its blocks run no hooks."""
+    callback = FarmsLRCallback(FarmsLRConfig(start=0))
+    run = trainer(tmp_path, callback, torch_compile=True, torch_compile_backend="eager", max_steps=2)
+    run.train()
+    (entry,) = [e for e in run.state.log_history if "farms_lr/interval" in e]
+    measuring = analysis_cost(ModelBlockSource(run.model), FarmsConfig()) * measuring_factor("cpu")
+    flops = 6 * 48 * run.model.num_parameters(exclude_embeddings=True)
+    assert entry["farms_lr/estimated_share"] == pytest.approx(measuring / (2 * flops / 2))
+    assert "of the training." in capsys.readouterr().out
+
+
+def test_the_estimate_in_the_guide_is_that_of_smollm2():
+    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, num_key_value_heads=3))
+    ids = torch.zeros(4, 128, dtype=torch.long, device="meta")
+    step = cost_of(model, lambda m: m(input_ids=ids))
+    share = analysis_cost(ModelBlockSource(model), FarmsConfig()) * measuring_factor("cpu") / (1000 * step)
+    text = f"measures every {decide_interval(0, 1000, 0.01 / share)} steps, 10 times: estimated {10 * share:.2%} of the"
+    assert text in (Path(__file__).parents[2] / "docs" / "learning-rates.md").read_text()
 
 
 def test_counting_changes_no_bit(tmp_path):

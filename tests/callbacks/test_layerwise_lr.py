@@ -26,7 +26,7 @@ def by_hand(folder, factors, **options):
     """A training with real parameter groups; factors are functions of the step, by pattern, None for the rest."""
     model = tiny("llama")
     keys = parameters_by_pattern(model, [pattern for pattern in factors if pattern])
-    groups = [[p for p in model.parameters() if keys.get(p, (None,)) == (pattern,)] for pattern in factors]
+    groups = [[p for p in model.parameters() if (*keys[p], None)[0] == pattern] for pattern in factors]
     optimizer = torch.optim.AdamW([{"params": group} for group in groups], lr=1e-2, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, list(factors.values()))
     args = arguments(folder, **OPTIONS | options)
@@ -169,7 +169,7 @@ def test_adapters_and_tied_weights_are_found_by_each_of_their_names():
     assert parameters_by_pattern(model, ["lm_head"])[model.model.embed_tokens.weight] == ("lm_head",)
     model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
     for pattern in (r"^model\.layers\.0\..*lora_A", r"^base_model\..*layers\.0\..*lora_A"):
-        assert len(parameters_by_pattern(model, [pattern])) == 1
+        assert sum(map(len, parameters_by_pattern(model, [pattern]).values())) == 1
 
 
 def test_patterns_without_effect_are_named(tmp_path):
@@ -179,8 +179,7 @@ def test_patterns_without_effect_are_named(tmp_path):
     with pytest.warns(NoEffectWarning) as caught:
         trainer(tmp_path, callback, model=model, **OPTIONS | {"max_steps": 1}).train()
     assert [str(warning.message) for warning in caught if warning.category is NoEffectWarning] == [
-        "pattern 'layernorm' has no effect: it matches no parameter, or only those of earlier patterns.",
-        "pattern 'classifier' has no effect: it matches no parameter, or only those of earlier patterns.",
+        "pattern 'classifier' has no effect: it matches no parameter.",
         "pattern 'lm_head' has no effect yet: it matches frozen parameters only.",
     ]
     with pytest.warns(NoEffectWarning, match=r"^`interval` has no effect: it applies to functions, and all factors"):
