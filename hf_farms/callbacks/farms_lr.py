@@ -99,8 +99,7 @@ class FarmsLRCallback(LayerwiseCallback):
         times = schedule(self.config, args, state, decided=self.memory["interval"])
         assert self._model is not None
         try:
-            self._source = ModelBlockSource(self._model)
-            keys = self._keys_of(self._source)
+            keys = self._find_keys(self._model)
         except Exception as error:  # models are code of others
             warnings.warn(f"FarmsLRCallback has no effect: {error_text(error)}", NoEffectWarning, stacklevel=2)
             self._source = None
@@ -120,10 +119,11 @@ class FarmsLRCallback(LayerwiseCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure if a measurement is due."""
+        """Measure if a measurement is due; count the cost of the first step if the interval is "auto"."""
         super().on_step_begin(args, state, control, **kwargs)
-        undecided = self.config.interval == "auto" and not self.config.frozen and self.memory["interval"] is None
-        if undecided and self._optimizer is not None and self._source is not None and self._cost is None:
+        if self._optimizer is None or self._source is None or self.config.frozen:
+            return
+        if self.config.interval == "auto" and self.memory["interval"] is None and self._cost is None:
             try:
                 self._cost = StepCost(self._source, recomputes=self._recomputes)
             except Exception as error:  # modules are code of others
@@ -208,11 +208,8 @@ class FarmsLRCallback(LayerwiseCallback):
 
     def _find_keys(self, model: nn.Module) -> dict[nn.Parameter, Key]:
         self._source = ModelBlockSource(model)
-        return self._keys_of(self._source)
-
-    def _keys_of(self, source: ModelBlockSource) -> dict[nn.Parameter, Key]:
-        keys = layers_by_unit(source, outside=self.config.outside, unit=self.config.unit)
-        self._rows = block_rows(source, keys, self.config.unit)
+        keys = layers_by_unit(self._source, outside=self.config.outside, unit=self.config.unit)
+        self._rows = block_rows(self._source, keys, self.config.unit)
         return keys
 
     def _is_due(self, state: TrainerState) -> bool:
