@@ -29,6 +29,9 @@ __all__ = ["analysis_cost", "analyze", "model_rows"]
 # Bytes of weights that are read and measured together, so that batches of small matrices (experts) use the full device.
 BATCH_BYTES = 128 * 2**20
 
+# Multiply-adds that take the time of what every layer costs, whatever its size; it matters for small models only.
+LAYER_COST = 1e7
+
 
 @dataclass(frozen=True)
 class _Task:
@@ -120,7 +123,7 @@ def analysis_cost(source: BlockReader, config: FarmsConfig, *, outside: bool = F
         ModelError: a layer that no window fits into.
     """
     tasks, _ = _tasks(source, config, model_rows(source, config), outside=outside)
-    return math.fsum(task.cost for task in tasks)
+    return math.fsum(task.cost + LAYER_COST for task in tasks)
 
 
 def _device(device: str | torch.device | None) -> torch.device | None:
