@@ -137,7 +137,7 @@ def factors_of(arm: str, planted: Sequence[int], family: int, ends: str) -> Fact
         "oracle": oracle,
         "constant": oracle,
         "farms": by_alpha,
-        "farms-ends": lambda model: by_alpha(model, FarmsLRConfig(ends=ends)),
+        "farms-ends": lambda model: by_alpha(model, FarmsLRConfig(ends=ends, interval=0.1)),
         "norm": by_norm,
         "deranged": deranged,
     }
