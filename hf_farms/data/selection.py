@@ -20,6 +20,7 @@ __all__ = [
     "Selection",
     "acceptance_sequences",
     "check_selection_apart",
+    "read_selection",
     "selection_sequences",
     "split_selection",
 ]
@@ -89,6 +90,24 @@ def _spaced(items: Sequence[int], most: int) -> list[int]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
+def read_selection(
+    selection: Iterable[Tensor | Mapping[str, Tensor]], *, vocabulary: int | None = None
+) -> list[dict[str, Tensor]]:
+    """Return selection data as mappings of model inputs, each `(b, n)`. A loader that shuffles must be read once.
+
+    Args:
+        selection: token ids `(b, n)` or `(n,)`, or model inputs by name.
+        vocabulary: number of tokens that the model knows; None: unknown.
+
+    Raises:
+        DataError: something else, or no token ids.
+    """
+    try:
+        return named_batches(selection, vocabulary=vocabulary)
+    except DataError as error:
+        raise DataError(f"selection{str(error).removeprefix('calibration')}", hint=error.hint) from error
+
+
 def split_selection(selection: Iterable[Tensor | Mapping[str, Tensor]], *, vocabulary: int | None = None) -> Selection:
     """Split selection data into halves of whole rows: the first searches, the second accepts.
 
@@ -99,13 +118,9 @@ def split_selection(selection: Iterable[Tensor | Mapping[str, Tensor]], *, vocab
     Raises:
         DataError: fewer than four rows, or no token ids.
     """
-    try:
-        batches = named_batches(selection, vocabulary=vocabulary)
-    except DataError as error:
-        raise DataError(f"selection{str(error).removeprefix('calibration')}", hint=error.hint) from error
     rows = [
         {name: value[row : row + 1] for name, value in batch.items()}
-        for batch in batches
+        for batch in read_selection(selection, vocabulary=vocabulary)
         for row in range(len(next(iter(batch.values()))))
     ]
     if len(rows) < 4:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,12 +11,13 @@ from torch import Tensor
 from hf_farms.blocks import BlockSource, ModelBlockSource
 from hf_farms.blocks.arguments import WITHOUT_ACTIVATIONS
 from hf_farms.config import PruneConfig
+from hf_farms.config.checks import check
 from hf_farms.errors import HfFarmsError, ModelError
 from hf_farms.metrics.divergence import check_predicts
 from hf_farms.pruning.removal_plan import check_layers
 from hf_farms.registries import RECOVERIES
 
-__all__ = ["check_method", "check_recovery"]
+__all__ = ["check_folders", "check_method", "check_recovery"]
 
 # Number of token ids for the check, if no batch is given.
 PROBE_TOKENS = 8
@@ -47,6 +49,17 @@ def check_method(source: BlockSource, config: PruneConfig, batch: Tensor | Mappi
     except HfFarmsError as error:
         error.hint = error.hint or WITHOUT_ACTIVATIONS
         raise
+
+
+def check_folders(activations: str | Path | None, checkpoints: str | Path | None) -> None:
+    """Refuse one folder for two things: files of the one would stop the other when the model is pruned already."""
+    if activations is not None and checkpoints is not None:
+        check(
+            Path(activations).resolve() != Path(checkpoints).resolve(),
+            "checkpoints",
+            "another folder than activations",
+            str(checkpoints),
+        )
 
 
 def check_recovery(source: BlockSource, config: PruneConfig) -> None:

@@ -17,11 +17,11 @@ from hf_farms.blocks.model_checks import check_blocks
 from hf_farms.config import PruneConfig
 from hf_farms.config.checks import check_arguments
 from hf_farms.config.effects import given_fields, warn_unused
-from hf_farms.data.selection import acceptance_sequences
+from hf_farms.data.selection import acceptance_sequences, read_selection
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
 from hf_farms.progress import Progress
 from hf_farms.pruning.calibration_pass import Batch, CalibrationPass, calibration_batches
-from hf_farms.pruning.checks import check_method, check_recovery
+from hf_farms.pruning.checks import check_folders, check_method, check_recovery
 from hf_farms.pruning.hidden_states import HiddenStates
 from hf_farms.pruning.limits import limit_of
 from hf_farms.pruning.measuring import LayerStatistic, Run, measure, measurement_passes
@@ -144,12 +144,14 @@ def prune(
     source = ModelBlockSource(model) if isinstance(model, nn.Module) else model
     check_layers(source, config)
     check_recovery(source, config)
+    check_folders(activations, checkpoints)
     batches = calibration_batches(calibration, source, config) if config.needs_calibration else []
     recovers = RECOVERIES[config.recover].needs == "activations"
     if recovers:
         batches = single_sequences(batches)
-    # The search and the recovery read it: once, as a loader may shuffle.
-    selection = list(selection) if selection is not None else None
+    if selection is not None and config.needs_selection:
+        # The search and the recovery get the same halves, also of a loader that shuffles.
+        selection = read_selection(selection, vocabulary=source.vocabulary)
     acceptance: list[dict[str, Tensor]] = []
     if recovers and selection is not None:
         acceptance = acceptance_sequences(selection, calibration=batches, vocabulary=source.vocabulary)

@@ -82,6 +82,29 @@ def test_selection_data_is_refused_as_for_a_search(many):
         recovered(many, [ids + 100 for ids in sequences(5)])
 
 
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [(5, "got 5. Pass a list"), ("text", "got 'text'. Tokenise"), ({"input_ids": torch.ones(4, 8)}, "got a single")],
+)
+def test_selection_data_of_another_kind_are_refused(selection, message, many):
+    with pytest.raises(DataError, match=f"^selection must be .*{message}"):
+        recovered(many, selection)
+
+
+def test_a_loader_that_shuffles_is_read_once(many):
+    class Loader:
+        reads = 0
+
+        def __iter__(self):
+            self.reads += 1
+            return iter(sequences(self.reads))
+
+    loader = Loader()
+    config = PruneConfig(allocation="sensitivity", method="magnitude", recover="submodule")
+    prune(tiny("llama", num_hidden_layers=1), config, calibration=many, selection=loader)
+    assert loader.reads == 1
+
+
 def test_masked_tokens_do_not_count(many):
     errors = []
     for pad in (3, 77):

@@ -148,6 +148,14 @@ def test_a_folder_of_something_else_is_refused(many, tmp_path):
     assert same(model, dense)
 
 
+def test_checkpoints_and_activations_have_folders_of_their_own(many, tmp_path):
+    model = tiny("llama", num_hidden_layers=1)
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(ValueError, match="checkpoints must be another folder than activations, got "):
+        prune(model, DISTILL, calibration=many, activations=tmp_path / "a", checkpoints=tmp_path / "b" / ".." / "a")
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
 def test_a_folder_of_other_data_is_refused_before_anything_is_pruned(many, tmp_path):
     model, dense = tiny("llama", num_hidden_layers=1), tiny("llama", num_hidden_layers=1)
     prune(copy.deepcopy(model), DISTILL, calibration=[many[0][:2]], checkpoints=tmp_path)
