@@ -71,7 +71,7 @@ FIELDS = {
             *("minutes",),
             *("damping", "block_size", "baseline", "num_fewshot", "limit", "layers", "yes"),
             *("granularity", "base", "batch_size", "include_path", "device", "revision", "allow_pickle"),
-            *("recover_passes", "recover_rate"),
+            *("recover_passes", "recover_rate", "recover_budget"),
         )
     },
 }

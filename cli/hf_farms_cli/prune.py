@@ -158,6 +158,13 @@ def prune_command(
         float | None,
         pruning(help=f"Largest learning rate of the recovery, relative to the size of the weights  [default: {RATES}]"),
     ] = PRUNE.recover_rate,
+    recover_budget: Annotated[
+        float | None,
+        pruning(
+            help="`distill`: train heads and channels selected by S²FT, this fraction of the parameters, in less memory"
+            "  [default: all kept weights]"
+        ),
+    ] = PRUNE.recover_budget,
     minutes: Annotated[
         float | None,
         pruning(

@@ -19,7 +19,7 @@ __all__ = ["recipe_for"]
 PRUNE_FIELDS = (
     *("sparsity", "method", "pattern", "allocation", "granularity", "spread", "ends"),
     *("refine", "damping", "block_size"),
-    *("recover", "recover_passes", "recover_rate"),
+    *("recover", "recover_passes", "recover_rate", "recover_budget"),
     "minutes",
 )
 

@@ -132,7 +132,7 @@ RULES: tuple[Rule, ...] = (
         when=lambda c, _: c.group is None or "block_size" not in METHODS[c.method].options,
         condition="pattern 'unstructured'",
     ),
-    *_by_choice(PruneConfig, ("recover_passes", "recover_rate"), "recover", RECOVERIES),
+    *_by_choice(PruneConfig, ("recover_passes", "recover_rate", "recover_budget"), "recover", RECOVERIES),
     _rule(
         PruneConfig,
         "max_sparsity",

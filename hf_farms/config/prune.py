@@ -67,6 +67,11 @@ RANGES = {
         "None, or above 0 and at most 1",
         "It is a fraction of the size of the weights.",
     ),
+    "recover_budget": Range(
+        lambda value: value is None or (is_number(value) and 0 < value < 1),
+        "None, or above 0 and below 1",
+        "It is a fraction: 0.05 trains 5% of the parameters.",
+    ),
     "minutes": Range(lambda value: value is None or (is_number(value) and 0 < value < math.inf), "None or above 0"),
 }
 
@@ -80,6 +85,7 @@ RANGES = {
     recover="none",
     recover_passes=EARLIER_PASSES,
     recover_rate=EARLIER_RATE,
+    recover_budget=None,
     minutes=None,
 )
 @renamed(farms="spectra")
@@ -144,6 +150,9 @@ class PruneConfig:
         recover_rate: largest learning rate of the fit, as a fraction of the root mean square of each matrix; None is
             the default of the recovery, 0.01 for "submodule" and 0.005 for "distill". Lower it if the report says that
             weights were left as they were.
+        recover_budget: fraction of the parameters of the model that "distill" trains, in heads and channels that S2FT
+            selects at random. None trains all kept weights of the pruned layers. Set it where their gradients and
+            moments do not fit into memory; less is recovered.
         minutes: stop the search of "auto" after this time, with the best plan so far. None does all of the work, so
             that the result does not depend on the speed of the machine. Set it where the whole search takes too long.
             An interrupted search continues with another limit too.
@@ -165,6 +174,7 @@ class PruneConfig:
     recover: Recover = "none"
     recover_passes: int | None = None
     recover_rate: float | None = None
+    recover_budget: float | None = None
     minutes: float | None = None
     spectra: FarmsConfig = field(default_factory=FarmsConfig)
 

@@ -18,10 +18,12 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from hf_farms.callbacks.keep_zeros import KeepZerosCallback
-from hf_farms.callbacks.trainer import print_nothing
+from hf_farms.callbacks.slices import load_slices, save_slices_with_optimizer
+from hf_farms.callbacks.trainer import print_nothing, unwrap_optimizer
 from hf_farms.distillation.student import SequenceNumbers, Student
 from hf_farms.errors import NoEffectWarning
 from hf_farms.pruning.kept_weights import root_mean_square
+from hf_farms.s2ft.surgery import selection_of
 
 __all__ = ["TrainingSettings", "train"]
 
@@ -66,7 +68,7 @@ def train(
     Args:
         student: the blocks of the model.
         model: the whole model.
-        weights: float32, with zeros that stay.
+        weights: or slices of S2FT; float32, with zeros that stay.
         numbers: sequences to fit, one in each step.
         settings: of the training.
         tick: called with steps done, all steps, and the loss of the last one.
@@ -82,6 +84,8 @@ def train(
     # The Trainer takes the current GPU.
     where = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     keep_zeros = _KeepZeros(model)
+    # The slices of a checkpoint are loaded before their zeros are found.
+    slices = [_KeepSlices(model)] if selection_of(model) is not None else []
     # After an error too: the hooks of the zeros stand on the weights of the caller.
     with _random_state(), where, _output_folder(settings.folder) as folder, closing(keep_zeros):
         trainer = Trainer(
@@ -90,7 +94,7 @@ def train(
             train_dataset=SequenceNumbers(numbers),
             compute_loss_func=student.loss,
             optimizers=(optimizer, schedule),
-            callbacks=[keep_zeros, _Progress(student, tick)],
+            callbacks=[*slices, keep_zeros, _Progress(student, tick)],
         )
         print_nothing(trainer)
         trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
@@ -182,6 +186,20 @@ class _KeepZeros(KeepZerosCallback):
             # Without any zeros, at sparsity 0, the caller has warned.
             warnings.simplefilter("ignore", NoEffectWarning)
             super().on_train_begin(args, state, control, **{**kwargs, "model": self._model})
+
+
+class _KeepSlices(TrainerCallback):
+    """Write the float32 slices of S2FT to the checkpoints, and load them: the blocks hold rounded weights only."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        optimizer = unwrap_optimizer(kwargs["optimizer"])
+        save_slices_with_optimizer(optimizer, self._model, None)
+        load_slices(optimizer, self._model)
 
 
 class _Progress(TrainerCallback):

@@ -16,6 +16,7 @@ from hf_farms.errors import HfFarmsError, ModelError
 from hf_farms.metrics.divergence import check_predicts
 from hf_farms.pruning.removal_plan import check_layers
 from hf_farms.registries import RECOVERIES
+from hf_farms.registries.base import load
 
 __all__ = ["check_folders", "check_method", "check_recovery"]
 
@@ -77,3 +78,5 @@ def check_recovery(source: BlockSource, config: PruneConfig) -> None:
             hint=f"{hint} Or load the model into memory with `stream=False`.",
         )
     check_predicts(source, hint=hint)
+    if (path := RECOVERIES[config.recover].check) is not None:
+        load(path)(source, config)

@@ -13,7 +13,6 @@ from hf_farms.config import default_output_name
 from hf_farms.registries import ALLOCATIONS, FITS, METHODS, RECOVERIES, REFINEMENTS, RecoveryEntry
 from hf_farms.registries.allocations import AllocationEntry
 from hf_farms.reports import (
-    DistillationRecord,
     PerplexityRecord,
     PruneReport,
     SearchTrial,
@@ -170,21 +169,22 @@ def _recover_sentence(report: PruneReport) -> str:
         f"the variance of the ideal ones, fell from {before:.3g} to {after:.3g} (median) on "
         f"{acceptance_text(report.acceptance)}."
     )
-    return (
-        sentence if report.distillation is None else f"{sentence} {_distillation_sentence(report.distillation, entry)}"
-    )
+    return sentence if report.distillation is None else f"{sentence} {_distillation_sentence(report, entry)}"
 
 
-def _distillation_sentence(record: DistillationRecord, entry: RecoveryEntry) -> str:
+def _distillation_sentence(report: PruneReport, entry: RecoveryEntry) -> str:
     """Return Markdown on the training of the whole model."""
+    record = report.distillation
+    assert record is not None
     if not record.accepted:
         return (
-            "A training of all remaining weights on the predictions of the dense model did not lower the KL divergence "
+            "A training on the predictions of the dense model did not lower the KL divergence "
             "on these sequences, and was not used."
         )
     return (
-        f"{entry.sentence} Their KL divergence to those of the dense model fell from {record.divergence_before:.3g} to "
-        f"{record.final_divergence:.3g} nats per token on these sequences, in {record.steps} steps."
+        f"{entry.describe(report.config)} Their KL divergence to those of the dense model fell from "
+        f"{record.divergence_before:.3g} to {record.final_divergence:.3g} nats per token on these sequences, in "
+        f"{record.steps} steps."
     )
 
 

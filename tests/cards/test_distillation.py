@@ -37,3 +37,9 @@ def test_one_that_was_not_used_is_said(report, loss):
     assert "did not lower the KL divergence on these sequences, and was not used." in card
     assert "Then all remaining weights" not in card
     assert refused.final_divergence == 0.25
+
+
+def test_the_trained_weights_are_named(report):
+    assert "all remaining weights of the pruned layers were trained together" in text(report)
+    selected = replace(report, config=replace(report.config, recover_budget=0.05))
+    assert "a selection of heads and channels, 0.05 of the parameters, was trained together" in text(selected)

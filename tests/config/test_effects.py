@@ -67,6 +67,12 @@ CASES = {
         PruneConfig(recover="submodule", recover_rate=0.1),
         None,
     ),
+    "recover_budget": (
+        PruneConfig(recover="submodule", recover_budget=0.1),
+        None,
+        PruneConfig(recover="distill", recover_budget=0.1),
+        None,
+    ),
     "minutes": (PruneConfig(minutes=5), None, PruneConfig(allocation="auto", minutes=5), None),
     "spectra": (PruneConfig(allocation="uniform", spectra=PEAK), None, PruneConfig(spectra=PEAK), None),
     "spectra.tail_divisor": (

@@ -244,7 +244,8 @@ def test_files_and_pickles_of_versions_without_a_field_do_what_those_did():
 
 
 def test_recipes_and_reports_without_ends_are_as_measured(tmp_path):
-    recover = {name: getattr(PruneConfig().settled(), name) for name in ("recover", "recover_passes", "recover_rate")}
+    recovering = ("recover", "recover_passes", "recover_rate", "recover_budget")
+    recover = {name: getattr(PruneConfig().settled(), name) for name in recovering}
     assert recover["recover"] == "none"
     assert absent_values(Recipe) == {f"prune.{name}": value for name, value in absent_values(PruneConfig).items()}
     assert absent_values(FarmsLRConfig) == {"ends": "measured"}

@@ -60,6 +60,7 @@ FIELDS = {
     (PruneConfig, "max_sparsity"): ("above 0 and at most 1", [0, 1.1, NAN, "1", None, True], [0.9, 1]),
     (PruneConfig, "recover"): choice("none", "submodule", "distill"),
     (PruneConfig, "recover_passes"): ("None or a positive integer", [0, -1, 1.5, True, "8"], [None, 1, 512]),
+    (PruneConfig, "recover_budget"): ("None, or above 0 and below 1", [0, 1, NAN, "1", True], [None, 0.001, 0.9]),
     (PruneConfig, "recover_rate"): ("None, or above 0 and at most 1", [0, 1.1, NAN, "1", True], [None, 0.001, 1]),
     (PruneConfig, "minutes"): ("None or above 0", [0, -1, NAN, INFINITY, "1", True], [None, 0.5, 60]),
     (PruneConfig, "spectra"): SPECTRA,

@@ -15,7 +15,8 @@ from hf_farms.blocks import ModelBlockSource
 from hf_farms.config import CalibrationConfig
 from hf_farms.data.calibration import calibration_sequences
 from hf_farms.distillation import distilling
-from hf_farms.distillation.distilling import HELD_OUT, split_sequences, trained_weights
+from hf_farms.distillation.distilling import HELD_OUT, split_sequences
+from hf_farms.distillation.trained_weights import pruned_weights
 from hf_farms.errors import ModelError, OutputError
 from hf_farms.loading.opening import load_model
 from hf_farms.pruning.removal_plan import prunable_layers
@@ -72,7 +73,7 @@ def test_kl_falls_on_sequences_that_nothing_was_fitted_to(demo):
 
 def test_zeros_and_everything_outside_the_pruned_layers_stay(demo):
     _, blocks, distilled, _, report = demo
-    pruned = trained_weights(ModelBlockSource(blocks))
+    pruned = pruned_weights(ModelBlockSource(blocks))
     for name, parameter in distilled.named_parameters():
         before = blocks.get_parameter(name)
         assert parameter.dtype == before.dtype
