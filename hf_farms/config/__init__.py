@@ -17,6 +17,7 @@ from hf_farms.config.lr import (
     LRQuantity,
     LRUnit,
 )
+from hf_farms.config.output_names import default_output_name
 from hf_farms.config.prune import (
     ALLOCATIONS,
     GRANULARITIES,
@@ -28,7 +29,6 @@ from hf_farms.config.prune import (
     Method,
     PruneConfig,
     Recover,
-    default_output_name,
 )
 from hf_farms.config.s2ft import (
     S2FT_KEEPS,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
-from hf_farms.config.checks import Range, check, check_choice, check_fields, check_ranges, is_count, is_number
+from hf_farms.config.checks import check, check_choice, check_fields, check_ranges
 from hf_farms.config.ends import DEFAULT_ENDS, EARLIER_ENDS, ENDS, Ends
 from hf_farms.config.patterns import UNSTRUCTURED, check_pattern, group_of
+from hf_farms.config.prune_ranges import RANGES
 from hf_farms.config.renamed import absent_before, renamed
 from hf_farms.config.spectra import FarmsConfig
 from hf_farms.files.moved_names import moved
-from hf_farms.files.paths import folder_name
 from hf_farms.registries import ALLOCATIONS, METHODS, RECOVERIES, REFINEMENTS
 from hf_farms.registries.mixtures import is_mixture
 
@@ -27,7 +26,6 @@ __all__ = [
     "PruneConfig",
     "Recover",
     "Refine",
-    "default_output_name",
 ]
 
 # Names, as they are registered when a config is made.
@@ -48,31 +46,6 @@ CHOICES: dict[str, Collection[str]] = {
     "refine": REFINEMENTS,
     "ends": ENDS,
     "recover": RECOVERIES,
-}
-RANGES = {
-    "sparsity": Range(
-        lambda value: is_number(value) and 0 <= value < 1,
-        "at least 0 and below 1",
-        "It is a fraction: 0.5 removes half of the weights.",
-    ),
-    "spread": Range(
-        lambda value: value is None or (is_number(value) and 0 <= value < 1), "None, or at least 0 and below 1"
-    ),
-    "damping": Range(lambda value: is_number(value) and 0 < value < math.inf, "a positive number"),
-    "block_size": Range(is_count, "a positive integer"),
-    "max_sparsity": Range(lambda value: is_number(value) and 0 < value <= 1, "above 0 and at most 1"),
-    "recover_passes": Range(lambda value: value is None or is_count(value), "None or a positive integer"),
-    "recover_rate": Range(
-        lambda value: value is None or (is_number(value) and 0 < value <= 1),
-        "None, or above 0 and at most 1",
-        "It is a fraction of the size of the weights.",
-    ),
-    "recover_budget": Range(
-        lambda value: value is None or (is_number(value) and 0 < value < 1),
-        "None, or above 0 and below 1",
-        "It is a fraction: 0.05 trains 5% of the parameters.",
-    ),
-    "minutes": Range(lambda value: value is None or (is_number(value) and 0 < value < math.inf), "None or above 0"),
 }
 
 
@@ -266,25 +239,6 @@ class PruneConfig:
     def measurement(self) -> FarmsConfig:
         """Return the spectral measurement that this allocation is planned on."""
         return self.spectra.whole_matrix() if ALLOCATIONS[self.allocation].needs == "matrix" else self.spectra
-
-
-def default_output_name(model: str, config: PruneConfig) -> str:
-    """Return the name of the folder and repository of a pruned model, such as `Llama-2-7b-farms-wanda-50-2of4`.
-
-    Args:
-        model: hub id, folder or `demo`.
-        config: gives allocation, method, refinement, sparsity and pattern.
-    """
-    name = folder_name(model.replace("\\", "/")) or "model"
-    pattern = "" if config.group is None else "-" + config.pattern.replace(":", "of")
-    # A mixture without the signs that names of repositories and folders cannot have: ramp0.7-farms0.3.
-    allocation = config.allocation.replace(":", "").replace("+", "-")
-    refined = "" if config.refine == "none" else f"-{config.refine}"
-    return f"{name}-{allocation}-{config.method}{refined}-{_percent(config.sparsity)}{pattern}"
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.4g}"
 
 
 if not TYPE_CHECKING:  # also for pickles of earlier versions
