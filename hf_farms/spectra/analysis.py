@@ -26,8 +26,10 @@ from hf_farms.spectra.windows import WindowPlan, model_window_rows, plan_weight
 
 __all__ = ["analysis_cost", "analyze", "model_rows"]
 
-# Bytes of weights that are read and measured together, so that batches of small matrices (experts) use the full device.
+# Bytes of weights that are read and measured together, so that batches of small matrices (experts) use the full device;
+# on a GPU a whole block of a model of 7B.
 BATCH_BYTES = 128 * 2**20
+GPU_BATCH_BYTES = 2**30
 
 # Multiply-adds that take the time of what every layer costs, whatever its size; it matters for small models only.
 LAYER_COST = 1e7
@@ -193,7 +195,9 @@ def _measure(
     """Measure layers; return the records, and the adapters that were not applied, each with the reason."""
     records: Records = {}
     left_out: dict[str, None] = {}
-    for batch in _batches(tasks):
+    place: str | torch.device = device if device is not None else getattr(source, "device", "cpu")
+    limit = GPU_BATCH_BYTES if torch.device(place).type == "cuda" else BATCH_BYTES
+    for batch in _batches(tasks, limit):
         block = batch[0].block
         views = source.open(block).layers if block < len(source) else source.outside
         spectra = _spectra([views[task.position] for task in batch], [task.plan for task in batch], config, device)
@@ -205,14 +209,14 @@ def _measure(
     return records, list(left_out)
 
 
-def _batches(tasks: Sequence[_Task]) -> Iterator[list[_Task]]:
-    """Group consecutive layers of one block up to `BATCH_BYTES`."""
+def _batches(tasks: Sequence[_Task], limit: int) -> Iterator[list[_Task]]:
+    """Group consecutive layers of one block up to a number of bytes."""
     batch: list[_Task] = []
     size = 0
     for task in tasks:
         # The dtype is only known once the weight is read: assume float32.
         weight = 4 * torch.Size(task.layer.shape).numel()
-        if batch and (task.block != batch[0].block or size + weight > BATCH_BYTES):
+        if batch and (task.block != batch[0].block or size + weight > limit):
             yield batch
             batch, size = [], 0
         batch.append(task)

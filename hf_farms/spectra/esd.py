@@ -5,19 +5,18 @@ Shapes: w windows of r x c, k = min(r, c) eigenvalues each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import product
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from hf_farms.spectra.cores import CPU_BYTES, on_cores, share
+from hf_farms.spectra.gpu_solver import solve_from_gpu, solve_halving
+
 __all__ = ["window_eigenvalues", "windows_eigenvalues"]
 
-# Bytes of windows and Gram matrices held at once on a CPU, by all workers together; on a GPU a share of free memory.
-CPU_BYTES = 256 * 2**20
+# Share of the free memory of a GPU for windows and Gram matrices.
 GPU_SHARE = 0.25
 # Float32 is accurate enough if lambda_max is at most this many times the median: measured on Gaussian, Student-t and
 # geometrically decaying spectra of 1024 and 2000 rows, the relative error of a `mid` alpha is below 1e-5.
@@ -28,13 +27,8 @@ FLOAT32_NEGATIVE = 0.002
 FLOAT32_FROM = 64
 # From this size only the lower triangle of a Gram matrix is computed, in strips.
 STRIPS_FROM, STRIPS = 512, 4
-# Up to this size a Gram matrix that a GPU computed is solved by the cores of the CPU: on CUDA torch solves the matrices
-# of a batch one after another, and one of 512 rows takes as long there as on one core.
-CORES_UP_TO = 512
-
 # A window: tensor of windows, and index of the window in it.
 Window = tuple[Tensor, tuple[int, ...]]
-Batch = TypeVar("Batch")
 
 
 def window_eigenvalues(windows: Tensor, *, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -55,7 +49,8 @@ def windows_eigenvalues(groups: Sequence[Tensor], *, dtype: torch.dtype = torch.
 
     Uses `eigvalsh` of the smaller Gram matrix. On a CPU the windows are distributed over the cores, one thread per
     window if there are enough windows. A GPU computes the Gram matrices, in batches that fit into a quarter of its free
-    memory, and those of up to 512 rows are solved on the cores of the CPU, which is many times faster.
+    memory, halved where that does not suffice. Where its solver takes the matrices of a batch one after another (see
+    `gpu_solver`), those of up to 512 rows are solved on the cores of the CPU, which is many times faster.
     Cost grows as w r c k for the products and w k^3 for the solver; memory does not grow with w.
 
     Args:
@@ -73,37 +68,17 @@ def windows_eigenvalues(groups: Sequence[Tensor], *, dtype: torch.dtype = torch.
     ]
     counts = [group.shape[:-2].numel() for group in groups]
     if groups[0].device.type == "cpu":
-        solved = _solve_on_cores(windows, dtype)
+        solved = _solveon_cores(windows, dtype)
     else:
         size = _batch_size(windows[0], dtype)
-        solved = [_eigenvalues(windows[i : i + size], dtype) for i in range(0, len(windows), size)]
+        solved = solve_halving(windows, lambda batch: _eigenvalues(batch, dtype), size)
     return list(torch.cat(solved).split(counts))
 
 
-def _solve_on_cores(windows: list[Window], dtype: torch.dtype) -> list[Tensor]:
-    size = _share(len(windows), _batch_size(windows[0], dtype))
+def _solveon_cores(windows: list[Window], dtype: torch.dtype) -> list[Tensor]:
+    size = share(len(windows), _batch_size(windows[0], dtype))
     batches = [windows[i : i + size] for i in range(0, len(windows), size)]
-    return _on_cores(lambda batch: _eigenvalues(batch, dtype), batches)
-
-
-def _share(count: int, fitting: int) -> int:
-    """Return the number of windows of a batch: as many as fit into memory together, and work for every core."""
-    workers = min(torch.get_num_threads(), count)
-    return max(1, min(fitting // workers, -(-count // workers)))
-
-
-def _on_cores(solve: Callable[[Batch], Tensor], batches: Sequence[Batch]) -> list[Tensor]:
-    """Solve batches beside each other, each on one thread if there are enough batches."""
-    threads = torch.get_num_threads()
-    workers = min(threads, len(batches))
-    if workers == 1:
-        return [solve(batch) for batch in batches]
-    # New threads do not inherit `set_num_threads` of the main thread.
-    with (
-        _torch_threads(threads // workers),
-        ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, threads // workers),)) as pool,
-    ):
-        return list(pool.map(solve, batches))
+    return on_cores(lambda batch: _eigenvalues(batch, dtype), batches)
 
 
 def _batch_size(window: Window, dtype: torch.dtype) -> int:
@@ -117,7 +92,7 @@ def _batch_size(window: Window, dtype: torch.dtype) -> int:
     return max(1, free // (dtype.itemsize * (1 + tensor.is_complex()) * (r * c + 3 * min(r, c) ** 2)))
 
 
-def _eigenvalues(batch: list[Window], dtype: torch.dtype = torch.float64) -> Tensor:
+def _eigenvalues(batch: Sequence[Window], dtype: torch.dtype = torch.float64) -> Tensor:
     """Compute eigenvalues of a batch of windows. They are stacked by index: overlapping views cannot be reshaped."""
     x = torch.stack([tensor[index] for tensor, index in batch])
     k = min(x.shape[-2:])
@@ -141,23 +116,8 @@ def _solve(x: Tensor, dtype: torch.dtype) -> Tensor:
     x = x.to(dtype.to_complex() if x.is_complex() else dtype)
     x = x if x.shape[-2] <= x.shape[-1] else x.mT
     gram = _lower_gram(x)
-    eigenvalues: Tensor = _solve_from_gpu(gram) if gram.is_cuda else torch.linalg.eigvalsh(gram)
+    eigenvalues: Tensor = solve_from_gpu(gram) if gram.is_cuda else torch.linalg.eigvalsh(gram)
     return eigenvalues.double()
-
-
-def _solve_from_gpu(gram: Tensor) -> Tensor:
-    """Compute eigenvalues of Gram matrices `(w, k, k)` of a GPU where that is faster; `(w, k)` on the GPU."""
-    if gram.shape[-1] > CORES_UP_TO:
-        eigenvalues: Tensor = torch.linalg.eigvalsh(gram)
-        return eigenvalues
-    # The threads copy on another stream than the one that computes the matrices.
-    torch.cuda.current_stream(gram.device).synchronize()
-    return _solve_copies(gram)
-
-
-def _solve_copies(gram: Tensor) -> Tensor:
-    size = _share(len(gram), CPU_BYTES // (2 * gram[0].nbytes))
-    return torch.cat(_on_cores(lambda part: torch.linalg.eigvalsh(part.cpu()), gram.split(size))).to(gram.device)
 
 
 def _lower_gram(x: Tensor) -> Tensor:
@@ -177,14 +137,3 @@ def _unresolved(eigenvalues: Tensor) -> Tensor:
     k = eigenvalues.shape[-1]
     wide = eigenvalues[:, -1] > FLOAT32_RANGE * eigenvalues[:, k // 2]
     return wide | ((eigenvalues <= 0).sum(dim=-1) > FLOAT32_NEGATIVE * k)
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    """Set torch's thread count within the context: one thread per eigenproblem is fastest."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, count))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -3,7 +3,7 @@
 import spectra_common as common
 import torch
 
-from hf_farms.spectra import esd
+from hf_farms.spectra import gpu_solver
 
 
 def solvers(options):
@@ -15,10 +15,10 @@ def solvers(options):
         few = gram[: max(1, count // 16)]  # the slower ones are timed on a part
         torch.linalg.eigvalsh(gram[:1])
         on_gpu, expected = common.clock(lambda: torch.linalg.eigvalsh(few), options.device)  # noqa: B023
-        esd._solve_copies(gram)
-        cores, found = common.clock(lambda: esd._solve_copies(gram), options.device)  # noqa: B023
+        gpu_solver.solve_copies(gram)
+        cores, found = common.clock(lambda: gpu_solver.solve_copies(gram), options.device)  # noqa: B023
         with common.torch_threads(1):
-            one, _ = common.clock(lambda: esd._solve_copies(few), options.device)  # noqa: B023
+            one, _ = common.clock(lambda: gpu_solver.solve_copies(few), options.device)  # noqa: B023
         yield {
             "k": k,
             "matrices": count,

@@ -38,28 +38,6 @@ def test_float32_gives_the_alpha_of_float64(dtype, k):
     assert torch.equal(fast, fast.sort().values)
 
 
-@pytest.mark.parametrize("count", [1, 3, 17])
-def test_gram_matrices_of_a_gpu_are_solved_in_parts_and_in_order(monkeypatch, count):
-    monkeypatch.setattr(esd, "CPU_BYTES", 2 * 3 * 80 * 80 * 8)  # three matrices at once
-    x = torch.randn((count, 80, 90), generator=torch.Generator().manual_seed(count), dtype=torch.float64)
-    gram = x @ x.mT
-    parts, solve = [], torch.linalg.eigvalsh
-    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda part: parts.append(len(part)) or solve(part))
-    found = esd._solve_copies(gram)
-    torch.testing.assert_close(found, torch.stack([solve(matrix) for matrix in gram]))
-    assert sum(parts) == count
-    assert max(parts) <= 3
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("k", [8, 100, esd.CORES_UP_TO, esd.CORES_UP_TO + 1])
-def test_a_gpu_finds_the_eigenvalues_of_a_cpu(k):
-    windows = torch.randn((5, k, 2 * k), generator=torch.Generator().manual_seed(k))
-    found = window_eigenvalues(windows.cuda())
-    assert found.is_cuda
-    torch.testing.assert_close(found.cpu(), window_eigenvalues(windows))
-
-
 @pytest.mark.parametrize("decades", [1, 2, 4, 6])
 def test_spectra_too_wide_for_float32_are_solved_exactly(decades):
     weight = decaying(128, decades, torch.Generator().manual_seed(decades))
