@@ -7,19 +7,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar, cast
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from hf_farms.errors import HfFarmsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "ONE_PROCESS",
     "LaunchedRanks",
     "Ranks",
+    "WorkingRanks",
     "all_rank_results",
     "assign_to_ranks",
     "first_rank_result",
+    "folder_of_rank",
+    "from_first_rank",
     "is_main_process",
     "launched_ranks",
+    "local_process_count",
+    "rows_of_rank",
 ]
 
 T = TypeVar("T")
@@ -27,6 +37,7 @@ T = TypeVar("T")
 # Set by torchrun and accelerate, by Intel MPI, and by Open MPI.
 WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
+LOCAL_WORLD_SIZES = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
 
 
 class Ranks(Protocol):
@@ -39,14 +50,45 @@ class Ranks(Protocol):
         """Return the items of all ranks, in rank order, on every rank."""
 
 
+class WorkingRanks(Ranks, Protocol):
+    """One process among `count` that make one result together: they also exchange tensors, and fail together."""
+
+    device: str | None
+
+    def sum_(self, tensor: Tensor) -> None:
+        """Replace a tensor, in place, by the sum over all ranks, which is the same to the bit on every rank."""
+
+    def concatenate(self, part: Tensor) -> Tensor:
+        """Return the parts of all ranks along the first dimension, in rank order, on every rank.
+
+        Parts have any number of rows; dtype and the other dimensions are the same on all ranks.
+        """
+
+    def failing_together(self) -> AbstractContextManager[None]:
+        """Raise an error that leaves the context on one rank on all of them, at their next exchange.
+
+        An error that leaves the context has left it on every rank: it may be handled, and the work goes on.
+        """
+
+
 class _OneProcess:
     index, count = 0, 1
+    device: str | None = None
 
     def gather(self, item: T) -> list[T]:
         return [item]
 
+    def sum_(self, tensor: Tensor) -> None:
+        pass
 
-ONE_PROCESS: Ranks = _OneProcess()
+    def concatenate(self, part: Tensor) -> Tensor:
+        return part
+
+    def failing_together(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+ONE_PROCESS: WorkingRanks = _OneProcess()
 
 
 class LaunchedRanks:
@@ -110,9 +152,29 @@ def all_rank_results(make: Callable[[], T], ranks: Ranks) -> list[T]:
     return [cast(T, item) for item, _ in outcomes]
 
 
+def from_first_rank(make: Callable[[], T], ranks: WorkingRanks) -> T:
+    """Run a function on the first rank alone, and return its result on all of them."""
+    return cast(T, ranks.gather(make() if ranks.index == 0 else None)[0])
+
+
+def rows_of_rank(rows: int, ranks: Ranks) -> slice:
+    """Return the rows of this rank, out of so many in all: parts in rank order, of one length but for one row."""
+    return slice(rows * ranks.index // ranks.count, rows * (ranks.index + 1) // ranks.count)
+
+
+def folder_of_rank(folder: Path | None, ranks: Ranks) -> Path | None:
+    """Return the part of a folder that this rank writes to: the folder itself for the first one."""
+    return folder / f"rank-{ranks.index}" if folder is not None and ranks.index > 0 else folder
+
+
 def is_main_process() -> bool:
     """Return whether this is the first of the launched processes, or the only one."""
     return _from_environment(RANKS, 0) == 0
+
+
+def local_process_count() -> int:
+    """Return the number of launched processes on this machine."""
+    return _from_environment(LOCAL_WORLD_SIZES, 1)
 
 
 def _from_environment(names: Sequence[str], default: int) -> int:

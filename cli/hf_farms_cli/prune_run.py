@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_farms.errors import HubError
-from hf_farms_cli.console import if_interrupted, quiet_transformers, stages
+from hf_farms_cli.console import IS_MAIN, if_interrupted, quiet_transformers, stages
 from hf_farms_cli.shown_command import shown_command
 
 if TYPE_CHECKING:
@@ -34,11 +34,12 @@ def run_and_print(
     from hf_farms_cli.tables import print_result
 
     report, url = plan.finished, None
-    if target is not None:
+    # Of several launched processes, the first one talks to the Hub.
+    if target is not None and IS_MAIN:
         target = create_repository(target)
     if report is None:
         report = _prune(plan, target.repo_id if target is not None else None, output_format)
-    if target is not None:
+    if target is not None and IS_MAIN:
         options = [] if private is None else ["--private" if private else "--no-private"]
         options += ["--commit-message", commit_message] if commit_message else []
         options += ["--yes"] if yes else []

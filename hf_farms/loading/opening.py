@@ -19,6 +19,7 @@ from hf_farms.blocks import (
     TensorFiles,
     align_weights,
 )
+from hf_farms.distributed import local_process_count
 from hf_farms.errors import ModelError
 from hf_farms.hub.client import hub_errors
 from hf_farms.loading.dequantising import dequantising_options
@@ -190,7 +191,9 @@ def _restore_padding(model: PreTrainedModel, files: TensorFiles) -> None:
 def _is_large(weights: list[Path], dtype: str, device: str) -> bool:
     size = sum(path.stat().st_size for path in weights if path.exists())
     # The checkpoint may be in half precision.
-    return size * (2 if dtype == "float32" else 1) > MEMORY_SHARE * free_memory(device)
+    # Launched processes share the memory of the machine; each has a GPU of its own.
+    sharing = local_process_count() if torch.device(device).type == "cpu" else 1
+    return size * (2 if dtype == "float32" else 1) > MEMORY_SHARE * free_memory(device) / sharing
 
 
 @contextmanager

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
 
 from hf_farms.blocks import BlockCalls, ModelBlockSource
+from hf_farms.distributed import ONE_PROCESS, WorkingRanks
 from hf_farms.errors import DataError, ModelError
 
 __all__ = ["TextNll", "require_causal", "text_nll"]
@@ -81,6 +83,7 @@ def text_nll(
     *,
     context_length: int,
     max_windows: int | None = None,
+    ranks: WorkingRanks = ONE_PROCESS,
     progress: Callable[[int, int], None] | None = None,
 ) -> TextNll:
     """Measure the NLL of a tokenised text, as the pruning papers do on WikiText-2.
@@ -94,6 +97,7 @@ def text_nll(
         ids: `(n,)` token ids of the whole text.
         context_length: tokens per window, at least 2.
         max_windows: use only the first windows; None for all.
+        ranks: with several processes, each measures a share of the windows; all return all of them.
         progress: called with the number of finished windows and of all windows; for a block source, of blocks.
 
     Raises:
@@ -112,16 +116,20 @@ def text_nll(
     count = min(count, max_windows or count)
     windows = tokens[: count * context_length].view(count, context_length)
     vocabulary = int(getattr(whole.config, "vocab_size", 0) or 2**16)
-    parts = windows.split(max(1, LOGIT_BYTES // (4 * context_length * vocabulary)))
+    at_once = min(LOGIT_BYTES // (4 * context_length * vocabulary), -(-count // ranks.count))
+    parts = windows.split(max(1, at_once))
+    own = parts[ranks.index :: ranks.count]
     tick = progress or (lambda done, total: None)
     training = whole.training
     whole.eval()
     with torch.no_grad():
         if isinstance(model, nn.Module):
-            losses = _forward(model, parts, next(model.parameters()).device, tick)
+            measured = _forward(model, own, next(model.parameters()).device, tick)
         else:
-            losses = _block_by_block(model, list(parts), tick)
+            measured = _block_by_block(model, list(own), tick)
     whole.train(training)
+    gathered = ranks.gather(measured)
+    losses = [x for step in zip_longest(*gathered, fillvalue=()) for part in step for x in part]
     if not all(map(math.isfinite, losses)):
         raise ModelError("predictions must be finite, got NaN or infinity. Load the model in bfloat16 or float32.")
     return TextNll(tuple(losses), context_length, count * (context_length - 1))
@@ -129,24 +137,29 @@ def text_nll(
 
 def _forward(
     model: nn.Module, parts: Sequence[Tensor], device: torch.device, tick: Callable[[int, int], None]
-) -> list[float]:
-    losses: list[float] = []
+) -> list[list[float]]:
+    """Return the losses of the windows of each batch."""
+    losses: list[list[float]] = []
     for part in parts:
         part = part.to(device)
-        losses += _losses(model(input_ids=part, use_cache=False).logits, part)
-        tick(len(losses), sum(map(len, parts)))
+        losses.append(_losses(model(input_ids=part, use_cache=False).logits, part))
+        tick(sum(map(len, losses)), sum(map(len, parts)))
     return losses
 
 
-def _block_by_block(source: ModelBlockSource, parts: list[Tensor], tick: Callable[[int, int], None]) -> list[float]:
+def _block_by_block(
+    source: ModelBlockSource, parts: list[Tensor], tick: Callable[[int, int], None]
+) -> list[list[float]]:
     """Compute the same losses as `_forward`, opening each block once per group of batches."""
+    if not parts:
+        return []
     try:
         source.check_chain({"input_ids": parts[0]})
     except ModelError:
         # The blocks form no chain: every batch reads all blocks.
         with source.whole():
             return _forward(source.model, parts, source.device, tick)
-    losses: list[float] = []
+    losses: list[list[float]] = []
     pending, opened = list(parts), 0
     while pending:
         calls: list[BlockCalls] = []
@@ -164,7 +177,7 @@ def _block_by_block(source: ModelBlockSource, parts: list[Tensor], tick: Callabl
             tick(opened, passes * len(source))
         for part, states in zip(group, hidden, strict=True):
             part = part.to(source.device)
-            losses += _losses(source.output({"input_ids": part}, states).logits, part)
+            losses.append(_losses(source.output({"input_ids": part}, states).logits, part))
     return losses
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from hf_farms.config.renamed import absent_values, current_name
+from hf_farms.distributed import ONE_PROCESS, WorkingRanks, from_first_rank
 from hf_farms.errors import OutputError
 from hf_farms.files.atomic_writes import UNFINISHED_FILE, replacing, write_text, writing
 from hf_farms.files.path_checks import check_file, check_name
@@ -51,6 +52,8 @@ class OutputFolder:
         self.state = self.partial / STATE
         self._overwrite, self._reads = overwrite, reads or {}
         self._fingerprint: Mapping[str, object] = {}
+        # Processes that make the result together: the first one locks, reads state and writes.
+        self.ranks: WorkingRanks = ONE_PROCESS
 
     def check(self) -> None:
         """Refuse to replace files that are not ours, before any work.
@@ -85,13 +88,18 @@ class OutputFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the folder against other processes of this machine and user, and check it again.
+        """Lock the folder against other runs of this machine and user, and check it again.
+
+        Of several processes that make the result together, the first one does so.
 
         Raises:
             OutputError: another process writes to it, or has finished it in the meantime.
         """
         from filelock import FileLock, Timeout
 
+        if self.ranks.index > 0:
+            yield
+            return
         # In the folder for temporary files, as the lock file is not removed. A kill releases the lock.
         key = hashlib.sha256(os.fsencode(os.path.realpath(self.path))).hexdigest()[:16]
         user = os.getuid() if hasattr(os, "getuid") else ""
@@ -110,7 +118,7 @@ class OutputFolder:
             ) from error
 
     def check_space(self, needed: int) -> None:
-        """Refuse a disk without enough space for the result.
+        """Refuse a disk without enough space for the result; of several processes, the first one checks.
 
         Args:
             needed: bytes of the result; those in `DIR.partial` are subtracted.
@@ -118,6 +126,9 @@ class OutputFolder:
         Raises:
             OutputError: too little space is free.
         """
+        from_first_rank(lambda: self._check_space(needed), self.ranks)
+
+    def _check_space(self, needed: int) -> None:
         written = sum(path.stat().st_size for path in self.partial.rglob("*") if path.is_file())
         free = shutil.disk_usage(self._parent()).free
         if needed - written > free:
@@ -183,16 +194,21 @@ class OutputFolder:
     ) -> T:
         """Load the result of a stage that an earlier run saved, or compute and save it.
 
+        Of several processes the first one loads and saves, and all return the same result.
+
         Args:
             name: of the file in the state folder.
-            compute: returns the result.
+            compute: returns the result; several processes call it together.
             save: writes it to a file.
             load: reads a file that `save` wrote.
         """
         path = self.state / name
-        if path.exists():
-            return load(path)
+        if from_first_rank(path.exists, self.ranks):
+            return from_first_rank(lambda: load(path), self.ranks)
         result = compute()
+        return from_first_rank(lambda: self._saved(path, result, save), self.ranks)
+
+    def _saved(self, path: Path, result: T, save: Callable[[T, Path], None]) -> T:
         with writing(self.partial):
             if not (self.state / "fingerprint.json").exists():
                 self.state.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
@@ -10,13 +11,14 @@ from torch import Tensor
 from hf_farms.blocks import Block, BlockCall, BlockSource, TokenMask
 from hf_farms.config import PruneConfig
 from hf_farms.data.batches import named_batches
-from hf_farms.errors import DataError
+from hf_farms.distributed import ONE_PROCESS, Ranks, WorkingRanks, assign_to_ranks
+from hf_farms.errors import DataError, HfFarmsWarning
 from hf_farms.progress import Progress
 from hf_farms.pruning.hidden_states import HiddenStates
 from hf_farms.pruning.measuring import Run
 from hf_farms.registries import ALLOCATIONS, METHODS, RECOVERIES
 
-__all__ = ["Batch", "CalibrationPass", "calibration_batches"]
+__all__ = ["Batch", "CalibrationPass", "calibration_batches", "warn_of_idle_ranks"]
 
 Batch = Tensor | Mapping[str, Tensor]
 
@@ -29,12 +31,20 @@ class CalibrationPass:
         batches: model inputs; without any, no block is run.
         hidden: keeps the hidden states between two blocks.
         progress: called with ("capture", batches done, batches in all).
+        ranks: with several processes, each runs a share of the batches.
     """
 
     def __init__(
-        self, source: BlockSource, batches: Sequence[Mapping[str, Tensor]], hidden: HiddenStates, progress: Progress
+        self,
+        source: BlockSource,
+        batches: Sequence[Mapping[str, Tensor]],
+        hidden: HiddenStates,
+        progress: Progress,
+        *,
+        ranks: WorkingRanks = ONE_PROCESS,
     ) -> None:
-        self.hidden = hidden
+        self.hidden, self._ranks = hidden, ranks
+        batches = [batches[index] for index in _share(batches, ranks)]
         self._arguments: list[tuple[tuple[BlockCall, ...], ...]] = []
         for done, batch in enumerate(batches, 1):
             call = source.capture(batch, repeats=True)
@@ -46,12 +56,13 @@ class CalibrationPass:
         ]
 
     def num_tokens(self, batches: int) -> int:
-        """Return the number of tokens of the first batches that are not masked out."""
+        """Return the number of tokens of the first batches, of each rank, that are not masked out."""
         pairs = list(zip(self.hidden.shapes, self.token_masks, strict=True))[:batches]
-        return sum(mask.num_tokens if mask else shape[:-1].numel() for shape, mask in pairs)
+        own = sum(mask.num_tokens if mask else shape[:-1].numel() for shape, mask in pairs)
+        return sum(self._ranks.gather(own))
 
     def runs(self, block: Block, index: int) -> list[Run]:
-        """Return a run of this block for each batch."""
+        """Return a run of this block for each batch of this rank."""
         return [(partial(self._run, block, index, batch), mask) for batch, mask in enumerate(self.token_masks)]
 
     def advance(self, block: Block, index: int) -> None:
@@ -61,6 +72,24 @@ class CalibrationPass:
 
     def _run(self, block: Block, index: int, batch: int) -> Tensor:
         return block(self.hidden[batch], self._arguments[batch][index])
+
+
+def _share(batches: Sequence[Mapping[str, Tensor]], ranks: Ranks) -> list[int]:
+    """Return the indices of the batches of this rank: shares have about as many inputs."""
+    if ranks.count == 1:
+        return list(range(len(batches)))
+    return assign_to_ranks([sum(v.numel() for v in batch.values()) for batch in batches], ranks.count)[ranks.index]
+
+
+def warn_of_idle_ranks(batches: Sequence[object], ranks: Ranks) -> None:
+    """Warn of more processes than batches: the others have nothing to run."""
+    if 0 < len(batches) < ranks.count:
+        warnings.warn(
+            f"processes should be at most as many as calibration batches, got {ranks.count} for {len(batches)}: "
+            f"{ranks.count - len(batches)} of them measure no activations. Start fewer.",
+            HfFarmsWarning,
+            stacklevel=3,
+        )
 
 
 def calibration_batches(

@@ -5,6 +5,7 @@ Layers with the same input tensor (q, k and v; gate and up) share one statistic,
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from weakref import ReferenceType, ref
 from torch import Tensor
 
 from hf_farms.blocks import LayerView, TokenMask
+from hf_farms.distributed import ONE_PROCESS, WorkingRanks
 from hf_farms.errors import ModelError
 from hf_farms.pruning.methods import Statistic
 
@@ -80,6 +82,8 @@ def measure(
     statistic: type[Statistic],
     runs: Iterable[Run],
     options: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    ranks: WorkingRanks = ONE_PROCESS,
 ) -> dict[str, LayerStatistic]:
     """Run a block on the calibration data and measure the inputs of its layers.
 
@@ -90,6 +94,7 @@ def measure(
         statistic: type of the statistic.
         runs: one per batch.
         options: arguments of the statistic's `prepared`.
+        ranks: with several processes, each has runs of its own, or none; all return the statistics of all runs.
 
     Returns:
         Statistics by layer name. `num_tokens` is 0 for experts without tokens, and for layers whose weight is used
@@ -109,6 +114,8 @@ def measure(
             # One layer records for all layers that share its statistic.
             recorders = {id(s): key for key, s in reversed(statistics.items())}
             _record_inputs({key: statistics[key].add for key in recorders.values()}, first, run, token_mask)
+    if ranks.count > 1:
+        statistics = _of_all_ranks(statistics, first, statistic, ranks)
     _require_usable(list(first.values()), statistics)
     shared: dict[int, LayerStatistic] = {}
     for key, view in first.items():
@@ -166,6 +173,30 @@ def _first_run(
                 for other in parts if len(parts) > 1 else ():
                     merged[signature].merge(other)
             result[key] = merged[signature]
+    return result
+
+
+def _of_all_ranks(
+    own: Mapping[Key, Statistic], views: Mapping[Key, LayerView], statistic: type[Statistic], ranks: WorkingRanks
+) -> dict[Key, Statistic]:
+    """Return the sums of the statistics of all ranks; keys share one where they do so on every rank.
+
+    A rank without runs has no statistics, and adds nothing.
+    """
+    keys = list(views)
+    objects = [id(own[key]) for key in keys] if own else None
+    groupings = [g for g in ranks.gather([objects.index(i) for i in objects] if objects else None) if g is not None]
+    parts: dict[tuple[int, ...], Statistic] = {}
+    result: dict[Key, Statistic] = {}
+    for position, key in enumerate(keys):
+        group = tuple(grouping[position] for grouping in groupings)
+        if group not in parts:
+            part = own[key] if own else statistic(views[key].metadata.shape[1], views[key].device)
+            # Before anything is added: a statistic that is shared here only stands for several groups.
+            parts[group] = copy.deepcopy(part) if any(part is other for other in parts.values()) else part
+        result[key] = parts[group]
+    for part in parts.values():
+        part.sum_over(ranks)
     return result
 
 

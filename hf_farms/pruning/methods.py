@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_farms.config import PruneConfig
+from hf_farms.distributed import ONE_PROCESS, WorkingRanks
 from hf_farms.pruning.patterns import Removal
 from hf_farms.registries import METHODS, REFINEMENTS, load
 
@@ -38,6 +39,9 @@ class Statistic(Protocol):
 
     def merge(self, other: Self) -> None:
         """Add the inputs of another statistic."""
+
+    def sum_over(self, ranks: WorkingRanks) -> None:
+        """Add the inputs of the statistics of the other ranks, which all call this."""
 
     def is_finite(self) -> bool:
         """Return whether all inputs were finite."""
@@ -90,12 +94,13 @@ class PruningMethod:
         return self.refine(weight, pruned, prepared, removal, self.refit)
 
 
-def pruning_method(name: str, config: PruneConfig | None = None) -> PruningMethod:
+def pruning_method(name: str, config: PruneConfig | None = None, *, ranks: WorkingRanks = ONE_PROCESS) -> PruningMethod:
     """Import the functions of a method.
 
     Args:
         name: of an entry of METHODS.
         config: refinement, and values of the options that the method reads; None for the defaults.
+        ranks: several processes share the rows of a weight, where the method or the refinement can.
 
     Raises:
         ValueError: no such method.
@@ -104,11 +109,15 @@ def pruning_method(name: str, config: PruneConfig | None = None) -> PruningMetho
     own = {option: getattr(config, option) for option in entry.options}
     inputs = {option: own.pop(option) for option in entry.statistic_options}
     statistic = load(entry.statistic) if entry.statistic is not None else None
-    prune = partial(entry.load(), **own)
+    shared = {"ranks": ranks} if entry.shares_rows and ranks.count > 1 else {}
+    prune = partial(entry.load(), **own, **shared)
     if REFINEMENTS[config.refine].needs == "nothing":
         return PruningMethod(prune, statistic, inputs)
     # Not at the top: it imports this file.
     from hf_farms.pruning.refining import with_products
 
     refit = partial(load(entry.refit), **own) if entry.refit is not None else None
-    return PruningMethod(prune, with_products(statistic), inputs, REFINEMENTS[config.refine].load(), refit)
+    refine = REFINEMENTS[config.refine].load()
+    if ranks.count > 1:
+        refine = partial(refine, ranks=ranks)
+    return PruningMethod(prune, with_products(statistic), inputs, refine, refit)

@@ -18,9 +18,10 @@ from hf_farms.config import PruneConfig
 from hf_farms.config.checks import check_arguments
 from hf_farms.config.effects import given_fields, warn_unused
 from hf_farms.data.selection import acceptance_sequences, read_selection
+from hf_farms.distributed import ONE_PROCESS, WorkingRanks, folder_of_rank
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
 from hf_farms.progress import Progress
-from hf_farms.pruning.calibration_pass import Batch, CalibrationPass, calibration_batches
+from hf_farms.pruning.calibration_pass import Batch, CalibrationPass, calibration_batches, warn_of_idle_ranks
 from hf_farms.pruning.checks import check_folders, check_method, check_recovery
 from hf_farms.pruning.hidden_states import HiddenStates
 from hf_farms.pruning.limits import limit_of
@@ -48,6 +49,7 @@ from hf_farms.pruning.removal_plan import (
 from hf_farms.pruning.reporting import make_report, sparse_note, unmeasured_note
 from hf_farms.pruning.scoring import score_blocks
 from hf_farms.pruning.searching import search_sparsities
+from hf_farms.pruning.sharing import alone, commit, finished_blocks, receive_blocks
 from hf_farms.registries import ALLOCATIONS, RECOVERIES
 from hf_farms.reports import BlockSparsity, LayerSparsity, PruneReport, SearchRecord, SpectralReport, json_converter
 from hf_farms.spectra.analysis import analyze
@@ -82,6 +84,7 @@ def prune(
     trials: str | Path | None = None,
     activations: str | Path | None = None,
     checkpoints: str | Path | None = None,
+    ranks: WorkingRanks = ONE_PROCESS,
     progress: Progress | None = None,
 ) -> PruneResult:
     """Set the least important weights of every matrix inside the blocks to zero, in place.
@@ -120,6 +123,9 @@ def prune(
             to keep them in memory.
         checkpoints: folder for the checkpoints of a recovery that trains the whole model; the same training continues
             from the last one, and a folder of another is refused. None writes none.
+        ranks: with several processes, each has the same model and the same arguments, measures a share of the
+            calibration data, and computes some rows of SparseGPT and of `refine`; all get the same weights. A search
+            and a recovery are done by the first one.
         progress: called with the stage ("analyze", "capture", "score", "prune", "distill"; of a search "levels",
             "sensitivity", "search", "finalists" and "check"), finished steps and all steps.
 
@@ -164,13 +170,26 @@ def prune(
     allocation, folder = ALLOCATIONS[config.allocation], Path(activations) if activations is not None else None
     if spectra is None and allocation.needs_spectra:
         with given_fields(()):
-            spectra = analyze(source, config.measurement(), progress=lambda done, total: tick("analyze", done, total))
+            spectra = analyze(
+                source,
+                config.measurement(),
+                ranks=ranks,
+                progress=lambda done, total: tick("analyze", done, total),
+            )
     search: SearchRecord | None = None
     if scores is None and allocation.needs_activations:
-        scores = score_blocks(source, config, batches, activations=folder, progress=tick)
+        scores = score_blocks(source, config, batches, activations=folder, ranks=ranks, progress=tick)
     elif scores is None and allocation.search is not None:
         search = search_sparsities(
-            source, config, batches, selection, spectra=spectra, folder=folder, trials=trials, progress=tick
+            source,
+            config,
+            batches,
+            selection,
+            spectra=spectra,
+            folder=folder,
+            trials=trials,
+            ranks=ranks,
+            progress=tick,
         )
         scores = search.sparsities
     targets = plan_targets(source, config, spectra=spectra, scores=scores)
@@ -180,8 +199,14 @@ def prune(
     gradients = torch.inference_mode(False) if recovers else nullcontext()
     with gradients, source.evaluation(), torch.no_grad():
         measured = batches if recovers or config.measures_inputs else []
-        blocks, dense = _prune_blocks(source, config, measured, acceptance, folder, targets, removals, tick)
-        trained = train_whole(source, config, (measured, acceptance), dense, checkpoints=checkpoints, progress=tick)
+        if recovers and ranks.count > 1:
+            arguments = source, config, measured, acceptance, folder, targets, removals
+            finished_blocks(source, ranks)
+            blocks = alone("recovery", lambda: _prune_blocks(*arguments, tick, ONE_PROCESS), ranks)
+            receive_blocks(source, ranks)
+        else:
+            blocks, dense = _prune_blocks(source, config, measured, acceptance, folder, targets, removals, tick, ranks)
+            trained = train_whole(source, config, (measured, acceptance), dense, checkpoints=checkpoints, progress=tick)
     layers = [layer for block in blocks for layer in block.layers]
     # A limit that the user set and that cannot hold; the default one is only noted.
     unreachable = limit if PruneConfig.max_sparsity != config.max_sparsity <= config.sparsity else None
@@ -206,13 +231,16 @@ def _prune_blocks(
     targets: Plan,
     removals: list[list[Removal]],
     tick: Progress,
+    ranks: WorkingRanks,
 ) -> tuple[list[BlockSparsity], HiddenStates]:
     """Return the records of all blocks, and the dense hidden states behind the last one if the recovery trains."""
-    if not config.trains and all(source.finished(index) is not None for index in range(len(source))):
+    finished = finished_blocks(source, ranks)
+    if not config.trains and None not in finished:
         batches = acceptance = []
+    warn_of_idle_ranks(batches, ranks)
     # The acceptance sequences run along behind the others.
     sequences = [*batches, *acceptance]
-    data = CalibrationPass(source, sequences, HiddenStates(folder), tick)
+    data = CalibrationPass(source, sequences, HiddenStates(folder_of_rank(folder, ranks)), tick, ranks=ranks)
     recovers = RECOVERIES[config.recover].needs == "activations"
     # The same for the dense model.
     dense = CalibrationPass(source, sequences if recovers else [], HiddenStates(folder and folder / "dense"), tick)
@@ -224,22 +252,24 @@ def _prune_blocks(
     if recover_stage:
         tick(recover_stage, 0, len(source))
     # Hidden states are needed up to the last block that is not finished yet.
-    last = max((i for i in range(len(source)) if source.finished(i) is None), default=-1)
+    last = max((i for i, record in enumerate(finished) if record is None), default=-1)
     for index in range(len(source)):
-        if (record := source.finished(index)) is not None:
+        if (record := finished[index]) is not None:
             if recovers and (index < last or config.trains):
                 dense.advance(source.open_dense(index), index)
             blocks.append(json_converter().structure(record, BlockSparsity))
         else:
             block = source.open(index)
             recovery, runs = block_recovery(block, config, folder), data.runs(block, index)
-            runs, acceptance_runs = runs[: len(batches)], runs[len(batches) :]
+            # Without recovery there are no acceptance sequences, and several processes share the runs.
+            acceptance_runs = runs[len(batches) :]
+            runs = runs[: len(batches)]
             with recovery.dense_run():
                 dense.advance(block, index)
-            pruned = _prune_block(block, whole[index], removals[index], config, runs)
+            pruned = _prune_block(block, whole[index], removals[index], config, runs, ranks)
             pruned = _with_targets(pruned, block, targets[index]) if by_layer else pruned
             blocks.append(replace(pruned, recovery=recovery.fit(runs, block_config(config), acceptance_runs)))
-            source.commit(index, json_converter().unstructure(blocks[-1]))
+            commit(source, index, json_converter().unstructure(blocks[-1]), ranks)
         if batches and index < last:
             data.advance(source.open(index), index)
         tick("prune", index + 1, len(source))
@@ -249,14 +279,21 @@ def _prune_blocks(
 
 
 def _prune_block(
-    block: Block, target: float, removals: list[Removal], config: PruneConfig, runs: Sequence[Run]
+    block: Block,
+    target: float,
+    removals: list[Removal],
+    config: PruneConfig,
+    runs: Sequence[Run],
+    ranks: WorkingRanks,
 ) -> BlockSparsity:
-    method = pruning_method(config.method, config)
+    method = pruning_method(config.method, config, ranks=ranks)
     layers = prunable_layers(block.layers)
     by_name = {layer.name: removal for layer, removal in zip(layers, removals, strict=True)}
     results: dict[str, LayerSparsity] = {}
     for part in measurement_passes(layers, method.statistic) if method.statistic else [layers]:
-        measured = measure(part, method.statistic, runs, method.statistic_options) if method.statistic else {}
+        measured: dict[str, LayerStatistic] = {}
+        if method.statistic:
+            measured = measure(part, method.statistic, runs, method.statistic_options, ranks=ranks)
         for layer in part:
             # `pop`: a shared statistic is freed with its last layer.
             results[layer.name] = _prune_layer(layer, by_name[layer.name], method, measured.pop(layer.name, None))

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from hf_farms.distributed import ONE_PROCESS, WorkingRanks, rows_of_rank
 from hf_farms.pruning.methods import PrunedWeight, Statistic
 from hf_farms.pruning.patterns import Removal
 from hf_farms.pruning.sparsegpt import InputProducts
@@ -75,6 +76,12 @@ class _WithProducts:
         if self._own is not None:
             self._own.merge(other._own)
 
+    def sum_over(self, ranks: WorkingRanks) -> None:
+        """Add the inputs of the statistics of the other ranks."""
+        self._products.sum_over(ranks)
+        if self._own is not None:
+            self._own.sum_over(ranks)
+
     def is_finite(self) -> bool:
         """Return whether all inputs were finite."""
         return self._products.is_finite()
@@ -99,14 +106,26 @@ def with_products(kind: type[Statistic] | None) -> type[Statistic]:
 
 
 def unrefined(
-    weight: Tensor, pruned: Tensor, inputs: RefinedInputs, removal: Removal, refit: Refit | None
+    weight: Tensor,
+    pruned: Tensor,
+    inputs: RefinedInputs,
+    removal: Removal,
+    refit: Refit | None,
+    *,
+    ranks: WorkingRanks = ONE_PROCESS,
 ) -> PrunedWeight:
     """Return the pruned weight as it is."""
     return PrunedWeight(pruned)
 
 
 def refine_by_swaps(
-    weight: Tensor, pruned: Tensor, inputs: RefinedInputs, removal: Removal, refit: Refit | None
+    weight: Tensor,
+    pruned: Tensor,
+    inputs: RefinedInputs,
+    removal: Removal,
+    refit: Refit | None,
+    *,
+    ranks: WorkingRanks = ONE_PROCESS,
 ) -> PrunedWeight:
     """Swap kept for removed weights; then refit the kept ones, where the method does so.
 
@@ -120,7 +139,10 @@ def refine_by_swaps(
         inputs: prepared statistics.
         removal: gives the pattern.
         refit: function that refits the kept weights; None if they stay as they are.
+        ranks: with several processes, each refines some rows; all return the same weight.
     """
+    own = rows_of_rank(len(weight), ranks)
+    weight, pruned = weight[own], pruned[own]
     group = removal.group[1] if removal.group is not None else None
     swapped = swap_masks(weight, pruned == 0, inputs.products, group=group)
     before, after = swapped.before, swapped.after
@@ -131,5 +153,6 @@ def refine_by_swaps(
         before, after = (output_errors(w.float() - weight.float(), inputs.products) for w in (pruned, refitted))
         better = after < before
         refined, after = torch.where(better[:, None], refitted, pruned), torch.where(better, after, before)
-    total = float(before.sum())
-    return PrunedWeight(refined, 1 - float(after.sum()) / total if total > 0 else 0.0, swapped.unfinished)
+    refined, before, after = (ranks.concatenate(part) for part in (refined, before, after))
+    total, unfinished = float(before.sum()), sum(ranks.gather(swapped.unfinished))
+    return PrunedWeight(refined, 1 - float(after.sum()) / total if total > 0 else 0.0, unfinished)

@@ -13,6 +13,7 @@ import torch
 from hf_farms.allocation.plan import WHOLE, by_role
 from hf_farms.blocks import Block, BlockSource, LayerView
 from hf_farms.config import PruneConfig
+from hf_farms.distributed import ONE_PROCESS, WorkingRanks, folder_of_rank
 from hf_farms.errors import ModelError
 from hf_farms.progress import Progress, no_progress
 from hf_farms.pruning.calibration_pass import Batch, CalibrationPass, calibration_batches
@@ -38,6 +39,7 @@ def score_blocks(
     calibration: Iterable[Batch],
     *,
     activations: Path | None = None,
+    ranks: WorkingRanks = ONE_PROCESS,
     progress: Progress = no_progress,
 ) -> dict[str, list[dict[str, float | None]]]:
     """Score every block of the dense model on calibration data, or every role in it, in one pass.
@@ -50,6 +52,7 @@ def score_blocks(
         config: names an allocation that needs activations, or a mixture with some; and the granularity.
         calibration: as for `prune`.
         activations: a folder for the hidden states; None: they stay in memory.
+        ranks: with several processes, each runs a share of the batches; all return the same scores.
         progress: called with the stage ("capture", "score"), steps done and steps in all.
 
     Returns:
@@ -70,12 +73,12 @@ def score_blocks(
         )
     scores: dict[str, list[dict[str, float | None]]] = {scorer.allocation: [] for scorer in scorers}
     with source.evaluation(), torch.no_grad():
-        data = CalibrationPass(
-            source, calibration_batches(calibration, source, config), HiddenStates(activations), progress
-        )
+        batches = calibration_batches(calibration, source, config)
+        hidden = HiddenStates(folder_of_rank(activations, ranks))
+        data = CalibrationPass(source, batches, hidden, progress, ranks=ranks)
         for index in range(len(source)):
             block = source.open(index)
-            for name, values in _score_block(block, data.runs(block, index), scorers).items():
+            for name, values in _score_block(block, data.runs(block, index), scorers, ranks).items():
                 scores[name].append(values)
             if index < len(source) - 1:
                 data.advance(block, index)
@@ -101,14 +104,16 @@ def _scorers(config: PruneConfig) -> list[_Scorer]:
     ]
 
 
-def _score_block(block: Block, runs: Sequence[Run], scorers: Sequence[_Scorer]) -> dict[str, dict[str, float | None]]:
+def _score_block(
+    block: Block, runs: Sequence[Run], scorers: Sequence[_Scorer], ranks: WorkingRanks
+) -> dict[str, dict[str, float | None]]:
     """Return the scores of one block by allocation; allocations with the same statistic share its measurement."""
     layers = prunable_layers(block.layers)
     measured: dict[type[Statistic], list[MeasuredLayer]] = {}
     scores = {}
     for scorer in scorers:
         if scorer.statistic not in measured:
-            statistics = measure(layers, scorer.statistic, runs)
+            statistics = measure(layers, scorer.statistic, runs, ranks=ranks)
             inputs = {name: stat.prepared() if stat.num_tokens else None for name, stat in statistics.items()}
             measured[scorer.statistic] = [MeasuredLayer(layer, inputs[layer.name]) for layer in layers]
         groups: dict[str, list[MeasuredLayer]] = {} if scorer.roles else {WHOLE: measured[scorer.statistic]}

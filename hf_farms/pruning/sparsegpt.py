@@ -14,8 +14,10 @@ from torch import Tensor
 
 from hf_farms.allocation.sparsity import apportion
 from hf_farms.config import PruneConfig
+from hf_farms.distributed import ONE_PROCESS, WorkingRanks, rows_of_rank
 from hf_farms.errors import HfFarmsWarning, ModelError
 from hf_farms.pruning.patterns import Removal, lowest, lowest_down_columns
+from hf_farms.pruning.totals import sum_over_ranks, total_dtype
 
 __all__ = ["InputProducts", "InverseFactor", "inverse_factor", "refit", "sparsegpt"]
 
@@ -43,7 +45,10 @@ class InverseFactor(NamedTuple):
 
 
 class InputProducts:
-    """Running sum of X^T X over the inputs of one layer; n x n float32, independent of the number of tokens.
+    """Running sum of X^T X over the inputs of one layer; n x n float64, independent of the number of tokens.
+
+    The products of each batch are float32. Their sum is float64, so that it does not depend on the order of the batches
+    or on the processes that add them, but for rounding at the last bit of the float32 mean in rare entries.
 
     Args:
         width: number of input channels n.
@@ -51,14 +56,14 @@ class InputProducts:
     """
 
     def __init__(self, width: int, device: torch.device) -> None:
-        self._sum = torch.zeros(width, width, dtype=torch.float32, device=device)
+        self._sum = torch.zeros(width, width, dtype=total_dtype(device), device=device)
         self._is_mean = False
         self.num_tokens = 0
 
     @staticmethod
     def nbytes(width: int) -> int:
         """Return the memory for `width` inputs, in bytes."""
-        return 4 * width**2
+        return 8 * width**2
 
     @staticmethod
     def tokens_needed(width: int) -> int:
@@ -66,17 +71,21 @@ class InputProducts:
         return width
 
     def add(self, inputs: Tensor) -> None:
-        """Add `(..., n)` inputs of any float dtype, accumulated in float32."""
+        """Add `(..., n)` inputs of any float dtype, multiplied in float32 and accumulated in float64."""
         rows = inputs.detach().reshape(-1, inputs.shape[-1])
         for part in rows.split(max(1, INPUTS_AT_ONCE // rows.shape[1])):
             part = part.to(self._sum.device, torch.float32)
-            self._sum.addmm_(part.mT, part)
+            self._sum += part.mT @ part
         self.num_tokens += len(rows)
 
     def merge(self, other: InputProducts) -> None:
         """Add the inputs of another statistic."""
         self._sum += other._sum
         self.num_tokens += other.num_tokens
+
+    def sum_over(self, ranks: WorkingRanks) -> None:
+        """Add the inputs of the statistics of the other ranks."""
+        self.num_tokens = sum_over_ranks(self._sum, self.num_tokens, ranks)
 
     def is_finite(self) -> bool:
         """Return whether all inputs were finite: NaN and infinity appear on the diagonal."""
@@ -97,7 +106,7 @@ class InputProducts:
         if not self._is_mean:
             # In place, because n x n may exceed the block.
             self._sum /= max(1, self.num_tokens)
-            self._is_mean = True
+            self._sum, self._is_mean = self._sum.float(), True
         return self._sum
 
 
@@ -144,7 +153,12 @@ def inverse_factor(products: Tensor, *, damping: float = PruneConfig.damping, na
 
 
 def sparsegpt(
-    weight: Tensor, factor: InverseFactor, removal: Removal, *, block_size: int = PruneConfig.block_size
+    weight: Tensor,
+    factor: InverseFactor,
+    removal: Removal,
+    *,
+    block_size: int = PruneConfig.block_size,
+    ranks: WorkingRanks = ONE_PROCESS,
 ) -> Tensor:
     """Remove weights, and update those to the right of each to compensate its error (algorithm 1 of the paper).
 
@@ -156,11 +170,12 @@ def sparsegpt(
         factor: prepared statistic of the layer's inputs.
         removal: number and pattern of the weights to remove.
         block_size: columns whose mask is chosen together; a multiple of the group size is taken.
+        ranks: with several processes, each computes some rows; all return the same weight.
 
     Returns:
         `(m, n)` in the dtype of the weight; zero exactly where weights were removed or were zero before.
     """
-    return _correct(weight, factor, removal, None, block_size)
+    return _correct(weight, factor, removal, None, block_size, ranks)
 
 
 def refit(
@@ -177,25 +192,36 @@ def refit(
     Returns:
         `(m, n)` in the dtype of the weight; zero exactly where weights were removed.
     """
-    return _correct(weight, factor, Removal(int(removed.sum())), removed.mT.contiguous(), block_size)
+    return _correct(weight, factor, Removal(int(removed.sum())), removed.mT.contiguous(), block_size, ONE_PROCESS)
 
 
-def _correct(weight: Tensor, factor: InverseFactor, removal: Removal, given: Tensor | None, block_size: int) -> Tensor:
+def _correct(
+    weight: Tensor,
+    factor: InverseFactor,
+    removal: Removal,
+    given: Tensor | None,
+    block_size: int,
+    ranks: WorkingRanks,
+) -> Tensor:
     """Remove weights, those of a given mask `(n, m)` or the lowest scores of each span, and update the others."""
+    m, n = weight.shape
+    own = rows_of_rank(m, ranks)
+    weight = weight[own]
     w = weight.float().mT.contiguous().masked_fill_(factor.unused[:, None], 0)
-    n, m = w.shape
     # Spans must contain whole groups.
     size = removal.group[1] if removal.group else 1
     columns = max(size, block_size // size * size)
     starts = range(0, n, columns)
     sizes = [m * min(columns, n - start) for start in starts]
-    counts = apportion(removal.count, [removal.count * part / w.numel() for part in sizes], sizes)
+    counts = apportion(removal.count, [removal.count * part / (m * n) for part in sizes], sizes)
     removed = torch.zeros_like(w, dtype=torch.bool) if given is None else given
     for start, count in zip(starts, counts, strict=True):
         stop = min(start + columns, n)
         if removal.group is None and given is None:
             scale = factor.upper.diagonal()[start:stop, None]
-            removed[start:stop] = lowest((w[start:stop] / scale).square(), count)
+            # The lowest of all rows, not of those of this rank.
+            scores = ranks.concatenate((w[start:stop] / scale).square().mT).mT
+            removed[start:stop] = lowest(scores, count)[:, own]
         errors = _correct_span(w, removed, factor.upper, (start, stop), removal.group)
         w[stop:].addmm_(factor.upper[start:stop, stop:].mT, errors, alpha=-1)
     if weight.dtype == torch.float16:
@@ -204,7 +230,7 @@ def _correct(weight: Tensor, factor: InverseFactor, removal: Removal, given: Ten
         w = torch.where((w != 0) & (w.abs() < SMALLEST_FLOAT16), smallest.copysign(w), w)
     kept = w.mT.to(weight.dtype).contiguous()
     kept[:, factor.unused] = weight[:, factor.unused]
-    return kept.masked_fill_(removed.mT, 0)
+    return ranks.concatenate(kept.masked_fill_(removed.mT, 0))
 
 
 def _correct_span(

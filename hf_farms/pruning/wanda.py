@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hf_farms.distributed import WorkingRanks
 from hf_farms.pruning.patterns import Removal
+from hf_farms.pruning.totals import sum_over_ranks, total_dtype
 
 __all__ = ["InputNorm", "wanda", "wanda_scores"]
 
@@ -22,13 +24,13 @@ class InputNorm:
     """
 
     def __init__(self, width: int, device: torch.device) -> None:
-        self._sum = torch.zeros(width, dtype=torch.float32, device=device)
+        self._sum = torch.zeros(width, dtype=total_dtype(device), device=device)
         self.num_tokens = 0
 
     @staticmethod
     def nbytes(width: int) -> int:
         """Return the memory for `width` inputs, in bytes."""
-        return 4 * width
+        return 8 * width
 
     @staticmethod
     def tokens_needed(width: int) -> int:
@@ -36,7 +38,7 @@ class InputNorm:
         return 1
 
     def add(self, inputs: Tensor) -> None:
-        """Add `(..., width)` inputs of any float dtype, accumulated in float32."""
+        """Add `(..., width)` inputs of any float dtype, squared in float32 and accumulated in float64."""
         rows = inputs.detach().reshape(-1, inputs.shape[-1])
         for part in rows.split(max(1, INPUTS_AT_ONCE // rows.shape[1])):
             self._sum += part.float().square().sum(dim=0).to(self._sum.device)
@@ -46,6 +48,10 @@ class InputNorm:
         """Add the inputs of another statistic."""
         self._sum += other._sum
         self.num_tokens += other.num_tokens
+
+    def sum_over(self, ranks: WorkingRanks) -> None:
+        """Add the inputs of the statistics of the other ranks."""
+        self.num_tokens = sum_over_ranks(self._sum, self.num_tokens, ranks)
 
     def is_finite(self) -> bool:
         """Return whether all inputs were finite."""
@@ -60,7 +66,7 @@ class InputNorm:
 
         It is proportional to the norm, so the order of scores is the same, and it cannot overflow.
         """
-        return (self._sum / max(1, self.num_tokens)).sqrt()
+        return (self._sum / max(1, self.num_tokens)).sqrt().float()
 
 
 def wanda_scores(weight: Tensor, input_norm: Tensor) -> Tensor:

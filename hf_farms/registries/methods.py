@@ -24,6 +24,7 @@ class MethodEntry(Entry):
         refit: import path of a function that is called with the weight, the prepared statistic, a mask of the removed
             weights and the options, and returns the pruned weight; required to refine the mask of a method that
             adjusts, else not allowed.
+        shares_rows: whether the function takes `ranks`, and computes rows of each of several processes on its own.
         citation: BibTeX.
     """
 
@@ -31,6 +32,7 @@ class MethodEntry(Entry):
     statistic_options: tuple[str, ...] = ()
     adjusts: bool = False
     refit: str | None = None
+    shares_rows: bool = False
     citation: str = ""
 
     def __post_init__(self) -> None:
@@ -113,6 +115,7 @@ METHODS: Registry[MethodEntry] = Registry(
             refit="hf_farms.pruning.sparsegpt:refit",
             options=("damping", "block_size"),
             statistic_options=("damping",),
+            shares_rows=True,
             citation=SPARSEGPT,
         ),
     },

@@ -15,8 +15,9 @@ class RefinementEntry(Entry):
 
     The function is called with the dense weight `(out, in)`, the pruned weight, the
     `hf_farms.pruning.refining.RefinedInputs`, the `Removal`, and the function that refits the kept weights (None where
-    the method keeps them as they are); it returns a `hf_farms.pruning.methods.PrunedWeight`. An entry that needs
-    "nothing" changes nothing, and its function is not called.
+    the method keeps them as they are); of several processes also with `ranks`. It returns a
+    `hf_farms.pruning.methods.PrunedWeight`. An entry that needs "nothing" changes nothing, and its function is not
+    called.
 
     Attributes:
         citation: BibTeX.

@@ -44,7 +44,8 @@ def uniform_nll(
 
     def measure() -> TextNll:
         config = replace(plan.recipe.prune, allocation="uniform")
-        loaded = load_model(plan.model, **asdict(replace(plan.load, stream=not config.trains)), tokenizer=False)
+        load = replace(plan.load, stream=not config.trains, device=plan.load.device or output.ranks.device)
+        loaded = load_model(plan.model, **asdict(load), tokenizer=False)
         source = loaded.source
         writer = CheckpointWriter(loaded.model, folder, len(source), records=folder / "blocks")
         source.attach(writer, keep_dense=config.trains)
@@ -55,15 +56,19 @@ def uniform_nll(
             selection=selection or None,
             activations=folder / "activations",
             checkpoints=folder / "distill" if config.trains else None,
+            ranks=output.ranks,
             progress=lambda stage, done, total: progress(f"{stage} (uniform)", done, total),
         )
-        return text.measure(loaded, progress, "Uniform perplexity")
+        return text.measure(loaded, progress, "Uniform perplexity", output.ranks)
 
     try:
-        nll = output.load_or_compute("uniform_perplexity.json", measure, save_nll, load_nll)
+        # On several processes all of them get the error, and go on without the baseline.
+        with output.ranks.failing_together():
+            nll = output.load_or_compute("uniform_perplexity.json", measure, save_nll, load_nll)
     except ModelError as error:
         # The baseline is for comparison only: its failure must not prevent the result.
         warnings.warn(f"Uniform sparsity was not measured: {error}", HfFarmsWarning, stacklevel=2)
         nll = None
-    shutil.rmtree(folder, ignore_errors=True)
+    if output.ranks.index == 0:
+        shutil.rmtree(folder, ignore_errors=True)
     return nll

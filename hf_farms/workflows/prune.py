@@ -16,6 +16,7 @@ from hf_farms.progress import Progress, no_progress
 from hf_farms.reports import PruneReport
 from hf_farms.workflows.prune_plan import PrunePlan, plan_prune
 from hf_farms.workflows.prune_stages import PruneStages
+from hf_farms.working_ranks import working_ranks
 
 __all__ = ["prune_checkpoint", "run_prune"]
 
@@ -41,6 +42,9 @@ def prune_checkpoint(
     lies in `OUTPUT.partial`; the same call continues it. A folder that the same settings finished is not written again:
     its report is returned, with a warning. To prune a model in memory, call `prune`.
 
+    Processes that `accelerate launch` started share calibration data, spectra and windows of the evaluation; the first
+    one writes, and an error of one stops all.
+
     Args:
         model: hub id, folder, or `demo`.
         output: folder for the result; it appears when it is complete.
@@ -54,7 +58,7 @@ def prune_checkpoint(
         progress: called with the name of a stage, finished steps and total steps.
 
     Returns:
-        The report: sparsity, spectra and perplexity before and after.
+        The report: sparsity, spectra and perplexity before and after; on every process.
 
     Raises:
         ValueError: an argument of another type, or out of range.
@@ -99,7 +103,8 @@ def run_prune(
 ) -> PruneReport:
     """Carry out a plan; the folder appears when everything in it is complete.
 
-    Stages that an earlier run of the same plan finished in `DIR.partial` are not repeated.
+    Stages that an earlier run of the same plan finished in `DIR.partial` are not repeated. Processes that `accelerate
+    launch` started share the work, and the first one writes.
 
     Args:
         plan: of `plan_prune`.
@@ -110,8 +115,9 @@ def run_prune(
     Raises:
         OutputError: the disk is too small, or `DIR.partial` belongs to a run with other settings.
     """
+    ranks = plan.output.ranks = working_ranks()
     # The plan has warned of options without an effect.
-    with given_fields(()), plan.output.locked():
+    with given_fields(()), ranks.failing_together(), plan.output.locked():
         return PruneStages(plan, progress).finish(repo_id=repo_id, command=command)
 
 

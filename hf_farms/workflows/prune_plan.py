@@ -14,6 +14,7 @@ from hf_farms.config.effects import given_fields, warn_unused
 from hf_farms.data.datasets import check_dataset
 from hf_farms.data.selection_source import check_selection_source
 from hf_farms.data.texts import check_source, check_text, text_kind
+from hf_farms.distributed import is_main_process
 from hf_farms.errors import HfFarmsWarning, OutputError
 from hf_farms.files.paths import is_inside
 from hf_farms.hub.folders import check_folder
@@ -100,7 +101,8 @@ def plan_prune(
     # Check this first: the model itself must not be reported as a result of other settings.
     check_apart(output.path, {"the model": recipe.model}, replaces=True)
     if not overwrite and (finished := _finished(recipe, output.path, baseline=baseline)):
-        remove_leftovers(output.path)
+        if is_main_process():
+            remove_leftovers(output.path)
         return replace(plan, finished=finished)
     output.check()
     _check_texts(recipe)

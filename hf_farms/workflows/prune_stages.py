@@ -14,6 +14,7 @@ from hf_farms_cards import write_card
 from hf_farms.blocks import BlockSource, StreamedBlockSource
 from hf_farms.config import PruneConfig
 from hf_farms.data.selection import ACCEPTANCE_TOKENS
+from hf_farms.distributed import WorkingRanks, from_first_rank
 from hf_farms.errors import HfFarmsWarning, ModelError
 from hf_farms.files.atomic_writes import write_text, writing
 from hf_farms.files.own_files import foreign_texts
@@ -62,11 +63,11 @@ class PruneStages:
 
     def __init__(self, plan: PrunePlan, progress: Progress) -> None:
         recipe, self._output = plan.recipe, plan.output
-        self._plan, self._recipe, self._progress = plan, recipe, progress
+        self._plan, self._recipe, self._progress, self._ranks = plan, recipe, progress, plan.output.ranks
         writes_itself = recipe.prune.needs_calibration and recipe.calibration.source == "self"
         self._loaded = load_model(
             plan.model,
-            **asdict(plan.load),
+            **asdict(replace(plan.load, device=plan.load.device or self._ranks.device)),
             # Copied to the result even if it is not needed.
             tokenizer=recipe.needs_tokenizer or None,
             head=recipe.evaluation.source is not None or writes_itself or recipe.prune.searches or recipe.prune.trains,
@@ -84,7 +85,7 @@ class PruneStages:
         partial = self._begin()
         left = _left_out(self._plan.model)
         spectra = self._spectra()
-        base = _with_licence(self._plan.model, partial)
+        base = from_first_rank(lambda: _with_licence(self._plan.model, partial), self._ranks)
         dense = text.measure_once(self._loaded, self._progress, "Dense perplexity", output) if text else None
         batches, notes = self._calibration.batches(output)
         search = self._selection.search(batches, spectra, output, self._progress)
@@ -96,7 +97,7 @@ class PruneStages:
         even = _is_even(self._loaded.source, recipe.prune, spectra, scores)
         uniform = None if even else self._uniform(batches)
         report = self._prune(batches, spectra, scores, left=left)
-        pruned = _pruned_nll(text, self._loaded, self._progress) if text else None
+        pruned = _pruned_nll(text, self._loaded, self._progress, self._ranks) if text else None
         if even and self._plan.baseline and recipe.prune.allocation != "uniform":
             uniform = pruned
         texts = (*(text.notes if text else ()), *same_text_note(recipe))
@@ -118,19 +119,26 @@ class PruneStages:
                 *spectra.notes,
             ),
         )
-        _describe(partial, recipe, report, repo_id)
-        output.finish()
-        save_local_paths(output.path, recipe.places())
+        from_first_rank(lambda: self._write(partial, report, repo_id), self._ranks)
         return report
+
+    def _write(self, partial: Path, report: PruneReport, repo_id: str | None) -> None:
+        """Write everything but the weights, and rename the folder."""
+        _describe(partial, self._recipe, report, repo_id)
+        self._output.finish()
+        save_local_paths(self._output.path, self._recipe.places())
 
     def _begin(self) -> Path:
         tokens = {"calibration": self._calibration.known, "evaluation": [self._text.ids] if self._text else []}
         if self._selection.batches:
             tokens["selection"] = self._selection.batches
-        loaded = self._loaded
+        loaded, flat = self._loaded, self._recipe.flat()
         device = loaded.source.device.type
-        return self._output.resume_or_start(
-            fingerprint(self._recipe.flat(), weights=loaded.weights, tokens=tokens, device=device)
+        return from_first_rank(
+            lambda: self._output.resume_or_start(
+                fingerprint(flat, weights=loaded.weights, tokens=tokens, device=device)
+            ),
+            self._ranks,
         )
 
     def _bytes_needed(self) -> int:
@@ -154,7 +162,7 @@ class PruneStages:
         measurement, tick = self._recipe.prune.measurement(), one_stage(self._progress, "Measuring spectra")
         return self._output.load_or_compute(
             "spectra.json",
-            lambda: analyze(self._loaded.source, measurement, progress=tick),
+            lambda: analyze(self._loaded.source, measurement, ranks=self._ranks, progress=tick),
             SpectralReport.save,
             SpectralReport.load,
         )
@@ -190,6 +198,7 @@ class PruneStages:
             selection=self._selection.batches or None,
             activations=_activations(source, output),
             checkpoints=output.state / "distill" if config.trains else None,
+            ranks=self._ranks,
             progress=self._progress,
         ).report
         if config.trains:
@@ -198,14 +207,15 @@ class PruneStages:
                 source.commit(block.index, json_converter().unstructure(block))
         # Of the files that are left out, all but the generation config make the tokenizer.
         tokenizer = None if set(left) - {GENERATION} else loaded.tokenizer
-        writer.finish(tokenizer, [source.metadata(index).name for index in range(len(source))])
-        if GENERATION in left:
+        names = [source.metadata(index).name for index in range(len(source))]
+        from_first_rank(lambda: writer.finish(tokenizer, names), self._ranks)
+        if GENERATION in left and self._ranks.index == 0:
             (output.partial / GENERATION).unlink(missing_ok=True)
         tick = one_stage(self._progress, "Measuring spectra again")
         recipe = self._recipe
         seen = replace(report.calibration, config=recipe.calibration) if report.calibration else None
         accepted = replace(report.acceptance, config=recipe.selection) if report.acceptance else None
-        after = analyze(source, config.measurement(), progress=tick)
+        after = analyze(source, config.measurement(), ranks=self._ranks, progress=tick)
         return replace(report, model=recipe.model, after=after, calibration=seen, acceptance=accepted)
 
     def _writer(self, folder: Path, records: Path) -> CheckpointWriter:
@@ -227,7 +237,7 @@ def _scores(
     activations = _activations(source, output)
     return output.load_or_compute(
         "scores.json",
-        lambda: score_blocks(source, config, batches, activations=activations, progress=progress),
+        lambda: score_blocks(source, config, batches, activations=activations, ranks=output.ranks, progress=progress),
         lambda scores, path: write_text(path, json.dumps(scores) + "\n"),
         lambda path: cast("Scores", json.loads(path.read_text(encoding="utf-8"))),
     )
@@ -242,10 +252,11 @@ def _is_even(
     return cuts == plan_removals(source, plan_targets(source, uniform), uniform)
 
 
-def _pruned_nll(text: EvaluationText, loaded: LoadedModel, progress: Progress) -> TextNll | None:
+def _pruned_nll(text: EvaluationText, loaded: LoadedModel, progress: Progress, ranks: WorkingRanks) -> TextNll | None:
     """Measure the NLL of the pruned model; None, with a warning, if it is not finite."""
     try:
-        nll = text.measure(loaded, progress, "Pruned perplexity")
+        with ranks.failing_together():
+            nll = text.measure(loaded, progress, "Pruned perplexity", ranks)
     except ModelError as error:
         warnings.warn(f"The pruned model has no perplexity: {error}", HfFarmsWarning, stacklevel=2)
         return None

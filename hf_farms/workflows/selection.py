@@ -80,11 +80,13 @@ class SelectionText:
                 spectra=spectra,
                 folder=folder if isinstance(source, StreamedBlockSource) else None,
                 trials=output.state / TRIALS_NAME,
+                ranks=output.ranks,
                 progress=progress,
             )
 
         record = output.load_or_compute("search.json", compute, _save, _load)
-        shutil.rmtree(folder, ignore_errors=True)
+        if output.ranks.index == 0:
+            shutil.rmtree(folder, ignore_errors=True)
         return replace(record, selection=self._recipe.selection)
 
 

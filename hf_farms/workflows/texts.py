@@ -15,6 +15,7 @@ from torch import Tensor
 from hf_farms.blocks import StreamedBlockSource
 from hf_farms.data.calibration import calibration_sequences, context_limit, require_writer
 from hf_farms.data.texts import BUILT_IN, read_text, tokenize
+from hf_farms.distributed import ONE_PROCESS, WorkingRanks, from_first_rank
 from hf_farms.errors import DataError, HfFarmsWarning
 from hf_farms.metrics.nll import TextNll, require_causal, text_nll
 from hf_farms.progress import Progress, one_stage
@@ -57,13 +58,16 @@ class EvaluationText:
             (f"Perplexity uses windows of {limit} tokens, the context length of the model.",) if lowered else ()
         )
 
-    def measure(self, loaded: LoadedModel, progress: Progress, stage: str) -> TextNll:
-        """Measure the NLL of the text with the current weights."""
+    def measure(
+        self, loaded: LoadedModel, progress: Progress, stage: str, ranks: WorkingRanks = ONE_PROCESS
+    ) -> TextNll:
+        """Measure the NLL of the text with the current weights; several processes share its windows."""
         return text_nll(
             loaded.source if isinstance(loaded.source, StreamedBlockSource) else loaded.source.model,
             self.ids,
             context_length=self.context_length,
             max_windows=self.max_windows,
+            ranks=ranks,
             progress=one_stage(progress, stage),
         )
 
@@ -71,7 +75,7 @@ class EvaluationText:
         """Load the NLL that an earlier run measured at this stage, or measure it."""
         return output.load_or_compute(
             f"{stage.lower().replace(' ', '_')}.json",
-            lambda: self.measure(loaded, progress, stage),
+            lambda: self.measure(loaded, progress, stage, output.ranks),
             save_nll,
             load_nll,
         )
@@ -131,8 +135,12 @@ class Calibration:
         """
         if self._read is None:
             with self._loaded.source.whole():
+                # Sampled by one process: others might sample other tokens.
                 self._read = output.load_or_compute(
-                    "calibration.safetensors", self._sequences, _save_sequences, _load_sequences
+                    "calibration.safetensors",
+                    lambda: from_first_rank(self._sequences, output.ranks),
+                    _save_sequences,
+                    _load_sequences,
                 )
         return self._read
 

@@ -1,0 +1,160 @@
+"""Processes that make one result together: they exchange tensors, and raise an error of one on all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from hf_farms.distributed import ONE_PROCESS, LaunchedRanks, WorkingRanks, launched_ranks
+from hf_farms.errors import HfFarmsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["working_ranks"]
+
+T = TypeVar("T")
+
+# The others wait while one rank hashes weights or searches. A process that ends closes its connections, and is noticed
+# at once.
+TIMEOUT = timedelta(days=30)
+# Kinds of exchange, which all ranks must be in at once.
+GATHER, SUM, CONCATENATE = 1, 2, 3
+# Attribute of errors that are raised on all ranks.
+SHARED = "is_on_all_ranks"
+
+
+def working_ranks() -> WorkingRanks:
+    """Return the ranks that this process belongs to; `ONE_PROCESS` if it was not launched as one of several.
+
+    All of them must call it, and then go through the same exchanges.
+    """
+    ranks = launched_ranks()
+    return _GlooRanks(ranks) if isinstance(ranks, LaunchedRanks) else ONE_PROCESS
+
+
+class _GlooRanks:
+    """Launched processes that exchange by gloo, whatever their devices are.
+
+    Each exchange starts with three numbers per rank: whether it failed, and the kind of exchange. So an error that one
+    rank announces reaches the others at their next exchange, whichever that is, and no rank takes part in another
+    exchange than the others.
+    """
+
+    def __init__(self, ranks: LaunchedRanks) -> None:
+        import torch.distributed as dist
+
+        self.index, self.count = ranks.index, ranks.count
+        # "cpu:0" is no device that tensors have.
+        self.device: str | None = None if ranks.device.startswith("cpu") else ranks.device
+        self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+
+    def gather(self, item: T) -> list[T]:
+        """Return the items of all ranks, in rank order, on every rank; items are pickled."""
+        self._begin(GATHER)
+        return self._gather(item)
+
+    def sum_(self, tensor: Tensor) -> None:
+        """Replace a tensor by the sum over all ranks, in place."""
+        import torch.distributed as dist
+
+        self._begin(SUM, tensor.numel())
+        total = tensor.cpu().contiguous()
+        with _lost_ranks():
+            dist.all_reduce(total, group=self._group)
+        tensor.copy_(total)
+
+    def concatenate(self, part: Tensor) -> Tensor:
+        """Return the parts of all ranks along the first dimension, on every rank."""
+        import torch
+        import torch.distributed as dist
+
+        self._begin(CONCATENATE)
+        sizes = self._gather(len(part))
+        width = part.element_size() * math.prod(part.shape[1:])
+        # Bytes, as gloo does not know every dtype; all ranks send as many as the one with the most.
+        sent = torch.zeros(max(sizes) * width, dtype=torch.uint8)
+        sent[: part.nbytes] = part.detach().cpu().contiguous().flatten().view(torch.uint8)
+        received = [torch.empty_like(sent) for _ in sizes]
+        with _lost_ranks():
+            dist.all_gather(received, sent, group=self._group)
+        data = torch.cat([r[: size * width] for r, size in zip(received, sizes, strict=True)])
+        return data.view(part.dtype).view(sum(sizes), *part.shape[1:]).to(part.device)
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """Announce an error that leaves the context to the other ranks, unless it came from there."""
+        try:
+            yield
+        except BaseException as error:
+            if not getattr(error, SHARED, False):
+                setattr(error, SHARED, True)
+                self._announce(error)
+            raise
+
+    def _begin(self, kind: int, size: int = 0) -> None:
+        """Enter an exchange; raise what another rank announces.
+
+        Raises:
+            HfFarmsError: another rank failed, or is in another exchange.
+        """
+        first, last = self._states(False, kind + 4 * size)
+        if first is None:
+            errors = self._gather(None)
+            raise _shared(_received(errors, self.count))
+        if first != last:
+            raise _shared(HfFarmsError("processes must take the same steps, got different ones.", hint="Report this."))
+
+    def _announce(self, error: BaseException) -> None:
+        try:
+            self._states(True, 0)
+            self._gather(error if isinstance(error, HfFarmsError) else repr(error))
+        except Exception as lost:  # the other ranks are gone: our own error counts
+            error.add_note(f"The other processes were not told: {lost}")
+
+    def _states(self, failed: bool, code: int) -> tuple[int | None, int | None]:
+        """Exchange states; return the smallest and the largest code, None if a rank failed."""
+        import torch
+        import torch.distributed as dist
+
+        state = torch.tensor([failed, code, -code])
+        with _lost_ranks():
+            dist.all_reduce(state, op=dist.ReduceOp.MAX, group=self._group)
+        any_failed, largest, smallest = state.tolist()
+        return (None, None) if any_failed else (-smallest, largest)
+
+    def _gather(self, item: T) -> list[T]:
+        import torch.distributed as dist
+
+        items: list[T | None] = [None] * self.count
+        with _lost_ranks():
+            dist.all_gather_object(items, item, group=self._group)
+        return items  # type: ignore[return-value]
+
+
+def _received(errors: Sequence[object], count: int) -> HfFarmsError:
+    """Return the first error that was announced."""
+    index, error = next((i, e) for i, e in enumerate(errors) if e is not None)
+    return error if isinstance(error, HfFarmsError) else HfFarmsError(f"process {index} of {count} failed: {error}")
+
+
+def _shared(error: HfFarmsError) -> HfFarmsError:
+    setattr(error, SHARED, True)
+    return error
+
+
+@contextmanager
+def _lost_ranks() -> Iterator[None]:
+    """Turn an error of gloo into a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise _shared(
+            HfFarmsError(
+                "processes must run until the result is complete, got one that ended or cannot be reached.",
+                hint="See its output, and whether it ran out of memory. Run the same command again to resume.",
+            )
+        ) from error
