@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,7 +15,7 @@ from hf_farms.errors import HfFarmsError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["working_ranks"]
+__all__ = ["leave_ranks", "working_ranks"]
 
 T = TypeVar("T")
 
@@ -34,6 +35,16 @@ def working_ranks() -> WorkingRanks:
     """
     ranks = launched_ranks()
     return _GlooRanks(ranks) if isinstance(ranks, LaunchedRanks) else ONE_PROCESS
+
+
+def leave_ranks() -> None:
+    """Close the connections to other processes at the end of the work, if there are any.
+
+    A thread of gloo that still holds a tensor while Python shuts down would end the process with an error.
+    """
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class _GlooRanks:

@@ -18,6 +18,7 @@ import typer
 from hf_farms.errors import ArgumentError, HfFarmsError, HfFarmsWarning
 from hf_farms.hub.failure_budget import failure_budget
 from hf_farms.privacy.masking import mask_error, mask_secrets
+from hf_farms.working_ranks import leave_ranks
 from hf_farms_cli.interrupts import interrupts
 from hf_farms_cli.messages import in_options
 from hf_farms_cli.streams import err, escaped
@@ -42,6 +43,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         try:
             with _quiet_libraries(debug), failure_budget():
                 command(*args, **kwargs)
+                leave_ranks()
         except KeyboardInterrupt as interrupt:
             _print_interrupt(interrupt)
             raise typer.Exit(130) from None

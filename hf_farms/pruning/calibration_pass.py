@@ -86,7 +86,7 @@ def warn_of_idle_ranks(batches: Sequence[object], ranks: Ranks) -> None:
     if 0 < len(batches) < ranks.count:
         warnings.warn(
             f"processes should be at most as many as calibration batches, got {ranks.count} for {len(batches)}: "
-            f"{ranks.count - len(batches)} of them measure no activations. Start fewer.",
+            "the others measure no activations. Start fewer.",
             HfFarmsWarning,
             stacklevel=3,
         )

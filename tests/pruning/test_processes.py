@@ -54,4 +54,4 @@ def test_two_processes_prune_as_one(two, name):
 def test_what_cannot_be_shared_is_said(two):
     for _, messages in two:
         assert sum(m.startswith("recovery is done by one process") for m in messages) == 1
-        assert [m for m in messages if "at most as many as calibration batches, got 2 for 1: 1 of them" in m]
+        assert [m for m in messages if "at most as many as calibration batches, got 2 for 1: the others" in m]

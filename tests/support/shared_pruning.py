@@ -3,7 +3,7 @@
 import torch
 from models import tiny
 
-from hf_farms import PruneConfig, prune
+from hf_farms import CalibrationConfig, EvaluationConfig, PruneConfig, prune
 
 # Uneven batches: one process gets two of them, the other one three.
 BATCHES = [(3, 20), (1, 60), (2, 33), (1, 7), (4, 9)]
@@ -31,3 +31,12 @@ def pruned(name, data=None, **options):
     model = tiny("llama", hidden_size=48, intermediate_size=64)
     report = prune(model, PruneConfig(sparsity=0.5, **CASES[name]), calibration=data or batches(), **options).report
     return {key: value.detach().clone() for key, value in model.state_dict().items()}, report.blocks
+
+
+def demo_settings():
+    """Arguments of `prune_checkpoint` for the demo model that take seconds."""
+    return {
+        "config": PruneConfig(sparsity=0.5, method="sparsegpt", allocation="owl"),
+        "calibration": CalibrationConfig(num_sequences=10, sequence_length=64),
+        "evaluation": EvaluationConfig(context_length=64, max_windows=5),
+    }

@@ -1,0 +1,122 @@
+"""`prune_checkpoint` on two processes: one result, written by the first, and none if one of them fails."""
+
+import json
+
+import pytest
+from launch import run_script
+from shared_pruning import demo_settings
+
+from hf_farms import LoadOptions, PruneReport, prune_checkpoint
+from hf_farms.data import calibration
+
+# Five calibration batches: one process gets two of them, the other one three.
+TOKENS_PER_BATCH = 128
+SCRIPT = f"""
+import json, os, shutil, sys
+from pathlib import Path
+from shared_pruning import demo_settings
+from hf_farms import LoadOptions, prune_checkpoint
+from hf_farms.data import calibration
+from hf_farms.pruning import pruner
+calibration.TOKENS_PER_BATCH = {TOKENS_PER_BATCH}
+folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+measure, outcomes = pruner.measure, []
+
+def attempt(name, fail=None, block=0, **options):
+    calls = []
+    def broken(*args, **kwargs):
+        calls.append(None)
+        if rank == 1 and len(calls) == block:
+            fail()
+        return measure(*args, **kwargs)
+    pruner.measure = broken
+    try:
+        prune_checkpoint("demo", folder / name, **demo_settings(), **options)
+        outcomes.append(None)
+    except Exception as error:
+        outcomes.append([type(error).__name__, str(error)])
+    (folder / f"{{rank}}.json").write_text(json.dumps(outcomes))
+
+def no_room():
+    raise MemoryError("no room")
+
+stream = LoadOptions(stream=True)
+attempt("streamed", no_room, 3, load=stream, baseline=False)
+if rank == 0:
+    shutil.copytree(folder / "streamed.partial", folder / "other.partial")
+attempt("streamed", load=stream, baseline=False)
+attempt("in memory")
+attempt("lost", lambda: os._exit(0), 2, baseline=False)
+"""
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    run_script(SCRIPT, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "TOKENS_PER_BATCH", TOKENS_PER_BATCH)
+        prune_checkpoint("demo", folder, **demo_settings())
+    return folder
+
+
+def outcomes(folder, rank):
+    return json.loads((folder / f"{rank}.json").read_text())
+
+
+def weights(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors*")}
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("name", ["streamed", "in memory"])
+def test_two_processes_write_what_one_writes(two, alone, name):
+    assert weights(two / name) == weights(alone)
+    assert files(two / name) == files(alone)
+    assert not (two / f"{name}.partial").exists()
+    report, other = (PruneReport.load(folder / "hf_farms_report.json") for folder in (two / name, alone))
+    assert report.before == other.before
+    assert report.calibration == other.calibration
+    assert report.perplexity.dense == pytest.approx(other.perplexity.dense, rel=1e-3)
+    assert report.perplexity.pruned == pytest.approx(other.perplexity.pruned, rel=1e-3)
+    if name == "in memory":
+        assert report.perplexity.uniform == pytest.approx(other.perplexity.uniform, rel=1e-3)
+
+
+def test_an_error_of_one_process_stops_both_and_leaves_unfinished_work(two, alone, monkeypatch):
+    assert outcomes(two, 1)[0] == ["MemoryError", "no room"]
+    assert outcomes(two, 0)[0] == ["HfFarmsError", "process 1 of 2 failed: MemoryError('no room')"]
+    blocks = sorted(path.name for path in (two / "other.partial").glob("*.safetensors"))
+    assert blocks == ["model-00001-of-00009.safetensors", "model-00002-of-00009.safetensors"]
+    # Two processes went on with it, and one does.
+    assert outcomes(two, 0)[1:3] == outcomes(two, 1)[1:3] == [None, None]
+    monkeypatch.setattr(calibration, "TOKENS_PER_BATCH", TOKENS_PER_BATCH)
+    seen = []
+    prune_checkpoint(
+        "demo",
+        two / "other",
+        **demo_settings(),
+        load=LoadOptions(stream=True),
+        baseline=False,
+        progress=lambda *step: seen.append(step[0]),
+    )
+    assert "score" not in seen
+    assert weights(two / "other") == weights(alone)
+
+
+def test_a_process_that_is_gone_is_named_by_the_other(two):
+    assert len(outcomes(two, 1)) == 3
+    kind, message = outcomes(two, 0)[3]
+    assert kind == "HfFarmsError"
+    assert message == "processes must run until the result is complete, got one that ended or cannot be reached."
+    assert (two / "lost.partial").exists()
+    assert not (two / "lost").exists()
