@@ -23,7 +23,7 @@ T = TypeVar("T")
 # at once.
 TIMEOUT = timedelta(days=30)
 # Kinds of exchange, which all ranks must be in at once.
-GATHER, SUM, CONCATENATE = 1, 2, 3
+FAILURE, GATHER, SUM, CONCATENATE = range(4)
 # Attribute of errors that are raised on all ranks.
 SHARED = "is_on_all_ranks"
 
@@ -50,9 +50,8 @@ def leave_ranks() -> None:
 class _GlooRanks:
     """Launched processes that exchange by gloo, whatever their devices are.
 
-    Each exchange starts with three numbers per rank: whether it failed, and the kind of exchange. So an error that one
-    rank announces reaches the others at their next exchange, whichever that is, and no rank takes part in another
-    exchange than the others.
+    Each exchange starts with its kind, or with the announcement of an error. So an error of one rank reaches the others
+    at their next exchange, whichever that is, and no rank takes part in another exchange than the others.
     """
 
     def __init__(self, ranks: LaunchedRanks) -> None:
@@ -72,7 +71,7 @@ class _GlooRanks:
         """Replace a tensor by the sum over all ranks, in place."""
         import torch.distributed as dist
 
-        self._begin(SUM, tensor.numel())
+        self._begin(SUM)
         total = tensor.cpu().contiguous()
         with _lost_ranks():
             dist.all_reduce(total, group=self._group)
@@ -83,8 +82,7 @@ class _GlooRanks:
         import torch
         import torch.distributed as dist
 
-        self._begin(CONCATENATE)
-        sizes = self._gather(len(part))
+        sizes = self._begin(CONCATENATE, len(part))
         width = part.element_size() * math.prod(part.shape[1:])
         # Bytes, as gloo does not know every dtype; all ranks send as many as the one with the most.
         sent = torch.zeros(max(sizes) * width, dtype=torch.uint8)
@@ -106,36 +104,36 @@ class _GlooRanks:
                 self._announce(error)
             raise
 
-    def _begin(self, kind: int, size: int = 0) -> None:
-        """Enter an exchange; raise what another rank announces.
+    def _begin(self, kind: int, size: int = 0) -> list[int]:
+        """Enter an exchange, and return the sizes of all ranks.
 
         Raises:
             HfFarmsError: another rank failed, or is in another exchange.
         """
-        first, last = self._states(False, kind + 4 * size)
-        if first is None:
-            errors = self._gather(None)
-            raise _shared(_received(errors, self.count))
-        if first != last:
+        kinds, sizes = self._states(kind, size)
+        if FAILURE in kinds:
+            raise _shared(_received(self._gather(None), self.count))
+        if len(set(kinds)) > 1:
             raise _shared(HfFarmsError("processes must take the same steps, got different ones.", hint="Report this."))
+        return sizes
 
     def _announce(self, error: BaseException) -> None:
         try:
-            self._states(True, 0)
+            self._states(FAILURE, 0)
             self._gather(error if isinstance(error, HfFarmsError) else repr(error))
         except Exception as lost:  # the other ranks are gone: our own error counts
             error.add_note(f"The other processes were not told: {lost}")
 
-    def _states(self, failed: bool, code: int) -> tuple[int | None, int | None]:
-        """Exchange states; return the smallest and the largest code, None if a rank failed."""
+    def _states(self, kind: int, size: int) -> tuple[list[int], list[int]]:
+        """Return the kinds and the sizes of all ranks."""
         import torch
         import torch.distributed as dist
 
-        state = torch.tensor([failed, code, -code])
+        states = [torch.empty(2, dtype=torch.int64) for _ in range(self.count)]
         with _lost_ranks():
-            dist.all_reduce(state, op=dist.ReduceOp.MAX, group=self._group)
-        any_failed, largest, smallest = state.tolist()
-        return (None, None) if any_failed else (-smallest, largest)
+            dist.all_gather(states, torch.tensor([kind, size]), group=self._group)
+        kinds, sizes = torch.stack(states).T.tolist()
+        return kinds, sizes
 
     def _gather(self, item: T) -> list[T]:
         import torch.distributed as dist

@@ -44,7 +44,7 @@ def alone(stage: str, work: Callable[[], T], ranks: WorkingRanks) -> T:
     """Run a stage that cannot be shared on the first process, and return its result on all; warn that they wait."""
     if ranks.count > 1:
         warnings.warn(
-            f"{stage} is done by one process, as its steps depend on each other: the other {ranks.count - 1} wait.",
+            f"{stage} is done by one process, as its steps depend on each other: the others wait.",
             HfFarmsWarning,
             stacklevel=3,
         )

@@ -89,8 +89,9 @@ def analyze_checkpoint(
     measurement = _measurement(config, outside, device, allow_pickle, progress)
     load = _load_options(device, revision, allow_pickle)
     _warn_unused(config, load, outside, [name])
-    opened = measurement.open(name, revision=revision, esd=esd)
-    report = measurement.measure(opened)
+    with measurement.ranks.failing_together():
+        opened = measurement.open(name, revision=revision, esd=esd)
+        report = measurement.measure(opened)
     if is_main_process():
         if output is not None:
             save_report(report, output)
@@ -152,10 +153,11 @@ def compare_checkpoints(
     measurement = _measurement(config, outside, device, allow_pickle, progress)
     load = _load_options(device, revision, allow_pickle)
     _warn_unused(config, load, outside, names)
-    # The first model may take hours to download.
-    measurement.require(names[1])
-    opened = measurement.open(names[0], revision=revision)
-    comparison = measurement.compare(opened, measurement.open_second(opened, names[1]))
+    with measurement.ranks.failing_together():
+        # The first model may take hours to download.
+        measurement.require(names[1])
+        opened = measurement.open(names[0], revision=revision)
+        comparison = measurement.compare(opened, measurement.open_second(opened, names[1]))
     if is_main_process():
         if output is not None:
             save_report(comparison, output)

@@ -9,7 +9,6 @@ from pathlib import Path
 from hf_farms.blocks import BlockReader
 from hf_farms.config import FarmsConfig
 from hf_farms.config.effects import given_fields
-from hf_farms.distributed import LaunchedRanks, Ranks, launched_ranks
 from hf_farms.errors import argument_errors
 from hf_farms.loading.devices import find_device
 from hf_farms.loading.names import require_model
@@ -25,6 +24,7 @@ from hf_farms.reports.comparison import (
 )
 from hf_farms.spectra.analysis import analyze, model_rows
 from hf_farms.workflows.spectral_figures import matching_layers
+from hf_farms.working_ranks import working_ranks
 
 __all__ = ["OpenedModel", "SpectralMeasurement", "is_saved_report"]
 
@@ -62,6 +62,9 @@ class SpectralMeasurement:
         allow_pickle: read pickled weights if the model has no safetensors.
         progress: called with every step.
 
+    Attributes:
+        ranks: the launched processes.
+
     Raises:
         ArgumentError: the device does not exist.
     """
@@ -72,9 +75,8 @@ class SpectralMeasurement:
         self._config, self._outside, self._allow_pickle, self._progress = config, outside, allow_pickle, progress
         with argument_errors():
             find_device(device)
-        self._ranks: Ranks = launched_ranks()
-        own = self._ranks.device if isinstance(self._ranks, LaunchedRanks) else None
-        self._device = find_device(device or own)
+        self.ranks = working_ranks()
+        self._device = find_device(device or self.ranks.device)
 
     def require(self, name: str) -> None:
         """Refuse a name that is neither a model nor a report, by fetching one small file.
@@ -158,7 +160,7 @@ class SpectralMeasurement:
                 config,
                 outside=self._outside,
                 device=self._device,
-                ranks=self._ranks,
+                ranks=self.ranks,
                 progress=one_stage(self._progress, f"Measuring spectra of {Path(name).name}"),
             )
 

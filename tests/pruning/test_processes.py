@@ -5,10 +5,22 @@ import torch
 from launch import run_script
 from shared_pruning import CASES, FEW, batches, pruned
 
+from hf_farms import PruneConfig
+from hf_farms.blocks import ModelBlockSource
+from hf_farms.errors import HfFarmsError, HfFarmsWarning
+from hf_farms.pruning.searching import search_sparsities
+from hf_farms.pruning.sharing import finished_blocks
+
 SCRIPT = """
 import sys, warnings
 import torch
 from shared_pruning import CASES, FEW, batches, pruned
+
+from hf_farms import PruneConfig
+from hf_farms.blocks import ModelBlockSource
+from hf_farms.errors import HfFarmsError, HfFarmsWarning
+from hf_farms.pruning.searching import search_sparsities
+from hf_farms.pruning.sharing import finished_blocks
 from hf_farms.errors import HfFarmsWarning
 from hf_farms.working_ranks import working_ranks
 folder, ranks = sys.argv[1], working_ranks()
@@ -49,6 +61,32 @@ def test_two_processes_prune_as_one(two, name):
         reductions = [[x.error_reduction for b in part for x in b.layers] for part in (blocks, alone_blocks)]
         assert reductions[0] == pytest.approx(reductions[1], abs=1e-4)
         assert max(reductions[0]) > 0
+
+
+class Second:
+    """The second of two processes, which gets what the first one has."""
+
+    index, count = 1, 2
+
+    def __init__(self, first):
+        self.first = first
+
+    def gather(self, item):
+        return [self.first, item]
+
+
+def test_the_first_process_searches_for_all(llama):
+    with pytest.warns(HfFarmsWarning, match="the search is done by one process, .* the others wait"):
+        # Its own search would refuse that there is nothing to search on.
+        record = search_sparsities(
+            ModelBlockSource(llama), PruneConfig(allocation="auto"), [], [], ranks=Second("the record")
+        )
+    assert record == "the record"
+
+
+def test_blocks_that_not_all_processes_can_read_are_refused(llama):
+    with pytest.raises(HfFarmsError, match="readable by all processes, got 0 in process 1 and 1 in process 0"):
+        finished_blocks(ModelBlockSource(llama), Second([{"index": 0}, None, None]))
 
 
 def test_what_cannot_be_shared_is_said(two):
