@@ -247,6 +247,8 @@ def prune_command(
 ) -> None:
     """Prune a model: analyze its layers, zero the least important weights, re-evaluate, and write a model card.
 
+    `accelerate launch --multi_gpu -m hf_farms_cli prune MODEL` shares the work over several GPUs.
+
     Examples:
     hf-farms prune demo
     hf-farms prune meta-llama/Llama-2-7b --push
