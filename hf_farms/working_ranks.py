@@ -61,11 +61,15 @@ class _GlooRanks:
         # "cpu:0" is no device that tensors have.
         self.device: str | None = None if ranks.device.startswith("cpu") else ranks.device
         self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        # Whether an exchange was begun and not ended: the others wait for its data, and would take an error for that.
+        self._is_within = False
 
     def gather(self, item: T) -> list[T]:
         """Return the items of all ranks, in rank order, on every rank; items are pickled."""
         self._begin(GATHER)
-        return self._gather(item)
+        items = self._gather(item)
+        self._is_within = False
+        return items
 
     def sum_(self, tensor: Tensor) -> None:
         """Replace a tensor by the sum over all ranks, in place."""
@@ -75,6 +79,7 @@ class _GlooRanks:
         total = tensor.cpu().contiguous()
         with _lost_ranks():
             dist.all_reduce(total, group=self._group)
+        self._is_within = False
         tensor.copy_(total)
 
     def concatenate(self, part: Tensor) -> Tensor:
@@ -90,6 +95,7 @@ class _GlooRanks:
         received = [torch.empty_like(sent) for _ in sizes]
         with _lost_ranks():
             dist.all_gather(received, sent, group=self._group)
+        self._is_within = False
         data = torch.cat([r[: size * width] for r, size in zip(received, sizes, strict=True)])
         return data.view(part.dtype).view(sum(sizes), *part.shape[1:]).to(part.device)
 
@@ -98,8 +104,10 @@ class _GlooRanks:
         """Announce an error that leaves the context to the other ranks, unless it came from there."""
         try:
             yield
-        except BaseException as error:
-            if not getattr(error, SHARED, False):
+        except Exception as error:
+            # An error within an exchange cannot be announced, nor an interrupt, which may come within one: this process
+            # ends, and the others notice that.
+            if not getattr(error, SHARED, False) and not self._is_within:
                 setattr(error, SHARED, True)
                 self._announce(error)
             raise
@@ -110,10 +118,14 @@ class _GlooRanks:
         Raises:
             HfFarmsError: another rank failed, or is in another exchange.
         """
+        self._is_within = True
         kinds, sizes = self._states(kind, size)
         if FAILURE in kinds:
-            raise _shared(_received(self._gather(None), self.count))
+            errors = self._gather(None)
+            self._is_within = False
+            raise _shared(_received(errors, self.count))
         if len(set(kinds)) > 1:
+            self._is_within = False
             raise _shared(HfFarmsError("processes must take the same steps, got different ones.", hint="Report this."))
         return sizes
 

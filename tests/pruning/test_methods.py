@@ -160,7 +160,7 @@ def test_a_layer_that_runs_twice_shares_nothing_that_others_do_not_get():
     assert a is c
     assert (a.num_tokens, b.num_tokens) == (100, 200)
     assert torch.allclose(a._statistic._sum.float() / 100, x.T @ x / 50, atol=1e-5)
-    assert torch.allclose(b._statistic._sum / 200, (x.T @ x + y.T @ y) / 100, atol=1e-5)
+    assert torch.allclose(b._statistic._sum.float() / 200, (x.T @ x + y.T @ y) / 100, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])

@@ -240,7 +240,7 @@ def test_products_are_taken_in_float32(dtype):
     products = InputProducts(4, torch.device("cpu"))
     products.add(inputs)
     assert products.num_tokens == 150
-    assert torch.allclose(products._sum / 150, torch.full((4, 4), 90000.0))
+    assert torch.allclose(products._sum.float() / 150, torch.full((4, 4), 90000.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
