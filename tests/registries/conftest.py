@@ -28,6 +28,21 @@ def hf_farms(monkeypatch):
 
 
 @pytest.fixture
+def remove():
+    """Remove an entry from a registry for one test; `monkeypatch` would put it back behind all others."""
+    before = []
+
+    def removed(registry, name):
+        before.append((registry, dict(registry)))
+        del registry[name]
+
+    yield removed
+    for registry, entries in reversed(before):
+        registry.clear()
+        registry.update(entries)
+
+
+@pytest.fixture
 def completions(monkeypatch):
     """What the shell is offered for an option: call it with the module of a command, and the option."""
 

@@ -143,6 +143,6 @@ def test_a_report_with_an_allocation_that_is_gone_is_refused(monkeypatch, llama)
     assert PruneReport.from_json(json.dumps(data)).config.allocation == "depth"
 
 
-def test_a_removed_allocation_is_refused(monkeypatch, hf_farms):
-    monkeypatch.delitem(ALLOCATIONS, "dlp")
+def test_a_removed_allocation_is_refused(remove, hf_farms):
+    remove(ALLOCATIONS, "dlp")
     assert "got 'dlp'" in hf_farms("prune", "demo", "--allocation", "dlp", "--dry-run", status=2)

@@ -65,11 +65,11 @@ def test_a_format_that_transformers_reads_is_found_by_its_name(monkeypatch, tmp_
         weight_files("w", str(tmp_path), None, allow_pickle=False)
 
 
-def test_a_format_that_is_gone_is_refused(monkeypatch, folder, tmp_path):
+def test_a_format_that_is_gone_is_refused(remove, folder, tmp_path):
     with pytest.raises(ModelError, match=r"model folder must have a config\.json, got .* without"):
         open_model(folder)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    monkeypatch.delitem(CHECKPOINT_FORMATS, "pickle")
+    remove(CHECKPOINT_FORMATS, "pickle")
     with pytest.raises(ModelError, match="model must have weights"):
         weight_files("w", str(tmp_path), None, allow_pickle=True)
 

@@ -68,8 +68,8 @@ def test_a_report_with_a_fit_that_is_gone_is_refused(monkeypatch, llama):
         SpectralReport.from_json(text)
 
 
-def test_a_removed_fit_is_refused(monkeypatch, hf_farms):
-    monkeypatch.delitem(FITS, "goodness_of_fit")
+def test_a_removed_fit_is_refused(remove, hf_farms):
+    remove(FITS, "goodness_of_fit")
     message = "fit must be one of mid, peak, got 'goodness_of_fit'"
     assert message in hf_farms("analyze", "demo", "--fit", "goodness_of_fit", status=2)
 

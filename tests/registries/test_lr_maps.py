@@ -54,7 +54,7 @@ def test_report_and_card_name_it(only):
     assert "(map only, unit block, the largest alpha at 1.5)" in render_card(trained)
 
 
-def test_one_that_is_gone_is_refused(monkeypatch):
+def test_one_that_is_gone_is_refused(monkeypatch, remove):
     with monkeypatch.context() as patch:
         patch.setitem(LR_MAPS, "only", ONLY)
         text = report(FarmsLRConfig(map="only")).to_json()
@@ -64,7 +64,7 @@ def test_one_that_is_gone_is_refused(monkeypatch):
     for refused in (lambda: FarmsLRConfig(map="only"), lambda: lr_factors([2.0, 3.0], map="only")):
         with pytest.raises(ValueError, match=message):
             refused()
-    monkeypatch.delitem(LR_MAPS, "sigmoid")
+    remove(LR_MAPS, "sigmoid")
     with pytest.raises(ValueError, match="map must be one of linear, sqrt, log2, step, got 'sigmoid'"):
         FarmsLRConfig(map="sigmoid")
 

@@ -52,8 +52,8 @@ def test_a_report_with_a_method_that_is_gone_is_refused(monkeypatch, llama):
         PruneReport.from_json(text)
 
 
-def test_a_removed_method_is_refused(monkeypatch, hf_farms):
-    monkeypatch.delitem(METHODS, "sparsegpt")
+def test_a_removed_method_is_refused(remove, hf_farms):
+    remove(METHODS, "sparsegpt")
     assert "method must be one of magnitude, wanda, ria, got 'sparsegpt'" in hf_farms(
         "prune", "demo", "--method", "sparsegpt", "--dry-run", status=2
     )

@@ -53,7 +53,7 @@ def test_report_and_card_name_it(first):
     assert "are selected (counted down, the smallest first)" in render_card(trained)
 
 
-def test_one_that_is_gone_is_refused(monkeypatch):
+def test_one_that_is_gone_is_refused(monkeypatch, remove):
     with monkeypatch.context() as patch:
         patch.setitem(STRATEGIES, "first", FIRST)
         text = report(S2FTConfig(strategy="first")).to_json()
@@ -62,7 +62,7 @@ def test_one_that_is_gone_is_refused(monkeypatch):
         TrainReport.from_json(text)
     with pytest.raises(ValueError, match=message):
         S2FTConfig(strategy="first")
-    monkeypatch.delitem(STRATEGIES, "gradient")
+    remove(STRATEGIES, "gradient")
     with pytest.raises(ValueError, match="strategy must be one of random, weight, activation, product, got 'gradient'"):
         S2FTConfig(strategy="gradient")
 
