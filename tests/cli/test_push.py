@@ -47,8 +47,8 @@ def edit_report(folder, **changes):
 
 def refused(done, status=1):
     assert done["status"] == status, done
-    assert done["stdout"] == ""
-    assert "Traceback" not in done["stderr"]
+    assert done["stdout"] == "", done
+    assert "Traceback" not in done["stderr"], done
     return " ".join(done["stderr"].split())
 
 
@@ -224,7 +224,7 @@ def test_folders_that_cannot_be_pushed(client, hub, pruned):
     assert "folder must hold config.json and *.safetensors, got 'empty'" in refused(client.cli("push", "empty"))
     (client.folder / "begun.partial").mkdir(exist_ok=True)
     assert "Run the same `hf-farms prune` again to resume it." in refused(client.cli("push", "begun"))
-    assert not hub.requests
+    assert not hub.requests, hub.requests
 
 
 def test_any_saved_model_is_pushed_where_it_is_told_to(client, hub, tmp_path):
