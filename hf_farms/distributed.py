@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
@@ -26,6 +27,7 @@ __all__ = [
     "first_rank_result",
     "folder_of_rank",
     "from_first_rank",
+    "hidden_launch",
     "is_main_process",
     "launched_ranks",
     "local_process_count",
@@ -38,6 +40,9 @@ T = TypeVar("T")
 WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
 LOCAL_WORLD_SIZES = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
+LOCAL_RANKS = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK")
+# Engines that accelerate sets up for all processes.
+ENGINES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM")
 
 
 class Ranks(Protocol):
@@ -170,6 +175,25 @@ def folder_of_rank(folder: Path | None, ranks: Ranks) -> Path | None:
 def is_main_process() -> bool:
     """Return whether this is the first of the launched processes, or the only one."""
     return _from_environment(RANKS, 0) == 0
+
+
+@contextmanager
+def hidden_launch() -> Iterator[None]:
+    """Hide from libraries, in the context, that this process is one of several: a Trainer would wait for the others."""
+    names = (*WORLD_SIZES, *RANKS, *LOCAL_WORLD_SIZES, *LOCAL_RANKS, *ENGINES)
+    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+    _forget_launch()
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+        _forget_launch()
+
+
+def _forget_launch() -> None:
+    """Have accelerate read the environment again when it is asked next."""
+    if (state := sys.modules.get("accelerate.state")) is not None:
+        state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def local_process_count() -> int:

@@ -88,7 +88,7 @@ def warn_of_idle_ranks(batches: Sequence[object], ranks: Ranks) -> None:
             f"processes should be at most as many as calibration batches, got {ranks.count} for {len(batches)}: "
             "the others measure no activations. Start fewer.",
             HfFarmsWarning,
-            stacklevel=3,
+            stacklevel=6,
         )
 
 

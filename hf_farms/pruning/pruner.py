@@ -11,53 +11,31 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hf_farms.allocation.plan import Plan, Scores
-from hf_farms.blocks import Block, BlockSource, LayerView, ModelBlockSource, count_zeros
+from hf_farms.allocation.plan import Scores
+from hf_farms.blocks import BlockSource, ModelBlockSource
 from hf_farms.blocks.model_checks import check_blocks
 from hf_farms.config import PruneConfig
 from hf_farms.config.checks import check_arguments
 from hf_farms.config.effects import given_fields, warn_unused
 from hf_farms.data.selection import acceptance_sequences, read_selection
-from hf_farms.distributed import ONE_PROCESS, WorkingRanks, folder_of_rank
+from hf_farms.distributed import ONE_PROCESS, WorkingRanks
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
 from hf_farms.progress import Progress
-from hf_farms.pruning.calibration_pass import Batch, CalibrationPass, calibration_batches, warn_of_idle_ranks
+from hf_farms.pruning.block_loop import prune_blocks
+from hf_farms.pruning.calibration_pass import Batch, calibration_batches
 from hf_farms.pruning.checks import check_folders, check_method, check_recovery
-from hf_farms.pruning.hidden_states import HiddenStates
 from hf_farms.pruning.limits import limit_of
-from hf_farms.pruning.measuring import LayerStatistic, Run, measure, measurement_passes
-from hf_farms.pruning.methods import PruningMethod, pruning_method
 from hf_farms.pruning.named_models import load_named
-from hf_farms.pruning.patterns import Removal
-from hf_farms.pruning.recovery import (
-    block_config,
-    block_recovery,
-    check_checkpoints,
-    few_sequences_note,
-    recovery_stage,
-    single_sequences,
-    train_whole,
-    training_note,
-)
-from hf_farms.pruning.removal_plan import (
-    block_targets,
-    check_layers,
-    plan_removals,
-    plan_targets,
-    prunable_layers,
-)
+from hf_farms.pruning.recovery import check_checkpoints, few_sequences_note, single_sequences, training_note
+from hf_farms.pruning.removal_plan import check_layers, plan_removals, plan_targets
 from hf_farms.pruning.reporting import make_report, sparse_note, unmeasured_note
 from hf_farms.pruning.scoring import score_blocks
 from hf_farms.pruning.searching import search_sparsities
-from hf_farms.pruning.sharing import alone, commit, finished_blocks, receive_blocks
 from hf_farms.registries import ALLOCATIONS, RECOVERIES
-from hf_farms.reports import BlockSparsity, LayerSparsity, PruneReport, SearchRecord, SpectralReport, json_converter
+from hf_farms.reports import PruneReport, SearchRecord, SpectralReport
 from hf_farms.spectra.analysis import analyze
 
 __all__ = ["PruneResult", "prune"]
-
-# Prunes a layer whose inputs were never seen.
-WITHOUT_INPUTS = "magnitude"
 
 
 @dataclass(frozen=True)
@@ -199,14 +177,16 @@ def prune(
     gradients = torch.inference_mode(False) if recovers else nullcontext()
     with gradients, source.evaluation(), torch.no_grad():
         measured = batches if recovers or config.measures_inputs else []
-        if recovers and ranks.count > 1:
-            arguments = source, config, measured, acceptance, folder, targets, removals
-            finished_blocks(source, ranks)
-            blocks = alone("recovery", lambda: _prune_blocks(*arguments, tick, ONE_PROCESS), ranks)
-            receive_blocks(source, ranks)
-        else:
-            blocks, dense = _prune_blocks(source, config, measured, acceptance, folder, targets, removals, tick, ranks)
-            trained = train_whole(source, config, (measured, acceptance), dense, checkpoints=checkpoints, progress=tick)
+        blocks, trained = prune_blocks(
+            source,
+            config,
+            (measured, acceptance),
+            (targets, removals),
+            folder=folder,
+            checkpoints=checkpoints,
+            ranks=ranks,
+            progress=tick,
+        )
     layers = [layer for block in blocks for layer in block.layers]
     # A limit that the user set and that cannot hold; the default one is only noted.
     unreachable = limit if PruneConfig.max_sparsity != config.max_sparsity <= config.sparsity else None
@@ -220,131 +200,3 @@ def prune(
     searched = search.notes if search else ()
     report = replace(report, search=search, distillation=trained, notes=(*report.notes, *found, *notes, *searched))
     return PruneResult(report, model if isinstance(model, nn.Module) else None)
-
-
-def _prune_blocks(
-    source: BlockSource,
-    config: PruneConfig,
-    batches: list[dict[str, Tensor]],
-    acceptance: list[dict[str, Tensor]],
-    folder: Path | None,
-    targets: Plan,
-    removals: list[list[Removal]],
-    tick: Progress,
-    ranks: WorkingRanks,
-) -> tuple[list[BlockSparsity], HiddenStates]:
-    """Return the records of all blocks, and the dense hidden states behind the last one if the recovery trains."""
-    finished = finished_blocks(source, ranks)
-    if not config.trains and None not in finished:
-        batches = acceptance = []
-    warn_of_idle_ranks(batches, ranks)
-    # The acceptance sequences run along behind the others.
-    sequences = [*batches, *acceptance]
-    data = CalibrationPass(source, sequences, HiddenStates(folder_of_rank(folder, ranks)), tick, ranks=ranks)
-    recovers = RECOVERIES[config.recover].needs == "activations"
-    # The same for the dense model.
-    dense = CalibrationPass(source, sequences if recovers else [], HiddenStates(folder and folder / "dense"), tick)
-    if batches:
-        _warn_of_few_tokens(source, config, data.num_tokens(len(batches)))
-    blocks, whole = [], block_targets(source, targets, config)
-    by_layer = any(len(set(roles.values())) > 1 for roles in targets)
-    recover_stage = recovery_stage(source, config, data.hidden.num_bytes) if batches else None
-    if recover_stage:
-        tick(recover_stage, 0, len(source))
-    # Hidden states are needed up to the last block that is not finished yet.
-    last = max((i for i, record in enumerate(finished) if record is None), default=-1)
-    for index in range(len(source)):
-        if (record := finished[index]) is not None:
-            if recovers and (index < last or config.trains):
-                dense.advance(source.open_dense(index), index)
-            blocks.append(json_converter().structure(record, BlockSparsity))
-        else:
-            block = source.open(index)
-            recovery, runs = block_recovery(block, config, folder), data.runs(block, index)
-            # Without recovery there are no acceptance sequences, and several processes share the runs.
-            acceptance_runs = runs[len(batches) :]
-            runs = runs[: len(batches)]
-            with recovery.dense_run():
-                dense.advance(block, index)
-            pruned = _prune_block(block, whole[index], removals[index], config, runs, ranks)
-            pruned = _with_targets(pruned, block, targets[index]) if by_layer else pruned
-            blocks.append(replace(pruned, recovery=recovery.fit(runs, block_config(config), acceptance_runs)))
-            commit(source, index, json_converter().unstructure(blocks[-1]), ranks)
-        if batches and index < last:
-            data.advance(source.open(index), index)
-        tick("prune", index + 1, len(source))
-        if recover_stage:
-            tick(recover_stage, index + 1, len(source))
-    return blocks, dense.hidden
-
-
-def _prune_block(
-    block: Block,
-    target: float,
-    removals: list[Removal],
-    config: PruneConfig,
-    runs: Sequence[Run],
-    ranks: WorkingRanks,
-) -> BlockSparsity:
-    method = pruning_method(config.method, config, ranks=ranks)
-    layers = prunable_layers(block.layers)
-    by_name = {layer.name: removal for layer, removal in zip(layers, removals, strict=True)}
-    results: dict[str, LayerSparsity] = {}
-    for part in measurement_passes(layers, method.statistic) if method.statistic else [layers]:
-        measured: dict[str, LayerStatistic] = {}
-        if method.statistic:
-            measured = measure(part, method.statistic, runs, method.statistic_options, ranks=ranks)
-        for layer in part:
-            # `pop`: a shared statistic is freed with its last layer.
-            results[layer.name] = _prune_layer(layer, by_name[layer.name], method, measured.pop(layer.name, None))
-    return _block_sparsity(block, target, [results[layer.name] for layer in layers])
-
-
-def _prune_layer(
-    layer: LayerView, removal: Removal, method: PruningMethod, measured: LayerStatistic | None
-) -> LayerSparsity:
-    weight, prepared = layer.read(), None
-    before = count_zeros(weight)
-    if measured is not None and measured.num_tokens == 0:
-        method = pruning_method(WITHOUT_INPUTS)
-    elif measured is not None:
-        prepared = measured.prepared()
-    pruned, error_reduction, unfinished_rows = method.apply(weight, prepared, removal)
-    layer.write_(pruned)
-    return LayerSparsity(
-        name=layer.name,
-        num_weights=weight.numel(),
-        num_zeros=count_zeros(pruned),
-        num_zeros_before=before,
-        num_tokens=measured.num_tokens if measured is not None else None,
-        damping=getattr(prepared, "damping", None),
-        error_reduction=error_reduction,
-        unfinished_rows=unfinished_rows,
-    )
-
-
-def _warn_of_few_tokens(source: BlockSource, config: PruneConfig, tokens: int) -> None:
-    """Warn where the method's statistic of the widest layer needs more tokens than the calibration data has."""
-    statistic = pruning_method(config.method, config).statistic
-    layers = [layer for i in range(len(source)) for layer in prunable_layers(source.metadata(i).layers)]
-    widest = max((layer for layer in layers if layer.kind == "linear"), key=lambda layer: layer.shape[1], default=None)
-    if statistic is not None and widest is not None and tokens < statistic.tokens_needed(widest.shape[1]):
-        warnings.warn(
-            f"calibration should have at least as many tokens as a layer has inputs, got {tokens} tokens for "
-            f"{widest.shape[1]} inputs in {widest.name}. Its Hessian gets more damping; use more or longer sequences.",
-            HfFarmsWarning,
-            stacklevel=4,
-        )
-
-
-def _with_targets(record: BlockSparsity, block: Block, roles: dict[str, float]) -> BlockSparsity:
-    """Add the planned sparsity of each layer."""
-    by_name = {layer.name: roles[layer.metadata.role] for layer in prunable_layers(block.layers)}
-    return replace(record, layers=tuple(replace(layer, target=by_name[layer.name]) for layer in record.layers))
-
-
-def _block_sparsity(block: Block, target: float, layers: list[LayerSparsity]) -> BlockSparsity:
-    # A block may contain only routers, or only layers shared with another block.
-    sparsity = sum(layer.num_zeros for layer in layers) / max(1, sum(layer.num_weights for layer in layers))
-    meta = block.metadata
-    return BlockSparsity(index=meta.index, name=meta.name, target=target, sparsity=sparsity, layers=tuple(layers))

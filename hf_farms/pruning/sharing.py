@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 from hf_farms.blocks import BlockSource
 from hf_farms.blocks.protocols import Record
-from hf_farms.distributed import WorkingRanks, from_first_rank
+from hf_farms.distributed import WorkingRanks, from_first_rank, hidden_launch
 from hf_farms.errors import HfFarmsError, HfFarmsWarning
-from hf_farms.pruning.removal_plan import prunable_layers
 
 __all__ = ["alone", "commit", "finished_blocks", "receive_blocks"]
 
@@ -42,32 +42,39 @@ def commit(source: BlockSource, index: int, record: Record, ranks: WorkingRanks)
 
 def alone(stage: str, work: Callable[[], T], ranks: WorkingRanks) -> T:
     """Run a stage that cannot be shared on the first process, and return its result on all; warn that they wait."""
-    if ranks.count > 1:
-        warnings.warn(
-            f"{stage} is done by one process, as its steps depend on each other: the others wait.",
-            HfFarmsWarning,
-            stacklevel=3,
-        )
-    return from_first_rank(work, ranks)
+    if ranks.count == 1:
+        return work()
+    warnings.warn(
+        f"{stage} is done by one process, as its steps depend on each other: the others wait.",
+        HfFarmsWarning,
+        stacklevel=4,
+    )
+    with hidden_launch() if ranks.index == 0 else nullcontext():
+        return from_first_rank(work, ranks)
 
 
-def receive_blocks(source: BlockSource, ranks: WorkingRanks) -> None:
-    """Give all processes the blocks that the first one pruned: from the results of the source, or its weights.
+def receive_blocks(source: BlockSource, ranks: WorkingRanks, *, from_memory: bool) -> None:
+    """Give all processes the blocks that the first one pruned.
+
+    Args:
+        source: the blocks.
+        ranks: the processes.
+        from_memory: send the weights, also if the source has results: these are older.
 
     Raises:
         HfFarmsError: the results of the first process cannot be read by another one.
     """
     results: Any = getattr(source, "results", None)
     attach: Any = getattr(source, "attach", None)
-    if results is not None and attach is not None:
+    if results is not None and attach is not None and not from_memory:
         # Also drops blocks of a streamed source that were read before.
         if ranks.index > 0:
             attach(results)
         finished_blocks(source, ranks)
         return
     for index in range(len(source)):
-        for layer in prunable_layers(source.open(index).layers):
-            own = layer.read()
-            pruned = ranks.concatenate(own if ranks.index == 0 else own[:0])
+        for parameter in source.open(index).module.parameters():
+            own = parameter.data.reshape(-1)
+            received = ranks.concatenate(own if ranks.index == 0 else own[:0])
             if ranks.index > 0:
-                layer.write_(pruned)
+                parameter.data.copy_(received.view_as(parameter))

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from hf_farms.blocks import BlockSource, LayerView
 from hf_farms.progress import Progress, no_progress
+from hf_farms.pruning.block_loop import WITHOUT_INPUTS
 from hf_farms.pruning.calibration_pass import CalibrationPass
 from hf_farms.pruning.hidden_states import HiddenStates, reserve
 from hf_farms.pruning.measuring import LayerStatistic, measure, measurement_passes
 from hf_farms.pruning.methods import PruningMethod, pruning_method
 from hf_farms.pruning.patterns import Removal
-from hf_farms.pruning.pruner import WITHOUT_INPUTS
 from hf_farms.pruning.removal_plan import prunable_layers
 from hf_farms.registries import METHODS
 from hf_farms.search.grid import Grid

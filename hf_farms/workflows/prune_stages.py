@@ -9,32 +9,28 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from hf_farms_cards import write_card
-
 from hf_farms.blocks import BlockSource, StreamedBlockSource
 from hf_farms.config import PruneConfig
 from hf_farms.data.selection import ACCEPTANCE_TOKENS
 from hf_farms.distributed import WorkingRanks, from_first_rank
 from hf_farms.errors import HfFarmsWarning, ModelError
-from hf_farms.files.atomic_writes import write_text, writing
-from hf_farms.files.own_files import foreign_texts
-from hf_farms.hub.licence_files import copy_licence_files
-from hf_farms.loading.names import ModelRef
+from hf_farms.files.atomic_writes import write_text
 from hf_farms.loading.opening import LoadedModel, load_model
 from hf_farms.output.checkpoint import CheckpointWriter
 from hf_farms.output.fingerprint import fingerprint
 from hf_farms.output.local_paths import save_local_paths
-from hf_farms.output.recipe import RECIPE_NAME, Recipe
 from hf_farms.progress import Progress, one_stage
 from hf_farms.pruning.checks import check_method
 from hf_farms.pruning.pruner import prune
 from hf_farms.pruning.recovery import training_disk_bytes
 from hf_farms.pruning.removal_plan import plan_removals, plan_targets
 from hf_farms.pruning.scoring import score_blocks
+from hf_farms.pruning.sharing import commit
 from hf_farms.registries import ALLOCATIONS, RECOVERIES
-from hf_farms.reports import REPORT_NAME, BaseModelRecord, PruneReport, SpectralReport, json_converter
+from hf_farms.reports import PruneReport, SpectralReport, json_converter
 from hf_farms.spectra.analysis import analyze
 from hf_farms.workflows.baseline import uniform_nll
+from hf_farms.workflows.prune_files import GENERATION, describe, left_out, with_licence
 from hf_farms.workflows.prune_plan import PrunePlan
 from hf_farms.workflows.selection import SelectionText
 from hf_farms.workflows.texts import Calibration, EvaluationText, perplexity_record, same_text_note
@@ -49,8 +45,6 @@ if TYPE_CHECKING:
     from hf_farms.output.folder import OutputFolder
 
 __all__ = ["PruneStages"]
-
-GENERATION = "generation_config.json"
 
 
 class PruneStages:
@@ -83,9 +77,9 @@ class PruneStages:
         training = training_disk_bytes(self._loaded.source, recipe.prune)
         output.check_space(self._bytes_needed() + self._selection.bytes_needed + training)
         partial = self._begin()
-        left = _left_out(self._plan.model)
+        left = left_out(self._plan.model)
         spectra = self._spectra()
-        base = from_first_rank(lambda: _with_licence(self._plan.model, partial), self._ranks)
+        base = from_first_rank(lambda: with_licence(self._plan.model, partial), self._ranks)
         dense = text.measure_once(self._loaded, self._progress, "Dense perplexity", output) if text else None
         batches, notes = self._calibration.batches(output)
         search = self._selection.search(batches, spectra, output, self._progress)
@@ -124,7 +118,7 @@ class PruneStages:
 
     def _write(self, partial: Path, report: PruneReport, repo_id: str | None) -> None:
         """Write everything but the weights, and rename the folder."""
-        _describe(partial, self._recipe, report, repo_id)
+        describe(partial, self._recipe, report, repo_id)
         self._output.finish()
         save_local_paths(self._output.path, self._recipe.places())
 
@@ -204,7 +198,7 @@ class PruneStages:
         if config.trains:
             source.results = writer
             for block in report.blocks:
-                source.commit(block.index, json_converter().unstructure(block))
+                commit(source, block.index, json_converter().unstructure(block), self._ranks)
         # Of the files that are left out, all but the generation config make the tokenizer.
         tokenizer = None if set(left) - {GENERATION} else loaded.tokenizer
         names = [source.metadata(index).name for index in range(len(source))]
@@ -264,33 +258,3 @@ def _pruned_nll(text: EvaluationText, loaded: LoadedModel, progress: Progress, r
         return nll
     warnings.warn("The pruned model has no finite perplexity: too much was removed.", HfFarmsWarning, stacklevel=2)
     return None
-
-
-def _with_licence(model: ModelRef, folder: Path) -> BaseModelRecord | None:
-    """Copy the licence files of the dense model, and add their names to its record."""
-    base, origin = model.base_model, model.folder or model.base_model
-    files = copy_licence_files(origin, folder) if origin is not None else ()
-    return replace(base, files=files) if base is not None else None
-
-
-def _left_out(model: ModelRef) -> tuple[str, ...]:
-    """List text files of a local model that are links out of its folder: they are read, but not copied."""
-    left = foreign_texts(model.folder) if model.folder is not None else ()
-    if left:
-        do = "leads to another place: it is" if len(left) == 1 else "lead to other places: they are"
-        warnings.warn(
-            f"{', '.join(left)} of {model.name!r} {do} read and not copied, and the result has no "
-            f"{'generation config' if set(left) == {GENERATION} else 'tokenizer'} of its own. Put the files themselves "
-            "there to have them copied.",
-            HfFarmsWarning,
-            stacklevel=2,
-        )
-    return left
-
-
-def _describe(folder: Path, recipe: Recipe, report: PruneReport, repo_id: str | None) -> None:
-    """Write report, recipe, figures and card."""
-    with writing(folder):
-        report.save(folder / REPORT_NAME)
-        recipe.save(folder / RECIPE_NAME)
-        write_card(report, folder, repo_id=repo_id)

@@ -91,5 +91,5 @@ def test_blocks_that_not_all_processes_can_read_are_refused(llama):
 
 def test_what_cannot_be_shared_is_said(two):
     for _, messages in two:
-        assert sum(m.startswith("recovery is done by one process") for m in messages) == 1
+        assert sum(m.startswith("recovery is done by one process") for m in messages) == 2
         assert [m for m in messages if "at most as many as calibration batches, got 2 for 1: the others" in m]

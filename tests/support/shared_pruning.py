@@ -16,6 +16,7 @@ CASES = {
     "sparsegpt and swaps": {"method": "sparsegpt", "refine": "swaps"},
     "magnitude": {"method": "magnitude"},
     "recovery": {"method": "wanda", "recover": "submodule", "recover_passes": 1},
+    "distillation": {"method": "wanda", "recover": "distill", "recover_passes": 1},
 }
 # One batch for two processes.
 FEW = "wanda 2:4"
@@ -39,4 +40,13 @@ def demo_settings():
         "config": PruneConfig(sparsity=0.5, method="sparsegpt", allocation="owl"),
         "calibration": CalibrationConfig(num_sequences=10, sequence_length=64),
         "evaluation": EvaluationConfig(context_length=64, max_windows=5),
+    }
+
+
+def distilled_settings():
+    """The same with a training of the whole model."""
+    return {
+        "config": PruneConfig(allocation="uniform", recover="distill", recover_passes=1),
+        "calibration": CalibrationConfig(num_sequences=3, sequence_length=64),
+        "evaluation": EvaluationConfig(source=None),
     }

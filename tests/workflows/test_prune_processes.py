@@ -4,7 +4,7 @@ import json
 
 import pytest
 from launch import run_script
-from shared_pruning import demo_settings
+from shared_pruning import demo_settings, distilled_settings
 
 from hf_farms import LoadOptions, PruneReport, prune_checkpoint
 from hf_farms.data import calibration
@@ -14,24 +14,24 @@ TOKENS_PER_BATCH = 128
 SCRIPT = f"""
 import json, os, shutil, sys
 from pathlib import Path
-from shared_pruning import demo_settings
+from shared_pruning import demo_settings, distilled_settings
 from hf_farms import LoadOptions, prune_checkpoint
 from hf_farms.data import calibration
-from hf_farms.pruning import pruner
+from hf_farms.pruning import block_loop
 calibration.TOKENS_PER_BATCH = {TOKENS_PER_BATCH}
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
-measure, outcomes = pruner.measure, []
+measure, outcomes = block_loop.measure, []
 
-def attempt(name, fail=None, block=0, **options):
+def attempt(name, fail=None, block=0, settings=demo_settings, **options):
     calls = []
     def broken(*args, **kwargs):
         calls.append(None)
         if rank == 1 and len(calls) == block:
             fail()
         return measure(*args, **kwargs)
-    pruner.measure = broken
+    block_loop.measure = broken
     try:
-        prune_checkpoint("demo", folder / name, **demo_settings(), **options)
+        prune_checkpoint("demo", folder / name, **settings(), **options)
         outcomes.append(None)
     except Exception as error:
         outcomes.append([type(error).__name__, str(error)])
@@ -46,6 +46,7 @@ if rank == 0:
     shutil.copytree(folder / "streamed.partial", folder / "other.partial")
 attempt("streamed", load=stream, baseline=False)
 attempt("in memory")
+attempt("distilled", settings=distilled_settings)
 attempt("lost", lambda: os._exit(0), 2, baseline=False)
 """
 
@@ -113,9 +114,22 @@ def test_an_error_of_one_process_stops_both_and_leaves_unfinished_work(two, alon
     assert weights(two / "other") == weights(alone)
 
 
+@pytest.mark.filterwarnings("ignore::hf_farms.errors.HfFarmsWarning")
+def test_the_first_process_trains_and_the_others_get_its_weights(two, tmp_path):
+    report = prune_checkpoint("demo", tmp_path / "distilled", **distilled_settings())
+    assert report.distillation.accepted
+    assert outcomes(two, 0)[3] is outcomes(two, 1)[3] is None
+    assert weights(two / "distilled") == weights(tmp_path / "distilled")
+    assert files(two / "distilled") == files(tmp_path / "distilled")
+    shared = PruneReport.load(two / "distilled" / "hf_farms_report.json")
+    assert shared.distillation == report.distillation
+    # Both processes measured the spectra of the trained weights, each of some layers.
+    assert shared.after == report.after
+
+
 def test_a_process_that_is_gone_is_named_by_the_other(two):
-    assert len(outcomes(two, 1)) == 3
-    kind, message = outcomes(two, 0)[3]
+    assert len(outcomes(two, 1)) == 4
+    kind, message = outcomes(two, 0)[4]
     assert kind == "HfFarmsError"
     assert message == "processes must run until the result is complete, got one that ended or cannot be reached."
     assert (two / "lost.partial").exists()
