@@ -164,17 +164,18 @@ def _prune_layer(
         method = pruning_method(WITHOUT_INPUTS)
     elif measured is not None:
         prepared = measured.prepared()
-    pruned, error_reduction, unfinished_rows = method.apply(weight, prepared, removal)
-    layer.write_(pruned)
+    pruned = method.apply(weight, prepared, removal)
+    layer.write_(pruned.weight)
     return LayerSparsity(
         name=layer.name,
         num_weights=weight.numel(),
-        num_zeros=count_zeros(pruned),
+        num_zeros=count_zeros(pruned.weight),
         num_zeros_before=before,
         num_tokens=measured.num_tokens if measured is not None else None,
         damping=getattr(prepared, "damping", None),
-        error_reduction=error_reduction,
-        unfinished_rows=unfinished_rows,
+        error_reduction=pruned.error_reduction,
+        unfinished_rows=pruned.unfinished_rows,
+        num_ties=pruned.num_ties,
     )
 
 

@@ -60,11 +60,13 @@ class PrunedWeight(NamedTuple):
         weight: `(out, in)`, a new tensor.
         error_reduction: share by which a refinement reduced the squared output error; None without one.
         unfinished_rows: rows that a refinement left at its limit of rounds; None without one.
+        num_ties: weights that were kept with the score of a removed one, but for rounding; None if not counted.
     """
 
     weight: Tensor
     error_reduction: float | None = None
     unfinished_rows: int | None = None
+    num_ties: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class PruningMethod:
         statistic_options: arguments of the statistic's `prepared`.
         refine: function that improves the result, see `RefinementEntry`; None without a refinement.
         refit: function that refits the kept weights after a refinement; None if they are the dense ones.
+        ties: function that counts ties of a mask, see `MethodEntry`; None in one process, or with a refinement.
     """
 
     prune: Callable[[Tensor, Any, Removal], Tensor]
@@ -85,11 +88,14 @@ class PruningMethod:
     statistic_options: Mapping[str, Any] = field(default_factory=dict)
     refine: Callable[..., PrunedWeight] | None = None
     refit: Callable[..., Tensor] | None = None
+    ties: Callable[[Tensor, Any, Removal, Tensor], int] | None = None
 
     def apply(self, weight: Tensor, prepared: Any, removal: Removal) -> PrunedWeight:
         """Prune a weight `(out, in)`, and refine the result."""
         if self.refine is None:
-            return PrunedWeight(self.prune(weight, prepared, removal))
+            pruned = self.prune(weight, prepared, removal)
+            ties = self.ties(weight, prepared, removal, pruned == 0) if self.ties is not None else None
+            return PrunedWeight(pruned, num_ties=ties)
         pruned = self.prune(weight, prepared.own, removal)
         return self.refine(weight, pruned, prepared, removal, self.refit)
 
@@ -112,7 +118,9 @@ def pruning_method(name: str, config: PruneConfig | None = None, *, ranks: Worki
     shared = {"ranks": ranks} if entry.shares_rows and ranks.count > 1 else {}
     prune = partial(entry.load(), **own, **shared)
     if REFINEMENTS[config.refine].needs == "nothing":
-        return PruningMethod(prune, statistic, inputs)
+        # One process needs no count: no other one adds sums in another order.
+        ties = load(entry.ties) if entry.ties is not None and ranks.count > 1 else None
+        return PruningMethod(prune, statistic, inputs, ties=ties)
     # Not at the top: it imports this file.
     from hf_farms.pruning.refining import with_products
 

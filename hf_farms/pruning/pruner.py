@@ -28,7 +28,7 @@ from hf_farms.pruning.limits import limit_of
 from hf_farms.pruning.named_models import load_named
 from hf_farms.pruning.recovery import check_checkpoints, few_sequences_note, single_sequences, training_note
 from hf_farms.pruning.removal_plan import check_layers, plan_removals, plan_targets
-from hf_farms.pruning.reporting import make_report, sparse_note, unmeasured_note
+from hf_farms.pruning.reporting import make_report, sparse_note, ties_note, unmeasured_note
 from hf_farms.pruning.scoring import score_blocks
 from hf_farms.pruning.searching import search_sparsities
 from hf_farms.registries import ALLOCATIONS, RECOVERIES
@@ -196,7 +196,7 @@ def prune(
             warnings.warn(note, HfFarmsWarning, stacklevel=2)
     report = make_report(source, config, blocks, spectra, batches, removals, acceptance=acceptance)
     left = training_note(trained, report.acceptance)
-    found = (note for note in (limit, few, left) if note is not None)
+    found = (note for note in (limit, few, left, ties_note(report)) if note is not None)
     searched = search.notes if search else ()
     report = replace(report, search=search, distillation=trained, notes=(*report.notes, *found, *notes, *searched))
     return PruneResult(report, model if isinstance(model, nn.Module) else None)

@@ -23,7 +23,7 @@ from hf_farms.reports import (
     SpectralReport,
 )
 
-__all__ = ["make_report", "sparse_note", "unmeasured_note"]
+__all__ = ["make_report", "sparse_note", "ties_note", "unmeasured_note"]
 
 # A model counts as sparse before pruning if at least this share of its zeros was already there.
 SPARSE_BEFORE = 0.5
@@ -136,6 +136,16 @@ def _unfinished_note(layers: list[LayerSparsity]) -> str | None:
     return (
         f"{sum(counts):,} rows in {len(counts)} of {len(layers)} layers were left at the limit of {MAX_ROUNDS} rounds "
         "of swaps: more swaps may reduce their error."
+    )
+
+
+def ties_note(report: PruneReport) -> str | None:
+    """Describe weights whose choice may depend on the number of processes; None if there are none, or none counted."""
+    if not report.num_ties:
+        return None
+    return (
+        f"{report.num_ties:,} weights were kept with the score of a removed one, but for rounding: another number of "
+        "processes may choose others there."
     )
 
 

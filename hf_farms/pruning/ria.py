@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hf_farms.pruning.patterns import Removal, lowest
+from hf_farms.pruning.patterns import Removal, count_ties, lowest
 
-__all__ = ["ria", "ria_scores"]
+__all__ = ["ria", "ria_scores", "ria_ties"]
 
 # Exponent of the input norm, `a` in the paper.
 NORM_POWER = 0.5
@@ -50,3 +50,18 @@ def ria(weight: Tensor, input_norm: Tensor, removal: Removal) -> Tensor:
     scores = ria_scores(weight, input_norm)
     removed = lowest(scores, removal.count) if removal.group is None else removal.mask(scores)
     return weight.masked_fill(removed, 0)
+
+
+def ria_ties(weight: Tensor, input_norm: Tensor, removal: Removal, removed: Tensor) -> int:
+    """Count the weights that were kept with the score of a removed one, but for rounding.
+
+    Args:
+        weight: `(out, in)` before pruning.
+        input_norm: `(in,)` float32.
+        removal: as of `ria`.
+        removed: `(out, in)` bool.
+    """
+    scores = ria_scores(weight, input_norm)
+    if removal.group is not None:
+        return removal.ties(scores, removed)
+    return count_ties(scores.reshape(1, -1), removed.reshape(1, -1))

@@ -9,7 +9,7 @@ from hf_farms.distributed import WorkingRanks
 from hf_farms.pruning.patterns import Removal
 from hf_farms.pruning.totals import sum_over_ranks, total_dtype
 
-__all__ = ["InputNorm", "wanda", "wanda_scores"]
+__all__ = ["InputNorm", "wanda", "wanda_scores", "wanda_ties"]
 
 # Inputs that are converted to float32 and squared at once.
 INPUTS_AT_ONCE = 2**22
@@ -91,3 +91,15 @@ def wanda(weight: Tensor, input_norm: Tensor, removal: Removal) -> Tensor:
         removal: how many weights, and from where.
     """
     return weight.masked_fill(removal.mask(wanda_scores(weight, input_norm)), 0)
+
+
+def wanda_ties(weight: Tensor, input_norm: Tensor, removal: Removal, removed: Tensor) -> int:
+    """Count the weights that were kept with the score of a removed one, but for rounding.
+
+    Args:
+        weight: `(out, in)` before pruning.
+        input_norm: `(in,)` float32.
+        removal: as of `wanda`.
+        removed: `(out, in)` bool.
+    """
+    return removal.ties(wanda_scores(weight, input_norm), removed)

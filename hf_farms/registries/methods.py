@@ -24,6 +24,9 @@ class MethodEntry(Entry):
         refit: import path of a function that is called with the weight, the prepared statistic, a mask of the removed
             weights and the options, and returns the pruned weight; required to refine the mask of a method that
             adjusts, else not allowed.
+        ties: import path of a function that is called with the weight, the prepared statistic, the removal and a mask
+            of the removed weights, and counts the kept weights that rounding could exchange for a removed one; None if
+            the mask depends on more than scores.
         shares_rows: whether the function takes `ranks`, and computes rows of each of several processes on its own.
         citation: BibTeX.
     """
@@ -32,6 +35,7 @@ class MethodEntry(Entry):
     statistic_options: tuple[str, ...] = ()
     adjusts: bool = False
     refit: str | None = None
+    ties: str | None = None
     shares_rows: bool = False
     citation: str = ""
 
@@ -46,6 +50,8 @@ class MethodEntry(Entry):
             )
         if self.statistic is not None:
             check_path("statistic", self.statistic)
+        if self.ties is not None:
+            check_path("ties", self.ties)
         if self.refit is not None:
             check_path("refit", self.refit)
             if not self.adjusts:
@@ -92,6 +98,7 @@ METHODS: Registry[MethodEntry] = Registry(
             needs="activations",
             function="hf_farms.pruning.wanda:wanda",
             statistic="hf_farms.pruning.wanda:InputNorm",
+            ties="hf_farms.pruning.wanda:wanda_ties",
             sentence="[Wanda](https://arxiv.org/abs/2306.11695): in each row of a weight matrix, the weights with the "
             "smallest product of magnitude and input norm were set to zero.",
             citation=WANDA,
@@ -100,6 +107,7 @@ METHODS: Registry[MethodEntry] = Registry(
             needs="activations",
             function="hf_farms.pruning.ria:ria",
             statistic="hf_farms.pruning.wanda:InputNorm",
+            ties="hf_farms.pruning.ria:ria_ties",
             sentence="[RIA](https://openreview.net/forum?id=Tr0lPx9woF): the weights with the smallest share in the "
             "magnitudes of their row and their column, times the square root of the input norm, were set to zero.",
             citation=RIA,

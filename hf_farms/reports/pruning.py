@@ -43,6 +43,8 @@ class LayerSparsity:
             was not refined.
         unfinished_rows: rows that `refine` left at its limit of rounds, so that more swaps may reduce their error; None
             if it was not refined.
+        num_ties: weights that were kept with the score of a removed one, but for rounding: another number of processes
+            may choose others there. Counted on several processes, where scores alone decide; else None.
     """
 
     name: str
@@ -54,6 +56,7 @@ class LayerSparsity:
     target: float | None = None
     error_reduction: float | None = None
     unfinished_rows: int | None = None
+    num_ties: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +244,12 @@ class PruneReport(Report):
         super().__post_init__()
         # A report says what was done, whatever the defaults of a later version are.
         object.__setattr__(self, "config", self.config.settled())
+
+    @property
+    def num_ties(self) -> int | None:
+        """Weights that were kept with the score of a removed one, but for rounding; None if no layer counted them."""
+        counts = [layer.num_ties for block in self.blocks for layer in block.layers if layer.num_ties is not None]
+        return sum(counts) if counts else None
 
     def recovery_errors(self) -> tuple[float, float] | None:
         """Return the median errors of the recovered parts, before and after; None without recovery."""

@@ -4,8 +4,13 @@
 
 Loading the model and reading the text are not counted. Runs on one process and on several take turns, and medians are
 printed, with the number of weights that are zero in one result only: several processes add the same numbers in another
-order, so that weights whose scores agree to the last bits may change places. Leave a core to each process. At least as
-many batches of 8,192 calibration tokens as processes are needed for all of them to work.
+order, so that weights whose scores agree to the last bits may change places. For Wanda, the library counts such weights
+(`num_ties` of the report). Leave a core to each process. At least as many batches of 8,192 calibration tokens as
+processes are needed for all of them to work.
+
+Prediction, before the first run, for SmolLM2-135M on two processes: analysis 0.52, all with Wanda 0.55 (the choice of
+the masks is not shared), all with SparseGPT 0.57 (nor is the inverse of the products), at most 0.6 each. No weight
+differs with Wanda, and fewer than one in a thousand with SparseGPT.
 """
 
 import argparse
@@ -42,17 +47,17 @@ def worker(options):
     ranks.gather(None)
     seconds.append(time.perf_counter() - start)
     start = time.perf_counter()
-    prune(loaded.source, config, calibration=batches, spectra=spectra, ranks=ranks)
+    report = prune(loaded.source, config, calibration=batches, spectra=spectra, ranks=ranks).report
     ranks.gather(None)
     seconds.append(time.perf_counter() - start)
     if ranks.index == 0:
         zeros = {name: (weight == 0).numpy() for name, weight in loaded.model.state_dict().items() if weight.ndim == 2}
-        torch.save({"seconds": seconds, "zeros": zeros}, options.worker)
+        torch.save({"seconds": seconds, "zeros": zeros, "ties": report.num_ties}, options.worker)
     leave_ranks()
 
 
 def run(options, method, count, file):
-    """Run in so many processes; return the seconds of each stage, and the masks."""
+    """Run in so many processes; return the seconds of each stage, the masks, and the ties that were counted."""
     import torch
 
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)] if count > 1 else []
@@ -60,7 +65,7 @@ def run(options, method, count, file):
     command = [sys.executable, *launcher, __file__, options.model, "--worker", str(file), "--methods", method, *numbers]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     result = torch.load(file, weights_only=False)
-    return result["seconds"], result["zeros"]
+    return result["seconds"], result["zeros"], result["ties"]
 
 
 def main():
@@ -83,7 +88,7 @@ def main():
             times, masks = {1: [], options.processes: []}, {}
             for _ in range(options.repeat):
                 for count in times:
-                    seconds, masks[count] = run(options, method, count, Path(folder) / "result.pt")
+                    seconds, masks[count], ties = run(options, method, count, Path(folder) / "result.pt")
                     times[count].append(seconds)
             results[method] = times
             one, several = ([statistics.median(part) for part in zip(*runs, strict=True)] for runs in times.values())
@@ -93,6 +98,7 @@ def main():
             different = sum(int((first[name] != second[name]).sum()) for name in first)
             print(
                 f"{method}: {different} of {sum(m.size for m in first.values()):,} weights are zero in one result only"
+                f"{'' if ties is None else f', {ties} ties'}"
             )
     if options.output is not None:
         options.output.write_text(json.dumps(results, indent=2) + "\n")
