@@ -1,12 +1,20 @@
 """Processes that make one result together: sums, parts, and errors of one of them."""
 
 import json
+import os
 
 import pytest
 import torch
 from launch import run_script
 
-from hf_farms.distributed import ONE_PROCESS, folder_of_rank, from_first_rank, rows_of_rank
+from hf_farms.distributed import (
+    ONE_PROCESS,
+    folder_of_rank,
+    from_first_rank,
+    hidden_launch,
+    is_main_process,
+    rows_of_rank,
+)
 
 SCRIPT = """
 import json, os, sys
@@ -116,3 +124,24 @@ def test_one_process_does_all_itself(tmp_path):
     assert folder_of_rank(tmp_path, ONE_PROCESS) == tmp_path
     assert folder_of_rank(None, Rank(1, 2)) is None
     assert folder_of_rank(tmp_path, Rank(1, 2)) == tmp_path / "rank-1"
+
+
+def test_libraries_do_not_see_other_processes_in_the_context(monkeypatch):
+    from accelerate import PartialState
+
+    launch = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "ACCELERATE_USE_FSDP": "true"}
+    for name, value in launch.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with hidden_launch():
+        assert not any(name in os.environ for name in launch)
+        # A choice of the user, which is not about the others.
+        assert os.environ["ACCELERATE_USE_CPU"] == "true"
+        assert is_main_process()
+        assert PartialState(cpu=True).num_processes == 1
+    with pytest.raises(KeyError), hidden_launch():
+        raise KeyError
+    assert {name: os.environ[name] for name in launch} == launch
+    assert not is_main_process()
+    # It is made from the environment again.
+    assert not PartialState._shared_state
