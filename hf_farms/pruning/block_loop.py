@@ -66,7 +66,8 @@ def prune_blocks(
     """
 
     def work(ranks: WorkingRanks) -> tuple[list[BlockSparsity], DistillationRecord | None]:
-        blocks, dense = _all_blocks(source, config, sequences, cuts, folder, ranks, progress)
+        loop = _Loop(source, config, sequences, cuts, folder=folder, ranks=ranks, progress=progress)
+        blocks, dense = loop.run(), loop.dense.hidden
         return blocks, train_whole(source, config, sequences, dense, checkpoints=checkpoints, progress=progress)
 
     if ranks.count == 1 or RECOVERIES[config.recover].needs == "nothing":
@@ -78,59 +79,80 @@ def prune_blocks(
     return result
 
 
-def _all_blocks(
-    source: BlockSource,
-    config: PruneConfig,
-    sequences: Sequences,
-    cuts: Cuts,
-    folder: Path | None,
-    ranks: WorkingRanks,
-    progress: Progress,
-) -> tuple[list[BlockSparsity], HiddenStates]:
-    """Return the records of all blocks, and the dense hidden states behind the last one if the recovery trains."""
-    (batches, acceptance), (targets, removals) = sequences, cuts
-    finished = finished_blocks(source, ranks)
-    if not config.trains and None not in finished:
-        batches = acceptance = []
-    warn_of_idle_ranks(batches, ranks)
-    # The acceptance sequences run along behind the others.
-    everything = [*batches, *acceptance]
-    data = CalibrationPass(source, everything, HiddenStates(folder_of_rank(folder, ranks)), progress, ranks=ranks)
-    recovers = RECOVERIES[config.recover].needs == "activations"
-    # The same for the dense model.
-    dense = CalibrationPass(source, everything if recovers else [], HiddenStates(folder and folder / "dense"), progress)
-    if batches:
-        _warn_of_few_tokens(source, config, data.num_tokens(len(batches)))
-    blocks, whole = [], block_targets(source, targets, config)
-    by_layer = any(len(set(roles.values())) > 1 for roles in targets)
-    recover_stage = recovery_stage(source, config, data.hidden.num_bytes) if batches else None
-    if recover_stage:
-        progress(recover_stage, 0, len(source))
-    # Hidden states are needed up to the last block that is not finished yet.
-    last = max((i for i, record in enumerate(finished) if record is None), default=-1)
-    for index in range(len(source)):
-        if (record := finished[index]) is not None:
-            if recovers and (index < last or config.trains):
-                dense.advance(source.open_dense(index), index)
-            blocks.append(json_converter().structure(record, BlockSparsity))
-        else:
-            block = source.open(index)
-            recovery, runs = block_recovery(block, config, folder), data.runs(block, index)
-            # Without recovery there are no acceptance sequences, and several processes share the runs.
-            acceptance_runs = runs[len(batches) :]
-            runs = runs[: len(batches)]
-            with recovery.dense_run():
-                dense.advance(block, index)
-            pruned = _prune_block(block, whole[index], removals[index], config, runs, ranks)
-            pruned = _with_targets(pruned, block, targets[index]) if by_layer else pruned
-            blocks.append(replace(pruned, recovery=recovery.fit(runs, block_config(config), acceptance_runs)))
-            commit(source, index, json_converter().unstructure(blocks[-1]), ranks)
-        if batches and index < last:
-            data.advance(source.open(index), index)
-        progress("prune", index + 1, len(source))
-        if recover_stage:
-            progress(recover_stage, index + 1, len(source))
-    return blocks, dense.hidden
+class _Loop:
+    """The blocks one after another, with the hidden states of the pruned and of the dense model in front of the next.
+
+    Arguments are those of `prune_blocks`.
+
+    Attributes:
+        dense: the dense model; without batches, if the recovery needs none.
+    """
+
+    def __init__(
+        self,
+        source: BlockSource,
+        config: PruneConfig,
+        sequences: Sequences,
+        cuts: Cuts,
+        *,
+        folder: Path | None,
+        ranks: WorkingRanks,
+        progress: Progress,
+    ) -> None:
+        (batches, acceptance), (targets, _) = sequences, cuts
+        self._source, self._config, self._cuts, self._folder, self._ranks = source, config, cuts, folder, ranks
+        self._finished = finished_blocks(source, ranks)
+        if not config.trains and None not in self._finished:
+            batches = acceptance = []
+        warn_of_idle_ranks(batches, ranks)
+        # The acceptance sequences run along behind the others.
+        everything, self._num_batches = [*batches, *acceptance], len(batches)
+        hidden = HiddenStates(folder_of_rank(folder, ranks))
+        self._data = CalibrationPass(source, everything, hidden, progress, ranks=ranks)
+        recovers = RECOVERIES[config.recover].needs == "activations"
+        hidden = HiddenStates(folder and folder / "dense")
+        self.dense = CalibrationPass(source, everything if recovers else [], hidden, progress)
+        if batches:
+            _warn_of_few_tokens(source, config, self._data.num_tokens(len(batches)))
+        self._whole = block_targets(source, targets, config)
+        self._by_layer = any(len(set(roles.values())) > 1 for roles in targets)
+        stage = recovery_stage(source, config, self._data.hidden.num_bytes) if batches else None
+        self._stages, self._progress = ["prune", *([stage] if stage else [])], progress
+
+    def run(self) -> list[BlockSparsity]:
+        """Return the records of all blocks."""
+        if len(self._stages) > 1:
+            self._progress(self._stages[1], 0, len(self._source))
+        blocks: list[BlockSparsity] = []
+        # Hidden states are needed up to the last block that is not finished yet.
+        last = max((i for i, record in enumerate(self._finished) if record is None), default=-1)
+        for index, record in enumerate(self._finished):
+            if record is None:
+                blocks.append(self._prune(index))
+                commit(self._source, index, json_converter().unstructure(blocks[-1]), self._ranks)
+            else:
+                if len(self.dense.hidden) and (index < last or self._config.trains):
+                    self.dense.advance(self._source.open_dense(index), index)
+                blocks.append(json_converter().structure(record, BlockSparsity))
+            if self._num_batches and index < last:
+                self._data.advance(self._source.open(index), index)
+            for stage in self._stages:
+                self._progress(stage, index + 1, len(self._source))
+        return blocks
+
+    def _prune(self, index: int) -> BlockSparsity:
+        """Prune a block, and recover it."""
+        targets, removals = self._cuts
+        block = self._source.open(index)
+        recovery, runs = block_recovery(block, self._config, self._folder), self._data.runs(block, index)
+        # Without recovery there are no acceptance sequences, and several processes share the runs.
+        fitted, acceptance = runs[: self._num_batches], runs[self._num_batches :]
+        with recovery.dense_run():
+            self.dense.advance(block, index)
+        pruned = _prune_block(block, self._whole[index], removals[index], self._config, fitted, self._ranks)
+        if self._by_layer:
+            pruned = _with_targets(pruned, block, targets[index])
+        return replace(pruned, recovery=recovery.fit(fitted, block_config(self._config), acceptance))
 
 
 def _prune_block(
