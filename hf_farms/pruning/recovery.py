@@ -20,7 +20,7 @@ from hf_farms.pruning.measuring import Run
 from hf_farms.pruning.removal_plan import prunable_layers
 from hf_farms.pruning.training_folder import TrainingFolder
 from hf_farms.registries import RECOVERIES
-from hf_farms.reports import AcceptanceRecord, BlockSparsity, DistillationRecord, RecoveredPart, acceptance_text
+from hf_farms.reports import DistillationRecord, RecoveredPart
 
 __all__ = [
     "BlockRecovery",
@@ -28,15 +28,18 @@ __all__ = [
     "block_config",
     "block_recovery",
     "check_checkpoints",
-    "few_sequences_note",
+    "fitted_by_blocks",
     "passes_text",
-    "recovery_notes",
     "recovery_stage",
     "single_sequences",
     "train_whole",
     "training_disk_bytes",
-    "training_note",
 ]
+
+
+# A training of the whole model has sequences of its own if there are twice as many as these, on which the blocks are
+# fitted, or a quarter of all: a second fit to the same sequences learns them by heart.
+BLOCK_SEQUENCES = 32
 
 
 class BlockRecovery(Protocol):
@@ -90,6 +93,16 @@ def block_config(config: PruneConfig) -> PruneConfig:
     """Return the config of the recovery of single blocks: a recovery that trains the whole model starts from one."""
     first = RECOVERIES[config.recover].first
     return config if first is None else replace(config, recover=first, recover_passes=None, recover_rate=None)
+
+
+def fitted_by_blocks(count: int, config: PruneConfig) -> int:
+    """Return the number of sequences, the first ones, that the recovery of single blocks is fitted to.
+
+    Args:
+        count: calibration sequences.
+        config: names the recovery; for one that trains the whole model, the others are left to that.
+    """
+    return max(BLOCK_SEQUENCES, count // 4) if config.trains and count >= 2 * BLOCK_SEQUENCES else count
 
 
 def block_recovery(block: Block, config: PruneConfig, folder: Path | None = None) -> BlockRecovery:
@@ -198,52 +211,3 @@ def single_sequences(batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, 
         else:
             sequences += [{name: value[i : i + 1] for name, value in batch.items()} for i in range(size)]
     return sequences
-
-
-def few_sequences_note(batches: Sequence[object]) -> str | None:
-    """Describe calibration data that leaves nothing to hold out; None if there are two sequences or more."""
-    if len(batches) > 1:
-        return None
-    return (
-        f"calibration should have at least 2 sequences for recovery, got {len(batches)}: the fit is accepted on the "
-        "sequence that it was made on."
-    )
-
-
-def training_note(record: DistillationRecord | None, acceptance: AcceptanceRecord | None = None) -> str | None:
-    """Describe a training whose weights are not those of the model; None for any other.
-
-    Args:
-        record: of the training, if there was one.
-        acceptance: the text that accepts it; None: calibration sequences that were held out.
-    """
-    if record is None or record.accepted:
-        return None
-    return (
-        f"Distillation did not lower the KL to the dense model on {acceptance_text(acceptance)} "
-        f"({record.divergence_before:.4g} nats per token before): the model has the weights from before."
-    )
-
-
-def recovery_notes(blocks: Sequence[BlockSparsity], acceptance: AcceptanceRecord | None = None) -> list[str]:
-    """Describe the submodules whose weights stay as they were, and the blocks that were fitted as a whole.
-
-    Args:
-        blocks: records of all blocks.
-        acceptance: the text that accepted the fits; None: calibration sequences that were held out.
-    """
-    parts = [part for block in blocks for part in block.recovery]
-    refused = [part.name for part in parts if not part.accepted]
-    whole = [block.name for block in blocks if [part.name for part in block.recovery] == [block.name]]
-    notes = []
-    if refused:
-        notes.append(
-            f"Recovery did not lower the error of {len(refused)} of {len(parts)} submodules on "
-            f"{acceptance_text(acceptance)}, first {refused[0]}: they have the weights that the method left."
-        )
-    if whole:
-        notes.append(
-            f"{len(whole)} of {len(blocks)} blocks, first {whole[0]}, do not have attention and feed-forward network "
-            "as separate modules, and were fitted as a whole."
-        )
-    return notes

@@ -11,7 +11,7 @@ from hf_farms.allocation.notes import spread_note
 from hf_farms.blocks import BlockSource
 from hf_farms.config import PruneConfig
 from hf_farms.pruning.patterns import Removal
-from hf_farms.pruning.recovery import recovery_notes
+from hf_farms.pruning.recovery_notes import recovery_notes
 from hf_farms.pruning.removal_plan import pattern_note
 from hf_farms.pruning.swaps import MAX_ROUNDS
 from hf_farms.reports import (

@@ -17,9 +17,13 @@ from hf_farms.data.calibration import calibration_sequences
 from hf_farms.distillation import distilling
 from hf_farms.distillation.distilling import HELD_OUT, split_sequences
 from hf_farms.distillation.trained_weights import pruned_weights
-from hf_farms.errors import ModelError, OutputError
+from hf_farms.errors import HfFarmsWarning, ModelError, OutputError
 from hf_farms.loading.opening import load_model
+from hf_farms.pruning.recovery import fitted_by_blocks
 from hf_farms.pruning.removal_plan import prunable_layers
+
+# Few sequences are fast.
+pytestmark = pytest.mark.filterwarnings("ignore:calibration should have at least 64:hf_farms.errors.HfFarmsWarning")
 
 UNIFORM = {"allocation": "uniform", "sparsity": 0.5, "method": "magnitude"}
 BLOCKS = PruneConfig(**UNIFORM, recover="submodule")
@@ -267,3 +271,40 @@ def test_every_eighth_sequence_is_held_out_where_no_text_accepts():
     assert split_sequences(3) == ([0, 1], [2])
     assert split_sequences(1) == ([0], [0])
     assert split_sequences(9, 2) == ([*range(9)], [9, 10])
+
+
+def test_sequences_that_blocks_were_fitted_to_are_left_out_unless_they_are_all():
+    assert split_sequences(20, 2, first=4) == ([*range(4, 20)], [20, 21])
+    assert split_sequences(20, first=4) == ([*range(4, 11), *range(12, 19)], [11, 19])
+    assert split_sequences(20, 2, first=20) == split_sequences(20, 2)
+
+
+def test_the_training_has_sequences_of_its_own():
+    assert [fitted_by_blocks(count, DISTILL) for count in (1, 63, 64, 128, 200)] == [1, 63, 32, 32, 50]
+    assert fitted_by_blocks(200, BLOCKS) == 200
+
+
+@pytest.mark.filterwarnings("error")
+def test_blocks_are_fitted_to_the_first_sequences_and_the_whole_model_to_the_others():
+    ids = torch.randint(0, 100, (66, 12), generator=torch.Generator().manual_seed(0))
+    other = torch.randint(0, 100, (4, 30), generator=torch.Generator().manual_seed(1))
+    model, blocks, found = tiny("llama", num_hidden_layers=2), tiny("llama", num_hidden_layers=2), []
+
+    def progress(stage, done, total):
+        if is_training(stage) and done == 0:
+            found.append(copy.deepcopy(model))
+
+    config = PruneConfig(**UNIFORM, recover="distill", recover_passes=1)
+    report = prune(model, config, calibration=[ids], selection=[other], progress=progress).report
+    expected = prune(blocks, BLOCKS, calibration=[ids[:32]], selection=[other]).report
+    # Also the inputs of the second block, of which more sequences were measured.
+    assert same(*found, blocks)
+    assert [block.recovery for block in report.blocks] == [block.recovery for block in expected.blocks]
+    assert report.distillation.steps == 34
+
+
+def test_a_training_that_repeats_what_blocks_were_fitted_to_is_said():
+    model = tiny("llama", num_hidden_layers=1)
+    ids = torch.randint(0, 100, (63, 12), generator=torch.Generator().manual_seed(0))
+    with pytest.warns(HfFarmsWarning, match=r"at least 64 sequences for recover='distill', got 63: .* Use 128 or more"):
+        prune(model, PruneConfig(**UNIFORM, recover="distill", recover_passes=1), calibration=[ids])

@@ -19,6 +19,9 @@ from hf_farms.loading.opening import load_model
 from hf_farms.s2ft.selection import select_channels
 from hf_farms.s2ft.surgery import base_of, selection_of
 
+# Few sequences are fast.
+pytestmark = pytest.mark.filterwarnings("ignore:calibration should have at least 64:hf_farms.errors.HfFarmsWarning")
+
 UNIFORM = {"allocation": "uniform", "sparsity": 0.5, "method": "magnitude"}
 BLOCKS = PruneConfig(**UNIFORM, recover="submodule")
 SELECTED = PruneConfig(**UNIFORM, recover="distill", recover_passes=2, recover_rate=0.01, recover_budget=0.1)

@@ -1,0 +1,70 @@
+"""Sentences on recoveries for the notes of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hf_farms.config import PruneConfig
+from hf_farms.pruning.recovery import BLOCK_SEQUENCES, fitted_by_blocks
+from hf_farms.reports import AcceptanceRecord, BlockSparsity, DistillationRecord, acceptance_text
+
+__all__ = ["few_sequences_note", "recovery_notes", "repeated_sequences_note", "training_note"]
+
+
+def few_sequences_note(batches: Sequence[object]) -> str | None:
+    """Describe calibration data that leaves nothing to hold out; None if there are two sequences or more."""
+    if len(batches) > 1:
+        return None
+    return (
+        f"calibration should have at least 2 sequences for recovery, got {len(batches)}: the fit is accepted on the "
+        "sequence that it was made on."
+    )
+
+
+def repeated_sequences_note(count: int, config: PruneConfig) -> str | None:
+    """Describe calibration data that leaves a training of the whole model none of its own; None for any other."""
+    if not config.trains or fitted_by_blocks(count, config) < count:
+        return None
+    return (
+        f"calibration should have at least {2 * BLOCK_SEQUENCES} sequences for recover={config.recover!r}, got "
+        f"{count}: the training repeats those that the blocks were fitted to, and gains little. Use 128 or more."
+    )
+
+
+def training_note(record: DistillationRecord | None, acceptance: AcceptanceRecord | None = None) -> str | None:
+    """Describe a training whose weights are not those of the model; None for any other.
+
+    Args:
+        record: of the training, if there was one.
+        acceptance: the text that accepts it; None: calibration sequences that were held out.
+    """
+    if record is None or record.accepted:
+        return None
+    return (
+        f"Distillation did not lower the KL to the dense model on {acceptance_text(acceptance)} "
+        f"({record.divergence_before:.4g} nats per token before): the model has the weights from before."
+    )
+
+
+def recovery_notes(blocks: Sequence[BlockSparsity], acceptance: AcceptanceRecord | None = None) -> list[str]:
+    """Describe the submodules whose weights stay as they were, and the blocks that were fitted as a whole.
+
+    Args:
+        blocks: records of all blocks.
+        acceptance: the text that accepted the fits; None: calibration sequences that were held out.
+    """
+    parts = [part for block in blocks for part in block.recovery]
+    refused = [part.name for part in parts if not part.accepted]
+    whole = [block.name for block in blocks if [part.name for part in block.recovery] == [block.name]]
+    notes = []
+    if refused:
+        notes.append(
+            f"Recovery did not lower the error of {len(refused)} of {len(parts)} submodules on "
+            f"{acceptance_text(acceptance)}, first {refused[0]}: they have the weights that the method left."
+        )
+    if whole:
+        notes.append(
+            f"{len(whole)} of {len(blocks)} blocks, first {whole[0]}, do not have attention and feed-forward network "
+            "as separate modules, and were fitted as a whole."
+        )
+    return notes
