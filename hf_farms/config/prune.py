@@ -118,10 +118,10 @@ class PruneConfig:
             full fine-tuning, for causal language models that are not streamed. "none" keeps the weights that the method
             left.
         recover_passes: passes of the fit over the calibration data; None is the default of the recovery, 3 for
-            "submodule" and 10 for the training of "distill". Time grows in proportion. With more of the data rather
+            "submodule" and 2 for the training of "distill". Time grows in proportion. With more of the data rather
             than more passes, less of it is learned by heart.
         recover_rate: largest learning rate of the fit, as a fraction of the root mean square of each matrix; None is
-            the default of the recovery, 0.01 for "submodule" and 0.005 for "distill". Lower it if the report says that
+            the default of the recovery, 0.01 for "submodule" and 0.001 for "distill". Lower it if the report says that
             weights were left as they were.
         recover_budget: fraction of the parameters of the model that "distill" trains, in heads and channels that S2FT
             selects at random. None trains all kept weights of the pruned layers. Set it where their gradients and

@@ -55,7 +55,7 @@ TIERS: dict[str, list[Cell]] = {
     "chosen-50": _cells(0.5, CHOSEN),
     "sparsegpt-50": _cells(0.5, ("uniform", "farms", "auto", "tuned ramp"), method="sparsegpt"),
     "recovered-50": _cells(0.5, AFTER, refine="swaps", recover="submodule"),
-    "distilled-50": _cells(0.5, ("uniform", "auto"), refine="swaps", recover="distill"),
+    "distilled-50": _cells(0.5, ("uniform", "auto"), refine="swaps", recover="distill", data=4),
     "wanda-60": _cells(0.6, PLAIN),
     "chosen-60": _cells(0.6, CHOSEN),
     "sparsegpt-60": _cells(0.6, ("uniform", "farms", "auto", "tuned ramp"), method="sparsegpt"),

@@ -13,6 +13,9 @@ from hf_farms.errors import ModelError, OutputError
 from hf_farms.loading.opening import load_model
 from hf_farms.reports import PruneReport
 
+# Few sequences are fast.
+pytestmark = pytest.mark.filterwarnings("ignore:calibration should have at least 64:hf_farms.errors.HfFarmsWarning")
+
 CONFIG = PruneConfig(allocation="uniform", recover="distill", recover_passes=2, recover_rate=0.002)
 OPTIONS = {
     "config": CONFIG,
