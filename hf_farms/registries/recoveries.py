@@ -93,9 +93,9 @@ RECOVERIES: Registry[RecoveryEntry] = Registry(
             "([distillation](https://arxiv.org/abs/1503.02531)).",
             options=("recover_passes", "recover_rate", "recover_budget"),
             check="hf_farms.distillation.trained_weights:check_selection",
-            # KL on a selection text in nats per token, for SmolLM2-135M at 50% (Wanda, uniform, swaps, blocks fitted to 32
-            # sequences), 0.409 before. On 97 other sequences of 512 tokens: two passes 0.361 at a rate of 0.001; at 0.003
-            # it rose. On the 32 that the blocks were fitted to it rose at 0.001 too (0.417 after two passes).
+            # KL on a selection text in nats per token, for SmolLM2-135M at 50% (Wanda, uniform, swaps, blocks fitted to
+            # 32 sequences), 0.409 before. On 97 other sequences of 512 tokens: two passes 0.361 at a rate of 0.001; at
+            # 0.003 it rose. On the 32 that the blocks were fitted to it rose at 0.001 too (0.417 after two passes).
             passes=2,
             rate=0.001,
             citation=DISTILLATION,
