@@ -10,10 +10,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from hf_farms.blocks.coupling import undo_orders
 from hf_farms.blocks.wrappers import plain_name, unwrapped
+from hf_farms.s2ft.engines import one_engine
 from hf_farms.s2ft.layers import SelectiveLayer
 from hf_farms.s2ft.selection import Selection
 
@@ -71,7 +71,11 @@ class KeptBase:
 
 
 def slices_as_stored(model: nn.Module) -> dict[str, StoredSlice]:
-    """Return the trained slices of a model with S2FT on it, by name of the parameter, as a checkpoint stores them."""
+    """Return the trained slices of a model with S2FT on it, by name of the parameter, as a checkpoint stores them.
+
+    Where an engine shards them, all processes must call this.
+    """
+    one_engine(model)
     return {
         f"{plain_name(name)}.weight": slice_as_stored(module)
         for name, module in unwrapped(model).named_modules()
@@ -81,8 +85,8 @@ def slices_as_stored(model: nn.Module) -> dict[str, StoredSlice]:
 
 def slice_as_stored(layer: SelectiveLayer) -> StoredSlice:
     """Return the trained slice of a layer, rounded to the dtype of its weight, in the original order."""
-    transposed = isinstance(layer, Conv1D)
-    values = layer.selected.detach().to(layer.weight.dtype).cpu()
+    transposed = layer.s2ft_transposed
+    values = layer.engine.whole(layer.selected).to(layer.weight.dtype).cpu()
     values = values.mT if transposed else values
     dim = int(layer.s2ft_inputs != transposed)
     orders = {key: order.cpu() for key, order in layer.s2ft_orders.get("weight", {}).items()}

@@ -9,9 +9,10 @@ from torch import nn
 
 from hf_farms.blocks import LayerMetadata
 from hf_farms.errors import ModelError
+from hf_farms.s2ft.engines import PLAIN, one_engine
 from hf_farms.s2ft.layers import SelectiveLayer, selective_class
 
-__all__ = ["check_module", "check_plain", "check_trainable", "check_unshared"]
+__all__ = ["check_module", "check_plain", "check_trainable", "check_unshared", "check_whole"]
 
 
 def check_plain(model: nn.Module) -> None:
@@ -35,10 +36,15 @@ def check_plain(model: nn.Module) -> None:
             hint="Load it without quantisation, or train LoRA adapters with peft.",
         )
     for name, parameter in model.named_parameters():
-        if hasattr(parameter, "full_tensor") or hasattr(parameter, "ds_id"):
+        if hasattr(parameter, "full_tensor"):
             raise ModelError(
                 f"weights must be whole on every process for S2FT, got a sharded one in {name}.",
-                hint="Use DDP, or one process; FSDP, ZeRO-3 and tensor parallelism are not supported.",
+                hint="Call apply_s2ft(model) before fully_shard (FSDP2), or pass Trainer(callbacks=[S2FTCallback()]).",
+            )
+        if hasattr(parameter, "ds_id"):
+            raise ModelError(
+                f"weights must be whole on every process for S2FT, got a sharded one in {name}.",
+                hint="Use DDP, FSDP2, or one process; ZeRO-3 is not supported.",
             )
         if parameter.is_meta:
             raise ModelError(
@@ -62,6 +68,19 @@ def check_trainable(model: nn.Module) -> None:
         raise ValueError(
             f"model must have no adapter merged into it for S2FT, got a {type(model).__name__} with one. Call "
             "unmerge(model) of that adapter first, or save the merged model and load it as the new base."
+        )
+
+
+def check_whole(model: nn.Module) -> None:
+    """Reject models with S2FT on them that have been sharded since: what shards them holds their slices.
+
+    Raises:
+        ModelError: with the engine.
+    """
+    if (engine := one_engine(model)) is not PLAIN:
+        raise ModelError(
+            f"model must have whole weights to be restored, got one that {engine.name} has sharded.",
+            hint="Save it, by Trainer.save_model or as an adapter (S2FTAdapter.from_model), and load that.",
         )
 
 

@@ -2,7 +2,7 @@
 
 The trained slice is a separate Parameter, in float32 if the weight is in half precision. It is written into the weight
 after every step of its optimizer. State dicts and `release` use the slice, not the weight, which may be out of date if
-other code has changed the slice.
+other code has changed the slice. Where an engine shards weights and slices, it reads and writes them (`engines/`).
 
 Symbols: t tokens, m outputs, n inputs, s selected channels; weight (m, n), Conv1D of transformers (n, m).
 """
@@ -20,6 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.pytorch_utils import Conv1D
 
 from hf_farms.blocks.coupling import Orders, undo_orders
+from hf_farms.s2ft.engines import Engine, engine_of
 from hf_farms.s2ft.products import TrainedInputs, TrainedOutputs, picked
 
 __all__ = [
@@ -96,9 +97,19 @@ class SelectiveLayer(InOriginalOrder):
         self.selected = nn.Parameter(self.slice_of_weight().to(dtype))
         _LAYERS[self] = None
 
+    @property
+    def s2ft_transposed(self) -> bool:
+        """Whether the weight is stored as `(n, m)`."""
+        return isinstance(self, Conv1D)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that stores the weight now."""
+        return engine_of(self.weight)
+
     def release(self) -> None:
         """Write the slice into the weight and stop training channels."""
-        self.write_into(self.matrix)
+        self.write_into(self.weight)
         _LAYERS.pop(self, None)
         for name in (SLICE, "s2ft_channels", "s2ft_index", "s2ft_start", "s2ft_inputs", "s2ft_write_back"):
             delattr(self, name)
@@ -107,29 +118,29 @@ class SelectiveLayer(InOriginalOrder):
     def matrix(self) -> Tensor:
         """The weight as `(m, n)`."""
         weight: Tensor = self.weight.detach()
-        return weight.mT if isinstance(self, Conv1D) else weight
+        return weight.mT if self.s2ft_transposed else weight
 
     def slice_of_weight(self) -> Tensor:
-        """Return a copy of the selected part of the weight, `(m, s)` or `(s, n)`."""
-        matrix = self.matrix
-        return matrix.index_select(int(self.s2ft_inputs), self._index(matrix.device))
+        """Return a copy of the selected part of the weight, `(m, s)` or `(s, n)`, stored like the slice."""
+        return self.engine.slice_of_weight(self)
 
     @torch.no_grad()
-    def write_into(self, matrix: Tensor) -> None:
-        """Write the trained slice into a matrix `(m, n)`."""
-        self._put(self.selected.detach(), matrix)
+    def write_into(self, weight: Tensor) -> None:
+        """Write the trained slice into a tensor that is stored like the weight."""
+        self.engine.write(self, self.selected, weight)
 
     def after_step(self) -> None:
         """Write a changed slice into the weight, unless the forward pass uses a second product."""
         if self.s2ft_write_back:
-            self.write_into(self.matrix)
+            self.write_into(self.weight)
 
     @torch.no_grad()
     def resume(self, selected: Tensor, base: Tensor | None) -> None:
         """Restore a slice, `(m, s)` or `(s, n)`, and without write-back the part of the weight that it started from."""
-        self.selected.copy_(selected)
+        engine = self.engine
+        engine.fill(self, selected)
         if not self.s2ft_write_back and base is not None:
-            self._put(base, self.matrix)
+            engine.write(self, base, self.weight)
         self.after_step()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,23 +150,24 @@ class SelectiveLayer(InOriginalOrder):
         if not torch.is_grad_enabled():
             return cast(Tensor, super().forward(x))
         function: Any = TrainedInputs if self.s2ft_inputs else TrainedOutputs
-        index = self._index(x.device)
+        index = self.s2ft_index_on(x.device)
         return cast(Tensor, function.apply(x, self.selected, self.matrix, self.bias, index, self.s2ft_start))
 
     def _two_products(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         change = (self.selected - self.slice_of_weight()).to(self.weight.dtype)
-        index = self._index(x.device)
+        index = self.s2ft_index_on(x.device)
         if self.s2ft_inputs:
             return cast(Tensor, y + linear(picked(x, index, self.s2ft_start), change))
         return cast(Tensor, y.index_add(-1, index, linear(x, change).to(y.dtype)))
 
-    def _index(self, device: torch.device) -> Tensor:
-        """Return the channels on a device; replicas of DataParallel are on others than the model."""
-        return self.s2ft_index if self.s2ft_index.device == device else self.s2ft_channels.to(device)
-
-    def _put(self, part: Tensor, matrix: Tensor) -> None:
-        matrix.index_copy_(int(self.s2ft_inputs), self._index(matrix.device), part.to(matrix))
+    def s2ft_index_on(self, device: torch.device) -> Tensor:
+        """Return the channels on a device: engines move parameters by themselves, DataParallel makes replicas."""
+        if device.type == "cpu":
+            return self.s2ft_channels
+        if self.s2ft_index.device != device:
+            self.s2ft_index = self.s2ft_channels.to(device)
+        return self.s2ft_index
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SelectiveLayer:
         """Move and cast like any layer, but keep the slice and its gradient in at least float32."""
@@ -177,27 +189,44 @@ class SelectiveLayer(InOriginalOrder):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         del destination[prefix + SLICE]
         if not self._is_written():
-            whole = self.weight.detach().clone()
-            self.write_into(whole.mT if isinstance(self, Conv1D) else whole)
-            destination[prefix + "weight"] = undo_orders(whole, self.s2ft_orders.get("weight", {}))
+            copied = self.weight.detach().clone()
+            self.write_into(copied)
+            destination[prefix + "weight"] = undo_orders(copied, self.s2ft_orders.get("weight", {}))
 
     def _is_written(self) -> bool:
-        """Return whether the weight contains the slice; assume so for sharded weights and those without data."""
+        """Return whether the weight contains the slice; assume so for sharded weights and those without data.
+
+        Processes could find different answers for sharded weights, and only some of them would take part in writing.
+        """
         if not self.s2ft_write_back or self.weight.is_meta or type(self.matrix) is not Tensor:
             return self.s2ft_write_back
         return torch.equal(self.slice_of_weight(), self.selected.detach().to(self.weight))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # torch.distributed.checkpoint adds the model's own parameters to a full state dict that lacks them.
+        has_weight, has_slice = (
+            key in state_dict and state_dict[key] is not own
+            for key, own in ((f"{prefix}weight", self.weight), (prefix + SLICE, self.selected))
+        )
         super()._load_from_state_dict(state_dict, prefix, *args)
         _, _, missing, *_ = args
         if prefix + SLICE in missing:
             missing.remove(prefix + SLICE)
-        if prefix + SLICE in state_dict:
+        if has_slice:
             # For instance from `dict(model.named_parameters())`: the slice is more exact than the weight.
             self.after_step()
-        elif prefix + "weight" in state_dict:
-            with torch.no_grad():
-                self.selected.copy_(self.slice_of_weight())
+        elif has_weight and not self.weight.is_meta:
+            self._follow_weight()
+
+    @torch.no_grad()
+    def _follow_weight(self) -> None:
+        """Take the slice from a weight that has been loaded, also if the model was on the meta device before."""
+        values = self.slice_of_weight()
+        if self.selected.is_meta:
+            self.s2ft_index = self.s2ft_channels.to(self.weight.device)
+            self.selected = nn.Parameter(values.to(self.selected.dtype), self.selected.requires_grad)
+        else:
+            self.selected.copy_(values)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         cast(Any, super()).__setstate__(state)

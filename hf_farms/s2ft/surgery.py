@@ -19,8 +19,9 @@ from hf_farms.config.effects import warn_unused
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
 from hf_farms.s2ft.base_slices import KEPT, KeptBase, StoredSlice, same_bits, slices_as_stored, take
 from hf_farms.s2ft.channels_by_module import channels_by_module
-from hf_farms.s2ft.checks import check_trainable
+from hf_farms.s2ft.checks import check_trainable, check_whole
 from hf_farms.s2ft.coupled import CoupledModel
+from hf_farms.s2ft.engines import one_engine
 from hf_farms.s2ft.layers import InOriginalOrder, SelectiveLayer, selective_class
 from hf_farms.s2ft.permuting import move_selected_first
 from hf_farms.s2ft.selection import Batches, Selection, check_selections, choose_channels
@@ -68,6 +69,8 @@ def apply_s2ft(
     Memory: the trained slices, in float32 if the weights are in half precision, and on the CPU those of the base in the
     dtype of the model, for `S2FTAdapter`. Layout "permuted" copies one weight at a time here, and every permuted weight
     in a state dict.
+
+    For FSDP2, call it before `fully_shard`, on every process with the same data or the same `selection`.
 
     If the weights contain an earlier training (after `restore`), the base of the new adapter is the model as it is now:
     a warning says so, and the adapter names no base model.
@@ -144,11 +147,16 @@ def restore(model: M) -> M:
 
     Returns:
         The model.
+
+    Raises:
+        ModelError: sharded weights.
     """
     check_model(model)
-    applied: _Applied | None = model.__dict__.pop(MARK, None)
+    applied: _Applied | None = model.__dict__.get(MARK)
     if applied is None:
         return model
+    check_whole(model)
+    model.__dict__.pop(MARK)
     for module in list(model.modules()):
         if isinstance(module, SelectiveLayer):
             module.release()
@@ -173,7 +181,8 @@ def write_back(model: M) -> M:
     over steps or models (EMA, SWA), a search without gradients, or plain assignment. Until then the forward pass uses
     the previous weights; state dicts and `restore` use the slices as they are.
 
-    With `S2FTConfig(write_back=False)` it does nothing: the forward pass reads the slices.
+    With `S2FTConfig(write_back=False)` it does nothing: the forward pass reads the slices. Under FSDP2 all processes
+    must call it, also before a checkpoint: state dicts there have the weights as they are.
 
     Example:
         >>> for _, layer in selective_layers(model):  # from hf_farms.s2ft.surgery
@@ -187,6 +196,7 @@ def write_back(model: M) -> M:
         The model.
     """
     layers = [layer for _, layer in selective_layers(model)]
+    one_engine(model)
     if not layers:
         warnings.warn(
             f"write_back has no effect: {type(model).__name__} has no S2FT on it. Call apply_s2ft(model) first.",
