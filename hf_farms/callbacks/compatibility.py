@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from hf_farms.callbacks.trainer import optimizer_name, uses_deepspeed, uses_fsdp
+from hf_farms.callbacks.trainer import (
+    checkpoint_engine,
+    fsdp_version,
+    optimizer_name,
+    training_engine,
+    uses_deepspeed,
+)
+from hf_farms.config import S2FTConfig
 
-__all__ = ["check_s2ft_supported", "check_supported", "require_step_hooks"]
+__all__ = ["PERMUTED", "check_not_fsdp1", "check_s2ft_supported", "check_supported", "require_step_hooks"]
+
+FSDP1 = "weights must be whole or sharded by FSDP2 for {}, got FSDP1. Set fsdp_version: 2."
+PERMUTED = (
+    "layout must be 'indexed' for {} under FSDP2, got 'permuted', whose order is undone on whole weights. Pass "
+    "S2FTConfig(layout='indexed')."
+)
 
 
 def check_supported(
@@ -31,8 +45,7 @@ def check_supported(
     """
     if not monitor or uses_deepspeed(args):
         require_step_hooks(args, name)
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
-        raise ValueError(f"weights must be whole or sharded by FSDP2 for {name}, got FSDP1. Set fsdp_version: 2.")
+    check_not_fsdp1(model, name)
     if monitor:
         return
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -47,13 +60,24 @@ def check_supported(
         )
 
 
-def check_s2ft_supported(args: TrainingArguments) -> None:
+def check_not_fsdp1(model: nn.Module, name: str) -> None:
+    """Reject models that FSDP1 has sharded.
+
+    Raises:
+        ValueError: with the way out.
+    """
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise ValueError(FSDP1.format(name))
+
+
+def check_s2ft_supported(args: TrainingArguments, config: S2FTConfig) -> None:
     """Reject trainings that S2FTCallback cannot work with.
 
     These change weights outside the optimizer's step, or read parameters by position or by the names of a plain model.
 
     Raises:
-        ValueError: as `require_step_hooks`; FSDP, a schedule-free optimizer, vLLM or a moving reference model in trl.
+        ValueError: as `require_step_hooks`; FSDP1, layout "permuted" under FSDP2, a checkpoint of another engine, a
+            schedule-free optimizer, vLLM or a moving reference model in trl.
     """
     name = "S2FTCallback"
     require_step_hooks(args, name)
@@ -63,8 +87,12 @@ def check_s2ft_supported(args: TrainingArguments) -> None:
             f"optim must change weights in its step only for {name}, got {optim!r}, which changes them for every "
             "evaluation. Set optim='adamw_torch'."
         )
-    if uses_fsdp(args):
-        raise ValueError(f"weights must be whole on every process for {name}, got FSDP. Use DDP, or one process.")
+    version = fsdp_version(args)
+    if version == 1:
+        raise ValueError(FSDP1.format(name))
+    if version is not None and config.layout == "permuted":
+        raise ValueError(PERMUTED.format(name))
+    _check_checkpoint(args, name)
     if getattr(args, "use_vllm", False):
         raise ValueError(
             f"generation must run in the model itself for {name}, got use_vllm=True, which sends every named "
@@ -74,6 +102,17 @@ def check_s2ft_supported(args: TrainingArguments) -> None:
         raise ValueError(
             f"the reference model must not change for {name}, got sync_ref_model=True, which mixes parameters by "
             "position. Set sync_ref_model=False."
+        )
+
+
+def _check_checkpoint(args: TrainingArguments, name: str) -> None:
+    """Reject a checkpoint of another engine, whose files transformers would not find, if the arguments name it."""
+    folder = args.resume_from_checkpoint
+    written = checkpoint_engine(Path(folder)) if isinstance(folder, str) else None
+    if written is not None and written != (engine := training_engine(args)):
+        raise ValueError(
+            f"resume_from_checkpoint must be a checkpoint of a training with {engine} for {name}, got {folder!r} of "
+            f"one with {written}. Resume it as it was started, or train its model anew with load_selection({folder!r})."
         )
 
 

@@ -11,10 +11,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.blocks.adapters import is_adapted
-from hf_farms.callbacks.compatibility import require_step_hooks
+from hf_farms.callbacks.compatibility import check_not_fsdp1, require_step_hooks
 from hf_farms.callbacks.lora_masks import mask_lora
 from hf_farms.callbacks.trainer import unwrap_optimizer, uses_fsdp
+from hf_farms.distributed import launched_ranks
 from hf_farms.errors import NoEffectWarning
+from hf_farms.s2ft.engines import local, settle
 from hf_farms.s2ft.surgery import selective_layers
 
 __all__ = ["KeepZerosCallback"]
@@ -26,9 +28,9 @@ class KeepZerosCallback(TrainerCallback):
     """Keep the weights of the blocks zero that are zero at the start of the training.
 
     Use it as `Trainer(..., callbacks=[KeepZerosCallback()])` or `trainer.add_callback(...)`, for full fine-tuning,
-    together with S2FTCallback (place it after that one), or for LoRA adapters of PEFT. The gradients of these weights
-    are zeroed too, so that they affect neither gradient clipping nor the optimizer's moments. Patterns such as 2:4 are
-    preserved.
+    together with S2FTCallback (place it after that one), or for LoRA adapters of PEFT; the first two under FSDP2 too.
+    The gradients of these weights are zeroed too, so that they affect neither gradient clipping nor the optimizer's
+    moments. Patterns such as 2:4 are preserved.
 
     LoRA: the update B @ A of each adapted layer is masked, in training and afterwards, so that
     `model.merge_and_unload()` keeps every zero. An adapter that is loaded from a file needs `mask_lora(model)` before
@@ -39,7 +41,7 @@ class KeepZerosCallback(TrainerCallback):
 
     Raises:
         ValueError: at the start of the training, with adapters whose update cannot be masked (see `mask_lora`), LoRA
-            under FSDP, or an optimizer that updates weights outside its step.
+            under FSDP, FSDP1, or an optimizer that updates weights outside its step.
     """
 
     def __init__(self) -> None:
@@ -52,10 +54,11 @@ class KeepZerosCallback(TrainerCallback):
         """Find the zeros and register the hooks."""
         require_step_hooks(args, NAME)
         model = kwargs["model"]
+        check_not_fsdp1(model, NAME)
         self._release()
         masked = _mask_adapters(model, args)
         self._masks = _zero_masks(model)
-        if not self._masks and not masked:
+        if not masked and not _anywhere(bool(self._masks), model):
             warnings.warn(
                 f"{NAME} has no effect: no trained or adapted weight in the blocks of the model is 0.",
                 NoEffectWarning,
@@ -74,13 +77,13 @@ class KeepZerosCallback(TrainerCallback):
     def _clear_gradient(self, parameter: Tensor) -> None:
         assert isinstance(parameter, nn.Parameter)
         if parameter.grad is not None:
-            parameter.grad.masked_fill_(self._masks[parameter], 0)
+            local(parameter.grad).masked_fill_(self._masks[parameter], 0)
 
     @torch.no_grad()
     def _clear_weights(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Zero the weights again: optimizers such as Muon change a weight whose gradient is 0."""
         for parameter, mask in self._masks.items():
-            parameter.masked_fill_(mask, 0)
+            local(parameter.detach()).masked_fill_(mask, 0)
 
     def _release(self) -> None:
         for hook in self._hooks:
@@ -92,18 +95,28 @@ def _mask_adapters(model: nn.Module, args: TrainingArguments) -> int:
     """Mask the updates of adapters; return the number of layers."""
     if not any(is_adapted(module) for module in model.modules()):
         return 0
-    if uses_fsdp(args):
+    if uses_fsdp(args) or any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
         raise ValueError(
             f"weights must be whole on every process for {NAME} with adapters, got FSDP. Use DDP, or one process."
         )
     return mask_lora(model)
 
 
+def _anywhere(found: bool, model: nn.Module) -> bool:
+    """Return whether something is found in this process's part of a model or, if it is sharded, in another one."""
+    sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+    return any(launched_ranks().gather(found)) if sharded else found
+
+
 def _zero_masks(model: nn.Module) -> dict[nn.Parameter, Tensor]:
-    """Return masks of the zeros in the trained weights of the blocks, for S2FT in the slices."""
+    """Return masks of the zeros in the trained weights of the blocks, for S2FT in the slices.
+
+    Under FSDP2 a mask is that of this process's part.
+    """
+    settle(model)
     source = ModelBlockSource(model)
     names = {layer.parameter for index in range(len(source)) for layer in source.metadata(index).layers}
     parameters = [source.model.get_parameter(name) for name in sorted(names)]
     parameters += [layer.selected for _, layer in selective_layers(model)]
-    masks = {parameter: parameter.detach() == 0 for parameter in parameters if parameter.requires_grad}
+    masks = {parameter: local(parameter.detach()) == 0 for parameter in parameters if parameter.requires_grad}
     return {parameter: mask for parameter, mask in masks.items() if bool(mask.any())}

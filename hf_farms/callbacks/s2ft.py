@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_farms.callbacks.compatibility import check_s2ft_supported
+from hf_farms.callbacks.compatibility import PERMUTED, check_not_fsdp1, check_s2ft_supported
 from hf_farms.callbacks.history import warn_on_failure
 from hf_farms.callbacks.recording import record_training
-from hf_farms.callbacks.slices import check_optimizer, load_slices, save_slices_with_optimizer, swap_in_slices
+from hf_farms.callbacks.slices import (
+    check_optimizer,
+    load_slices,
+    save_slices_from_the_first_step,
+    save_slices_with_optimizer,
+    swap_in_slices,
+)
 from hf_farms.callbacks.trainer import (
     S2FT_MARK,
     checkpoint_folder,
@@ -27,19 +34,22 @@ from hf_farms.callbacks.trainer import (
 from hf_farms.config import S2FTConfig
 from hf_farms.config.effects import warn_unused
 from hf_farms.config.mappings import as_config
-from hf_farms.distributed import launched_ranks
+from hf_farms.distributed import first_rank_result, launched_ranks
 from hf_farms.errors import HfFarmsWarning, ModelError, NoEffectWarning
 from hf_farms.files.path_checks import check_within
 from hf_farms.reports import REPORT_NAME
 from hf_farms.s2ft.adapters.patches import S2FTAdapter
 from hf_farms.s2ft.checks import check_trainable
 from hf_farms.s2ft.coupled import CoupledModel
+from hf_farms.s2ft.engines import one_engine
 from hf_farms.s2ft.saving import CONFIG_NAME, WEIGHTS_NAME, save_selection
 from hf_farms.s2ft.selection import Batches, Selection, check_selections, choose_channels
-from hf_farms.s2ft.surgery import apply_selection, selection_of
+from hf_farms.s2ft.surgery import apply_selection, selection_of, share_base
 from hf_farms.s2ft.trainable import count_parameters, print_trainable_parameters, summary
 
 __all__ = ["S2FTCallback"]
+
+NAME = "S2FTCallback"
 
 DISTRIBUTED = (
     "S2FT must be applied before the model is wrapped for distributed training. Pass it as Trainer(callbacks=[cb]), or "
@@ -67,6 +77,10 @@ class S2FTCallback(TrainerCallback):
     optimizer changes the slices (EMA, SWA, assignment), call `hf_farms.write_back(model)` to update the weights.
 
     The start of the training prints the trained parameters, as PEFT does, and the heads and channels of every block.
+    FSDP2: checkpoints of accelerate's kinds (sharded, full) are those of the plain model too; the float32 slices are in
+    those of the optimizer, also for another number of processes. Resume them under FSDP2. Layout "permuted" and FSDP1
+    are refused.
+
     Slices stay in float32, whatever the model is cast to. With `bf16_full_eval` or `fp16_full_eval` a Trainer casts the
     model for `evaluate()` outside a training and leaves it cast: all weights of a float32 model are rounded from then
     on, as without S2FT (the trained ones follow their exact slices again after `model.float()`). A model that has that
@@ -105,21 +119,28 @@ class S2FTCallback(TrainerCallback):
         self._calibration, self._exclude, self._selection = calibration, exclude, selection
         self._coupled: CoupledModel | None = None
         self._early = self._applied = self._printed = False
+        self._waiting: RemovableHandle | None = None
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Change the model before the Trainer creates its optimizer."""
-        check_s2ft_supported(args)
+        check_s2ft_supported(args, self.config)
         self._early = True
-        self._apply(kwargs["model"])
+        if self._apply(kwargs["model"]):
+            self._stop_waiting()
+            self._waiting = save_slices_from_the_first_step(kwargs["model"])
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Change the model unless `on_init_end` has done so; check that the optimizer trains exactly the slices."""
-        check_s2ft_supported(args)
+        check_s2ft_supported(args, self.config)
         if state.is_world_process_zero:
             check_within(Path(args.output_dir or "."), (CONFIG_NAME, WEIGHTS_NAME, REPORT_NAME), argument="output_dir")
         model, optimizer = kwargs["model"], unwrap_optimizer(kwargs["optimizer"])
+        self._stop_waiting()
+        check_not_fsdp1(model, NAME)
+        if one_engine(model).is_collective and self.config.layout == "permuted":
+            raise ValueError(PERMUTED.format(NAME))
         if get_mark(optimizer, S2FT_MARK) not in (None, self):
             raise ValueError("callbacks must hold one S2FTCallback, got two. Remove one of them.")
         set_mark(optimizer, S2FT_MARK, self)
@@ -139,8 +160,9 @@ class S2FTCallback(TrainerCallback):
             swap_in_slices(optimizer, model, frozen)
             restart_farms_lr(args, state, control, **kwargs)
         check_optimizer(optimizer, model)
+        share_base(model)
         save_slices_with_optimizer(optimizer, model, lengths if late else None)
-        load_slices(optimizer, model)
+        load_slices(optimizer, model, is_resumed=state.global_step > 0)
         if uses_reentrant_checkpointing(args):
             # A checkpointed block has gradients only if its input requires one.
             model.enable_input_require_grads()
@@ -157,9 +179,9 @@ class S2FTCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Add the adapter to the checkpoint."""
-        folder = checkpoint_folder(args, state)
-        if selection_of(kwargs["model"]) is not None and state.is_world_process_zero and folder.is_dir():
-            _save_adapter(kwargs["model"], folder)
+        folder, adapter = checkpoint_folder(args, state), _adapter_of(kwargs["model"], state)
+        if adapter is not None and state.is_world_process_zero and folder.is_dir():
+            _save(adapter, kwargs["model"], folder)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -170,6 +192,7 @@ class S2FTCallback(TrainerCallback):
         if selection is None:
             return
         num_trained, num_parameters = count_parameters(model)
+        adapter = _adapter_of(model, state)
         with warn_on_failure():
             record_training(
                 args,
@@ -179,8 +202,8 @@ class S2FTCallback(TrainerCallback):
                 num_parameters=num_parameters,
                 s2ft=(selection.config, selection.channels),
             )
-            if state.is_world_process_zero:
-                _save_adapter(model, Path(args.output_dir or "."))
+            if adapter is not None and state.is_world_process_zero:
+                _save(adapter, model, Path(args.output_dir or "."))
                 if not self._printed:
                     print(SAVED_IN.format(folder=args.output_dir or "."))  # noqa: T201 - as the line at the start
                 self._printed = True
@@ -207,14 +230,25 @@ class S2FTCallback(TrainerCallback):
             return _warn_no_effect(str(error))
         selection = self._selection
         if selection is None:
-            selection = choose_channels(coupled, calibration=self._calibration, exclude=self._exclude)
-            # All processes use the selection of the first, since they may have seen different data.
-            selection = launched_ranks().gather(selection)[0]
+            # All processes use the selection of the first, since they may have seen different data, and have no weights
+            # under FSDP2 with cpu_ram_efficient_loading.
+            ranks = launched_ranks()
+            chosen = first_rank_result(lambda: self._choose(coupled) if ranks.index == 0 else None, ranks)
+            assert chosen is not None
+            selection = chosen
         if not len(selection):
             return _warn_no_effect(f"{type(model).__name__} has no layers of roles {', '.join(self.config.roles)}.")
         apply_selection(coupled, selection)
         self._coupled = coupled
         return True
+
+    def _choose(self, coupled: CoupledModel) -> Selection:
+        return choose_channels(coupled, calibration=self._calibration, exclude=self._exclude)
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.remove()
+        self._waiting = None
 
     def _coupled_of(self, model: nn.Module) -> CoupledModel:
         """Return the structures of this model, those of `_choose_and_apply` if it has just changed this model."""
@@ -223,17 +257,27 @@ class S2FTCallback(TrainerCallback):
         return coupled if coupled is not None and coupled.model is model else CoupledModel(model, self.config)
 
 
-def _save_adapter(model: nn.Module, folder: Path) -> None:
-    """Save the adapter; the selection alone for weights that have no name of their own in a checkpoint."""
+def _adapter_of(model: nn.Module, state: TrainerState) -> S2FTAdapter | Selection | None:
+    """Return the adapter; the selection alone for weights that have no name of their own in a checkpoint.
+
+    Returns:
+        None without S2FT, and on other processes than the first, which only take part where slices are sharded.
+    """
+    selection = selection_of(model)
+    if selection is None or not (state.is_world_process_zero or one_engine(model).is_collective):
+        return None
     try:
-        adapter = S2FTAdapter.from_model(model)
+        return S2FTAdapter.from_model(model)
     except ModelError as error:
-        warnings.warn(f"Only the selection was saved in {str(folder)!r}: {error}", HfFarmsWarning, stacklevel=2)
-        selection = selection_of(model)
-        assert selection is not None
-        save_selection(selection, folder, model=model)
-    else:
+        warnings.warn(f"Only the selection is saved, and no adapter: {error}", HfFarmsWarning, stacklevel=2)
+        return selection
+
+
+def _save(adapter: S2FTAdapter | Selection, model: nn.Module, folder: Path) -> None:
+    if isinstance(adapter, S2FTAdapter):
         adapter.save_pretrained(folder)
+    else:
+        save_selection(adapter, folder, model=model)
 
 
 def _warn_no_effect(reason: str) -> bool:

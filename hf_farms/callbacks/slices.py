@@ -2,24 +2,37 @@
 
 The weights of a checkpoint have the dtype of the model. The float32 slices are stored in optimizer.pt, as an entry of
 the first group, which optimizers keep and ignore. So are the slices of the base: no event of a Trainer names the folder
-that it resumes, whose adapter has them too.
+that it resumes, whose adapter has them too. Under FSDP2 all of them are sharded there like the slices, so that
+torch.distributed.checkpoint divides them anew for another number of processes.
 """
 
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Container, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
+from hf_farms.blocks.wrappers import plain_name
 from hf_farms.callbacks.trainer import SLICES_MARK, get_mark, set_mark
 from hf_farms.errors import HfFarmsWarning
+from hf_farms.s2ft.engines import one_engine
+from hf_farms.s2ft.layers import SelectiveLayer
 from hf_farms.s2ft.surgery import base_of, replace_base, selection_of, selective_layers
 
-__all__ = ["check_optimizer", "load_slices", "save_slices_with_optimizer", "swap_in_slices"]
+__all__ = [
+    "check_optimizer",
+    "load_slices",
+    "save_slices_from_the_first_step",
+    "save_slices_with_optimizer",
+    "swap_in_slices",
+]
 
 KEY = "s2ft"
 
@@ -91,18 +104,20 @@ def save_slices_with_optimizer(
     """
     if get_mark(optimizer, SLICES_MARK) is not None:
         return
-    layers = dict(selective_layers(model))
+    layers = _layers(model)
     selection = selection_of(model)
     assert selection is not None
     channels = {name: list(indices) for name, indices in selection.channels.items()}
 
     def add_slices(optimizer: torch.optim.Optimizer, state: State) -> None:
+        engine = one_engine(model)
         stored: State = {
             "channels": channels,
             "slices": {name: layer.selected.detach() for name, layer in layers.items()},
         }
         kept = base_of(model)
-        stored["base"] = {name: part.values for name, part in kept.slices.items()} if kept is not None else {}
+        parts = {name: kept.slices[f"{name}.weight"].values for name in layers} if kept is not None else {}
+        stored["base"] = {f"{name}.weight": engine.like_slice(layers[name], part) for name, part in parts.items()}
         stored["base_is_original"] = kept is None or kept.is_original
         stored["bases"] = {name: layer.slice_of_weight() for name, layer in layers.items() if not layer.s2ft_write_back}
         if lengths is not None:
@@ -124,14 +139,51 @@ def save_slices_with_optimizer(
     set_mark(optimizer, SLICES_MARK, hooks)
 
 
-def load_slices(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+def save_slices_from_the_first_step(model: nn.Module) -> RemovableHandle:
+    """Add the slices to the state dict of the first optimizer that steps with them.
+
+    Under FSDP2 a checkpoint is loaded into the state dict of the optimizer, so that its entries must exist by then, and
+    a Trainer loads it before `on_train_begin`. torch.distributed.checkpoint lets a new optimizer step once before that,
+    at a rate of 0, to make its states.
+
+    Args:
+        model: with the slices; not kept alive.
+
+    Returns:
+        The handle that ends the waiting; a hook cannot remove itself.
+    """
+    owner = weakref.ref(model)
+
+    def add_hooks(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        model = owner()
+        if model is None:
+            return
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        sharded = one_engine(model).is_collective
+        if sharded and any(id(layer.selected) in held for layer in _layers(model).values()):
+            save_slices_with_optimizer(optimizer, model, None)
+
+    handle: RemovableHandle = register_optimizer_step_post_hook(add_hooks)
+    return handle
+
+
+def load_slices(optimizer: torch.optim.Optimizer, model: nn.Module, *, is_resumed: bool = False) -> None:
     """Restore the slices and the optimizer's state from the checkpoint that has just been loaded, if any.
 
     Raises:
         ValueError: the checkpoint trained other channels.
     """
+    engine = one_engine(model)
     entries = [group.pop(KEY) for group in optimizer.param_groups if KEY in group]
     if not entries:
+        if is_resumed and engine.is_collective:
+            warnings.warn(
+                f"The checkpoint has no slices for training under {engine.name}: they continue from the weights, "
+                "rounded to their dtype, and adapters have these weights as base. Resume a checkpoint that "
+                "S2FTCallback wrote under the same engine.",
+                HfFarmsWarning,
+                stacklevel=3,
+            )
         return
     stored = entries[0]
     selection = selection_of(model)
@@ -142,10 +194,17 @@ def load_slices(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
             "Pass S2FTCallback(selection=load_selection(CHECKPOINT)), from hf_farms.s2ft.saving."
         )
     _load_base(stored, model)
-    for name, layer in selective_layers(model):
-        layer.resume(stored["slices"][name], stored["bases"].get(name))
+    # A full state dict of torch.distributed.checkpoint has no empty dicts.
+    bases = stored.get("bases", {})
+    for name, layer in _layers(model).items():
+        layer.resume(stored["slices"][name], bases.get(name))
         if "state" in stored:
             optimizer.state[layer.selected] = _to_device(stored["state"][name], layer.selected.device)
+
+
+def _layers(model: nn.Module) -> dict[str, SelectiveLayer]:
+    """Return the trained layers by the names of the plain model: FSDP2 may wrap blocks for checkpointing."""
+    return {plain_name(name): layer for name, layer in selective_layers(model)}
 
 
 def _load_base(stored: State, model: nn.Module) -> None:
@@ -153,7 +212,8 @@ def _load_base(stored: State, model: nn.Module) -> None:
     kept, base = base_of(model), stored.get("base")
     assert kept is not None
     if base is not None:
-        slices = {name: replace(part, values=base[name].cpu()) for name, part in kept.slices.items()}
+        engine = one_engine(model)
+        slices = {name: replace(part, values=engine.whole(base[name]).cpu()) for name, part in kept.slices.items()}
         replace_base(model, slices, is_original=stored.get("base_is_original", kept.is_original))
         return
     warnings.warn(

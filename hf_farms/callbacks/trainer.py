@@ -27,8 +27,10 @@ __all__ = [
     "S2FT_MARK",
     "SLICES_MARK",
     "ExportableState",
+    "checkpoint_engine",
     "checkpoint_folder",
     "clear_mark",
+    "fsdp_version",
     "get_mark",
     "insert_before_last",
     "is_summary",
@@ -44,6 +46,7 @@ __all__ = [
     "saved_callback_state",
     "set_mark",
     "trainer_flops",
+    "training_engine",
     "unwrap_optimizer",
     "uses_deepspeed",
     "uses_fsdp",
@@ -116,6 +119,34 @@ def uses_deepspeed(args: TrainingArguments) -> bool:
 def uses_fsdp(args: TrainingArguments) -> bool:
     """Return whether FSDP shards the model; `accelerate launch` sets it in the environment only."""
     return bool(getattr(args, "fsdp", None)) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def fsdp_version(args: TrainingArguments) -> int | None:
+    """Return the version of FSDP that shards the model; None without FSDP.
+
+    The default of the Trainer is 2, in its `fsdp_plugin_args`; that of `accelerate launch`, in the environment, is 1.
+    """
+    if not uses_fsdp(args):
+        return None
+    given: dict[str, Any] = getattr(args, "fsdp_plugin_args", None) or {}
+    return int(given.get("fsdp_version") or os.environ.get("FSDP_VERSION") or 1)
+
+
+def training_engine(args: TrainingArguments) -> str:
+    """Return the engine of a training, as `checkpoint_engine` names it."""
+    if uses_deepspeed(args):
+        return "DeepSpeed"
+    return "FSDP" if uses_fsdp(args) else "no sharding"
+
+
+def checkpoint_engine(folder: Path) -> str | None:
+    """Return the engine that wrote a checkpoint of a Trainer: "DeepSpeed", "FSDP" or "no sharding".
+
+    Returns:
+        None for a folder without the state of an optimizer.
+    """
+    kinds = {"DeepSpeed": "global_step*", "FSDP": "pytorch_model_fsdp*", "no sharding": "optimizer.pt"}
+    return next((kind for kind, pattern in kinds.items() if any(folder.glob(pattern))), None)
 
 
 def recomputes_activations(args: TrainingArguments) -> bool:

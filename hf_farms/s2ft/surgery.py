@@ -12,7 +12,7 @@ from torch import nn
 
 from hf_farms.blocks.coupling import undo_orders
 from hf_farms.blocks.model_checks import check_model
-from hf_farms.blocks.wrappers import unwrapped
+from hf_farms.blocks.wrappers import plain_name, unwrapped
 from hf_farms.config import S2FTConfig
 from hf_farms.config.checks import check_arguments
 from hf_farms.config.effects import warn_unused
@@ -34,6 +34,7 @@ __all__ = [
     "restore",
     "selection_of",
     "selective_layers",
+    "share_base",
     "write_back",
 ]
 
@@ -235,7 +236,26 @@ def replace_base(model: nn.Module, slices: dict[str, StoredSlice], *, is_origina
         is_original: as in `KeptBase`.
     """
     applied: _Applied = getattr(model, MARK)
-    setattr(model, MARK, replace(applied, base=slices, is_original=is_original))
+    owner = model if MARK in model.__dict__ else unwrapped(model)
+    setattr(owner, MARK, replace(applied, base=slices, is_original=is_original))
+
+
+def share_base(model: nn.Module) -> None:
+    """Take the base of the training from the first process, where an engine shards the weights.
+
+    With `cpu_ram_efficient_loading` of accelerate, the other processes had no weights when S2FT was applied.
+
+    Args:
+        model: with S2FT on it; changed in place, on all processes.
+    """
+    engine, kept = one_engine(model), base_of(model)
+    assert kept is not None
+    if engine.is_collective:
+        layers = {f"{plain_name(name)}.weight": layer for name, layer in selective_layers(model)}
+        slices = {
+            name: replace(part, values=engine.of_first(layers[name], part.values)) for name, part in kept.slices.items()
+        }
+        replace_base(model, slices, is_original=kept.is_original)
 
 
 def selective_layers(model: nn.Module) -> Iterator[tuple[str, SelectiveLayer]]:

@@ -120,6 +120,6 @@ def test_weights_without_a_name_in_checkpoints_have_their_selection_saved(tmp_pa
 
     monkeypatch.setattr("hf_farms.s2ft.adapters.making.checkpoint_names", fail)
     run = trainer(tmp_path, S2FTCallback(INDEXED), max_steps=1)
-    with pytest.warns(HfFarmsWarning, match=r"Only the selection was saved in .*: trained weights must be stored unch"):
+    with pytest.warns(HfFarmsWarning, match=r"Only the selection is saved, .*: trained weights must be stored unch"):
         run.train()
     assert load_selection(tmp_path) == selection_of(run.model)

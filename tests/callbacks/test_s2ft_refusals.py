@@ -33,9 +33,9 @@ def test_schedule_free_optimizers(tmp_path):
 
 
 @EARLY
-def test_fsdp(early, tmp_path, monkeypatch):
-    """As an argument, and as `accelerate launch` says it."""
-    why = r"weights must be whole on every process for S2FTCallback, got FSDP\. Use DDP, or one process"
+def test_fsdp1(early, tmp_path, monkeypatch):
+    """As an argument, and as `accelerate launch` says it, whose default it is."""
+    why = r"weights must be whole or sharded by FSDP2 for S2FTCallback, got FSDP1\. Set fsdp_version: 2\."
     args = arguments(tmp_path)
     callback = S2FTCallback(INDEXED)
     event = callback.on_init_end if early else callback.on_train_begin
@@ -46,6 +46,48 @@ def test_fsdp(early, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match=why):
         event(arguments(tmp_path), transformers.TrainerState(), transformers.TrainerControl(), **given)
+
+
+def test_layout_permuted_under_fsdp2(tmp_path, monkeypatch):
+    """As `accelerate launch` says it, and as the Trainer's own argument."""
+    why = r"layout must be 'indexed' for S2FTCallback under FSDP2, got 'permuted', whose .* Pass S2FTConfig\(lay"
+    args, given = arguments(tmp_path), (transformers.TrainerState(), transformers.TrainerControl())
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(ValueError, match=why):
+        S2FTCallback(PERMUTED).on_init_end(args, *given, model=tiny("llama"))
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    monkeypatch.delenv("FSDP_VERSION")
+    args.fsdp, args.fsdp_plugin_args = True, {"fsdp_version": 2}
+    with pytest.raises(ValueError, match=why):
+        S2FTCallback(PERMUTED).on_init_end(args, *given, model=tiny("llama"))
+    S2FTCallback(INDEXED).on_init_end(args, *given, model=tiny("llama"))
+
+
+def test_a_checkpoint_of_another_engine(tmp_path, monkeypatch):
+    names = {"no sharding": "optimizer.pt", "FSDP": "pytorch_model_fsdp_0", "DeepSpeed": "global_step4"}
+    for engine, name in names.items():
+        (tmp_path / engine / name).mkdir(parents=True)
+
+    def resume(engine):
+        args = arguments(tmp_path, resume_from_checkpoint=str(tmp_path / engine))
+        given = (transformers.TrainerState(), transformers.TrainerControl())
+        S2FTCallback(INDEXED).on_init_end(args, *given, model=tiny("llama"))
+
+    def refused(engine, other):
+        why = f"must be a checkpoint of a training with {engine} for S2FTCallback, got .*{other}' of one with {other}"
+        with pytest.raises(ValueError, match=why):
+            resume(other)
+
+    resume("no sharding")
+    resume("none")
+    refused("no sharding", "FSDP")
+    refused("no sharding", "DeepSpeed")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    resume("FSDP")
+    refused("FSDP", "no sharding")
+    refused("FSDP", "DeepSpeed")
 
 
 @EARLY
@@ -95,8 +137,9 @@ def test_sharded_weights():
         mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
         fully_shard(model, mesh=mesh)
         why = r"must be whole on every process for S2FT, got a sharded one in model.embed_tokens.weight\."
-        with pytest.raises(ModelError, match=why):
+        with pytest.raises(ModelError, match=why) as caught:
             apply_s2ft(model, INDEXED)
+        assert caught.value.hint.startswith("Call apply_s2ft(model) before fully_shard (FSDP2)")
     finally:
         torch.distributed.destroy_process_group()
 

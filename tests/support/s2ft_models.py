@@ -15,9 +15,9 @@ LAYOUTS = pytest.mark.parametrize("config", [INDEXED, PERMUTED, TWO_PRODUCTS], i
 EARLY = pytest.mark.parametrize("early", [True, False], ids=["early", "late"])
 
 
-def trainer(folder, callback=None, *, early=True, model=None, make=Trainer, data=None, **options):
-    """A Trainer with the callback given to it, or added to it."""
-    first = [callback] if callback is not None and early else []
+def trainer(folder, callback=None, *, early=True, model=None, make=Trainer, data=None, callbacks=(), **options):
+    """A Trainer with the callback given to it, or added to it, and others given to it."""
+    first = [*([callback] if callback is not None and early else []), *callbacks]
     run = make(
         model=tiny("llama") if model is None else model,
         args=arguments(folder, **{"max_steps": 4, **options}),

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from hf_farms.errors import ModelError
 from hf_farms.s2ft.engines.base import PLAIN, Engine, Slices
-from hf_farms.s2ft.engines.fsdp2 import FSDP2
+from hf_farms.s2ft.engines.fsdp2 import FSDP2, local
 
-__all__ = ["ENGINES", "PLAIN", "Engine", "Slices", "engine_of", "one_engine"]
+__all__ = ["ENGINES", "PLAIN", "Engine", "Slices", "engine_of", "local", "one_engine", "settle"]
 
 # Asked in this order; `PLAIN` if none of them stores a weight.
 ENGINES: tuple[Engine, ...] = (FSDP2,)
@@ -27,14 +27,19 @@ def engine_of(weight: Tensor) -> Engine:
     return next((engine for engine in ENGINES if engine.stores(weight)), PLAIN)
 
 
+def settle(model: nn.Module) -> None:
+    """Give the modules of a model their stored parameters back, where a forward pass has replaced them."""
+    for engine in ENGINES:
+        engine.settle(model)
+
+
 def one_engine(model: nn.Module) -> Engine:
     """Return the engine that stores all trained layers of a model; `PLAIN` for a model without any.
 
     Raises:
         ModelError: several engines, or a layer whose slice is stored in another way than its weight.
     """
-    for engine in ENGINES:
-        engine.settle(model)
+    settle(model)
     engines: dict[str, tuple[Engine, str]] = {}
     for name, module in model.named_modules():
         if hasattr(module, "s2ft_channels"):

@@ -70,6 +70,9 @@ class Engine(Protocol):
     def like_slice(self, layer: Slices, values: Tensor) -> Tensor:
         """Return a whole tensor, the same on every process, in the form that a checkpoint stores with the slice."""
 
+    def of_first(self, layer: Slices, values: Tensor) -> Tensor:
+        """Return the first process's whole tensor, on the CPU."""
+
 
 def as_matrix(layer: Slices, weight: Tensor) -> Tensor:
     """Return a view of a weight as `(m, n)`."""
@@ -102,6 +105,9 @@ class _Plain:
         layer.selected.detach().copy_(values)
 
     def like_slice(self, layer: Slices, values: Tensor) -> Tensor:
+        return values
+
+    def of_first(self, layer: Slices, values: Tensor) -> Tensor:
         return values
 
 

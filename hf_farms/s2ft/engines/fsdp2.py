@@ -85,6 +85,11 @@ class _FSDP2:
         part = values.detach()[start : start + chunk].to(local(weight).device, copy=True).contiguous()
         return _sharded(weight, part, values.shape)
 
+    def of_first(self, layer: Slices, values: Tensor) -> Tensor:
+        sent = values.to(layer.weight.device_mesh.device_type, copy=True).contiguous()
+        torch.distributed.broadcast(sent, src=0)
+        return sent.cpu()
+
 
 FSDP2: Engine = _FSDP2()
 
