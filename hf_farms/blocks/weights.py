@@ -41,11 +41,16 @@ class ModuleStore:
         """Overwrite the layer's part.
 
         Raises:
-            ModelError: the module has an adapter.
+            ModelError: the module has an adapter, or its weight is sharded.
         """
         if is_adapted(self.module):
             raise ModelError(
                 f"weights must have no adapter to be overwritten, got one in {layer.name}.", hint=MERGE_FIRST
+            )
+        if hasattr(getattr(self.module, self.attribute), "full_tensor"):
+            raise ModelError(
+                f"weights must be whole on every process to be overwritten, got a sharded one in {layer.name}.",
+                hint="Load the model without sharding it (FSDP2, tensor parallelism), and shard it afterwards.",
             )
         layer.part.into_(getattr(self.module, self.attribute), weight)
 

@@ -39,7 +39,7 @@ def check_plain(model: nn.Module) -> None:
         if hasattr(parameter, "full_tensor"):
             raise ModelError(
                 f"weights must be whole on every process for S2FT, got a sharded one in {name}.",
-                hint="Call apply_s2ft(model) before fully_shard (FSDP2), or pass Trainer(callbacks=[S2FTCallback()]).",
+                hint="Apply S2FT, or merge, before fully_shard (FSDP2); or pass Trainer(callbacks=[S2FTCallback()]).",
             )
         if hasattr(parameter, "ds_id"):
             raise ModelError(

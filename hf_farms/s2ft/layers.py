@@ -203,11 +203,11 @@ class SelectiveLayer(InOriginalOrder):
         return torch.equal(self.slice_of_weight(), self.selected.detach().to(self.weight))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # torch.distributed.checkpoint adds the model's own parameters to a full state dict that lacks them.
-        has_weight, has_slice = (
-            key in state_dict and state_dict[key] is not own
-            for key, own in ((f"{prefix}weight", self.weight), (prefix + SLICE, self.selected))
-        )
+        weight, selected = (state_dict.get(prefix + name) for name in ("weight", SLICE))
+        # torch.distributed.checkpoint adds the model's own parameters to a full state dict that lacks them, and may
+        # have loaded into them before this.
+        has_slice = selected is not None and selected is not self.selected
+        is_own = selected is self.selected and weight is self.weight and not self.engine.is_collective
         super()._load_from_state_dict(state_dict, prefix, *args)
         _, _, missing, *_ = args
         if prefix + SLICE in missing:
@@ -215,7 +215,7 @@ class SelectiveLayer(InOriginalOrder):
         if has_slice:
             # For instance from `dict(model.named_parameters())`: the slice is more exact than the weight.
             self.after_step()
-        elif has_weight and not self.weight.is_meta:
+        elif weight is not None and not is_own and not self.weight.is_meta:
             self._follow_weight()
 
     @torch.no_grad()

@@ -8,8 +8,8 @@ Takes two minutes on one H100 (80 GB) with torch 2.11 and transformers 5.17. Row
 as they are measured, so that a run that is stopped loses nothing. A section starts when its
 limit fits into what is left of --minutes; a run of the same command goes on with the sections that have not ended.
 Sections run in processes of their own: one that fails, or exceeds its limit, keeps its rows and stops no other.
-`serving` needs vLLM 0.33, here or in the Python that HF_FARMS_SERVING_PYTHON names, and is skipped without it. It has
-not run on a GPU yet.
+`serving` needs vLLM 0.33, here or in the Python that HF_FARMS_SERVING_PYTHON names, and is skipped without it. It and
+`fsdp2` have not run on a GPU yet.
 
 The weights are random, of the shapes of LLaMA-2-7B. What is timed on a part and scaled up to 32 blocks has `model_s`.
 To add a section: a generator of rows that takes the options, and an entry in SECTIONS.
@@ -113,6 +113,7 @@ SECTIONS = {
     "pruning-wanda": Section("gpu_pruning:pruning", 100, {"method": "wanda", "blocks": 4}),
     "training": Section("gpu_training:training", 150, {"settings": ["4x512"], "arms": ARMS}),
     "semi-structured": Section("gpu_pruning:semi_structured", 50),
+    "fsdp2": Section("gpu_fsdp2:fsdp2", 90, {"kinds": ["SHARDED_STATE_DICT", "FULL_STATE_DICT"]}),
     "pruning-sparsegpt": Section("gpu_pruning:pruning", 120, {"method": "sparsegpt", "blocks": 2}),
     "spectra-paper": Section("gpu_spectra:spectra_paper", 120),
     "training-checkpointing": Section(

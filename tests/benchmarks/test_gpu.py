@@ -33,6 +33,10 @@ def test_every_section_ends_with_rows(tmp_path):
         assert f"## {name}" in done.stdout
     trained = {row["arm"]: row["trained"] for row in content["sections"]["training"]["rows"]}
     assert trained["S2FT"] < trained["full"]
+    for row in content["sections"]["fsdp2"]["rows"]:
+        weights = "plain" if row["checkpoints"] == "FULL_STATE_DICT" else "sharded"
+        expected = {"resume": "exact", "weights": weights, "adapter": "of the model", "failed": None}
+        assert {name: row[name] for name in expected} == expected
     assert {row["zeros"] for row in content["sections"]["pruning-wanda"]["rows"]} == {0.5}
 
 

@@ -139,7 +139,7 @@ def test_sharded_weights():
         why = r"must be whole on every process for S2FT, got a sharded one in model.embed_tokens.weight\."
         with pytest.raises(ModelError, match=why) as caught:
             apply_s2ft(model, INDEXED)
-        assert caught.value.hint.startswith("Call apply_s2ft(model) before fully_shard (FSDP2)")
+        assert caught.value.hint.startswith("Apply S2FT, or merge, before fully_shard (FSDP2)")
     finally:
         torch.distributed.destroy_process_group()
 
