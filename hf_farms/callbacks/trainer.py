@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.state import AcceleratorState
 from numpy import asarray
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
@@ -125,10 +126,14 @@ def fsdp_version(args: TrainingArguments) -> int | None:
     """Return the version of FSDP that shards the model; None without FSDP.
 
     The default of the Trainer is 2, in its `fsdp_plugin_args`; that of `accelerate launch`, in the environment, is 1.
+    An Accelerator that was made before the Trainer has a plugin of its own.
     """
     if not uses_fsdp(args):
         return None
     given: dict[str, Any] = getattr(args, "fsdp_plugin_args", None) or {}
+    plugin: Any = getattr(AcceleratorState, "_shared_state", {}).get("fsdp_plugin")
+    if plugin is not None:
+        return int(plugin.fsdp_version)
     return int(given.get("fsdp_version") or os.environ.get("FSDP_VERSION") or 1)
 
 

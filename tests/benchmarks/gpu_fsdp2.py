@@ -58,9 +58,11 @@ def fsdp2(options, *, kinds):
 @torch.enable_grad()
 def _measure(options, kind, folder):
     cuda = options.device == "cuda"
+    one, unsharded = _train(options, None, folder / "one")
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
     whole, seconds = _train(options, kind, folder / "whole", save=True)
     again, _ = _train(options, kind, folder / "again", resume=folder / "whole" / f"checkpoint-{STEPS // 2}")
-    one, unsharded = _train(options, None, folder / "one")
     slices, plain = _slices(whole.model), dict(_model(options).state_dict())
     adapted = _model(options)
     S2FTAdapter.from_pretrained(folder / "whole" / f"checkpoint-{STEPS}").merge(adapted)
@@ -81,6 +83,8 @@ def _measure(options, kind, folder):
 
 def _train(options, kind, folder, *, save=False, resume=None):
     """Train for a few steps; return the Trainer and the seconds."""
+    # accelerate tells later trainings of this process that there is FSDP, by the environment.
+    os.environ.pop("ACCELERATE_USE_FSDP", None)
     model = _model(options)
     config = {"version": 2, "state_dict_type": kind, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}
     on = {"fsdp": True, "fsdp_config": config} if kind is not None and options.device == "cuda" else {}
