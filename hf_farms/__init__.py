@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hf_farms.callbacks.farms_lr import FarmsLRCallback
     from hf_farms.callbacks.keep_zeros import KeepZerosCallback
     from hf_farms.callbacks.layerwise_lr import LayerwiseLRCallback
+    from hf_farms.callbacks.layerwise_optimizer import layerwise_optimizer
     from hf_farms.callbacks.lora_masks import mask_lora
     from hf_farms.callbacks.s2ft import S2FTCallback
     from hf_farms.config import (
@@ -77,6 +78,7 @@ __all__ = [
     "fuse",
     "layer_spectrum",
     "layerwise_decay",
+    "layerwise_optimizer",
     "mask_lora",
     "plan_sparsity",
     "prune",
@@ -117,6 +119,7 @@ _HOME = {
     "fuse": "s2ft.adapters.fusing",
     "layer_spectrum": "spectra.spectrum",
     "layerwise_decay": "callbacks.factors",
+    "layerwise_optimizer": "callbacks.layerwise_optimizer",
     "mask_lora": "callbacks.lora_masks",
     "plan_sparsity": "allocation.plan",
     "prune": "pruning.pruner",

@@ -8,6 +8,7 @@ layers.py              LayerView: read and write one layer, whatever parameter h
 inputs.py              record the inputs of a layer
 weights.py             weights in memory: plain, quantised, or with PEFT adapters
 adapters.py            weights with PEFT adapters applied
+partitioned.py         parameters that ZeRO-3 of DeepSpeed has partitioned
 wrappers.py            DDP, FSDP, torch.compile and PEFT wrappers
 protocols.py           Block, BlockCall, and the interfaces BlockReader and BlockSource
 arguments.py           arguments and outputs of blocks

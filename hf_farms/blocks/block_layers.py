@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hf_farms.blocks.adapters import active_copy, base_path, innermost_base, is_adapted
 from hf_farms.blocks.layers import WHOLE, Kind, LayerMetadata, Part
 from hf_farms.blocks.layouts import expert_parts, fused_parts, is_experts, role_of
+from hf_farms.blocks.partitioned import whole_numel, whole_shape
 from hf_farms.blocks.routers import router_paths
 from hf_farms.blocks.wrappers import plain_name
 from hf_farms.errors import ModelError
@@ -23,7 +24,7 @@ MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 def count_weights(block: nn.Module) -> int:
     """Count the weights of the layers in a block."""
-    return sum(weight.numel() for _, _, _, weight in _matrix_parameters(block, ""))
+    return sum(whole_numel(weight) for _, _, _, weight in _matrix_parameters(block, ""))
 
 
 def find_layers(name: str, block: nn.Module, config: Any) -> tuple[LayerMetadata, ...]:
@@ -65,7 +66,7 @@ def _matrix_parameters(module: nn.Module, path: str) -> Iterator[MatrixParameter
                 hint="Merge it first: model.merge_and_unload().",
             )
         # Adapters on norms and embeddings wrap no layer.
-        if weight.ndim >= 2 and not isinstance(base, nn.Embedding):
+        if len(whole_shape(weight)) >= 2 and not isinstance(base, nn.Embedding):
             yield path, module, "weight", weight
         return
     if (trained_copy := active_copy(module)) is not None:
@@ -77,7 +78,8 @@ def _matrix_parameters(module: nn.Module, path: str) -> Iterator[MatrixParameter
         yield path, module, "in_proj_weight", cast(Tensor, module.in_proj_weight)
     else:
         for attribute, parameter in module.named_parameters(recurse=False):
-            if (is_experts(module) and parameter.ndim == 3) or (parameter.is_complex() and parameter.ndim >= 2):
+            ndim = len(whole_shape(parameter))
+            if (is_experts(module) and ndim == 3) or (parameter.is_complex() and ndim >= 2):
                 yield path, module, attribute, parameter
     for child_name, child in module.named_children():
         yield from _matrix_parameters(child, f"{path}.{child_name}" if path else child_name)
@@ -90,7 +92,7 @@ def _is_conv1d(module: nn.Module) -> bool:
 
 def _is_router(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
-    return "Router" in type(module).__name__ and isinstance(weight, nn.Parameter) and weight.ndim == 2
+    return "Router" in type(module).__name__ and isinstance(weight, nn.Parameter) and len(whole_shape(weight)) == 2
 
 
 def _layers_of_weight(
@@ -106,7 +108,7 @@ def _layers_of_weight(
     def layer(suffix: str, role: str, shape: tuple[int, ...], kind: Kind, part: Part) -> LayerMetadata:
         return LayerMetadata(f"{name}{suffix}", role, shape, kind, parameter, part)
 
-    shape = tuple(weight.shape)
+    shape = whole_shape(weight)
     if weight.is_complex():
         # Fourier layers hold (in, out, *modes).
         suffix = "" if attribute == "weight" else f".{attribute}"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hf_farms.blocks.block_layers import count_weights, find_layers, layers_by_weight
 from hf_farms.blocks.layers import BlockMetadata, LayerMetadata
 from hf_farms.blocks.layouts import BLOCK_PATHS, KNOWN
+from hf_farms.blocks.partitioned import whole_shape
 from hf_farms.blocks.wrappers import plain_name
 from hf_farms.errors import HfFarmsWarning, ModelError
 
@@ -144,7 +145,7 @@ def find_embeddings_and_head(model: nn.Module) -> tuple[LayerMetadata, ...]:
     layers: dict[int, LayerMetadata] = {}
     for module, role in roles.items():
         weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and weight.ndim == 2:
+        if isinstance(weight, Tensor) and len(shape := whole_shape(weight)) == 2:
             name = names[module]
-            layers.setdefault(id(weight), LayerMetadata(name, role, tuple(weight.shape), parameter=f"{name}.weight"))
+            layers.setdefault(id(weight), LayerMetadata(name, role, shape, parameter=f"{name}.weight"))
     return tuple(layers.values())

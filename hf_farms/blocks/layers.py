@@ -17,7 +17,7 @@ from hf_farms.blocks.inputs import TokenMask, expert_inputs, linear_inputs
 from hf_farms.config.roles import counts
 from hf_farms.errors import ModelError
 
-__all__ = ["BlockMetadata", "Kind", "LayerMetadata", "LayerStore", "LayerView", "Part"]
+__all__ = ["BlockMetadata", "Kind", "LayerMetadata", "LayerStore", "LayerView", "Part", "check_finite"]
 
 # linear: y = x W^T; expert: the same inside a 3-D parameter; conv: real, three or more dimensions; complex: complex
 # matrix or convolution (Fourier layers).
@@ -190,8 +190,8 @@ class LayerView:
                 f"weights must have the shape that follows from the config, {self.metadata.shape}, got "
                 f"{tuple(weight.shape)} in {self.name}."
             )
-        if check and not _is_finite(weight):
-            raise ModelError(f"weights must be finite, got NaN or infinity in {self.name}.weight.")
+        if check:
+            check_finite(self.name, weight)
         return weight
 
     def write_(self, weight: Tensor) -> None:
@@ -222,6 +222,16 @@ class LayerView:
             recording = expert_inputs(self.module, attribute, layer.part.expert, call, token_mask)
         with recording:
             yield
+
+
+def check_finite(name: str, weight: Tensor) -> None:
+    """Reject the weight of a layer that has NaN or infinity in it.
+
+    Raises:
+        ModelError: the message names the layer.
+    """
+    if not _is_finite(weight):
+        raise ModelError(f"weights must be finite, got NaN or infinity in {name}.weight.")
 
 
 def _is_finite(weight: Tensor) -> bool:

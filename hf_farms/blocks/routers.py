@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from hf_farms.blocks.layouts import is_experts
+from hf_farms.blocks.partitioned import whole_shape
 
 __all__ = ["router_paths"]
 
@@ -58,9 +59,9 @@ def _count_experts(module: nn.Module) -> int | None:
     for name, child in module.named_children():
         if SHARED.search(name):
             continue
-        weights = [p for p in child.parameters(recurse=False) if p.ndim == 3] if is_experts(child) else []
+        weights = [p for p in child.parameters(recurse=False) if len(whole_shape(p)) == 3] if is_experts(child) else []
         if weights:
-            return len(weights[0])
+            return whole_shape(weights[0])[0]
         if "expert" in name and isinstance(child, nn.ModuleList | nn.ModuleDict) and len(child) > 1:
             return len(child)
     return None
@@ -72,5 +73,5 @@ def _is_router(name: str, child: nn.Module, sizes: set[int]) -> bool:
         return False
     if name in SIBLING_NAMES:
         return True
-    shapes = [tuple(p.shape) for p in child.parameters(recurse=False) if p.ndim == 2]
-    return any(rows in sizes and rows < columns for rows, columns in shapes)
+    shapes = map(whole_shape, child.parameters(recurse=False))
+    return any(shape[0] in sizes and shape[0] < shape[1] for shape in shapes if len(shape) == 2)

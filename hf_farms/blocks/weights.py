@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hf_farms.blocks.adapters import innermost_base, is_adapted, with_adapters
 from hf_farms.blocks.layers import LayerMetadata
+from hf_farms.blocks.partitioned import gathered, is_partitioned
 from hf_farms.errors import ModelError
 
 __all__ = ["ModuleStore", "count_zeros"]
@@ -32,10 +33,17 @@ class ModuleStore:
 
     def read(self, layer: LayerMetadata) -> Tensor:
         """Read the layer's part of the parameter, dequantised, with adapters applied."""
-        weight = _dequantised(innermost_base(self.module), self.attribute)
-        if is_adapted(self.module):
-            weight, self.left_out[:] = with_adapters(self.module, weight)
-        return layer.part.of(weight)
+        base = innermost_base(self.module)
+        # Of a module with adapters those are read too.
+        own = self.module.parameters() if is_adapted(self.module) else [getattr(base, self.attribute)]
+        partitioned = [parameter for parameter in own if is_partitioned(parameter)]
+        with gathered(partitioned):
+            weight = _dequantised(base, self.attribute)
+            if is_adapted(self.module):
+                weight, self.left_out[:] = with_adapters(self.module, weight)
+            weight = layer.part.of(weight)
+            # The gathered weight ends with the context.
+            return weight.clone() if partitioned else weight
 
     def write(self, layer: LayerMetadata, weight: Tensor) -> None:
         """Overwrite the layer's part.

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
+from hf_farms.callbacks.deepspeed import check_deepspeed_config
 from hf_farms.callbacks.trainer import (
     checkpoint_engine,
     fsdp_version,
@@ -40,10 +41,12 @@ def check_supported(
         monitor: whether weights are read only, and steps stay as they are.
 
     Raises:
-        ValueError: DeepSpeed, FSDP 1; unless only monitored, a layer-wise optimizer of GaLore or APOLLO, LOMO, an
-            optimizer that computes its own learning rate.
+        ValueError: FSDP 1; unless only monitored, a config of DeepSpeed with an optimizer or scheduler of its own, a
+            layer-wise optimizer of GaLore or APOLLO, LOMO, an optimizer that computes its own learning rate.
     """
-    if not monitor or uses_deepspeed(args):
+    if not monitor:
+        if uses_deepspeed(args):
+            check_deepspeed_config(args, name)
         require_step_hooks(args, name)
     check_not_fsdp1(model, name)
     if monitor:
@@ -80,6 +83,11 @@ def check_s2ft_supported(args: TrainingArguments, config: S2FTConfig) -> None:
             schedule-free optimizer, vLLM or a moving reference model in trl.
     """
     name = "S2FTCallback"
+    if uses_deepspeed(args):
+        raise ValueError(
+            f"training must step through a torch optimizer for {name}, got DeepSpeed, which steps inside its backward. "
+            "Use DDP or FSDP2."
+        )
     require_step_hooks(args, name)
     optim = optimizer_name(args)
     if optim.startswith("schedule_free"):
@@ -124,13 +132,8 @@ def require_step_hooks(args: TrainingArguments, name: str) -> None:
         name: of the callback, for the message.
 
     Raises:
-        ValueError: DeepSpeed, a layer-wise optimizer of GaLore or APOLLO, LOMO.
+        ValueError: a layer-wise optimizer of GaLore or APOLLO, LOMO.
     """
-    if uses_deepspeed(args):
-        raise ValueError(
-            f"training must step through a torch optimizer for {name}, got DeepSpeed, which steps inside its backward. "
-            "Use DDP or FSDP2."
-        )
     optim = optimizer_name(args)
     if optim.endswith("_layerwise") or optim in ("lomo", "adalomo"):
         raise ValueError(

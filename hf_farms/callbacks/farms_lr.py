@@ -14,6 +14,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_farms.allocation.lr import allocate_lr, smoothed
 from hf_farms.blocks import ModelBlockSource
+from hf_farms.blocks.partitioned import whole_numel
 from hf_farms.callbacks.groups import Key
 from hf_farms.callbacks.history import History, error_text, warn_on_failure
 from hf_farms.callbacks.layerwise import LayerwiseCallback
@@ -26,7 +27,7 @@ from hf_farms.callbacks.trainer import is_summary, recomputes_activations, retri
 from hf_farms.config import FarmsLRConfig
 from hf_farms.config.effects import given_fields, warn_unused
 from hf_farms.config.mappings import as_config
-from hf_farms.distributed import ONE_PROCESS, first_rank_result, launched_ranks
+from hf_farms.distributed import launched_ranks
 from hf_farms.errors import HfFarmsWarning, ModelError, NoEffectWarning
 from hf_farms.reports import SpectralReport
 from hf_farms.spectra.analysis import analysis_cost, analyze
@@ -104,9 +105,7 @@ class FarmsLRCallback(LayerwiseCallback):
             warnings.warn(f"FarmsLRCallback has no effect: {error_text(error)}", NoEffectWarning, stacklevel=2)
             self._source = None
             return
-        # All processes have to read a sharded weight together, so each measures all of them.
-        self._sharded = any(hasattr(parameter, "full_tensor") for parameter in self._model.parameters())
-        self._ranks = ONE_PROCESS if self._sharded else launched_ranks()
+        self._ranks = launched_ranks()
         self._schedule, self._recomputes = times, recomputes_activations(args)
         self._attach(optimizer, keys)
         if self._groups is not None and not self._groups.keys:
@@ -144,9 +143,9 @@ class FarmsLRCallback(LayerwiseCallback):
         """Decide the interval, print it, and keep it for a resumed run; one measurement if costs are unknown."""
         assert self._source is not None
         assert self._model is not None
-        ranks, measuring = launched_ranks(), 0.0
+        measuring = 0.0
         # All ranks decide the same.
-        costs = sum(ranks.gather(step_cost)) / ranks.count
+        costs = sum(self._ranks.gather(step_cost)) / self._ranks.count
         try:
             measuring = analysis_cost(self._source, self.config.spectra, outside=self.config.outside)
         except ModelError as failure:
@@ -201,8 +200,8 @@ class FarmsLRCallback(LayerwiseCallback):
                     state,
                     kwargs["model"],
                     farms_lr=self.config,
-                    num_parameters=sum(p.numel() for p in parameters),
-                    num_trained=sum(p.numel() for p in parameters if p.requires_grad),
+                    num_parameters=sum(map(whole_numel, parameters)),
+                    num_trained=sum(whole_numel(p) for p in parameters if p.requires_grad),
                 )
         super().on_train_end(args, state, control, **kwargs)
 
@@ -233,12 +232,7 @@ class FarmsLRCallback(LayerwiseCallback):
     def _analyze(self) -> SpectralReport:
         source, outside = self._source, self.config.outside
         assert source is not None
-
-        def measured() -> SpectralReport:
-            return analyze(source, self.config.spectra, outside=outside, ranks=self._ranks)
-
-        # Each process gathers the whole weights; rounding of its own must not give it other factors.
-        report = first_rank_result(measured, launched_ranks()) if self._sharded else measured()
+        report = analyze(source, self.config.spectra, outside=outside, ranks=self._ranks)
         keep = self.config.smoothing
         return smoothed(report, layers=self.memory["layers"], blocks=self.memory["blocks"], keep=keep)
 

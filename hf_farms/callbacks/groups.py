@@ -15,12 +15,25 @@ import torch
 
 from hf_farms.config import LRQuantity
 
-__all__ = ["Key", "LayerwiseGroups", "Rates", "mean_factor"]
+__all__ = [
+    "TAG",
+    "Group",
+    "Key",
+    "LayerwiseGroups",
+    "Rates",
+    "copied_rates",
+    "mean_factor",
+    "scaled_rates",
+    "split_by_key",
+]
 
 # Entries that each finer group has of its own. It shares all others with its group, except for counters that a step
 # writes (schedule-free).
 RATES = ("lr", "weight_decay")
 OWN = frozenset({"params", *RATES})
+
+# Entry of a group of `layerwise_optimizer`: its key as a list of names, or None.
+TAG = "hf_farms_key"
 
 Group = dict[str, Any]
 # Names of the layers whose factors a parameter follows.
@@ -114,7 +127,7 @@ class LayerwiseGroups:
     def rates(self) -> dict[torch.nn.Parameter, Rates]:
         """Return what the last step used for each parameter; before the first, what it will use."""
         return {
-            parameter: self._scaled(finer.used or finer.group, 1.0 if key is None else self._factors[key])
+            parameter: self._scaled(finer.used or finer.group, key)
             for finer in self._finer
             for key, target in finer.by_key.items()
             for parameter in target["params"]
@@ -167,14 +180,14 @@ class LayerwiseGroups:
         self._follow(self._renew)
         for finer in self._finer:
             # A scheduler sets the next rate before it can be logged; a tensor in place.
-            finer.used = {name: _copied(finer.group[name]) for name in RATES if name in finer.group}
+            finer.used = copied_rates(finer.group)
         if all(factor == 1.0 for factor in self._factors.values()) and not self.counted():
             return None
         stand_in: list[Group] = []
         for finer in self._finer:
             for key, target in finer.by_key.items():
                 _copy_over(finer.group, target, finer.left)
-                rates = self._scaled(finer.group, 1.0 if key is None else self._factors[key])
+                rates = self._scaled(finer.group, key)
                 target["lr"] = rates.lr
                 if rates.weight_decay is not None:
                     target["weight_decay"] = rates.weight_decay
@@ -198,15 +211,18 @@ class LayerwiseGroups:
             finer.left = {name: finer.group[name] for name in finer.group.keys() - OWN}
         self._given = None
 
-    def _scaled(self, group: Group, factor: float) -> Rates:
-        lr = 1.0 if self._quantity == "weight_decay" else factor
-        decay = {"lr": 1.0, "weight_decay": factor, "both": factor}.get(self._quantity)
-        decay = 1 / factor if decay is None else decay
-        base = group.get("weight_decay")
-        # A rate that is a tensor is shared with the scheduler: not changed in place.
-        return Rates(
-            group["lr"] if lr == 1.0 else group["lr"] * lr, base if base is None or decay == 1.0 else base * decay
-        )
+    def _scaled(self, group: Group, key: Key | None) -> Rates:
+        return scaled_rates(group, 1.0 if key is None else self._factors[key], self._quantity)
+
+
+def scaled_rates(group: Group, factor: float, quantity: LRQuantity) -> Rates:
+    """Return the rates of a group of the optimizer, with the factor applied to the quantity."""
+    lr = 1.0 if quantity == "weight_decay" else factor
+    decay = {"lr": 1.0, "weight_decay": factor, "both": factor}.get(quantity)
+    decay = 1 / factor if decay is None else decay
+    base = group.get("weight_decay")
+    # A rate that is a tensor is shared with the scheduler: not changed in place.
+    return Rates(group["lr"] if lr == 1.0 else group["lr"] * lr, base if base is None or decay == 1.0 else base * decay)
 
 
 def mean_factor(factors: Mapping[str, float], names: Iterable[str]) -> float:
@@ -215,6 +231,19 @@ def mean_factor(factors: Mapping[str, float], names: Iterable[str]) -> float:
     if len(set(values)) <= 1:
         return values[0] if values else 1.0
     return math.fsum(values) / len(values)
+
+
+def split_by_key(
+    groups: list[Group], keys: Mapping[torch.nn.Parameter, Key]
+) -> tuple[list[Group], dict[torch.nn.Parameter, int]]:
+    """Split groups by key and tag them; return them, and the number of each parameter's group."""
+    finer: list[Group] = []
+    numbers: dict[torch.nn.Parameter, int] = {}
+    for group in groups:
+        for key, parameters in _params_by_key(group["params"], keys).items():
+            numbers |= dict.fromkeys(parameters, len(finer))
+            finer.append({**group, "params": parameters, TAG: None if key is None else list(key)})
+    return finer, numbers
 
 
 def _params_by_key(
@@ -235,8 +264,10 @@ def _copy_over(group: Group, target: Group, left: Group) -> None:
             target[name] = group[name]
 
 
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, torch.Tensor) else value
+def copied_rates(group: Group) -> Group:
+    """Return the rates of a group of the optimizer as they are now."""
+    rates = {name: group[name] for name in RATES if name in group}
+    return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in rates.items()}
 
 
 def _differ(values: list[Any]) -> bool:

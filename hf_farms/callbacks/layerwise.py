@@ -12,7 +12,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_farms.callbacks.compatibility import check_supported
-from hf_farms.callbacks.groups import Key, LayerwiseGroups
+from hf_farms.callbacks.deepspeed import deepspeed_groups, engine_name
+from hf_farms.callbacks.groups import Group, Key, LayerwiseGroups, split_by_key
 from hf_farms.callbacks.history import error_text
 from hf_farms.callbacks.rates import Rows, effective_rates
 from hf_farms.callbacks.trainer import (
@@ -25,11 +26,15 @@ from hf_farms.callbacks.trainer import (
     saved_callback_state,
     set_mark,
     unwrap_optimizer,
+    uses_deepspeed,
 )
+from hf_farms.callbacks.zero_groups import ZeroGroups
 from hf_farms.config import FarmsLRConfig, LayerwiseLRConfig
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
 
 __all__ = ["LayerwiseCallback"]
+
+PLAIN = "no DeepSpeed"
 
 
 class LayerwiseCallback(TrainerCallback, ExportableState):
@@ -41,7 +46,7 @@ class LayerwiseCallback(TrainerCallback, ExportableState):
     Attributes:
         prefix: of the names in the log.
         memory: state for a resumed run: step and epoch of the last factors, the factors by name, and the counters that
-            the optimizer keeps for each finer group.
+            the optimizer keeps for each finer group; the engine.
     """
 
     prefix: ClassVar[str]
@@ -54,8 +59,10 @@ class LayerwiseCallback(TrainerCallback, ExportableState):
     def __init__(self) -> None:
         self._model: nn.Module | None = None
         self._optimizer: torch.optim.Optimizer | None = None
-        self._groups: LayerwiseGroups | None = None
+        self._groups: LayerwiseGroups | ZeroGroups | None = None
         self._rows: Rows = {}
+        # Of the optimizer that layerwise_optimizer made: the number of each parameter's group.
+        self._made: dict[nn.Parameter, int] | None = None
         self._reset()
 
     @property
@@ -63,9 +70,9 @@ class LayerwiseCallback(TrainerCallback, ExportableState):
         return type(self).__name__
 
     def _reset(self) -> None:
-        self.memory: dict[str, Any] = {"step": None, "epoch": None, "factors": {}, "counted": []}
+        self.memory: dict[str, Any] = {"step": None, "epoch": None, "factors": {}, "counted": [], "engine": None}
         self._failed_in: int | None = None
-        self._warned = self._moved = False
+        self._warned = self._moved = self._resumed = False
 
     @abstractmethod
     def _begin(self, args: TrainingArguments, state: TrainerState, optimizer: torch.optim.Optimizer) -> None:
@@ -107,6 +114,8 @@ class LayerwiseCallback(TrainerCallback, ExportableState):
             raise ValueError(f"callbacks must hold one {self._name}, got {both}. Remove one of them.")
         self._resume(state)
         self._model = model
+        self._check_engine(args, state)
+        self._wrapped = kwargs["optimizer"] if uses_deepspeed(args) else None
         self._begin(args, state, optimizer)
 
     def on_step_begin(
@@ -139,6 +148,7 @@ class LayerwiseCallback(TrainerCallback, ExportableState):
         if isinstance(saved, list):
             raise ValueError(f"callbacks must hold one {self._name}, got two in the checkpoint. Remove one of them.")
         if saved:
+            self._resumed = True
             self._load(saved)
         register_callback_state(state, self._name, self.state())
 
@@ -152,12 +162,46 @@ class LayerwiseCallback(TrainerCallback, ExportableState):
         set_mark(optimizer, FARMS_LR_MARK, self)
         if self.monitors:
             return
-        self._groups = LayerwiseGroups(optimizer, keys, self.config.quantity, renew=self._renew_keys)
+        self._groups = self._groups_of(optimizer, keys)
         self._groups.resume(self.memory["counted"])
         self._apply()
         if self.config.quantity == "weight_decay" and not any(g.get("weight_decay") for g in optimizer.param_groups):
             message = "the optimizer decays no weights. Set weight_decay in TrainingArguments."
             warnings.warn(f"quantity='weight_decay' has no effect: {message}", NoEffectWarning, stacklevel=2)
+
+    def _groups_of(
+        self, optimizer: torch.optim.Optimizer, keys: dict[nn.Parameter, Key]
+    ) -> LayerwiseGroups | ZeroGroups:
+        quantity = self.config.quantity
+        if self._wrapped is None:
+            return LayerwiseGroups(optimizer, keys, quantity, renew=self._renew_keys)
+        assert self._model is not None
+        wrapped, self._wrapped = self._wrapped, None
+        return deepspeed_groups(wrapped, optimizer, self._model, keys, quantity, made=self._made, name=self._name)
+
+    def split_groups(self, groups: list[Group], model: nn.Module, state: TrainerState) -> list[Group]:
+        """Split the groups of an optimizer that is to be made, so that the parameters of each follow the same names."""
+        with warnings.catch_warnings():
+            # The start of the training gives the warnings.
+            warnings.simplefilter("ignore", HfFarmsWarning)
+            keys = self._early_keys(model, state)
+        finer, self._made = split_by_key(groups, keys)
+        return finer
+
+    def _early_keys(self, model: nn.Module, state: TrainerState) -> dict[nn.Parameter, Key]:
+        """Return the keys before the training starts."""
+        return self._find_keys(model)
+
+    def _check_engine(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Warn if the checkpoint was written by another engine: its optimizer state cannot be read by this one."""
+        engine = engine_name(args) if uses_deepspeed(args) else None
+        earlier, self.memory["engine"] = self.memory["engine"], engine
+        if self._resumed and earlier != engine:
+            self._warn(
+                f"the checkpoint was written under {earlier or PLAIN}, this training runs under {engine or PLAIN}. "
+                "Their files differ: without a file of its own the optimizer starts anew. Resume under the same engine "
+                "to continue exactly."
+            )
 
     def _renew_keys(self) -> dict[nn.Parameter, Key]:
         """Find the keys again after the optimizer's parameters have changed; the model may have new modules too."""

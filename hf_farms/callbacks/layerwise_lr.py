@@ -129,6 +129,13 @@ class LayerwiseLRCallback(LayerwiseCallback):
         self._rows = pattern_rows(keys)
         return keys
 
+    def _early_keys(self, model: nn.Module, state: TrainerState) -> dict[nn.Parameter, Key]:
+        progress = LRProgress(
+            step=state.global_step, max_steps=state.max_steps, epoch=float(state.epoch or 0.0), model=unwrapped(model)
+        )
+        self._patterns = list(self._factors.at(progress))
+        return self._find_keys(model)
+
     def _is_due(self, state: TrainerState) -> bool:
         epochs = (self.memory["epoch"], self._failed_in)
         return self._schedule.is_due(state, last_step=self.memory["step"], epochs_done=epochs)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from hf_farms.blocks import BlockReader
+from hf_farms.blocks.partitioned import whole_numel
 from hf_farms.callbacks.groups import Key, Rates
 from hf_farms.config import LRQuantity, LRUnit
 
@@ -61,7 +62,7 @@ def effective_rates(rows: Rows, rates: Mapping[nn.Parameter, Rates], quantity: L
     """
     logs: dict[str, float] = {}
     for name, parameters in rows.items():
-        held = [(parameter.numel(), rates[parameter]) for parameter in parameters if parameter in rates]
+        held = [(whole_numel(parameter), rates[parameter]) for parameter in parameters if parameter in rates]
         if not held:
             continue
         logs[f"{name}/learning_rate"] = _mean((size, rate.lr) for size, rate in held)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_farms.blocks import BlockMetadata, ModelBlockSource
+from hf_farms.blocks.partitioned import whole_numel, whole_shape
 
 __all__ = ["MEASURING_FACTOR", "StepCost", "measuring_factor"]
 
@@ -99,7 +100,7 @@ def _weights(source: ModelBlockSource, block: BlockMetadata) -> tuple[float, flo
         size = float(math.prod(layer.shape))
         if layer.kind == "expert":
             # One expert of this matrix; a token is multiplied with some of them.
-            total = source.model.get_parameter(layer.parameter).shape[0]
+            total = whole_shape(source.model.get_parameter(layer.parameter))[0]
             size *= min(1.0, float(getattr(config, "num_experts_per_tok", None) or 1) / max(1, total))
         everything += size
         module = source.model.get_submodule(layer.parameter.rpartition(".")[0])
@@ -112,8 +113,9 @@ def _trained_share(module: nn.Module, attribute: str) -> float:
     weight = getattr(module, attribute)
     if weight.requires_grad:
         return 1.0
-    own = sum(p.numel() for p in module.parameters(recurse=False) if p.requires_grad and p.ndim == weight.ndim)
-    return min(1.0, own / weight.numel()) if weight.numel() else 0.0
+    size, ndim = whole_numel(weight), len(whole_shape(weight))
+    trained = [p for p in module.parameters(recurse=False) if p.requires_grad and len(whole_shape(p)) == ndim]
+    return min(1.0, sum(map(whole_numel, trained)) / size) if size else 0.0
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

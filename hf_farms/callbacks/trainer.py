@@ -31,6 +31,8 @@ __all__ = [
     "checkpoint_engine",
     "checkpoint_folder",
     "clear_mark",
+    "deepspeed_config",
+    "deepspeed_optimizer",
     "fsdp_version",
     "get_mark",
     "insert_before_last",
@@ -47,6 +49,7 @@ __all__ = [
     "saved_callback_state",
     "set_mark",
     "trainer_flops",
+    "trainer_of_optimizer",
     "training_engine",
     "unwrap_optimizer",
     "uses_deepspeed",
@@ -59,9 +62,9 @@ FARMS_LR_MARK, S2FT_MARK, SLICES_MARK = "_hf_farms_lr", "_hf_farms_s2ft", "_hf_f
 
 
 def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    """Return the torch optimizer inside the wrappers of accelerate and others."""
-    while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-        optimizer = optimizer.optimizer
+    """Return the torch optimizer inside the wrappers of accelerate, DeepSpeed and others."""
+    while hasattr(inner := getattr(optimizer, "optimizer", None), "param_groups"):
+        optimizer = inner
     return optimizer  # type: ignore[no-any-return]
 
 
@@ -115,6 +118,27 @@ def optimizer_name(args: TrainingArguments) -> str:
 def uses_deepspeed(args: TrainingArguments) -> bool:
     """Return whether DeepSpeed runs the training."""
     return bool(getattr(args, "deepspeed", None) or getattr(args, "deepspeed_plugin", None))
+
+
+def deepspeed_config(args: TrainingArguments) -> dict[str, Any]:
+    """Return the config of DeepSpeed; empty without it."""
+    settings: Any = getattr(getattr(args, "deepspeed_plugin", None), "hf_ds_config", None)
+    settings = settings or getattr(args, "hf_deepspeed_config", None)
+    return dict(settings.config) if settings is not None else {}
+
+
+def deepspeed_optimizer(optimizer: Any) -> Any:
+    """Return the optimizer of DeepSpeed among the wrappers of a torch optimizer; None without one."""
+    while optimizer is not None:
+        if type(optimizer).__module__.startswith("deepspeed.runtime."):
+            return optimizer
+        optimizer = getattr(optimizer, "optimizer", None)
+    return None
+
+
+def trainer_of_optimizer() -> Trainer | None:
+    """Return the Trainer that is creating its optimizer now, if one is."""
+    return next(_callers("create_optimizer", "callback_handler"), None)
 
 
 def uses_fsdp(args: TrainingArguments) -> bool:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from hf_farms.allocation.block_scores import LayerAlpha, block_scores
-from hf_farms.blocks import BlockReader, LayerMetadata, LayerView, ModelBlockSource
+from hf_farms.blocks import BlockReader, LayerMetadata, ModelBlockSource
 from hf_farms.blocks.model_checks import check_blocks
+from hf_farms.blocks.partitioned import is_sharded
 from hf_farms.config import FarmsConfig
 from hf_farms.config.checks import check_arguments
 from hf_farms.config.effects import warn_unused
@@ -20,35 +21,14 @@ from hf_farms.distributed import ONE_PROCESS, Ranks, all_rank_results, assign_to
 from hf_farms.errors import ModelError
 from hf_farms.reports import BlockSpectrum, LayerRecord, SpectralReport
 from hf_farms.reports.standing_out import find_standing_out
+from hf_farms.spectra.measuring import Task, measure, measure_shards
 from hf_farms.spectra.notes import adapter_notes, layer_notes, skipped_notes
-from hf_farms.spectra.spectrum import LayerSpectrum, layer_spectra
-from hf_farms.spectra.windows import WindowPlan, model_window_rows, plan_weight
+from hf_farms.spectra.windows import model_window_rows, plan_weight
 
 __all__ = ["analysis_cost", "analyze", "model_rows"]
 
-# Bytes of weights that are read and measured together, so that batches of small matrices (experts) use the full device;
-# on a GPU a whole block of a model of 7B.
-BATCH_BYTES = 128 * 2**20
-GPU_BATCH_BYTES = 2**30
-
 # Multiply-adds that take the time of what every layer costs, whatever its size; it matters for small models only.
 LAYER_COST = 1e7
-
-
-@dataclass(frozen=True)
-class _Task:
-    """Layer to measure, and its windows."""
-
-    block: int  # index of its block; len(source) for embeddings and head
-    position: int  # index among the layers of the block
-    layer: LayerMetadata
-    plan: WindowPlan
-
-    @property
-    def cost(self) -> float:
-        """Approximate multiply-adds of the Gram matrices and the eigenvalue solver."""
-        short, long = sorted((self.plan.rows, self.plan.cols))
-        return self.plan.num_windows * short * short * (long + 4.0 * short)
 
 
 def analyze(
@@ -73,7 +53,8 @@ def analyze(
         config: windows and fit. With `window_rows="auto"`, one window size is chosen for the whole model.
         outside: also measure embeddings and head; they belong to no block.
         device: device to measure on; None for the device of the weights.
-        ranks: with several processes, each measures its share of the layers; all return the same report.
+        ranks: with several processes, each measures its share of the layers; all return the same report. Sharded
+            weights (FSDP2, ZeRO-3) are gathered one layer at a time, which all processes do together.
         progress: called with the number of finished layers and of all layers (of this process).
 
     Returns:
@@ -92,8 +73,11 @@ def analyze(
     rows = model_rows(source, config)
     tasks, skipped = _tasks(source, config, rows, outside=outside)
     notes = skipped_notes(skipped, len(tasks), rows)
-    own = assign_to_ranks([task.cost for task in tasks], ranks.count)[ranks.index]
-    parts = all_rank_results(lambda: _measure(source, [tasks[i] for i in own], config, device, progress), ranks)
+    if ranks.count > 1 and isinstance(source, ModelBlockSource) and is_sharded(source.model):
+        parts = all_rank_results(lambda: measure_shards(source, tasks, config, device, progress, ranks), ranks)
+    else:
+        own = assign_to_ranks([task.cost for task in tasks], ranks.count)[ranks.index]
+        parts = all_rank_results(lambda: measure(source, [tasks[i] for i in own], config, device, progress), ranks)
     measured = {key: record for part, _ in parts for key, record in part.items()}
     notes += adapter_notes([reason for _, reasons in parts for reason in reasons])
     records: dict[int, list[LayerRecord]] = {}
@@ -165,7 +149,7 @@ def model_rows(source: BlockReader, config: FarmsConfig) -> int | None:
 
 def _tasks(
     source: BlockReader, config: FarmsConfig, rows: int | None, *, outside: bool
-) -> tuple[list[_Task], list[LayerMetadata]]:
+) -> tuple[list[Task], list[LayerMetadata]]:
     """Plan the measurement: layers to measure, and layers that are too small for the automatic window size."""
     tasks, skipped = [], []
     for index, position, layer in _layers(source, outside=outside):
@@ -177,72 +161,8 @@ def _tasks(
         if config.window_rows == "auto" and plan.lowered:
             skipped.append(layer)
         else:
-            tasks.append(_Task(index, position, layer, plan))
+            tasks.append(Task(index, position, layer, plan))
     return tasks, skipped
-
-
-# (block, position) -> record.
-Records = dict[tuple[int, int], LayerRecord]
-
-
-def _measure(
-    source: BlockReader,
-    tasks: Sequence[_Task],
-    config: FarmsConfig,
-    device: str | torch.device | None,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[Records, list[str]]:
-    """Measure layers; return the records, and the adapters that were not applied, each with the reason."""
-    records: Records = {}
-    left_out: dict[str, None] = {}
-    place: str | torch.device = device if device is not None else getattr(source, "device", "cpu")
-    limit = GPU_BATCH_BYTES if torch.device(place).type == "cuda" else BATCH_BYTES
-    for batch in _batches(tasks, limit):
-        block = batch[0].block
-        views = source.open(block).layers if block < len(source) else source.outside
-        spectra = _spectra([views[task.position] for task in batch], [task.plan for task in batch], config, device)
-        for task, spectrum in zip(batch, spectra, strict=True):
-            records[task.block, task.position] = _layer_record(task.layer, spectrum)
-            left_out |= dict.fromkeys(views[task.position].left_out)
-        if progress is not None:
-            progress(len(records), len(tasks))
-    return records, list(left_out)
-
-
-def _batches(tasks: Sequence[_Task], limit: int) -> Iterator[list[_Task]]:
-    """Group consecutive layers of one block up to a number of bytes."""
-    batch: list[_Task] = []
-    size = 0
-    for task in tasks:
-        # The dtype is only known once the weight is read: assume float32.
-        weight = 4 * torch.Size(task.layer.shape).numel()
-        if batch and (task.block != batch[0].block or size + weight > limit):
-            yield batch
-            batch, size = [], 0
-        batch.append(task)
-        size += weight
-    if batch:
-        yield batch
-
-
-def _spectra(
-    layers: Sequence[LayerView], plans: Sequence[WindowPlan], config: FarmsConfig, device: str | torch.device | None
-) -> list[LayerSpectrum]:
-    weights = [layer.read(check=False) for layer in layers]
-    if device is not None:
-        weights = [weight.to(device) for weight in weights]
-    try:
-        return layer_spectra(weights, config, plans=plans)
-    except ValueError as error:
-        for layer in layers:
-            layer.read()  # raises with the name of the layer that is not finite
-        raise ModelError(f"{layers[0].name}: {error}") from error
-
-
-def _layer_record(layer: LayerMetadata, spectrum: LayerSpectrum) -> LayerRecord:
-    excluded = ("eigenvalues", "rows_lowered")
-    numbers = {name: value for name, value in vars(spectrum).items() if name not in excluded}
-    return LayerRecord(name=layer.name, role=layer.role, shape=layer.shape, **numbers)
 
 
 def _with_scores(blocks: list[BlockSpectrum], config: FarmsConfig) -> tuple[BlockSpectrum, ...]:

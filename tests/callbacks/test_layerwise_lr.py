@@ -258,12 +258,12 @@ def test_a_function_that_fails_later_keeps_the_rates_and_is_told_once(failure, t
     assert callback.memory["factors"] == {"norm": 3.5}
 
 
-def test_the_same_engines_are_refused_as_for_farms(tmp_path):
+def test_the_same_optimizers_are_refused_as_for_farms(tmp_path):
     callback = LayerwiseLRCallback(FIXED)
     run = trainer(tmp_path, callback)
-    run.args.deepspeed = {"zero_optimization": {"stage": 2}}
-    with pytest.raises(ValueError, match="torch optimizer for LayerwiseLRCallback, got DeepSpeed"):
-        callback.on_train_begin(run.args, run.state, run.control, model=run.model, optimizer=run.create_optimizer())
+    optimizer, run.args.optim = run.create_optimizer(), "lomo"
+    with pytest.raises(ValueError, match="a step of its own for LayerwiseLRCallback, got 'lomo'"):
+        callback.on_train_begin(run.args, run.state, run.control, model=run.model, optimizer=optimizer)
 
 
 def test_one_callback_of_layerwise_rates_only(tmp_path):

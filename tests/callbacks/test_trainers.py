@@ -1,5 +1,7 @@
 """FarmsLRCallback with what users of a Trainer do beside it."""
 
+from types import SimpleNamespace
+
 import datasets
 import pytest
 import torch
@@ -151,9 +153,22 @@ def test_optimizers_without_a_step_are_refused(optim, tmp_path):
         check_supported(args, model, torch.optim.SGD(model.parameters()))
 
 
-def test_deepspeed_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("entry", "line"),
+    [
+        ({"optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}, "optim, learning_rate and weight_decay"),
+        ({"scheduler": {"type": "WarmupLR"}}, "lr_scheduler_type and warmup_steps"),
+    ],
+)
+def test_configs_of_deepspeed_with_an_optimizer_or_scheduler_are_refused(entry, line, tmp_path):
     model = family_model("llama")
     args = arguments(tmp_path)
-    args.deepspeed = {"zero_optimization": {"stage": 2}}
-    with pytest.raises(ValueError, match=r"got DeepSpeed, which steps inside its backward\. Use DDP or FSDP2"):
-        check_supported(args, model, torch.optim.SGD(model.parameters()))
+    args.deepspeed = {"zero_optimization": {"stage": 2}, **entry}
+    args.deepspeed_plugin = SimpleNamespace(hf_ds_config=SimpleNamespace(config=args.deepspeed))
+    (name, value), optimizer = next(iter(entry.items())), torch.optim.SGD(model.parameters())
+    remedy = rf"must leave the {name} to .* got '{value['type']}'\. Remove its entry \"{name}\": {line} of Train"
+    with pytest.raises(ValueError, match=remedy):
+        check_supported(args, model, optimizer)
+    check_supported(args, model, optimizer, monitor=True)
+    del args.deepspeed_plugin.hf_ds_config.config[name]
+    check_supported(args, model, optimizer)
