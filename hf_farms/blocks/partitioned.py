@@ -8,15 +8,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["gathered", "is_partitioned", "is_sharded", "whole_numel", "whole_shape"]
-
-# Parameters that are whole now, by id: a context inside another must not gather them again.
-_WHOLE: set[int] = set()
+__all__ = ["gathered", "is_partitioned", "is_sharded", "is_whole", "whole_numel", "whole_shape"]
 
 
 def is_partitioned(tensor: Tensor) -> bool:
     """Return whether ZeRO-3 keeps a part of this parameter on each process."""
     return hasattr(tensor, "ds_shape")
+
+
+def is_whole(tensor: Any) -> bool:
+    """Return whether a partitioned parameter is whole now, on all processes: small ones always are."""
+    return bool(tensor.ds_status.name == "AVAILABLE")
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -41,17 +43,12 @@ def gathered(parameters: Iterable[Tensor]) -> Iterator[None]:
 
     They are for reading only: a change is lost. Parameters that are whole already stay as they are.
     """
-    own = [parameter for parameter in parameters if is_partitioned(parameter) and id(parameter) not in _WHOLE]
+    own = [parameter for parameter in parameters if is_partitioned(parameter) and not is_whole(parameter)]
     if not own:
         yield
         return
     # Only with partitioned parameters DeepSpeed is there.
     import deepspeed
 
-    ids = {id(parameter) for parameter in own}
     with deepspeed.zero.GatheredParameters(own):
-        _WHOLE.update(ids)
-        try:
-            yield
-        finally:
-            _WHOLE.difference_update(ids)
+        yield

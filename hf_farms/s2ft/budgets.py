@@ -11,6 +11,7 @@ from typing import NamedTuple
 from hf_farms.allocation.alphas import block_alphas
 from hf_farms.allocation.sparsity import allocate_sparsity
 from hf_farms.blocks.coupling import Structure
+from hf_farms.blocks.partitioned import whole_numel
 from hf_farms.config import S2FTConfig
 from hf_farms.config.checks import check
 from hf_farms.config.effects import given_fields
@@ -50,7 +51,7 @@ def unit_counts(coupled: CoupledModel, room: Sequence[Sequence[int]]) -> list[li
         ValueError: no unit is free, or the budget or `config.max_channels` is too small for a single one.
     """
     structures, config = coupled.structures, coupled.config
-    parameters = sum(parameter.numel() for parameter in coupled.source.model.parameters())
+    parameters = sum(map(whole_numel, coupled.source.model.parameters()))
     costs = [[sum(m.weights_per_unit for m in s.trained(config.roles)) for s in block] for block in structures]
     budgets = [share * config.budget * parameters for share in _block_shares(coupled)]
     allowed = [

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hf_farms.blocks import LayerMetadata
 from hf_farms.blocks.coupling import module_channels
+from hf_farms.blocks.partitioned import whole_shape
 from hf_farms.s2ft.checks import check_module, check_unshared
 from hf_farms.s2ft.coupled import CoupledModel
 from hf_farms.s2ft.selection import Selection
@@ -40,7 +41,7 @@ def channels_by_module(coupled: CoupledModel, selection: Selection) -> dict[nn.M
         index = torch.arange(len(channels)) if permuted else torch.tensor(channels)
         inputs[module] = layer.role in ("o", "down")
         weight = model.get_parameter(layer.parameter)
-        features = weight.shape[1 if layer.part.transposed else 0]
+        features = whole_shape(weight)[1 if layer.part.transposed else 0]
         indices[module].append(index if inputs[module] else module_channels(layer, features)[index])
     return {module: (torch.cat(parts).sort().values, inputs[module]) for module, parts in indices.items()}
 

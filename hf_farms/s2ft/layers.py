@@ -20,6 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.pytorch_utils import Conv1D
 
 from hf_farms.blocks.coupling import Orders, undo_orders
+from hf_farms.blocks.partitioned import is_partitioned
 from hf_farms.s2ft.engines import Engine, engine_of
 from hf_farms.s2ft.products import TrainedInputs, TrainedOutputs, picked
 
@@ -95,6 +96,7 @@ class SelectiveLayer(InOriginalOrder):
         self.s2ft_index = index.to(self.weight.device)
         dtype = torch.float32 if self.weight.dtype in (torch.bfloat16, torch.float16) else self.weight.dtype
         self.selected = nn.Parameter(self.slice_of_weight().to(dtype))
+        self.engine.adopt(self)
         _LAYERS[self] = None
 
     @property
@@ -146,16 +148,19 @@ class SelectiveLayer(InOriginalOrder):
     def forward(self, x: Tensor) -> Tensor:
         """`(..., n)` -> `(..., m)`."""
         if not self.s2ft_write_back:
-            return self._two_products(x)
+            return self._two_products(x, self.slice_of_weight())
         if not torch.is_grad_enabled():
             return cast(Tensor, super().forward(x))
+        if not self.engine.keeps_weights:
+            # The second product is zero; its gradient is that of the slice.
+            return self._two_products(x, self.selected.detach())
         function: Any = TrainedInputs if self.s2ft_inputs else TrainedOutputs
         index = self.s2ft_index_on(x.device)
         return cast(Tensor, function.apply(x, self.selected, self.matrix, self.bias, index, self.s2ft_start))
 
-    def _two_products(self, x: Tensor) -> Tensor:
+    def _two_products(self, x: Tensor, base: Tensor) -> Tensor:
         y = super().forward(x)
-        change = (self.selected - self.slice_of_weight()).to(self.weight.dtype)
+        change = (self.selected - base).to(self.weight.dtype)
         index = self.s2ft_index_on(x.device)
         if self.s2ft_inputs:
             return cast(Tensor, y + linear(picked(x, index, self.s2ft_start), change))
@@ -198,7 +203,7 @@ class SelectiveLayer(InOriginalOrder):
 
         Processes could find different answers for sharded weights, and only some of them would take part in writing.
         """
-        if not self.s2ft_write_back or self.weight.is_meta or type(self.matrix) is not Tensor:
+        if not self.s2ft_write_back or self.weight.is_meta or self.engine.is_collective:
             return self.s2ft_write_back
         return torch.equal(self.slice_of_weight(), self.selected.detach().to(self.weight))
 
@@ -215,7 +220,7 @@ class SelectiveLayer(InOriginalOrder):
         if has_slice:
             # For instance from `dict(model.named_parameters())`: the slice is more exact than the weight.
             self.after_step()
-        elif weight is not None and not is_own and not self.weight.is_meta:
+        elif weight is not None and not is_own and not (self.weight.is_meta or is_partitioned(self.weight)):
             self._follow_weight()
 
     @torch.no_grad()

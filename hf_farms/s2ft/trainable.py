@@ -9,6 +9,7 @@ from itertools import groupby
 from torch import nn
 
 from hf_farms.blocks.coupling import Structure
+from hf_farms.blocks.partitioned import whole_numel
 from hf_farms.s2ft.coupled import CoupledModel
 from hf_farms.s2ft.selection import Selection
 from hf_farms.s2ft.surgery import selection_of, selective_layers
@@ -77,8 +78,8 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     Args:
         model: with S2FT on it.
     """
-    trained = sum(layer.selected.numel() for _, layer in selective_layers(model))
-    return trained, sum(parameter.numel() for parameter in model.parameters()) - trained
+    trained = sum(whole_numel(layer.selected) for _, layer in selective_layers(model))
+    return trained, sum(map(whole_numel, model.parameters())) - trained
 
 
 def _texts_by_block(coupled: CoupledModel, selection: Selection) -> Iterator[tuple[str, str]]:

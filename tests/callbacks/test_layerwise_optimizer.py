@@ -60,5 +60,5 @@ def test_other_arguments_are_refused():
 def test_optimizers_that_make_their_own_groups_are_refused(tmp_path):
     run = with_optimizer(tmp_path, FarmsLRCallback(FAST), optim="adamw_torch")
     run.get_optimizer_cls_and_kwargs = lambda args, model: (torch.optim.SGD, {"params": []})
-    with pytest.raises(ValueError, match="whose groups can be split for layerwise_optimizer, got .*adamw_torch"):
+    with pytest.raises(ValueError, match=r"whose groups can be split for layerwise_optimizer, got .*adamw_torch"):
         run.train()

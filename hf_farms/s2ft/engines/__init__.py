@@ -2,6 +2,7 @@
 
 base.py    what an engine does, and weights that are whole on every process (one process, DDP)
 fsdp2.py   weights that FSDP2 has sharded
+zero3.py   weights that ZeRO-3 of DeepSpeed has partitioned
 
 An engine is found by the weight, because engines change the parameters of a model that has its slices already.
 """
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 from hf_farms.errors import ModelError
 from hf_farms.s2ft.engines.base import PLAIN, Engine, Slices
 from hf_farms.s2ft.engines.fsdp2 import FSDP2, local
+from hf_farms.s2ft.engines.zero3 import ZERO3
 
 __all__ = ["ENGINES", "PLAIN", "Engine", "Slices", "engine_of", "local", "one_engine", "settle"]
 
 # Asked in this order; `PLAIN` if none of them stores a weight.
-ENGINES: tuple[Engine, ...] = (FSDP2,)
+ENGINES: tuple[Engine, ...] = (FSDP2, ZERO3)
 
 
 def engine_of(weight: Tensor) -> Engine:

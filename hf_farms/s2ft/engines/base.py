@@ -44,16 +44,21 @@ class Engine(Protocol):
     Attributes:
         name: for messages.
         is_collective: whether `whole`, `slice_of_weight` and `write` need all processes.
+        keeps_weights: whether a view of the weight in the forward pass has the weight in the backward pass too.
     """
 
     name: str
     is_collective: bool
+    keeps_weights: bool
 
     def stores(self, tensor: Tensor) -> bool:
         """Return whether a parameter is stored by this engine."""
 
     def settle(self, model: nn.Module) -> None:
         """Give the modules of a model their stored parameters back, where a forward pass has replaced them."""
+
+    def adopt(self, layer: Slices) -> None:
+        """Store a new, whole slice in the way of the weight."""
 
     def whole(self, tensor: Tensor) -> Tensor:
         """Return a parameter, or a tensor stored like one, as a whole."""
@@ -81,12 +86,15 @@ def as_matrix(layer: Slices, weight: Tensor) -> Tensor:
 
 
 class _Plain:
-    name, is_collective = "weights that are whole on every process", False
+    name, is_collective, keeps_weights = "weights that are whole on every process", False, True
 
     def stores(self, tensor: Tensor) -> bool:
         return True
 
     def settle(self, model: nn.Module) -> None:
+        pass
+
+    def adopt(self, layer: Slices) -> None:
         pass
 
     def whole(self, tensor: Tensor) -> Tensor:

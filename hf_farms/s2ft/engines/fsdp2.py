@@ -20,7 +20,7 @@ __all__ = ["FSDP2", "local"]
 
 
 class _FSDP2:
-    name, is_collective = "FSDP2", True
+    name, is_collective, keeps_weights = "FSDP2", True, True
 
     def stores(self, tensor: Tensor) -> bool:
         return hasattr(tensor, "full_tensor")
@@ -32,6 +32,9 @@ class _FSDP2:
         for module in model.modules() if fsdp is not None else ():
             if isinstance(module, fsdp.FSDPModule):
                 module.reshard()
+
+    def adopt(self, layer: Slices) -> None:
+        raise NotImplementedError("slices are made before FSDP2 shards the weights")
 
     def whole(self, tensor: Tensor) -> Tensor:
         if not self.stores(tensor):
