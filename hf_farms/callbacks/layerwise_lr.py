@@ -56,7 +56,8 @@ class LayerwiseLRCallback(LayerwiseCallback):
 
     Raises:
         ValueError: an invalid pattern or factor; at the start of the training, if the step of the optimizer cannot be
-            given groups (DeepSpeed, GaLore layer-wise, LOMO, FSDP 1), or beside another callback of layer-wise rates.
+            given groups (GaLore layer-wise, LOMO, FSDP 1), a config of DeepSpeed has an optimizer or scheduler of its
+            own, or beside another callback of layer-wise rates.
     """
 
     prefix = "layerwise_lr"

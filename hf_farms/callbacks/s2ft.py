@@ -11,11 +11,13 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_farms.blocks.partitioned import is_sharded
 from hf_farms.callbacks.compatibility import PERMUTED, check_not_fsdp1, check_s2ft_supported
 from hf_farms.callbacks.history import warn_on_failure
 from hf_farms.callbacks.recording import record_training
 from hf_farms.callbacks.slices import (
     check_optimizer,
+    hide_slices,
     load_slices,
     save_slices_from_the_first_step,
     save_slices_with_optimizer,
@@ -29,6 +31,7 @@ from hf_farms.callbacks.trainer import (
     restart_farms_lr,
     set_mark,
     unwrap_optimizer,
+    uses_deepspeed,
     uses_reentrant_checkpointing,
 )
 from hf_farms.config import S2FTConfig
@@ -44,7 +47,7 @@ from hf_farms.s2ft.coupled import CoupledModel
 from hf_farms.s2ft.engines import one_engine
 from hf_farms.s2ft.saving import CONFIG_NAME, WEIGHTS_NAME, save_selection
 from hf_farms.s2ft.selection import Batches, Selection, check_selections, choose_channels
-from hf_farms.s2ft.surgery import apply_selection, selection_of, share_base
+from hf_farms.s2ft.surgery import apply_selection, selection_of, share_base, write_back
 from hf_farms.s2ft.trainable import count_parameters, print_trainable_parameters, summary
 
 __all__ = ["S2FTCallback"]
@@ -150,7 +153,7 @@ class S2FTCallback(TrainerCallback):
                 "model must stay the one that S2FTCallback has changed, got another one, as model_init makes. Pass "
                 "Trainer(model=...) without model_init, or use trainer.add_callback(S2FTCallback(...))."
             )
-        if late and args.world_size > 1:
+        if late and (args.world_size > 1 or uses_deepspeed(args)):
             raise ValueError(DISTRIBUTED)
         frozen = {parameter for parameter in model.parameters() if not parameter.requires_grad}
         lengths = [len(group["params"]) for group in optimizer.param_groups]
@@ -159,10 +162,17 @@ class S2FTCallback(TrainerCallback):
         if late:
             swap_in_slices(optimizer, model, frozen)
             restart_farms_lr(args, state, control, **kwargs)
-        check_optimizer(optimizer, model)
         share_base(model)
-        save_slices_with_optimizer(optimizer, model, lengths if late else None)
+        if uses_deepspeed(args):
+            save_slices_with_optimizer(optimizer, model, None, with_slices=False)
+            hide_slices(model)
+        else:
+            check_optimizer(optimizer, model)
+            save_slices_with_optimizer(optimizer, model, lengths if late else None)
         load_slices(optimizer, model, is_resumed=state.global_step > 0)
+        if uses_deepspeed(args):
+            # It has restored the slices.
+            write_back(model)
         if uses_reentrant_checkpointing(args):
             # A checkpointed block has gradients only if its input requires one.
             model.enable_input_require_grads()
@@ -170,6 +180,13 @@ class S2FTCallback(TrainerCallback):
         self._log(args, state, coupled)
         if state.is_world_process_zero and not self._printed:
             print_trainable_parameters(model, coupled)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the slices into the weights where the optimizer steps on other tensors (DeepSpeed)."""
+        if uses_deepspeed(args) and selection_of(kwargs["model"]) is not None:
+            write_back(kwargs["model"])
 
     def _log(self, args: TrainingArguments, state: TrainerState, coupled: CoupledModel) -> None:
         model = coupled.model
@@ -233,7 +250,9 @@ class S2FTCallback(TrainerCallback):
             # All processes use the selection of the first, since they may have seen different data, and have no weights
             # under FSDP2 with cpu_ram_efficient_loading.
             ranks = launched_ranks()
-            chosen = first_rank_result(lambda: self._choose(coupled) if ranks.index == 0 else None, ranks)
+            # Reading sharded weights takes all of them.
+            chooses = ranks.index == 0 or is_sharded(model)
+            chosen = first_rank_result(lambda: self._choose(coupled) if chooses else None, ranks)
             assert chosen is not None
             selection = chosen
         if not len(selection):

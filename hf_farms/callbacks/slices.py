@@ -23,11 +23,12 @@ from hf_farms.blocks.wrappers import plain_name
 from hf_farms.callbacks.trainer import SLICES_MARK, get_mark, set_mark
 from hf_farms.errors import HfFarmsWarning
 from hf_farms.s2ft.engines import one_engine
-from hf_farms.s2ft.layers import SelectiveLayer
+from hf_farms.s2ft.layers import SLICE, SelectiveLayer
 from hf_farms.s2ft.surgery import base_of, replace_base, selection_of, selective_layers
 
 __all__ = [
     "check_optimizer",
+    "hide_slices",
     "load_slices",
     "save_slices_from_the_first_step",
     "save_slices_with_optimizer",
@@ -91,7 +92,11 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
 
 
 def save_slices_with_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, lengths: Sequence[int] | None
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    lengths: Sequence[int] | None,
+    *,
+    with_slices: bool = True,
 ) -> None:
     """Add the slices to the optimizer's state dict from now on.
 
@@ -101,6 +106,7 @@ def save_slices_with_optimizer(
         lengths: number of parameters in each group before `swap_in_slices`. The optimizer of a resumed run has these
             groups when it loads the state, so the state dict keeps their layout. None: the optimizer was created with
             the slices.
+        with_slices: False: the engine's own checkpoint has the slices, and only those of the base are added.
     """
     if get_mark(optimizer, SLICES_MARK) is not None:
         return
@@ -113,13 +119,17 @@ def save_slices_with_optimizer(
         engine = one_engine(model)
         stored: State = {
             "channels": channels,
-            "slices": {name: layer.selected.detach() for name, layer in layers.items()},
         }
+        if with_slices:
+            stored["slices"] = {name: layer.selected.detach() for name, layer in layers.items()}
         kept = base_of(model)
         parts = {name: kept.slices[f"{name}.weight"].values for name in layers} if kept is not None else {}
         stored["base"] = {f"{name}.weight": engine.like_slice(layers[name], part) for name, part in parts.items()}
         stored["base_is_original"] = kept is None or kept.is_original
-        stored["bases"] = {name: layer.slice_of_weight() for name, layer in layers.items() if not layer.s2ft_write_back}
+        if with_slices:
+            stored["bases"] = {
+                name: layer.slice_of_weight() for name, layer in layers.items() if not layer.s2ft_write_back
+            }
         if lengths is not None:
             stored["state"] = _state_by_layer(
                 optimizer, state, {layer.selected: name for name, layer in layers.items()}
@@ -137,6 +147,12 @@ def save_slices_with_optimizer(
     # The optimizer has only the slices now: a checkpoint of the first layout that is loaded later has to be adapted.
     hooks = optimizer.register_state_dict_post_hook(add_slices), optimizer.register_load_state_dict_pre_hook(fit_layout)
     set_mark(optimizer, SLICES_MARK, hooks)
+
+
+def hide_slices(model: Any) -> None:
+    """Keep the slices out of the files of `save_pretrained` where the engine collects parameters itself (ZeRO-3)."""
+    names = [f"{name}.{SLICE}" for name, _ in selective_layers(model)]
+    model._keys_to_ignore_on_save = list({**dict.fromkeys(model._keys_to_ignore_on_save or ()), **dict.fromkeys(names)})
 
 
 def save_slices_from_the_first_step(model: nn.Module) -> RemovableHandle:
@@ -196,7 +212,7 @@ def load_slices(optimizer: torch.optim.Optimizer, model: nn.Module, *, is_resume
     _load_base(stored, model)
     # A full state dict of torch.distributed.checkpoint has no empty dicts.
     bases = stored.get("bases", {})
-    for name, layer in _layers(model).items():
+    for name, layer in _layers(model).items() if "slices" in stored else ():
         layer.resume(stored["slices"][name], bases.get(name))
         if "state" in stored:
             optimizer.state[layer.selected] = _to_device(stored["state"][name], layer.selected.device)

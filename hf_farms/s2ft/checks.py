@@ -41,11 +41,6 @@ def check_plain(model: nn.Module) -> None:
                 f"weights must be whole on every process for S2FT, got a sharded one in {name}.",
                 hint="Apply S2FT, or merge, before fully_shard (FSDP2); or pass Trainer(callbacks=[S2FTCallback()]).",
             )
-        if hasattr(parameter, "ds_id"):
-            raise ModelError(
-                f"weights must be whole on every process for S2FT, got a sharded one in {name}.",
-                hint="Use DDP, FSDP2, or one process; ZeRO-3 is not supported.",
-            )
         if parameter.is_meta:
             raise ModelError(
                 f"weights must be loaded for S2FT, got a meta tensor in {name}.",

@@ -19,11 +19,19 @@ def import_deepspeed():
     deepspeed.ops.__compatible_ops__ = {}
 
 
+# Else ZeRO-3 keeps small parameters whole, and steps on all of them together.
+SMALL = {
+    "stage3_param_persistence_threshold": 0,
+    "sub_group_size": 5000,
+    "stage3_gather_16bit_weights_on_model_save": True,
+}
+
+
 def zero(stage, **options):
     """TrainingArguments for a stage of ZeRO, with batches of half the size for two processes."""
     import_deepspeed()
     config = {
-        "zero_optimization": {"stage": stage, **options},
+        "zero_optimization": {"stage": stage, **(SMALL if stage == 3 else {}), **options},
         "train_batch_size": "auto",
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_farms.blocks.model_checks import check_model
+from hf_farms.blocks.partitioned import whole_shape
 from hf_farms.blocks.wrappers import unwrapped
 from hf_farms.errors import ModelError
 from hf_farms.privacy.publishing import published_path
@@ -39,7 +40,7 @@ def adapter_of_model(model: nn.Module) -> S2FTAdapter:
     for name, base in kept.slices.items():
         parameter = inner.get_parameter(name)
         now = current[name].values if trained else take(parameter, base.dim, base.indices).cpu()
-        patches.append(_patch(names[name], parameter.shape, base, now, base.values.to(now.dtype)))
+        patches.append(_patch(names[name], whole_shape(parameter), base, now, base.values.to(now.dtype)))
     adapter = _adapter(inner, patches, selection=kept.selection.config, channels=dict(kept.selection.channels))
     # The published base is without the earlier training.
     return adapter if kept.is_original else replace(adapter, base_model=None, base_revision=None)
@@ -174,7 +175,7 @@ def _changed_channels(model: nn.Module, name: str, new: Tensor, differs: Tensor)
     return StoredSlice(side, dim, counts[dim], take(new, dim, counts[dim]).cpu())  # type: ignore[arg-type]
 
 
-def _patch(name: str, shape: torch.Size, part: StoredSlice, values: Tensor, base: Tensor) -> WeightPatch:
+def _patch(name: str, shape: tuple[int, ...], part: StoredSlice, values: Tensor, base: Tensor) -> WeightPatch:
     rows, columns = shape
     return WeightPatch(
         name=name,
