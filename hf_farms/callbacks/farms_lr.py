@@ -55,8 +55,9 @@ class FarmsLRCallback(LayerwiseCallback):
         config: options, also as a mapping.
 
     Raises:
-        ValueError: at the start of the training, if the step of the optimizer cannot be given groups (GaLore layer-wise,
-            LOMO, FSDP 1), a config of DeepSpeed has an optimizer or scheduler of its own, or beside another callback of layer-wise rates.
+        ValueError: at the start of the training, if the step of the optimizer cannot be given groups (GaLore
+            layer-wise, LOMO, FSDP 1), if a config of DeepSpeed has an optimizer or scheduler of its own, or beside
+            another callback of layer-wise rates.
     """
 
     prefix = "farms_lr"

@@ -46,6 +46,22 @@ def test_groups_are_split_by_the_layers_whose_factors_they_follow(tmp_path):
         assert group["weight_decay"] == given[0]["weight_decay"]
 
 
+def test_a_checkpoint_of_other_groups_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{layerwise_optimizer.__module__}.uses_deepspeed", lambda args: True)
+    saved, other = (
+        with_optimizer(tmp_path, LayerwiseLRCallback({pattern: 0.5})).create_optimizer()
+        for pattern in (r"layers\.0\.", r"layers\.[12]\.")
+    )
+    assert [group[TAG] for group in saved.param_groups] == [None, [r"layers\.0\."], [r"layers\.0\."], None]
+    saved.load_state_dict(saved.state_dict())
+    why = r"groups of this training, 4, got 4; group 1 is that of layers..0.., not of layers..\[12\].*\. Resume with"
+    with pytest.raises(ValueError, match=why):
+        other.load_state_dict(saved.state_dict())
+    plain = trainer(tmp_path).create_optimizer()
+    with pytest.raises(ValueError, match=r"training, 4, got 2; group 1 is that of no layer, not of layers"):
+        other.load_state_dict(plain.state_dict())
+
+
 def test_a_callback_that_the_trainer_does_not_have_is_refused(tmp_path):
     run = with_optimizer(tmp_path, FarmsLRCallback(FAST), callbacks=[FarmsLRCallback(FAST)])
     with pytest.raises(ValueError, match="callbacks must hold the callback of layerwise_optimizer, got none"):

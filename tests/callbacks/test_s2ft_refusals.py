@@ -1,5 +1,7 @@
 """What S2FT does not work with is refused before the first step, with the way out."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import transformers
@@ -90,14 +92,35 @@ def test_a_checkpoint_of_another_engine(tmp_path, monkeypatch):
     refused("FSDP", "DeepSpeed")
 
 
-@EARLY
-def test_deepspeed(early, tmp_path):
-    args = arguments(tmp_path)
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (
+            PERMUTED,
+            r"layout must be 'indexed' for S2FTCallback under ZeRO-3, got 'permuted', whose .* Pass S2FTConfig\(l",
+        ),
+        (
+            S2FTConfig(budget=0.2, write_back=False),
+            r"write_back must be True for S2FTCallback under ZeRO-3, got False: ",
+        ),
+    ],
+)
+def test_options_under_zero_3(config, why, tmp_path):
+    args, given = arguments(tmp_path), (transformers.TrainerState(), transformers.TrainerControl())
+    args.deepspeed = {"zero_optimization": {"stage": 3}}
+    args.deepspeed_plugin = SimpleNamespace(hf_ds_config=SimpleNamespace(config=args.deepspeed))
+    with pytest.raises(ValueError, match=why):
+        S2FTCallback(config).on_init_end(args, *given, model=tiny("llama"))
+    args.deepspeed["zero_optimization"]["stage"] = 2
+    S2FTCallback(config).on_init_end(args, *given, model=tiny("llama"))
+
+
+def test_a_late_callback_under_deepspeed(tmp_path):
+    run = trainer(tmp_path)
+    args, optimizer = run.args, run.create_optimizer()
     args.deepspeed = {"zero_optimization": {"stage": 2}}
-    callback = S2FTCallback(INDEXED)
-    event = callback.on_init_end if early else callback.on_train_begin
-    with pytest.raises(ValueError, match=r"for S2FTCallback, got DeepSpeed, which steps inside its backward\. Use DDP"):
-        event(args, transformers.TrainerState(), transformers.TrainerControl(), model=tiny("llama"), optimizer=None)
+    with pytest.raises(ValueError, match=r"must be applied before the model is wrapped for distributed training"):
+        S2FTCallback(INDEXED).on_train_begin(args, run.state, run.control, model=run.model, optimizer=optimizer)
 
 
 @EARLY

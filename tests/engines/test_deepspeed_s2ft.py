@@ -25,7 +25,7 @@ ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 MODELS = {
     "llama": (lambda: signal(tiny("llama")), {"budget": 0.2}),
     "roles": (lambda: signal(tiny("llama")), {"budget": 0.3, "roles": ROLES}),
-    "gpt2": (lambda: family_model("gpt2"), {"budget": 0.2, "roles": ROLES}),
+    "gpt2": (lambda: family_model("gpt2"), {"budget": 0.2, "roles": ("q", "v", "o", "up", "down")}),
 }
 
 def run(name, engine, kind="llama", *, rates=False, resume=None, make=None, **options):
