@@ -55,12 +55,13 @@ class ModuleStore:
             raise ModelError(
                 f"weights must have no adapter to be overwritten, got one in {layer.name}.", hint=MERGE_FIRST
             )
-        if hasattr(getattr(self.module, self.attribute), "full_tensor"):
+        parameter = getattr(self.module, self.attribute)
+        if hasattr(parameter, "full_tensor") or is_partitioned(parameter):
             raise ModelError(
                 f"weights must be whole on every process to be overwritten, got a sharded one in {layer.name}.",
-                hint="Load the model without sharding it (FSDP2, tensor parallelism), and shard it afterwards.",
+                hint="Load the model without sharding it (FSDP2, ZeRO-3, tensor parallelism), and shard it afterwards.",
             )
-        layer.part.into_(getattr(self.module, self.attribute), weight)
+        layer.part.into_(parameter, weight)
 
 
 def count_zeros(tensor: Tensor) -> int:

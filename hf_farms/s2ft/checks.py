@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from hf_farms.blocks import LayerMetadata
+from hf_farms.blocks.partitioned import is_partitioned
 from hf_farms.errors import ModelError
 from hf_farms.s2ft.engines import PLAIN, one_engine
 from hf_farms.s2ft.layers import SelectiveLayer, selective_class
@@ -15,8 +16,12 @@ from hf_farms.s2ft.layers import SelectiveLayer, selective_class
 __all__ = ["check_module", "check_plain", "check_trainable", "check_unshared", "check_whole"]
 
 
-def check_plain(model: nn.Module) -> None:
+def check_plain(model: nn.Module, *, partitioned: bool = False) -> None:
     """Reject models whose weights are not plain, whole and in memory.
+
+    Args:
+        model: not modified.
+        partitioned: accept weights that ZeRO-3 keeps in parts.
 
     Raises:
         ValueError: S2FT is on it already.
@@ -41,6 +46,11 @@ def check_plain(model: nn.Module) -> None:
                 f"weights must be whole on every process for S2FT, got a sharded one in {name}.",
                 hint="Apply S2FT, or merge, before fully_shard (FSDP2); or pass Trainer(callbacks=[S2FTCallback()]).",
             )
+        if is_partitioned(parameter) and not partitioned:
+            raise ModelError(
+                f"weights must be whole on every process for S2FT, got one that ZeRO-3 has partitioned in {name}.",
+                hint="Do it before or after the training, with a model that is loaded without DeepSpeed.",
+            )
         if parameter.is_meta:
             raise ModelError(
                 f"weights must be loaded for S2FT, got a meta tensor in {name}.",
@@ -58,7 +68,7 @@ def check_trainable(model: nn.Module) -> None:
     # Not at the top: adapters use the checks of this file.
     from hf_farms.s2ft.adapters.applying import is_merged
 
-    check_plain(model)
+    check_plain(model, partitioned=True)
     if is_merged(model):
         raise ValueError(
             f"model must have no adapter merged into it for S2FT, got a {type(model).__name__} with one. Call "

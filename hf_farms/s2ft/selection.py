@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hf_farms.blocks.coupling import Member, Structure
 from hf_farms.blocks.model_checks import check_model
+from hf_farms.blocks.partitioned import is_partitioned
 from hf_farms.config import S2FTConfig
 from hf_farms.config.checks import check, check_arguments
 from hf_farms.config.effects import warn_unused
@@ -80,6 +81,8 @@ def choose_channels(
     """Choose heads and channels as `select_channels` does, in a model whose structures are known."""
     config = coupled.config
     _check_calibration(config, calibration)
+    if config.needs_data:
+        _check_runs(coupled)
     _check_roles(coupled)
     if not any(coupled.structures):
         return Selection(config)
@@ -97,6 +100,15 @@ def choose_channels(
             for member in structure.trained(config.roles) if units else ():
                 channels[member.layer.name] = tuple(member.channels(units).tolist())
     return Selection(config, channels)
+
+
+def _check_runs(coupled: CoupledModel) -> None:
+    """Reject a model whose weights ZeRO-3 has partitioned before it was wrapped: it cannot be run."""
+    if any(map(is_partitioned, coupled.source.model.parameters())):
+        raise ModelError(
+            f"weights must be whole for strategy {coupled.config.strategy!r}, got ones that ZeRO-3 has partitioned.",
+            hint="Choose with a model that is loaded without DeepSpeed (hf_farms.select_channels), and pass selection=.",
+        )
 
 
 def _check_calibration(config: S2FTConfig, calibration: Batches | None) -> None:

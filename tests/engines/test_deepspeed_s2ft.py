@@ -49,8 +49,9 @@ for stage in (2, 3):
     results["llama"][f"offload-{stage}"] = run(f"offload-{stage}", offload)
 results["llama"][1] = run("llama-1", zero(1))
 # from_pretrained keeps parameters in parts from the start where it knows the arguments of the training.
-signal(tiny("llama")).save_pretrained(f"{folder}/saved-{rank}")
-load = lambda: transformers.AutoModelForCausalLM.from_pretrained(f"{folder}/saved-{rank}")
+signal(tiny("llama")).save_pretrained(f"{folder}/saved")
+torch.distributed.barrier()
+load = lambda: transformers.AutoModelForCausalLM.from_pretrained(f"{folder}/saved")
 results["llama"]["loaded-3"] = run("loaded-3", zero(3), make=load)
 torch.save(results, f"{folder}/{rank}.pt")
 """

@@ -4,9 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from models import tiny
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from hf_farms import S2FTAdapter, S2FTConfig, apply_s2ft
+from hf_farms.blocks import ModelBlockSource
 from hf_farms.errors import ModelError
 from hf_farms.s2ft.engines import zero3
 from hf_farms.s2ft.layers import selective_class
@@ -87,3 +90,20 @@ def test_without_a_view_of_the_weight_the_gradients_are_the_same(monkeypatch):
         x.grad = None
     assert torch.equal(gradients[0][0], gradients[1][0])
     assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(*gradients, strict=True))
+
+
+def test_adapters_and_strategies_with_data_need_whole_weights(monkeypatch):
+    model = tiny("llama")
+    adapter_base = tiny("llama")
+    apply_s2ft(adapter_base, S2FTConfig(budget=0.1))
+    adapter = S2FTAdapter.from_model(adapter_base)
+    for parameter in model.parameters():
+        partition(parameter, 1, 0)
+    with pytest.raises(ModelError, match="got one that ZeRO-3 has partitioned in model.embed_tokens"):
+        adapter.merge(model)
+    config = S2FTConfig(budget=0.1, strategy="activation")
+    with pytest.raises(ModelError, match="whole for strategy 'activation', got ones that ZeRO-3") as caught:
+        apply_s2ft(model, config, calibration=[torch.zeros(1, 8, dtype=torch.long)])
+    assert "pass selection=" in caught.value.hint
+    with pytest.raises(ModelError, match="to be overwritten, got one that ZeRO-3 has partitioned in model.layers.0"):
+        ModelBlockSource(model).open(0).layers[0].write_(torch.zeros(32, 32))
