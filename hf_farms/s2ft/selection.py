@@ -107,7 +107,7 @@ def _check_runs(coupled: CoupledModel) -> None:
     if any(map(is_partitioned, coupled.source.model.parameters())):
         raise ModelError(
             f"weights must be whole for strategy {coupled.config.strategy!r}, got ones that ZeRO-3 has partitioned.",
-            hint="Choose with a model that is loaded without DeepSpeed (hf_farms.select_channels), and pass selection=.",
+            hint="Choose with a model that is loaded without DeepSpeed (select_channels), and pass selection=.",
         )
 
 
