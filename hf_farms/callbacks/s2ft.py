@@ -84,6 +84,9 @@ class S2FTCallback(TrainerCallback):
     those of the optimizer, also for another number of processes. Resume them under FSDP2. Layout "permuted" and FSDP1
     are refused.
 
+    DeepSpeed ZeRO-1, 2 and 3: checkpoints of DeepSpeed have the slices in float32 and those of the base, and
+    `model.safetensors` is that of the plain model. `write_back=False` and layout "permuted" are refused under ZeRO-3.
+
     Slices stay in float32, whatever the model is cast to. With `bf16_full_eval` or `fp16_full_eval` a Trainer casts the
     model for `evaluate()` outside a training and leaves it cast: all weights of a float32 model are rounded from then
     on, as without S2FT (the trained ones follow their exact slices again after `model.float()`). A model that has that
