@@ -9,7 +9,7 @@ from transformers import Trainer
 from hf_farms import FarmsLRCallback, LayerwiseLRCallback, layerwise_optimizer
 from hf_farms.callbacks.groups import TAG
 from hf_farms.callbacks.trainer import unwrap_optimizer
-from hf_farms.errors import NoEffectWarning
+from hf_farms.errors import HfFarmsWarning, NoEffectWarning
 
 
 def with_optimizer(folder, callback, *, callbacks=None, **options):
@@ -78,3 +78,17 @@ def test_optimizers_that_make_their_own_groups_are_refused(tmp_path):
     run.get_optimizer_cls_and_kwargs = lambda args, model: (torch.optim.SGD, {"params": []})
     with pytest.raises(ValueError, match=r"whose groups can be split for layerwise_optimizer, got .*adamw_torch"):
         run.train()
+
+
+def test_a_checkpoint_of_another_engine_is_named(tmp_path):
+    def run(resume=None):
+        one = trainer(tmp_path, LayerwiseLRCallback({"norm": 0.5}), save_strategy="steps", save_steps=4)
+        one.train(resume_from_checkpoint=resume)
+
+    run()
+    state = tmp_path / "checkpoint-4" / "trainer_state.json"
+    assert state.read_text().count('"engine": null') == 1
+    run(str(state.parent))
+    state.write_text(state.read_text().replace('"engine": null', '"engine": "DeepSpeed ZeRO-2"'))
+    with pytest.warns(HfFarmsWarning, match=r"written under DeepSpeed ZeRO-2, this training runs under no DeepSpeed\."):
+        run(str(state.parent))
