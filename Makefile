@@ -20,7 +20,7 @@ LOWEST_VENV ?= .venv-lowest
 LOWEST_BIN := $(LOWEST_VENV)/bin
 LOWEST_TORCH := $(if $(filter file,$(origin TORCH)),$(shell sed -n 's/^  "torch>=\(.*\)",$$/torch==\1/p' pyproject.toml),$(TORCH))
 
-.PHONY: demo test test-lowest test-slow test-serving test-engines schemas lint types clean
+.PHONY: demo test test-lowest test-slow test-serving test-engines schemas lint types docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-farms analyze demo
@@ -59,6 +59,10 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
+# The site in build/docs; a broken link or a name that does not exist is an error.
+docs: $(VENV)/.installed-docs
+	$(BIN)/zensical build --strict --clean
+
 clean:
 	rm -rf $(VENV) $(LOWEST_VENV) $(SERVING_VENV) out dist build
 
@@ -79,6 +83,13 @@ $(VENV)/.installed-engines: $(VENV)/.installed-test
 
 $(VENV)/.installed-dev: $(VENV)/.installed-test
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -e ".[dev]"
+	touch $@
+
+# Docstrings are read from the source, so that neither the package nor torch is needed.
+$(VENV)/.installed-docs: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	sed -n 's/^docs = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d '",' | tr ' ' '\n' > $(VENV)/docs.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -r $(VENV)/docs.txt
 	touch $@
 
 # uv finds the versions, pip installs them: by its arguments, and without what the build of torch does not need.
