@@ -27,8 +27,10 @@ def _training(folder: Path) -> dict[str, Any]:
 def _learning_rates(folder: Path) -> dict[str, Any]:
     model = tiny("llama")
 
-    def make_trainer(callbacks):
-        return trainer(folder / "trainer", callbacks[0], model=model, max_steps=2)
+    def make_trainer(callbacks, optimizer_cls_and_kwargs=None):
+        made = trainer(folder / "trainer", callbacks[0], model=model, max_steps=2)
+        made.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
+        return made
 
     return {"model": model, "make_trainer": make_trainer}
 
