@@ -18,14 +18,15 @@ REPO = os.environ.get("REPO", "")
 SAMPLES = int(os.environ.get("SAMPLES", "32"))
 
 # %% [markdown]
-# Prune: Wanda scores, masks improved by swaps, and a recovery of each attention and MLP. Give your own text where you
-# have some: `CalibrationConfig(source="notes.txt")`. If the run is killed, the same call continues it.
+# Prune: Wanda scores, and a recovery of each attention and MLP; `refine="swaps"` improves the masks before that, and
+# takes longer. Give your own text where you have some: `CalibrationConfig(source="notes.txt")`. If the run is killed,
+# the same call continues it.
 
 # %%
 report = prune_checkpoint(
     MODEL,
     FOLDER,
-    config=PruneConfig(sparsity=0.5, allocation="farms", refine="swaps", recover="submodule"),
+    config=PruneConfig(sparsity=0.5, allocation="farms", recover="submodule"),
     calibration=CalibrationConfig(num_sequences=SAMPLES, sequence_length=256),
     evaluation=EvaluationConfig(max_windows=SAMPLES, context_length=256),
 )

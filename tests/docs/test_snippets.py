@@ -21,7 +21,7 @@ NOT_RUN = {
     "README.md": {"installs packages": 1, "needs the Hub": 1, "runs the tests": 1},
     "docs/adapters.md": {"needs a GPU": 3},
     "docs/command-line.md": {"needs the Hub": 1},
-    "docs/examples/README.md": {"is run as a script": 1},
+    "docs/examples.md": {"is run as a script": 1},
     # Run by test_engines_guide.py and test_processes_guide.py.
     "docs/engines.md": {"needs several processes": 3},
     "docs/learning-rates.md": {"needs several processes": 1},
