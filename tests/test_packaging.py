@@ -22,6 +22,9 @@ def python(code):
 
 @SOURCE
 def test_the_wheel_has_three_packages_and_a_small_demo(tmp_path):
+    import build  # noqa: F401
+    import hatchling  # noqa: F401
+
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(tmp_path), str(ROOT)],
         check=True,
@@ -44,6 +47,8 @@ def test_the_wheel_has_three_packages_and_a_small_demo(tmp_path):
 
 @SOURCE
 def test_imports_point_one_way():
+    import importlinter  # noqa: F401
+
     done = subprocess.run(
         [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()"],
         cwd=ROOT,

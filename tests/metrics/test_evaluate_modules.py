@@ -82,8 +82,11 @@ def test_an_unknown_metric_is_refused():
 
 @pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="needs the source tree")
 def test_metrics_load_from_the_wheel(tmp_path):
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(tmp_path), str(ROOT)]
-    subprocess.run(build, check=True, capture_output=True)
+    import build  # noqa: F401
+    import hatchling  # noqa: F401
+
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         wheel.extractall(tmp_path / "installed")
     code = (
