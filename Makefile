@@ -68,10 +68,10 @@ test-latest:
 	OMP_NUM_THREADS=1 $(LATEST_BIN)/python $(PYTEST) $(TESTS)
 
 # The wheel with the base dependencies and pytest only. Tests that import another package are skipped (base_only.py);
-# the library must not import one. PYTHONSAFEPATH keeps the source tree from being imported instead of the wheel.
+# the library must not import one. Unlike `python -m pytest`, the program does not put the source tree before the wheel.
 test-base: package $(BASE_VENV)/.installed
 	$(BASE_BIN)/python $(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
-	OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 PYTHONPATH=tests/support $(BASE_BIN)/python $(PYTEST) -p base_only $(TESTS)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/support $(BASE_BIN)/$(subst -m ,,$(PYTEST)) -p base_only $(TESTS)
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow --timeout=7200
@@ -151,7 +151,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed-test
 $(VENV)/.installed-docs: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	sed -n 's/^docs = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d '",' | tr ' ' '\n' > $(VENV)/docs.txt
-	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -r $(VENV)/docs.txt
+	$(BIN)/python $(PIP_INSTALL) -r $(VENV)/docs.txt
 	touch $@
 
 # uv finds the versions, pip installs them: by its arguments, and without what the build of torch does not need.

@@ -24,6 +24,13 @@ def missing_package(error):
     return error.name.partition(".")[0] if files and TESTS in files[-1].parents else None
 
 
+def pytest_configure():
+    import hf_farms
+
+    if TESTS.parent in Path(hf_farms.__file__).parents:
+        raise pytest.UsageError(f"the wheel must be tested, got the source tree {hf_farms.__file__}")
+
+
 def skip(report, path, package):
     report.outcome = "skipped"
     report.longrepr = (str(path), 0, f"Skipped: {package} is not installed")
