@@ -105,10 +105,11 @@ def test_tests_run_on_every_supported_python():
     assert re.search(r'requires-python = ">=(.+)"', project)[1] == tested[0]
 
 
-def test_phony_targets_exist():
+def test_targets_are_phony_and_clean_removes_all_environments():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     phony = {name for line in re.findall(r"^\.PHONY: (.+)$", text, re.MULTILINE) for name in line.split()}
-    assert phony <= makefile_targets(text)
+    # A folder of the same name, such as docs, would otherwise be taken for what is to be made.
+    assert phony == makefile_targets(text)
     done = subprocess.run(["make", "-n", "clean"], cwd=ROOT, capture_output=True, text=True, check=True)
     environments = re.findall(r"^\w+_?VENV \?= (\S+)$", text, re.MULTILINE)
     assert len(environments) > 4
