@@ -115,11 +115,12 @@ SECTIONS = {
     "semi-structured": Section("gpu_pruning:semi_structured", 50),
     "fsdp2": Section("gpu_fsdp2:fsdp2", 90, {"kinds": ["SHARDED_STATE_DICT", "FULL_STATE_DICT"]}),
     "pruning-sparsegpt": Section("gpu_pruning:pruning", 120, {"method": "sparsegpt", "blocks": 2}),
-    "spectra-paper": Section("gpu_spectra:spectra_paper", 120),
+    "callbacks": Section("gpu_callbacks:callbacks", 90, {"blocks": 4}),
+    "spectra-paper": Section("gpu_spectra:spectra_paper", 90),
     "training-checkpointing": Section(
-        "gpu_training:training", 120, {"settings": ["4x512"], "arms": ARMS, "checkpointing": True}
+        "gpu_training:training", 90, {"settings": ["4x512"], "arms": ARMS, "checkpointing": True}
     ),
-    "training-sizes": Section("gpu_training:training", 120, {"settings": ["1x512", "2x1024", "16x512"], "arms": ARMS}),
+    "training-sizes": Section("gpu_training:training", 90, {"settings": ["1x512", "2x1024", "16x512"], "arms": ARMS}),
     "adapters": Section(
         "gpu_adapters:adapters", 60, {"ranks": [16, 128], "counts": [1, 4, 16, 64], "lengths": [1, 128]}
     ),

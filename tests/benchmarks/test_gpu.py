@@ -37,6 +37,10 @@ def test_every_section_ends_with_rows(tmp_path):
         weights = "plain" if row["checkpoints"] == "FULL_STATE_DICT" else "sharded"
         expected = {"resume": "exact", "weights": weights, "adapter": "of the model", "failed": None}
         assert {name: row[name] for name in expected} == expected
+    rows = content["sections"]["callbacks"]["rows"]
+    assert [(row["callback"], row["compiled"], row["failed"]) for row in rows] == [
+        (name, compiled, None) for compiled in (False, True) for name in ("none", "FarmsLRCallback", "S2FTCallback")
+    ]
     assert {row["zeros"] for row in content["sections"]["pruning-wanda"]["rows"]} == {0.5}
 
 
