@@ -23,7 +23,7 @@ NOT_RUN = {
     "docs/command-line.md": {"needs the Hub": 1},
     "docs/examples.md": {"is run as a script": 1},
     # Run by test_engines_guide.py and test_processes_guide.py.
-    "docs/engines.md": {"needs several processes": 3},
+    "docs/engines.md": {"needs several processes": 4},
     "docs/learning-rates.md": {"needs several processes": 1},
     "docs/processes.md": {"needs several processes": 1},
     "docs/evaluation.md": {"needs the Hub": 1},
