@@ -11,15 +11,19 @@ from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_farms.blocks import unwrapped
+from hf_farms.blocks.partitioned import whole_numel
 from hf_farms.callbacks.factors import Factors, LRProgress, PatternFactors, parameters_by_pattern
 from hf_farms.callbacks.groups import Key
+from hf_farms.callbacks.history import warn_on_failure
 from hf_farms.callbacks.layerwise import LayerwiseCallback
 from hf_farms.callbacks.rates import MOST_LOGGED, pattern_rows
+from hf_farms.callbacks.recording import record_training
 from hf_farms.callbacks.schedule import Schedule, whole_epochs
 from hf_farms.callbacks.trainer import insert_before_last, log_to_trackers
 from hf_farms.config import LayerwiseLRConfig
 from hf_farms.config.mappings import as_config
 from hf_farms.errors import HfFarmsError, NoEffectWarning
+from hf_farms.reports.training import LayerwiseLRRecord
 
 __all__ = ["LayerwiseLRCallback"]
 
@@ -162,6 +166,26 @@ class LayerwiseLRCallback(LayerwiseCallback):
             return
         self.memory |= {"step": state.global_step, "epoch": whole_epochs(state), "factors": factors}
         self._apply()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the report of the training; detach from the optimizer."""
+        if self._groups is not None:
+            parameters = list(kwargs["model"].parameters())
+            record = LayerwiseLRRecord(
+                config=self.config, factors=dict(self.memory["factors"]), scheduled=not self._factors.is_fixed
+            )
+            with warn_on_failure():
+                record_training(
+                    args,
+                    state,
+                    kwargs["model"],
+                    layerwise_lr=record,
+                    num_parameters=sum(map(whole_numel, parameters)),
+                    num_trained=sum(whole_numel(p) for p in parameters if p.requires_grad),
+                )
+        super().on_train_end(args, state, control, **kwargs)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log factors that have changed since the last log, and send the effective rates to the trackers."""

@@ -14,7 +14,7 @@ from hf_farms.reports.base import REPORT_NAME
 from hf_farms.reports.folders import report_kind, s2ft_record
 from hf_farms.reports.lr_history import HISTORY_NAME, read_history
 from hf_farms.reports.metrics import best_step, number, trained_metrics
-from hf_farms.reports.training import FarmsLRRecord, TrainReport
+from hf_farms.reports.training import FarmsLRRecord, LayerwiseLRRecord, TrainReport
 
 __all__ = ["record_training"]
 
@@ -35,6 +35,7 @@ def record_training(
     num_parameters: int | None = None,
     num_trained: int | None = None,
     farms_lr: FarmsLRConfig | None = None,
+    layerwise_lr: LayerwiseLRRecord | None = None,
     s2ft: tuple[S2FTConfig, Mapping[str, Iterable[int]]] | None = None,
 ) -> Path | None:
     """Write the report of a training that has just finished, for the card.
@@ -50,6 +51,7 @@ def record_training(
         num_parameters: parameters of the model, without those that S2FT adds.
         num_trained: number of trained parameters.
         farms_lr: options of the layer-wise learning rates.
+        layerwise_lr: layer-wise factors of the user.
         s2ft: options of S2FT, and the selected channels of each layer.
 
     Returns:
@@ -77,6 +79,7 @@ def record_training(
         task=task,
         best_step=best,
         farms_lr=FarmsLRRecord.from_history(read_history(folder / HISTORY_NAME), farms_lr) if farms_lr else None,
+        layerwise_lr=layerwise_lr,
         s2ft=s2ft_record(*s2ft) if s2ft else None,
     )
     if earlier is not None:
@@ -85,6 +88,7 @@ def record_training(
         report = replace(
             report,
             farms_lr=report.farms_lr or earlier.farms_lr,
+            layerwise_lr=report.layerwise_lr or earlier.layerwise_lr,
             s2ft=report.s2ft or earlier.s2ft,
             num_parameters=counted.num_parameters,
             num_trained=counted.num_trained,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from hf_farms.config import FarmsLRConfig, S2FTConfig
+from hf_farms.config import FarmsLRConfig, LayerwiseLRConfig, S2FTConfig
 from hf_farms.reports.base import Report
 from hf_farms.reports.lr_history import BlockFactor, LayerFactor, LRHistoryEntry, LRMeasurement
 from hf_farms.reports.pruning import BaseModelRecord
@@ -17,6 +17,7 @@ __all__ = [
     "LRMeasurement",
     "LayerFactor",
     "LayerSelection",
+    "LayerwiseLRRecord",
     "S2FTRecord",
     "TrainReport",
 ]
@@ -49,6 +50,21 @@ class FarmsLRRecord:
             measurements=tuple(measurements),
             layers=entries[-1].layers if entries and by_layer else (),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerwiseLRRecord:
+    """Layer-wise factors that the user gave.
+
+    Attributes:
+        config: options of the run.
+        factors: the last ones, by pattern on the names of the parameters, in the order in which they count.
+        scheduled: whether they are functions, whose value may change during the training.
+    """
+
+    config: LayerwiseLRConfig
+    factors: dict[str, float]
+    scheduled: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +103,7 @@ class TrainReport(Report):
         metrics: the last value of each that was logged up to the model that was saved, such as `eval_loss`. What
             `trainer.evaluate()` gives after the training is not among them: it may be of other data.
         farms_lr: layer-wise learning rates; None: all layers learnt alike.
+        layerwise_lr: layer-wise factors of the user; None: not used.
         s2ft: selective training; None: not used.
         base: what the Hub says of the model that was trained further.
         notes: what a reader must know.
@@ -110,9 +127,10 @@ class TrainReport(Report):
     architecture: str | None = None
     task: str | None = None
     best_step: int | None = None
+    layerwise_lr: LayerwiseLRRecord | None = None
 
     @property
     def method(self) -> str:
-        """`farms-lr`, `s2ft` or both of them."""
-        used = {"s2ft": self.s2ft, "farms-lr": self.farms_lr}
+        """`farms-lr` or `layerwise-lr`, `s2ft`, or both of them."""
+        used = {"s2ft": self.s2ft, "farms-lr": self.farms_lr, "layerwise-lr": self.layerwise_lr}
         return " and ".join(name for name, record in used.items() if record is not None)

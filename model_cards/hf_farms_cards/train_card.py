@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from hf_farms.config import FarmsLRConfig, S2FTConfig
+from hf_farms.config import FarmsLRConfig, LayerwiseLRConfig, S2FTConfig
 from hf_farms.registries import STRATEGIES
 from hf_farms.reports.training import FarmsLRRecord, S2FTRecord, TrainReport
 from hf_farms_cards.figures.blocks import dark_of
@@ -24,7 +24,16 @@ if TYPE_CHECKING:
 
 __all__ = ["trained_card"]
 
-RATES, SELECTIVE = "FarmsLR", "S2FT"
+Config = FarmsLRConfig | LayerwiseLRConfig | S2FTConfig
+
+RATES, FACTORS, SELECTIVE = "FarmsLR", "LayerwiseLR", "S2FT"
+# LayerwiseLRConfig.quantity -> what has factors.
+_QUANTITIES = {
+    "lr": "learning rates",
+    "weight_decay": "weight decay",
+    "both": "learning rates and weight decay",
+    "constant_decay": "learning rates",
+}
 
 
 def trained_card(
@@ -39,7 +48,8 @@ def trained_card(
     base_tag = report.base.pipeline_tag if report.base and not (architecture or report.task) else None
     monitored = report.farms_lr is not None and report.farms_lr.config is not None and report.farms_lr.config.monitor
     rates = None if monitored else report.farms_lr
-    tags = [tag for tag, used in (("s2ft", report.s2ft), ("farms-lr", rates)) if used is not None]
+    methods = {"s2ft": report.s2ft, "farms-lr": rates, "layerwise-lr": report.layerwise_lr}
+    tags = [tag for tag, used in methods.items() if used is not None]
     by_alpha = report.s2ft is not None and report.s2ft.config.budget_allocation == "farms"
     measured = by_alpha or report.farms_lr is not None
     data = card_data(
@@ -69,6 +79,7 @@ def trained_card(
         if report.s2ft
         else "the weights were fine-tuned.",
         **_learning_rates(report.farms_lr),
+        "scaled": _QUANTITIES[report.layerwise_lr.config.quantity] if report.layerwise_lr else None,
         "figure": (LR, dark_of(LR)),
     }
     return data, values
@@ -112,12 +123,20 @@ def _is_attention(path: str) -> bool:
 
 def _snippet(report: TrainReport) -> str:
     """Format the callbacks of the training as Python code."""
-    methods: list[tuple[str, FarmsLRConfig | S2FTConfig | None]] = []
+    methods: list[tuple[str, Config | None]] = []
     if report.s2ft is not None:
         methods.append((SELECTIVE, report.s2ft.config))
     if report.farms_lr is not None:
         methods.append((RATES, report.farms_lr.config))
+    if report.layerwise_lr is not None:
+        methods.append((FACTORS, report.layerwise_lr.config))
     suffixes = {name: ("Callback", *(["Config"] * bool(config))) for name, config in methods}
     names = sorted(f"{name}{suffix}" for name in suffixes for suffix in suffixes[name])
-    callbacks = [f"    {name}Callback({as_call(config) if config else ''})," for name, config in methods]
+    callbacks = [f"    {name}Callback({_arguments(name, config)})," for name, config in methods]
     return "\n".join([f"from hf_farms import {', '.join(names)}", "", "callbacks = [", *callbacks, "]"])
+
+
+def _arguments(name: str, config: Config | None) -> str:
+    """Return the arguments of a callback; the factors stand in a table of the card, and may be functions."""
+    call = as_call(config) if config else ""
+    return f"factors, {call}" if name == FACTORS else call

@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 import transformers
+from hf_farms_cards import render_card
 from models import tiny
 from trainers import FAST, Tokens, arguments, same, trainer, weights
 from transformers import Trainer
@@ -15,6 +16,8 @@ from hf_farms import FarmsLRCallback, LayerwiseLRCallback, LayerwiseLRConfig, la
 from hf_farms.callbacks.factors import parameters_by_pattern
 from hf_farms.callbacks.trainer import unwrap_optimizer
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
+from hf_farms.reports import REPORT_NAME, TrainReport
+from hf_farms.reports.training import LayerwiseLRRecord
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*", "ignore:.*lr_scheduler.step.*before.*:UserWarning")
 
@@ -272,3 +275,25 @@ def test_one_callback_of_layerwise_rates_only(tmp_path):
     with pytest.raises(ValueError, match=r"must hold one FarmsLRCallback, got a LayerwiseLRCallback too\. Remove one"):
         run.train()
     assert not unwrap_optimizer(run.optimizer)._optimizer_step_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("factors", "scheduled"), [({r"\.layers\.0\.": 0.25, "a|b": 1.5}, False), ({"norm": lambda progress: 0.5}, True)]
+)
+@pytest.mark.filterwarnings("ignore:pattern 'a.b' has no effect")
+def test_report_and_card_name_the_factors(factors, scheduled, tmp_path):
+    config = LayerwiseLRConfig(quantity="weight_decay")
+    run, _ = with_callback(tmp_path, factors, config, weight_decay=0.1)
+    report = TrainReport.load(tmp_path / REPORT_NAME)
+    last = {pattern: 0.5 if callable(factor) else factor for pattern, factor in factors.items()}
+    assert report.layerwise_lr == LayerwiseLRRecord(config=config, factors=last, scheduled=scheduled)
+    assert report.num_trained == report.num_parameters == sum(p.numel() for p in run.model.parameters())
+    card = render_card(report)
+    assert "with layer-wise weight decay" in card
+    assert 'LayerwiseLRCallback(factors, LayerwiseLRConfig(quantity="weight_decay"))' in card
+    for pattern, factor in last.items():
+        name = pattern.replace("|", "\\|")
+        assert f"| `{name}` | {factor:.4f} |" in card
+    assert ("functions of the progress" in card) == scheduled
+    assert "- layerwise-lr\n" in card
+    assert "## Citation" not in card
