@@ -41,7 +41,8 @@ def test_the_error_of_no_row_increases(method, group):
     functions = pruning_method(method, PruneConfig(method=method, refine="swaps", allocation="uniform"))
     prepared = measured(pruning_method(method).statistic, inputs)
     pruned = functions.prune(weight, prepared.own, removal)
-    refined, reduction, _ = functions.apply(weight, prepared, removal)
+    result = functions.apply(weight, prepared, removal)
+    refined, reduction = result.weight, result.error_reduction
     before, after = ((inputs @ (w - weight).T).square().sum(0) for w in (pruned, refined))
     assert (after <= 1.001 * before).all()
     assert after.sum() < 0.99 * before.sum()

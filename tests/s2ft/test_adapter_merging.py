@@ -261,7 +261,7 @@ def adapted(model):
 
 
 def sharded(model):
-    model.get_parameter(WEIGHT).ds_id = 1
+    model.get_parameter(WEIGHT).ds_shape = torch.Size([1, 1])
 
 
 def tied(model):
@@ -277,7 +277,7 @@ def selective(model):
     [
         (quantised, ModelError, "got a quantised LlamaForCausalLM"),
         (adapted, ModelError, "must be without adapters"),
-        (sharded, ModelError, f"got a sharded one in {WEIGHT}"),
+        (sharded, ModelError, f"got one that ZeRO-3 has partitioned in {WEIGHT}"),
         (tied, ModelError, f"must belong to one layer for an adapter, got one that is both .* and {WEIGHT}"),
         (selective, ValueError, "must be plain, got LlamaForCausalLM with S2FT on it already"),
     ],
