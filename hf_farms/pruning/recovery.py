@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hf_farms.blocks import Block, BlockSource
+from hf_farms.blocks import Block, BlockSource, ModelBlockSource
 from hf_farms.config import PruneConfig
 from hf_farms.progress import Progress
 from hf_farms.pruning.hidden_states import HiddenStates
@@ -187,8 +187,12 @@ def training_disk_bytes(source: BlockSource, config: PruneConfig) -> int:
         return 0
     blocks = [source.open(index) for index in range(len(source))]
     parameters = [parameter for block in blocks for parameter in block.module.parameters()]
-    trained = sum(math.prod(layer.metadata.shape) for block in blocks for layer in prunable_layers(block.layers))
     everything = sum(parameter.numel() for parameter in parameters)
+    trained = sum(math.prod(layer.metadata.shape) for block in blocks for layer in prunable_layers(block.layers))
+    if config.recover_budget is not None:
+        assert isinstance(source, ModelBlockSource), "streamed models were refused"
+        # Of a selection, slices before and after are stored too: twice as much for each of its weights.
+        trained = 2 * math.ceil(config.recover_budget * sum(p.numel() for p in source.model.parameters()))
     return 2 * (4 * everything + 8 * trained) + sum(parameter.nbytes for parameter in parameters)
 
 

@@ -11,7 +11,7 @@ from hf_farms.config import FarmsLRConfig, LayerwiseLRConfig, S2FTConfig
 from hf_farms.registries import STRATEGIES
 from hf_farms.reports.training import FarmsLRRecord, S2FTRecord, TrainReport
 from hf_farms_cards.figures.blocks import dark_of
-from hf_farms_cards.figures.training import LR, section, selected_by_block
+from hf_farms_cards.figures.training import LR, QUANTITIES, section, selected_by_block
 from hf_farms_cards.licences import licence_of
 from hf_farms_cards.markdown import one_line
 from hf_farms_cards.metadata import card_data, hub_id, metric_results
@@ -27,13 +27,6 @@ __all__ = ["trained_card"]
 Config = FarmsLRConfig | LayerwiseLRConfig | S2FTConfig
 
 RATES, FACTORS, SELECTIVE = "FarmsLR", "LayerwiseLR", "S2FT"
-# LayerwiseLRConfig.quantity -> what has factors.
-_QUANTITIES = {
-    "lr": "learning rates",
-    "weight_decay": "weight decay",
-    "both": "learning rates and weight decay",
-    "constant_decay": "learning rates",
-}
 
 
 def trained_card(
@@ -79,7 +72,7 @@ def trained_card(
         if report.s2ft
         else "the weights were fine-tuned.",
         **_learning_rates(report.farms_lr),
-        "scaled": _QUANTITIES[report.layerwise_lr.config.quantity] if report.layerwise_lr else None,
+        "scaled": QUANTITIES[report.layerwise_lr.config.quantity] if report.layerwise_lr else None,
         "figure": (LR, dark_of(LR)),
     }
     return data, values

@@ -289,7 +289,7 @@ def test_report_and_card_name_the_factors(factors, scheduled, tmp_path):
     assert report.layerwise_lr == LayerwiseLRRecord(config=config, factors=last, scheduled=scheduled)
     assert report.num_trained == report.num_parameters == sum(p.numel() for p in run.model.parameters())
     card = render_card(report)
-    assert "with layer-wise weight decay" in card
+    assert "with layer-wise factors on the weight decay" in card
     assert 'LayerwiseLRCallback(factors, LayerwiseLRConfig(quantity="weight_decay"))' in card
     for pattern, factor in last.items():
         name = pattern.replace("|", "\\|")

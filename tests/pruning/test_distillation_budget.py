@@ -16,6 +16,7 @@ from hf_farms.distillation import trained_weights
 from hf_farms.distillation.trained_weights import KeptWeights, SelectedChannels
 from hf_farms.errors import HfFarmsWarning, ModelError, OutputError
 from hf_farms.loading.opening import load_model
+from hf_farms.pruning.recovery import training_disk_bytes
 from hf_farms.s2ft.selection import select_channels
 from hf_farms.s2ft.surgery import base_of, selection_of
 
@@ -155,3 +156,10 @@ def test_less_memory_is_needed(many):
     source = ModelBlockSource(llama(dtype=torch.bfloat16))
     kept, selected = KeptWeights(source), SelectedChannels(source, 0.1)
     assert selected.num_bytes < 0.75 * kept.num_bytes
+
+
+def test_less_disk_space_is_needed():
+    source = ModelBlockSource(llama())
+    whole = PruneConfig(**UNIFORM, recover="distill")
+    assert training_disk_bytes(source, SELECTED) < 0.75 * training_disk_bytes(source, whole)
+    assert training_disk_bytes(source, BLOCKS) == 0
