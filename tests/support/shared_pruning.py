@@ -3,7 +3,7 @@
 import torch
 from models import tiny
 
-from hf_farms import CalibrationConfig, EvaluationConfig, PruneConfig, prune
+from hf_farms import CalibrationConfig, EvaluationConfig, LoadOptions, PruneConfig, prune
 
 # Uneven batches: one process gets two of them, the other one three.
 BATCHES = [(3, 20), (1, 60), (2, 33), (1, 7), (4, 9)]
@@ -35,8 +35,12 @@ def pruned(name, data=None, **options):
 
 
 def demo_settings():
-    """Arguments of `prune_checkpoint` for the demo model that take seconds."""
+    """Arguments of `prune_checkpoint` for the demo model that take seconds.
+
+    In float32: products in bfloat16 depend on the number of threads, and SparseGPT makes more of the difference.
+    """
     return {
+        "load": LoadOptions(dtype="float32"),
         "config": PruneConfig(sparsity=0.5, method="sparsegpt", allocation="owl"),
         "calibration": CalibrationConfig(num_sequences=10, sequence_length=64),
         "evaluation": EvaluationConfig(context_length=64, max_windows=5),
@@ -46,6 +50,7 @@ def demo_settings():
 def distilled_settings():
     """The same with a training of the whole model."""
     return {
+        "load": LoadOptions(dtype="float32"),
         "config": PruneConfig(allocation="uniform", recover="distill", recover_passes=1),
         "calibration": CalibrationConfig(num_sequences=3, sequence_length=64),
         "evaluation": EvaluationConfig(source=None),

@@ -32,7 +32,7 @@ def attempt(name, fail=None, block=0, settings=demo_settings, **options):
         return measure(*args, **kwargs)
     block_loop.measure = broken
     try:
-        prune_checkpoint("demo", folder / name, **settings(), **options)
+        prune_checkpoint("demo", folder / name, **(settings() | options))
         outcomes.append(None)
     except Exception as error:
         outcomes.append([type(error).__name__, str(error)])
@@ -41,7 +41,7 @@ def attempt(name, fail=None, block=0, settings=demo_settings, **options):
 def no_room():
     raise MemoryError("no room")
 
-stream = LoadOptions(stream=True)
+stream = LoadOptions(stream=True, dtype="float32")
 attempt("streamed", no_room, 3, load=stream, baseline=False)
 if rank == 0:
     shutil.copytree(folder / "streamed.partial", folder / "other.partial")
@@ -78,13 +78,13 @@ def tensors(folder):
 
 
 def assert_alike(folder, expected):
-    """Assert that weights are the same but for rounding, by which SparseGPT and a training choose a few others."""
+    """Assert that weights are the same but for rounding, by which masks differ at ties."""
     found, wanted = tensors(folder), tensors(expected)
     assert found.keys() == wanted.keys()
     different = sum(int(((found[name] == 0) != (wanted[name] == 0)).sum()) for name in found)
-    assert different <= 0.005 * sum(tensor.numel() for tensor in found.values())
+    assert different <= 1e-4 * sum(tensor.numel() for tensor in found.values())
     for name, tensor in found.items():
-        assert (tensor - wanted[name]).norm() <= 0.05 * wanted[name].norm(), name
+        assert (tensor - wanted[name]).norm() <= 1e-3 * wanted[name].norm(), name
 
 
 def files(folder):
@@ -117,8 +117,7 @@ def test_an_error_of_one_process_stops_both_and_leaves_unfinished_work(two, alon
     prune_checkpoint(
         "demo",
         two / "other",
-        **demo_settings(),
-        load=LoadOptions(stream=True),
+        **demo_settings() | {"load": LoadOptions(stream=True, dtype="float32")},
         baseline=False,
         progress=lambda *step: seen.append(step[0]),
     )
@@ -137,7 +136,8 @@ def test_the_first_process_trains_and_the_others_get_its_weights(two, tmp_path):
     assert shared.distillation.steps == report.distillation.steps
     assert shared.distillation.divergence == pytest.approx(report.distillation.divergence, rel=0.02)
     # Both processes measured the spectra of the trained weights, each of some layers.
-    assert shared.after == report.after
+    assert [block.name for block in shared.after.blocks] == [block.name for block in report.after.blocks]
+    assert [b.alpha for b in shared.after.blocks] == pytest.approx([b.alpha for b in report.after.blocks], rel=1e-3)
 
 
 def test_a_process_that_is_gone_is_named_by_the_other(two):
