@@ -26,8 +26,9 @@ def repeated_sequences_note(count: int, config: PruneConfig) -> str | None:
     if not config.trains or fitted_by_blocks(count, config) < count:
         return None
     return (
-        f"calibration should have at least {2 * BLOCK_SEQUENCES} sequences for recover={config.recover!r}, got "
-        f"{count}: the training repeats those that the blocks were fitted to, and gains little. Use 128 or more."
+        f"calibration should have at least {2 * BLOCK_SEQUENCES} sequences for `recover={config.recover!r}`, got "
+        f"{count}: the training repeats those that the blocks were fitted to, and gains little. Give 128 or more "
+        "(`calibration.num_sequences=128`)."
     )
 
 
