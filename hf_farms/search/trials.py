@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from hf_farms.errors import OutputError
 from hf_farms.files.atomic_writes import write_text
@@ -135,18 +135,30 @@ class Trials:
                 reason = "it belongs to other settings or data"
                 raise ValueError(reason)
             table = document["table"]
-            trials = [
-                Trial(item["name"], tuple(item["plan"]), {k: _number(v) for k, v in item["losses"].items()})
-                for item in document["trials"]
-            ]
+            trials = [_trial(item) for item in document["trials"]]
+            _check(trials, seconds := float(document["seconds"]))
             self.table = table and SensitivityTable(tuple(table["levels"]), tuple(map(tuple, table["losses"])))
-            self.seconds = float(document["seconds"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self.seconds = seconds
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise OutputError(
                 f"trials must be a new file, or that of the same search, got {str(self._path)!r}: {reason}.",
                 hint="Choose another path, or delete the file to start again.",
             ) from error
         self._trials = {trial.plan: trial for trial in trials}
+
+
+def _trial(item: dict[str, Any]) -> Trial:
+    losses = {stage: _number(loss) for stage, loss in item["losses"].items() if stage in get_args(Stage)}
+    return Trial(str(item["name"]), tuple(map(int, item["plan"])), losses)
+
+
+def _check(trials: list[Trial], seconds: float) -> None:
+    """Raise ValueError for what no search writes: plans of several models, levels of no grid, NaN, no time."""
+    levels = [level for trial in trials for level in trial.plan]
+    losses = [loss for trial in trials for loss in trial.losses.values()]
+    one_model = len({len(trial.plan) for trial in trials}) <= 1 and all(0 <= level < 255 for level in levels)
+    if not one_model or any(map(math.isnan, losses)) or not 0 <= seconds < math.inf:
+        raise ValueError
 
 
 def _finite(losses: dict[Stage, float]) -> dict[Stage, float | None]:

@@ -67,3 +67,32 @@ def test_a_file_keeps_all_and_only_for_its_own_search(tmp_path):
         Trials(path, key="another")
     assert refused.value.hint == "Choose another path, or delete the file to start again."
     assert path.read_text() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"trials": [{"name": "a", "plan": [1], "losses": {}}, {"name": "b", "plan": [1, 2], "losses": {}}]},
+        {"trials": [{"name": "a", "plan": [255], "losses": {}}]},
+        {"trials": [{"name": "a", "plan": [-1], "losses": {}}]},
+        {"trials": [{"name": "a", "plan": [1], "losses": {"screened": math.nan}}]},
+        {"seconds": -1},
+        {"seconds": math.inf},
+        {"table": [[1]]},
+    ],
+)
+def test_a_file_that_no_search_wrote_is_refused(tmp_path, change):
+    path = tmp_path / "trials.json"
+    Trials(path).measure([("a", (1, 2))], "screened", total)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(
+        OutputError, match=r"trials must be a new file, or that of the same search, .*: it is no such file"
+    ):
+        Trials(path)
+
+
+def test_a_file_of_endless_brackets_is_refused(tmp_path):
+    path = tmp_path / "trials.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(OutputError, match="it is no such file"):
+        Trials(path)
