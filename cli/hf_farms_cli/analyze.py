@@ -110,6 +110,7 @@ def analyze_command(
     from hf_farms_cli.tables import print_comparison, print_spectra
 
     quiet_transformers()
+    stored: list[str] = []
     with stages(output_format) as progress:
         options: dict[str, Any] = {
             "outside": outside,
@@ -119,6 +120,7 @@ def analyze_command(
             "revision": revision,
             "allow_pickle": allow_pickle,
             "progress": progress,
+            "on_stored": stored.append,
         }
         if compare is None:
             report = analyze_checkpoint(model, config, esd=esd or (), **options)
@@ -128,8 +130,8 @@ def analyze_command(
         print_spectra(report, output_format, by_layer=layers)
     else:
         print_comparison(comparison, output_format, by_layer=layers)
-    if figures is not None:
-        print_remark(f"Figures are in {figures.expanduser()}.", output_format)
+    if stored:
+        print_remark(f"Wrote {', '.join(stored)}.", output_format)
 
 
 def _count_or_auto(name: str, value: str) -> int | Literal["auto"]:

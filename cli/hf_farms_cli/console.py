@@ -138,4 +138,8 @@ def stages(output: Format) -> Iterator[Progress]:
         with bars(err.console) as show:
             yield reported(show)
     else:
-        yield reported(Lines(functools.partial(err.print, markup=False)))
+        lines = Lines(functools.partial(err.print, markup=False))
+        try:
+            yield reported(lines)
+        finally:
+            lines.close()

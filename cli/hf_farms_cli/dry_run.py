@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hf_farms.files.names import RECIPE, REPORT
 from hf_farms_cli.console import say
+from hf_farms_cli.results import readable_size
 
 if TYPE_CHECKING:
     from hf_farms.hub import PublishableFolder, PushPlan
@@ -46,12 +47,12 @@ def prune_lines(plan: PrunePlan) -> list[str]:
         size = plan.model.weights_size
     state = "is finished" if plan.finished else "is continued" if output.partial.exists() else "new"
     free = shutil.disk_usage(next(p for p in output.path.absolute().parents if p.exists())).free
-    expected = f"about {_readable(size)}" if size else "unknown"
+    expected = f"about {readable_size(size)}" if size else "unknown"
     licences = base.files if base is not None else ()
     lines = [
         *recipe.describe(),
         f"output: {output.path} ({state})",
-        f"size: {expected}, {_readable(free)} free",
+        f"size: {expected}, {readable_size(free)} free",
         f"sparsity: {recipe.prune.sparsity:.2%} of the weights of the pruned layers",
         f"files: {', '.join((*ARTEFACTS, *licences))}",
     ]
@@ -90,17 +91,8 @@ def _file_lines(folder: PublishableFolder, plan: PushPlan) -> list[str]:
     sizes = {name: path.stat().st_size for name, path in folder.contents.files.items()}
     left = folder.contents.left_out()
     return [
-        *(f"file: {name} ({_readable(size)})" for name, size in sizes.items()),
+        *(f"file: {name} ({readable_size(size)})" for name, size in sizes.items()),
         *(f"removed: {name}, weights of an earlier model" for name in hub.replaced_weights(plan.files, folder.path)),
         *([f"left out: {left}"] if left else []),
-        f"total: {len(sizes)} files, {_readable(sum(sizes.values()))}",
+        f"total: {len(sizes)} files, {readable_size(sum(sizes.values()))}",
     ]
-
-
-def _readable(size: int) -> str:
-    """Format a number of bytes with a suitable unit."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size = size / 1000  # type: ignore[assignment]
-    return f"{size:.3g} GB"

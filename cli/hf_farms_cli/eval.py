@@ -130,8 +130,8 @@ def eval_command(
             on_stored=stored.append,
         )
     print_evaluation(result, output_format)
-    for folder in stored:
-        print_remark(f"Added the results to the report and the card in {folder}.", output_format)
+    if stored:
+        print_remark(f"Wrote the results into {' and '.join(stored)}.", output_format)
 
 
 def _names(value: str | None) -> list[str]:

@@ -96,16 +96,24 @@ def bars(console: Console) -> Iterator[Bars]:
 
 
 @dataclass
-class _Begun:
+class _Stage:
+    """A stage that runs: its first step that was told, the last one that was printed, and the last one."""
+
     at: float
     total: int
     done: int
     shown_at: float
     shown_done: int
+    text: str
+    last_at: float
+    last_done: int
 
 
 class Lines:
     """Print a line when a stage begins and ends, and one for each tenth, but at most one every few seconds.
+
+    The line of the last step has the time that the stage took. A stage that does not come to its last step, as of a
+    search with a time limit or after an error, ends with the last step that it came to.
 
     Args:
         show: prints a line.
@@ -114,24 +122,53 @@ class Lines:
 
     def __init__(self, show: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._print, self._clock = show, clock
-        self._stages: dict[str, _Begun] = {}
+        self._stages: dict[str, _Stage] = {}
+        # The end of the last step of any stage.
+        self._before = clock()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Print the number of finished steps of a stage, if a line is due."""
         name = _fixed_part(stage)
-        now, begun = self._clock(), self._stages.get(name)
+        if name not in self._stages:
+            self.close()
+        now, known = self._clock(), self._stages.get(name)
         # A stage may run again, with other steps.
-        if begun is None or done < begun.shown_done or total != begun.total:
-            self._stages[name] = _Begun(now, total, done, now, done)
-            self._print(f"{stage}: {done} of {total}")
-            return
-        waited, steps = now - begun.shown_at, done - begun.shown_done
+        if known is None or done < known.shown_done or total != known.total:
+            self._begin(name, stage, done, total, now)
+        else:
+            known.text, known.last_at, known.last_done = stage, now, done
+            self._continue(known, now)
+        self._before = now
+
+    def close(self) -> None:
+        """Print the last step of each stage that did not come to its end, if that was not printed."""
+        for stage in self._stages.values():
+            if stage.last_done > stage.shown_done:
+                stage.shown_at, stage.shown_done = stage.last_at, stage.last_done
+                self._print(
+                    f"{stage.text}: {stage.last_done} of {stage.total} in {_duration(stage.last_at - stage.at)}"
+                )
+
+    def _begin(self, name: str, stage: str, done: int, total: int, now: float) -> None:
+        self._stages[name] = _Stage(now, total, done, now, done, stage, now, done)
+        # A stage that is told at its end only began when the one before ended.
+        took = f" in {_duration(now - self._before)}" if done == total else ""
+        self._print(f"{stage}: {done} of {total}{took}")
+
+    def _continue(self, stage: _Stage, now: float) -> None:
+        done, total = stage.last_done, stage.total
+        waited, steps = now - stage.shown_at, done - stage.shown_done
         due = waited >= SECONDS_AT_LEAST and (steps >= STEP * total or waited >= SECONDS_AT_MOST)
-        if steps and (due or done == total):
-            begun.shown_at, begun.shown_done = now, done
-            # Steps of an earlier run took no time in this one.
-            left = (now - begun.at) / (done - begun.done) * (total - done)
-            self._print(f"{stage}: {done} of {total}, {_duration(now - begun.at)} so far, {_duration(left)} left")
+        if not steps or not (due or done == total):
+            return
+        stage.shown_at, stage.shown_done = now, done
+        took = now - stage.at
+        if done == total:
+            self._print(f"{stage.text}: {done} of {total} in {_duration(took)}")
+            return
+        # Steps of an earlier run took no time in this one.
+        left = took / (done - stage.done) * (total - done)
+        self._print(f"{stage.text}: {done} of {total}, {_duration(took)} so far, {_duration(left)} left")
 
 
 def _fixed_part(stage: str) -> str:

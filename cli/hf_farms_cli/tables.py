@@ -9,7 +9,8 @@ from typing import Literal
 from hf_farms.reports import PruneReport, SpectralReport, acceptance_text
 from hf_farms.reports.comparison import AlphaDifference, SpectralComparison, measurement_of
 from hf_farms.reports.standing_out import standing_out_of
-from hf_farms_cli.console import Format, out, print_done, print_notes, print_remark, say
+from hf_farms_cli.console import Format, out, print_done, print_hint, print_notes, print_remark, say
+from hf_farms_cli.results import next_steps, readable_size, size_on_disk
 
 __all__ = ["print_comparison", "print_result", "print_spectra", "print_table"]
 
@@ -144,9 +145,14 @@ def print_result(report: PruneReport, folder: Path, url: str | None, output_form
             _print_summary(report)
         print_notes(report.notes)
         numbers = _numbers(report) if output_format == "agent" else {}
-        print_done(
-            str(folder), output_format, **({"folder": folder} if output_format == "agent" else {}), url=url, **numbers
-        )
+        steps = next_steps(report, folder, pushed=url is not None)
+        if output_format == "agent":
+            print_done(str(folder), output_format, folder=folder, url=url, bytes=size_on_disk(folder), **numbers)
+            print_hint("; ".join(steps), output_format)
+        else:
+            print_done(f"{folder}, {readable_size(size_on_disk(folder))}", output_format, url=url)
+            for line in steps:
+                say(f"  {line}")
 
 
 def _pruned(report: PruneReport) -> list[tuple[str, ...]]:

@@ -140,6 +140,7 @@ def _forward(
 ) -> list[list[float]]:
     """Return the losses of the windows of each batch."""
     losses: list[list[float]] = []
+    tick(0, sum(map(len, parts)))
     for part in parts:
         part = part.to(device)
         losses.append(_losses(model(input_ids=part, use_cache=False).logits, part))
@@ -169,6 +170,8 @@ def _block_by_block(
             calls.append(source.capture({"input_ids": group[-1]}, repeats=True))
         passes = opened // len(source) + 1 + -(-len(pending) // len(group))
         hidden = [call.hidden for call in calls]
+        if not opened:
+            tick(0, passes * len(source))
         for index in range(len(source)):
             block = source.open(index)
             for i, call in enumerate(calls):

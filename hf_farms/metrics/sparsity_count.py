@@ -62,6 +62,8 @@ def count_model_zeros(model: nn.Module | BlockSource, *, progress: Callable[[int
     """
     source: BlockSource = ModelBlockSource(model) if isinstance(model, nn.Module) else model
     blocks = []
+    if progress is not None:
+        progress(0, len(source))
     for index in range(len(source)):
         blocks.append(_count_block(source, index))
         if progress is not None:

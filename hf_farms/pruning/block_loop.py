@@ -121,8 +121,8 @@ class _Loop:
 
     def run(self) -> list[BlockSparsity]:
         """Return the records of all blocks."""
-        if len(self._stages) > 1:
-            self._progress(self._stages[1], 0, len(self._source))
+        for stage in self._stages:
+            self._progress(stage, 0, len(self._source))
         blocks: list[BlockSparsity] = []
         # Hidden states are needed up to the last block that is not finished yet.
         last = max((i for i, record in enumerate(self._finished) if record is None), default=-1)

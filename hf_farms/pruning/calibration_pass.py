@@ -46,6 +46,8 @@ class CalibrationPass:
         self.hidden, self._ranks = hidden, ranks
         batches = [batches[index] for index in _share(batches, ranks)]
         self._arguments: list[tuple[tuple[BlockCall, ...], ...]] = []
+        if batches:
+            progress("capture", 0, len(batches))
         for done, batch in enumerate(batches, 1):
             call = source.capture(batch, repeats=True)
             hidden.append(call.hidden)

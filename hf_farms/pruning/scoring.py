@@ -76,6 +76,7 @@ def score_blocks(
         batches = calibration_batches(calibration, source, config)
         hidden = HiddenStates(folder_of_rank(activations, ranks))
         data = CalibrationPass(source, batches, hidden, progress, ranks=ranks)
+        progress("score", 0, len(source))
         for index in range(len(source)):
             block = source.open(index)
             for name, values in _score_block(block, data.runs(block, index), scorers, ranks).items():

@@ -57,6 +57,8 @@ def measure(
     """Measure layers; return the records, and the adapters that were not applied, each with the reason."""
     records: Records = {}
     left_out: dict[str, None] = {}
+    if progress is not None and tasks:
+        progress(0, len(tasks))
     for batch in _batches(tasks, _batch_bytes(source, device)):
         views = _views(source, batch[0].block)
         weights = [views[task.position].read(check=False) for task in batch]

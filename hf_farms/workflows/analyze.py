@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,7 @@ def analyze_checkpoint(
     revision: str | None = None,
     allow_pickle: bool = False,
     progress: Progress | None = None,
+    on_stored: Callable[[str], None] | None = None,
 ) -> SpectralReport:
     """Measure every layer of a checkpoint, with a report and figures on disk, as `hf-farms analyze` does.
 
@@ -56,6 +57,7 @@ def analyze_checkpoint(
         revision: branch, tag or commit of a hub id.
         allow_pickle: read pickled weights if the model has no safetensors; code in them is not run.
         progress: called with the name of a stage, finished steps and total steps.
+        on_stored: called with the path of each file that was written.
 
     Returns:
         The report, on every process.
@@ -93,10 +95,9 @@ def analyze_checkpoint(
         opened = measurement.open(name, revision=revision, esd=esd)
         report = measurement.measure(opened)
     if is_main_process():
-        if output is not None:
-            save_report(report, output)
-        if figures is not None:
-            draw(report, opened.reader, figures, esd)
+        written = _save(report, output)
+        written += draw(report, opened.reader, figures, esd) if figures is not None else []
+        _report_files(written, on_stored)
     return report
 
 
@@ -112,6 +113,7 @@ def compare_checkpoints(
     revision: str | None = None,
     allow_pickle: bool = False,
     progress: Progress | None = None,
+    on_stored: Callable[[str], None] | None = None,
 ) -> SpectralComparison:
     """Measure two checkpoints, the second with the windows of the first.
 
@@ -126,6 +128,7 @@ def compare_checkpoints(
         revision: branch, tag or commit of the first model.
         allow_pickle: read pickled weights if the model has no safetensors; code in them is not run.
         progress: called with the name of a stage, finished steps and total steps.
+        on_stored: called with the path of each file that was written.
 
     Returns:
         The comparison, on every process.
@@ -159,11 +162,24 @@ def compare_checkpoints(
         opened = measurement.open(names[0], revision=revision)
         comparison = measurement.compare(opened, measurement.open_second(opened, names[1]))
     if is_main_process():
-        if output is not None:
-            save_report(comparison, output)
-        if figures is not None:
-            draw_two(comparison, figures)
+        written = _save(comparison, output)
+        written += draw_two(comparison, figures) if figures is not None else []
+        _report_files(written, on_stored)
     return comparison
+
+
+def _save(report: SpectralReport | SpectralComparison, output: Path | None) -> list[Path]:
+    """Write a report where one was asked for, and return the file."""
+    if output is None:
+        return []
+    save_report(report, output)
+    return [output]
+
+
+def _report_files(written: Sequence[Path], on_stored: Callable[[str], None] | None) -> None:
+    if on_stored is not None:
+        for path in written:
+            on_stored(str(path))
 
 
 def _path(path: str | Path | None) -> Path | None:

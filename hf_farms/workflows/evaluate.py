@@ -88,7 +88,7 @@ def evaluate_checkpoint(
         load: options for loading the models.
         output: a JSON file for the results.
         progress: called with the name of a stage, finished steps and total steps.
-        on_stored: called with the name of the folder after its report and card have changed.
+        on_stored: called with the path of each file in the folder that was written again: its report and its card.
 
     Returns:
         The results, with those of the dense model where it was measured or the report knows them.
@@ -137,11 +137,12 @@ def evaluate_checkpoint(
         suite=_suite(tasks, include_path=include_path, num_fewshot=num_fewshot, limit=limit),
     )
     with given_fields(()):
-        result, changed = _measure(plan, load, batch_size, progress or no_progress)
+        result, written = _measure(plan, load, batch_size, progress or no_progress)
     if output is not None:
         save_report(result, output)
-    if changed and on_stored is not None:
-        on_stored(name)
+    if on_stored is not None:
+        for path in written:
+            on_stored(str(path))
     return result
 
 
@@ -203,11 +204,11 @@ def _suite(tasks: Sequence[str], **options: Any) -> TaskSuite | None:
 
 def _measure(
     plan: _Plan, load: LoadOptions, batch_size: int | str, progress: Progress
-) -> tuple[EvaluationReport, bool]:
+) -> tuple[EvaluationReport, list[Path]]:
     """Measure the model, then the dense one; store results as soon as they are known.
 
     Returns:
-        The results, and whether the report in the folder has changed.
+        The results, and the files in the folder that were written again.
     """
     from hf_farms.workflows.evaluation_scores import Evaluator
 
@@ -224,7 +225,7 @@ def _measure(
     result = make(notes=evaluator.notes)
     if target.stored and report is not None:
         warn_of_another_text(result, report)
-    changed = target.stored and store(Path(target.name), result)
+    written = dict.fromkeys(store(Path(target.name), result) if target.stored else ())
     perplexity = scores.nll is not None and (known is None or known.dense is None)
     if plan.base and dense is not None and (perplexity or scores.tasks) and _is_there(target):
         # Avoid two models in memory.
@@ -233,8 +234,8 @@ def _measure(
             dense[0], revision=dense[1], dtype=scores.dtype, zeros=False, perplexity=perplexity
         )
         result = make(notes=evaluator.notes, dense=dense_scores)
-        changed |= target.stored and store(Path(target.name), result)
-    return result, changed
+        written |= dict.fromkeys(store(Path(target.name), result) if target.stored else ())
+    return result, list(written)
 
 
 def _is_there(target: EvaluationTarget) -> bool:

@@ -106,7 +106,7 @@ def _agrees(perplexity: float, record: PerplexityRecord) -> bool:
     return record.pruned is None or math.isclose(perplexity, record.pruned, rel_tol=TOLERANCE)
 
 
-def store(folder: Path, result: EvaluationReport) -> bool:
+def store(folder: Path, result: EvaluationReport) -> tuple[Path, ...]:
     """Merge results into the report of a pruned model, and render its card again.
 
     Args:
@@ -114,7 +114,7 @@ def store(folder: Path, result: EvaluationReport) -> bool:
         result: of the model in the folder.
 
     Returns:
-        Whether the report has changed.
+        The files that were written again: the report, and the card if hf-farms wrote it; none if nothing has changed.
 
     Raises:
         OutputError: a file could not be written.
@@ -128,20 +128,21 @@ def store(folder: Path, result: EvaluationReport) -> bool:
         versions=report.versions | ({"lm-eval": require_lm_eval()} if result.tasks else {}),
     )
     if merged == report:
-        return False
-    card = folder / "README.md"
+        return ()
+    written, card = [folder / REPORT_NAME], folder / "README.md"
     with writing(folder):
         merged.save(folder / REPORT_NAME)
         save_report_paths(merged, folder)
         if is_ours(card) or not card.exists():
             write_card(merged, folder)
+            written.append(card)
         else:
             warnings.warn(
                 f"{card} stays as it is, as hf-farms did not write it. `write_card(report, '{folder}')` replaces it.",
                 HfFarmsWarning,
                 stacklevel=2,
             )
-    return True
+    return tuple(written)
 
 
 def _merged_perplexity(record: PerplexityRecord | None, result: EvaluationReport) -> PerplexityRecord | None:

@@ -23,7 +23,7 @@ __all__ = ["FIGURES", "draw", "draw_two", "matching_layers"]
 FIGURES = DEPTH, ROLE, ESD, COMPARISON = "alpha_by_depth.png", "alpha_by_role.png", "esd.png", "comparison.png"
 
 
-def draw(report: SpectralReport, reader: BlockReader | None, folder: Path, esd: Sequence[str]) -> None:
+def draw(report: SpectralReport, reader: BlockReader | None, folder: Path, esd: Sequence[str]) -> list[Path]:
     """Draw alpha by depth, alpha by role, and the spectra of some layers.
 
     Args:
@@ -31,6 +31,9 @@ def draw(report: SpectralReport, reader: BlockReader | None, folder: Path, esd: 
         reader: of its weights; without one no spectra are drawn.
         folder: for the figures.
         esd: names or patterns of layers; () takes those with the lowest, the middle and the highest alpha.
+
+    Returns:
+        The files.
     """
     from hf_farms_cards.figures.spectra import draw_alpha_by_depth, draw_esd, draw_heat_map
 
@@ -41,15 +44,17 @@ def draw(report: SpectralReport, reader: BlockReader | None, folder: Path, esd: 
         draw_heat_map(report, folder / ROLE)
         if curves:
             draw_esd(curves, folder / ESD)
+    return [folder / name for name in (DEPTH, ROLE, *([ESD] if curves else []))]
 
 
-def draw_two(comparison: SpectralComparison, folder: Path) -> None:
-    """Draw alpha by depth of two models."""
+def draw_two(comparison: SpectralComparison, folder: Path) -> list[Path]:
+    """Draw alpha by depth of two models, and return the file."""
     from hf_farms_cards.figures.spectra import draw_comparison
 
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         draw_comparison(comparison, folder / COMPARISON)
+    return [folder / COMPARISON]
 
 
 def matching_layers(layers: Sequence[str], patterns: Sequence[str]) -> list[str]:

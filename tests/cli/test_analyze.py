@@ -45,7 +45,7 @@ def test_a_comparison_is_a_table_json_a_file_and_a_figure(folders, tmp_path):
     assert "difference" in table.stdout
     assert "blocks differ by more than two standard errors" in said(table)
     assert [path.name for path in (tmp_path / "f").iterdir()] == ["comparison.png"]
-    assert f"Figures are in {tmp_path / 'f'}." in " ".join(table.stdout.split())
+    assert f"Wrote {tmp_path / 'f' / 'comparison.png'}." in " ".join(table.stdout.split())
     done = run("analyze", folders[0], "--compare", folders[1], "--format", "json", "-o", tmp_path / "c.json")
     comparison = SpectralComparison.from_json(done.stdout)
     assert SpectralComparison.load(tmp_path / "c.json") == comparison
@@ -78,7 +78,8 @@ def test_figures_of_one_model(folders, tmp_path):
     done = run("analyze", folders[0], "--figures", tmp_path / "f", "--esd", "*layers.1.mlp.*", "--outside", "-q")
     assert done.exit_code == 0, done.output
     assert {path.name for path in (tmp_path / "f").iterdir()} == {"alpha_by_depth.png", "alpha_by_role.png", "esd.png"}
-    assert f"Figures are in {tmp_path / 'f'}." in said(done)
+    names = ", ".join(str(tmp_path / "f" / name) for name in ("alpha_by_depth.png", "alpha_by_role.png", "esd.png"))
+    assert f"Wrote {names}." in said(done)
     assert all(float(line) > 1 for line in done.stdout.splitlines())
 
 

@@ -40,6 +40,13 @@ def test_the_bare_command(pruned_demo):
     assert [p.name for p in folder.iterdir()] == ["demo-farms-wanda-50"]
     assert "model.layers.7" in done.stdout
     assert "Sparsity: 50.0000% of the pruned layers" in done.stdout
+    size = sum(path.stat().st_size for path in (folder / "demo-farms-wanda-50").rglob("*") if path.is_file())
+    assert done.stdout.splitlines()[-4:] == [
+        f"✓ demo-farms-wanda-50, {size / 1e6:.3g} MB",
+        "  Load it: transformers.AutoModelForCausalLM.from_pretrained('demo-farms-wanda-50')",
+        "  Evaluate it: hf-farms eval demo-farms-wanda-50 --tasks hellaswag",
+        "  Publish it: hf-farms push demo-farms-wanda-50",
+    ]
     assert "Traceback" not in done.stderr
 
 

@@ -157,7 +157,7 @@ def test_lines_of_a_long_stage_say_how_long_it_takes():
         tell("prune", done, 100)
     assert shown[0] == "Pruning blocks: 1 of 100"
     assert shown[1] == "Pruning blocks: 11 of 100, 0:10:00 so far, 1:29:00 left"
-    assert shown[-1] == "Pruning blocks: 100 of 100, 1:39:00 so far, 0:00:00 left"
+    assert shown[-1] == "Pruning blocks: 100 of 100 in 1:39:00"
     assert len(shown) == 11
 
 
@@ -176,9 +176,10 @@ def test_a_short_stage_is_its_first_and_its_last_step_and_a_slow_one_is_not_sile
     for done in range(1, 101):
         clock.now += 0.01
         tell("short", done, 100)
-    assert shown == ["short: 1 of 100", "short: 100 of 100, 0:00:01 so far, 0:00:00 left"]
+    assert shown == ["short: 1 of 100", "short: 100 of 100 in 0:00:01"]
+    clock.now += 5
     tell("at once", 3, 3)
-    assert shown.pop() == "at once: 3 of 3"
+    assert shown.pop() == "at once: 3 of 3 in 0:00:05"
     for done in range(1, 5):
         clock.now += 700
         tell("slow", done, 1000)
@@ -193,7 +194,7 @@ def test_a_stage_that_begins_again_is_a_stage_of_its_own():
     for done in (1, 2, 1, 2):
         clock.now += 20
         tell("text", done, 2)
-    assert [line.partition(",")[0] for line in shown] == ["text: 1 of 2", "text: 2 of 2"] * 2
+    assert shown == ["text: 1 of 2", "text: 2 of 2 in 0:00:20"] * 2
 
 
 def test_a_stage_with_other_steps_has_a_clock_of_its_own():
@@ -202,7 +203,40 @@ def test_a_stage_with_other_steps_has_a_clock_of_its_own():
     for done, total in ((1, 1), (1, 3), (3, 3)):
         tell("text", done, total)
         clock.now += 20
-    assert shown == ["text: 1 of 1", "text: 1 of 3", "text: 3 of 3, 0:00:20 so far, 0:00:00 left"]
+    assert shown == ["text: 1 of 1 in 0:00:00", "text: 1 of 3", "text: 3 of 3 in 0:00:20"]
+
+
+def test_a_stage_that_ends_early_shows_its_last_step():
+    clock, shown = Clock(), []
+    tell = Lines(shown.append, clock=clock)
+    for stage, done, total in (("search", 0, 20), ("search", 1, 20), ("search: best x", 2, 20), ("prune", 0, 9)):
+        tell(stage, done, total)
+        clock.now += 2
+    assert shown == ["search: 0 of 20", "search: best x: 2 of 20 in 0:00:04", "prune: 0 of 9"]
+    tell("prune", 8, 9)
+    # The end of the command, also by an error.
+    tell.close()
+    tell.close()
+    assert shown[3:] == ["prune: 8 of 9 in 0:00:02"]
+
+
+def test_stages_side_by_side_print_no_more_lines():
+    clock, shown = Clock(), []
+    tell = Lines(shown.append, clock=clock)
+    for done in range(5):
+        for stage in ("prune", "recover"):
+            tell(stage, done, 4)
+        clock.now += 1
+    ends = ["prune: 4 of 4 in 0:00:04", "recover: 4 of 4 in 0:00:04"]
+    assert shown == ["prune: 0 of 4", "recover: 0 of 4", *ends]
+
+
+def test_the_last_step_before_an_error_is_shown(capsys):
+    with pytest.raises(KeyError), stages(check_format("human", False)) as tell:  # noqa: PT012
+        tell("prune", 0, 4)
+        tell("prune", 3, 4)
+        raise KeyError
+    assert capsys.readouterr().err.splitlines() == ["Pruning blocks: 0 of 4", "Pruning blocks: 3 of 4 in 0:00:00"]
 
 
 def test_bars_show_the_time_left_of_slow_steps(monkeypatch):

@@ -102,7 +102,7 @@ def test_a_missing_perplexity_goes_into_report_and_card(folder):
     replace(report, perplexity=None).save(folder / REPORT)
     done = run(folder, "--windows", 4, "--format", "human")
     assert done.exit_code == 0, done.stderr
-    assert f"Added the results to the report and the card in {folder}." in " ".join(done.stdout.split())
+    assert f"Wrote the results into {folder / REPORT} and {folder / 'README.md'}." in " ".join(done.stdout.split())
     assert PruneReport.load(folder / REPORT) == report
     assert f"{report.perplexity.pruned:.2f}" in (folder / "README.md").read_text()
     # First without the dense model, which is measured later.

@@ -32,7 +32,7 @@ def test_the_best_so_far_stands_on_one_line_per_stage():
     progress("search: best so far farms, KL 0.4", 3, 3)
     assert shown == [
         "Searching: best so far uniform, KL 0.5: 1 of 3",
-        "Searching: best so far farms, KL 0.4: 3 of 3, 0:00:00 so far, 0:00:00 left",
+        "Searching: best so far farms, KL 0.4: 3 of 3 in 0:00:00",
     ]
 
 

@@ -198,7 +198,7 @@ def test_finished_blocks_are_committed_in_order(llama, ids):
 def test_progress_names_the_stages(llama, ids):
     seen = []
     prune(llama, calibration=ids, progress=lambda *step: seen.append(step))
-    assert [s for s in seen if s[0] == "prune"] == [("prune", i + 1, 3) for i in range(3)]
+    assert [s for s in seen if s[0] == "prune"] == [("prune", i, 3) for i in range(4)]
     assert {s[0] for s in seen} == {"analyze", "capture", "prune"}
 
 

@@ -171,7 +171,7 @@ def test_meta_tensors_are_refused_by_name():
 def test_progress_counts_layers(llama):
     seen = []
     analyze(llama, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(7, 21), (14, 21), (21, 21)]
+    assert seen == [(0, 21), (7, 21), (14, 21), (21, 21)]
 
 
 def test_model_is_left_as_it_was(llama):

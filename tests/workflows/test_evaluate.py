@@ -31,13 +31,13 @@ def test_the_function_writes_and_returns_the_same_as_the_command(pruned, tmp_pat
     done = CliRunner().invoke(app, ["eval", "model", *options])
     assert done.exit_code == 0, done.stderr
     monkeypatch.chdir(tmp_path / "function")
-    folders, steps = [], []
+    files, steps = [], []
     result = evaluate_checkpoint(
         "model",
         text=SMALL,
         output="deep/results.json",
         progress=lambda *step: steps.append(step),
-        on_stored=folders.append,
+        on_stored=files.append,
     )
     assert EvaluationReport.from_json(done.stdout) == result
     assert result.perplexity.dense is not None
@@ -45,12 +45,12 @@ def test_the_function_writes_and_returns_the_same_as_the_command(pruned, tmp_pat
         text = (tmp_path / "function" / name).read_text()
         assert text == (tmp_path / "command" / name).read_text(), name
     assert PruneReport.load(f"model/{REPORT}").perplexity.pruned == result.perplexity.value
-    assert folders == ["model"]
+    assert files == [f"model/{REPORT}", "model/README.md"]
     assert ("Perplexity of model", 2, 2) in steps
     assert ("Perplexity of demo", 2, 2) in steps
     # A second time the report has it all.
-    assert evaluate_checkpoint("model", on_stored=folders.append) == result
-    assert folders == ["model"]
+    assert evaluate_checkpoint("model", on_stored=files.append) == result
+    assert files == [f"model/{REPORT}", "model/README.md"]
 
 
 def test_a_text_of_ones_own_is_not_that_of_the_report(pruned):
