@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,13 +9,8 @@ from torch import nn
 from transformers import TrainingArguments
 
 from hf_farms.callbacks.deepspeed import check_deepspeed_config, check_deepspeed_s2ft
-from hf_farms.callbacks.trainer import (
-    checkpoint_engine,
-    fsdp_version,
-    optimizer_name,
-    training_engine,
-    uses_deepspeed,
-)
+from hf_farms.callbacks.resuming import check_given_checkpoint
+from hf_farms.callbacks.trainer import fsdp_version, optimizer_name, uses_deepspeed
 from hf_farms.config import S2FTConfig
 
 __all__ = [
@@ -117,7 +111,7 @@ def check_s2ft_supported(args: TrainingArguments, config: S2FTConfig) -> None:
         raise ValueError(FSDP1.format(name))
     if version is not None and config.layout == "permuted":
         raise ValueError(PERMUTED.format(name))
-    _check_checkpoint(args, name)
+    check_given_checkpoint(args, name)
     if getattr(args, "use_vllm", False):
         raise ValueError(
             f"generation must run in the model itself for {name}, got use_vllm=True, which sends every named "
@@ -127,17 +121,6 @@ def check_s2ft_supported(args: TrainingArguments, config: S2FTConfig) -> None:
         raise ValueError(
             f"the reference model must not change for {name}, got sync_ref_model=True, which mixes parameters by "
             "position. Set sync_ref_model=False."
-        )
-
-
-def _check_checkpoint(args: TrainingArguments, name: str) -> None:
-    """Reject a checkpoint of another engine, whose files transformers would not find, if the arguments name it."""
-    folder = args.resume_from_checkpoint
-    written = checkpoint_engine(Path(folder)) if isinstance(folder, str) else None
-    if written is not None and written != (engine := training_engine(args)):
-        raise ValueError(
-            f"resume_from_checkpoint must be a checkpoint of a training with {engine} for {name}, got {folder!r} of "
-            f"one with {written}. Resume it as it was started, or train its model anew with load_selection({folder!r})."
         )
 
 

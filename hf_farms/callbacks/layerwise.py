@@ -13,9 +13,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_farms.callbacks.compatibility import check_supported
 from hf_farms.callbacks.deepspeed import deepspeed_groups, engine_name
-from hf_farms.callbacks.groups import Group, Key, LayerwiseGroups, split_by_key
+from hf_farms.callbacks.groups import TAG, Group, Key, LayerwiseGroups, split_by_key
 from hf_farms.callbacks.history import error_text
 from hf_farms.callbacks.rates import Rows, effective_rates
+from hf_farms.callbacks.resuming import check_made_groups, check_resumed_checkpoint, check_unmade_groups, resumed_memory
 from hf_farms.callbacks.trainer import (
     FARMS_LR_MARK,
     ExportableState,
@@ -34,8 +35,6 @@ from hf_farms.errors import HfFarmsWarning, NoEffectWarning
 
 __all__ = ["LayerwiseCallback"]
 
-PLAIN = "no DeepSpeed"
-
 
 class LayerwiseCallback(TrainerCallback, ExportableState):
     """Multiply learning rates or weight decays by factors that a subclass finds.
@@ -46,7 +45,7 @@ class LayerwiseCallback(TrainerCallback, ExportableState):
     Attributes:
         prefix: of the names in the log.
         memory: state for a resumed run: step and epoch of the last factors, the factors by name, and the counters that
-            the optimizer keeps for each finer group; the engine.
+            the optimizer keeps for each finer group; the engine; the keys of the groups of layerwise_optimizer.
     """
 
     prefix: ClassVar[str]
@@ -70,7 +69,8 @@ class LayerwiseCallback(TrainerCallback, ExportableState):
         return type(self).__name__
 
     def _reset(self) -> None:
-        self.memory: dict[str, Any] = {"step": None, "epoch": None, "factors": {}, "counted": [], "engine": None}
+        self.memory: dict[str, Any] = {"step": None, "epoch": None, "factors": {}, "counted": []}
+        self.memory |= {"engine": None, "groups": None}
         self._failed_in: int | None = None
         self._warned = self._moved = self._resumed = False
 
@@ -98,6 +98,9 @@ class LayerwiseCallback(TrainerCallback, ExportableState):
         """Return the content of `trainer_state.json` for this callback: numbers and names only."""
         if self._groups is not None:
             self.memory["counted"] = self._groups.counted()
+        elif self._optimizer is None:
+            # A Trainer asks at the start too, before it loads a checkpoint.
+            self._check_checkpoint()
         return {"args": self._arguments(), "attributes": {"memory": self.memory}}
 
     def on_train_begin(
@@ -114,7 +117,7 @@ class LayerwiseCallback(TrainerCallback, ExportableState):
             raise ValueError(f"callbacks must hold one {self._name}, got {both}. Remove one of them.")
         self._resume(state)
         self._model = model
-        self._check_engine(args, state)
+        self._check_engine(args, optimizer)
         self._wrapped = kwargs["optimizer"] if uses_deepspeed(args) else None
         self._begin(args, state, optimizer)
 
@@ -186,21 +189,28 @@ class LayerwiseCallback(TrainerCallback, ExportableState):
             warnings.simplefilter("ignore", HfFarmsWarning)
             keys = self._early_keys(model, state)
         finer, self._made = split_by_key(groups, keys)
+        check_made_groups(resumed_memory(self._name), finer)
         return finer
+
+    def _check_checkpoint(self) -> None:
+        """Reject a checkpoint of another engine or other groups that a Trainer is about to load."""
+        check_resumed_checkpoint(self._name, loads_anyway=True)
+        check_unmade_groups(resumed_memory(self._name), self)
 
     def _early_keys(self, model: nn.Module, state: TrainerState) -> dict[nn.Parameter, Key]:
         """Return the keys before the training starts."""
         return self._find_keys(model)
 
-    def _check_engine(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Warn if the checkpoint was written by another engine: its optimizer state cannot be read by this one."""
+    def _check_engine(self, args: TrainingArguments, optimizer: torch.optim.Optimizer) -> None:
+        """Warn if the checkpoint is one of DeepSpeed, and the training is not: the Trainer finds no optimizer in it."""
         engine = engine_name(args) if uses_deepspeed(args) else None
-        earlier, self.memory["engine"] = self.memory["engine"], engine
-        if self._resumed and earlier != engine:
+        earlier = self.memory["engine"]
+        tagged = [group[TAG] for group in optimizer.param_groups if TAG in group]
+        self.memory |= {"engine": engine, "groups": tagged or None}
+        if self._resumed and earlier and not engine:
             self._warn(
-                f"the checkpoint was written under {earlier or PLAIN}, this training runs under {engine or PLAIN}. "
-                "Their files differ: without a file of its own the optimizer starts anew. Resume under the same engine "
-                "to continue exactly."
+                f"the checkpoint was written under {earlier}, this training runs without DeepSpeed: the optimizer "
+                "starts anew. Resume under the same engine to continue exactly."
             )
 
     def _renew_keys(self) -> dict[nn.Parameter, Key]:

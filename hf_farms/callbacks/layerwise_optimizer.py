@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from itertools import zip_longest
 from typing import Any
 
 import torch
 
 from hf_farms.callbacks.groups import TAG, Group
 from hf_farms.callbacks.layerwise import LayerwiseCallback
+from hf_farms.callbacks.resuming import check_same_groups
 from hf_farms.callbacks.trainer import trainer_of_optimizer, uses_deepspeed
 from hf_farms.errors import NoEffectWarning
 
@@ -73,14 +73,7 @@ class _LayerwiseOptimizer(torch.optim.Optimizer):
 
 
 def _check_groups(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Reject a checkpoint whose groups follow other layers or patterns: states would go to other parameters."""
-    saved, own = ([group.get(TAG) for group in groups] for groups in (state["param_groups"], optimizer.param_groups))
-    if saved == own:
-        return
-    number, pair = next((i, pair) for i, pair in enumerate(zip_longest(saved, own, fillvalue=())) if pair[0] != pair[1])
-    found, expected = (", ".join(key or ["no layer"])[:200] for key in pair)
-    raise ValueError(
-        f"the checkpoint must have the optimizer's groups of this training, {len(own)}, got {len(saved)}; group "
-        f"{number} is that of {found}, not of {expected}. Resume with layerwise_optimizer, the patterns and the `unit` "
-        "of before."
+    """Reject a checkpoint of other groups, also where no Trainer loads it."""
+    check_same_groups(
+        *([group.get(TAG) for group in groups] for groups in (state["param_groups"], optimizer.param_groups))
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hf_farms.blocks.partitioned import is_sharded
 from hf_farms.callbacks.compatibility import PERMUTED, check_not_fsdp1, check_s2ft_supported
 from hf_farms.callbacks.history import warn_on_failure
 from hf_farms.callbacks.recording import record_training
+from hf_farms.callbacks.resuming import check_resumed_checkpoint
 from hf_farms.callbacks.slices import (
     check_optimizer,
     hide_slices,
@@ -25,9 +27,11 @@ from hf_farms.callbacks.slices import (
 )
 from hf_farms.callbacks.trainer import (
     S2FT_MARK,
+    ExportableState,
     checkpoint_folder,
     get_mark,
     log_to_trackers,
+    register_callback_state,
     restart_farms_lr,
     set_mark,
     unwrap_optimizer,
@@ -66,7 +70,7 @@ SAVED_IN = (
 )
 
 
-class S2FTCallback(TrainerCallback):
+class S2FTCallback(TrainerCallback, ExportableState):
     """Train a few heads and channels of a model in place, and nothing else (S2FT, arXiv 2412.06289).
 
     Use it as `Trainer(..., callbacks=[S2FTCallback(S2FTConfig(budget=0.01))])`, or in a single process as
@@ -127,6 +131,14 @@ class S2FTCallback(TrainerCallback):
         self._early = self._applied = self._printed = False
         self._waiting: RemovableHandle | None = None
 
+    def state(self) -> dict[str, Any]:
+        """Return the content of `trainer_state.json` for this callback; reject a checkpoint of another engine.
+
+        A Trainer asks at the start too, before it loads the checkpoint.
+        """
+        check_resumed_checkpoint(NAME)
+        return {"args": {"config": asdict(self.config)}, "attributes": {}}
+
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Change the model before the Trainer creates its optimizer."""
         check_s2ft_supported(args, self.config)
@@ -144,6 +156,7 @@ class S2FTCallback(TrainerCallback):
             check_within(Path(args.output_dir or "."), (CONFIG_NAME, WEIGHTS_NAME, REPORT_NAME), argument="output_dir")
         model, optimizer = kwargs["model"], unwrap_optimizer(kwargs["optimizer"])
         self._stop_waiting()
+        register_callback_state(state, NAME, self.state())
         check_not_fsdp1(model, NAME)
         if one_engine(model).is_collective and self.config.layout == "permuted":
             raise ValueError(PERMUTED.format(NAME))

@@ -11,12 +11,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.state import AcceleratorState
 from numpy import asarray
 from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -27,8 +29,8 @@ __all__ = [
     "FARMS_LR_MARK",
     "S2FT_MARK",
     "SLICES_MARK",
+    "TRAINER_STATE_NAME",
     "ExportableState",
-    "checkpoint_engine",
     "checkpoint_folder",
     "clear_mark",
     "deepspeed_config",
@@ -44,13 +46,13 @@ __all__ = [
     "recomputes_activations",
     "register_callback_state",
     "restart_farms_lr",
+    "resuming_trainer",
     "retries_batch_sizes",
     "run_folder",
     "saved_callback_state",
     "set_mark",
     "trainer_flops",
     "trainer_of_optimizer",
-    "training_engine",
     "unwrap_optimizer",
     "uses_deepspeed",
     "uses_fsdp",
@@ -141,6 +143,15 @@ def trainer_of_optimizer() -> Trainer | None:
     return next(_callers("create_optimizer", "callback_handler"), None)
 
 
+def resuming_trainer() -> tuple[Any, Path | None]:
+    """Return the Trainer whose `train` is running, and the checkpoint that it resumes; None without them."""
+    for frame in _frames():
+        trainer, folder = frame.f_locals.get("self"), frame.f_locals.get("resume_from_checkpoint")
+        if hasattr(trainer, "callback_handler") and "resume_from_checkpoint" in frame.f_locals:
+            return trainer, Path(folder) if isinstance(folder, str) else None
+    return None, None
+
+
 def uses_fsdp(args: TrainingArguments) -> bool:
     """Return whether FSDP shards the model; `accelerate launch` sets it in the environment only."""
     return bool(getattr(args, "fsdp", None)) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
@@ -159,23 +170,6 @@ def fsdp_version(args: TrainingArguments) -> int | None:
     if plugin is not None:
         return int(plugin.fsdp_version)
     return int(given.get("fsdp_version") or os.environ.get("FSDP_VERSION") or 1)
-
-
-def training_engine(args: TrainingArguments) -> str:
-    """Return the engine of a training, as `checkpoint_engine` names it."""
-    if uses_deepspeed(args):
-        return "DeepSpeed"
-    return "FSDP" if uses_fsdp(args) else "no sharding"
-
-
-def checkpoint_engine(folder: Path) -> str | None:
-    """Return the engine that wrote a checkpoint of a Trainer: "DeepSpeed", "FSDP" or "no sharding".
-
-    Returns:
-        None for a folder without the state of an optimizer.
-    """
-    kinds = {"DeepSpeed": "global_step*", "FSDP": "pytorch_model_fsdp*", "no sharding": "optimizer.pt"}
-    return next((kind for kind, pattern in kinds.items() if any(folder.glob(pattern))), None)
 
 
 def recomputes_activations(args: TrainingArguments) -> bool:
@@ -285,9 +279,15 @@ def _trackers() -> Iterator[Any]:
 
 def _callers(*attributes: str) -> Iterator[Any]:
     """Yield the objects with these attributes whose methods are running, innermost first."""
-    frame = sys._getframe(1)
-    while frame is not None:
+    for frame in _frames():
         caller: Any = frame.f_locals.get("self")
         if all(hasattr(caller, attribute) for attribute in attributes):
             yield caller
-        frame = frame.f_back  # type: ignore[assignment]
+
+
+def _frames() -> Iterator[FrameType]:
+    """Yield the frames of the functions that are running, innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back

@@ -80,7 +80,7 @@ def test_optimizers_that_make_their_own_groups_are_refused(tmp_path):
         run.train()
 
 
-def test_a_checkpoint_of_another_engine_is_named(tmp_path):
+def test_a_checkpoint_of_deepspeed_is_named(tmp_path):
     def run(resume=None):
         one = trainer(tmp_path, LayerwiseLRCallback({"norm": 0.5}), save_strategy="steps", save_steps=4)
         one.train(resume_from_checkpoint=resume)
@@ -90,5 +90,7 @@ def test_a_checkpoint_of_another_engine_is_named(tmp_path):
     assert state.read_text().count('"engine": null') == 1
     run(str(state.parent))
     state.write_text(state.read_text().replace('"engine": null', '"engine": "DeepSpeed ZeRO-2"'))
-    with pytest.warns(HfFarmsWarning, match=r"written under DeepSpeed ZeRO-2, this training runs under no DeepSpeed\."):
+    with pytest.warns(
+        HfFarmsWarning, match=r"under DeepSpeed ZeRO-2, this training runs without DeepSpeed: the optimizer"
+    ):
         run(str(state.parent))

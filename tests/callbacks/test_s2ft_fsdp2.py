@@ -1,5 +1,7 @@
 """S2FT and KeepZerosCallback under FSDP2, in real Trainers of several processes, and their checkpoints."""
 
+import re
+
 import pytest
 import torch
 from fsdp2 import NEEDS_FSDP2, same_state
@@ -18,15 +20,16 @@ CONFIG = S2FTConfig(budget=0.1, roles=("q", "o", "up", "down"))
 # The same batches of six samples, however many processes there are. Checkpoints are those of a model in bfloat16, whose
 # weights do not hold what the slices do.
 COMMON = """
-import sys, warnings
+import shutil, sys, warnings
 import torch
 from fsdp2 import *
 from models import tiny
 from s2ft_models import trainer
 from trainers import pruned
-from hf_farms import KeepZerosCallback, S2FTAdapter, S2FTCallback, S2FTConfig
+from hf_farms import FarmsLRCallback, FarmsLRConfig, KeepZerosCallback, S2FTAdapter, S2FTCallback, S2FTConfig
 folder, saved = sys.argv[1], sys.argv[-1]
 CONFIG = S2FTConfig(budget=0.1, roles=("q", "o", "up", "down"))
+SGD = {"optim": "sgd", "learning_rate": 1.0}
 KIND = {"sharded": "SHARDED_STATE_DICT", "full": "FULL_STATE_DICT"}
 warnings.filterwarnings("ignore", ".*FSDP upcast.*")
 
@@ -45,6 +48,22 @@ result = {}
 """
 
 TWO = """
+from pathlib import Path
+# Checkpoints of other engines: of DDP, and the files of one of DeepSpeed.
+options = {"per_device_train_batch_size": 3, "max_steps": 1, "save_steps": 1, "save_strategy": "steps"}
+trainer(f"{folder}/ddp", model=tiny("llama"), callbacks=[S2FTCallback(CONFIG)], **options).train()
+for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
+    Path(f"{folder}/zero/checkpoint-1/global_step1/{name}").mkdir(parents=True, exist_ok=True)
+shutil.copy(f"{folder}/ddp/checkpoint-1/trainer_state.json", f"{folder}/zero/checkpoint-1")
+torch.distributed.barrier()
+result["refused"] = {}
+for callback in (S2FTCallback(CONFIG), FarmsLRCallback(FarmsLRConfig(start=0))):
+    for name in ("ddp", "zero"):
+        try:
+            train("refused", resume=f"{folder}/{name}/checkpoint-1", callbacks=[callback])
+        except ValueError as error:
+            result["refused"][f"{type(callback).__name__} {name}"] = str(error)
+
 for name, kind in KIND.items():
     fsdp, begun = {"state_dict_type": kind}, AtTheStart()
     run = train(name, fsdp=fsdp, save_strategy="steps")
@@ -66,6 +85,13 @@ result["lazy"] = trained_state(train("lazy", model=model, fsdp={"cpu_ram_efficie
 # An evaluation leaves whole weights in the modules, in the dtype of the computation.
 options = {"activation_checkpointing": True, "reshard_after_forward": False}
 result["options"] = trained_state(train("options", fsdp=options, eval_strategy="steps", eval_steps=4))
+
+# accelerate's own policy for bf16.
+plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+plugin.set_mixed_precision("bf16")
+options = {"mixed_precision_policy": plugin.mixed_precision_policy, "reshard_after_forward": False}
+run = train("bf16", model=tiny("llama"), fsdp=options, bf16=True, eval_strategy="steps", eval_steps=4, **SGD)
+result["bf16"] = whole(run.model)
 
 result["s2ft"] = whole(train("s2ft", model=tiny("llama")).model)
 result["keep"] = whole(train("keep", model=pruned(), callbacks=[KeepZerosCallback()]).model)
@@ -97,11 +123,16 @@ def two(folder):
 
 
 def distance(a, b):
-    return max((a[name].double() - b[name].double()).abs().max().item() for name in a)
+    return max(distance_of(a[name], b[name]) for name in a)
 
 
-def one_process(folder, *callbacks, model):
-    run = trainer(folder, model=model, callbacks=callbacks, per_device_train_batch_size=6, max_steps=8)
+def distance_of(a, b):
+    return (a.double() - b.double()).abs().max().item()
+
+
+def one_process(folder, *callbacks, model, **options):
+    options = {"per_device_train_batch_size": 6, "max_steps": 8, **options}
+    run = trainer(folder, model=model, callbacks=callbacks, **options)
     run.train()
     return weights(run.model)
 
@@ -113,6 +144,22 @@ def test_two_processes_equal_one(two, tmp_path):
     assert same(two[0]["s2ft"], two[1]["s2ft"])
     start = weights(tiny("llama"))
     assert distance(start, one) > 1e-2
+
+
+def test_mixed_precision_in_bf16(two, tmp_path):
+    """Gradients are rounded as in one process; slices and weights are not."""
+    options = {"optim": "sgd", "learning_rate": 1.0, "bf16": True}
+    one = one_process(tmp_path, S2FTCallback(CONFIG), model=tiny("llama"), **options)
+    trained = two[0]["bf16"]
+    start = {name: tensor for name, tensor in weights(tiny("llama")).items() if distance_of(tensor, one[name])}
+    assert len(start) == 12
+    for name, before in start.items():
+        assert distance_of(trained[name], one[name]) < 0.1 * distance_of(before, one[name])
+    slices = {name: tensor for name, tensor in trained.items() if name.endswith("selected")}
+    for name, tensor in slices.items():
+        assert tensor.dtype == trained[name.replace("selected", "weight")].dtype == torch.float32
+        assert not torch.equal(tensor, tensor.bfloat16().float())
+        assert torch.isin(tensor, trained[name.replace("selected", "weight")]).all()
 
 
 @pytest.mark.parametrize("kind", ["sharded", "full"])
@@ -160,6 +207,14 @@ def test_adapters_of_sharded_models(folder, two, path):
     adapter = S2FTAdapter.from_pretrained(folder / path)
     adapter.merge(base)
     assert same(weights(base), two[0]["full"]["weights"])
+
+
+@pytest.mark.parametrize("callback", ["S2FTCallback", "FarmsLRCallback"])
+@pytest.mark.parametrize(("name", "written"), [("ddp", "no sharding"), ("zero", "DeepSpeed ZeRO-1 or 2")])
+def test_a_checkpoint_of_another_engine_under_fsdp2(two, callback, name, written):
+    why = f"must be a checkpoint of a training with FSDP for {callback}, got .*checkpoint-1' of one with {written}"
+    for result in two:
+        assert re.search(why, result["refused"][f"{callback} {name}"])
 
 
 def test_a_checkpoint_of_fsdp2_in_one_process(folder, tmp_path):

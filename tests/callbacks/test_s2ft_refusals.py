@@ -7,7 +7,7 @@ import torch
 import transformers
 from families import family_model
 from models import tiny
-from s2ft_models import EARLY, INDEXED, PERMUTED, trainer
+from s2ft_models import EARLY, INDEXED, PERMUTED, plain, trainer
 from torch.distributed.fsdp import fully_shard
 from trainers import Tokens, arguments, same, weights
 from transformers import Trainer
@@ -66,30 +66,73 @@ def test_layout_permuted_under_fsdp2(tmp_path, monkeypatch):
     S2FTCallback(INDEXED).on_init_end(args, *given, model=tiny("llama"))
 
 
+ENGINES = {
+    "no sharding": ["optimizer.pt"],
+    "FSDP": ["pytorch_model_fsdp_0"],
+    "DeepSpeed without ZeRO": ["global_step4/mp_rank_00_model_states.pt"],
+    "DeepSpeed ZeRO-1 or 2": [
+        "global_step4/mp_rank_00_model_states.pt",
+        "global_step4/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+    ],
+    "DeepSpeed ZeRO-3": [
+        "global_step4/zero_pp_rank_0_mp_rank_00_model_states.pt",
+        "global_step4/zero_pp_rank_0_mp_rank_00_optim_states.pt",
+    ],
+}
+
+
 def test_a_checkpoint_of_another_engine(tmp_path, monkeypatch):
-    names = {"no sharding": "optimizer.pt", "FSDP": "pytorch_model_fsdp_0", "DeepSpeed": "global_step4"}
-    for engine, name in names.items():
-        (tmp_path / engine / name).mkdir(parents=True)
+    for engine, names in ENGINES.items():
+        for name in names:
+            (tmp_path / engine / name).mkdir(parents=True)
 
     def resume(engine):
         args = arguments(tmp_path, resume_from_checkpoint=str(tmp_path / engine))
         given = (transformers.TrainerState(), transformers.TrainerControl())
         S2FTCallback(INDEXED).on_init_end(args, *given, model=tiny("llama"))
 
-    def refused(engine, other):
-        why = f"must be a checkpoint of a training with {engine} for S2FTCallback, got .*{other}' of one with {other}"
-        with pytest.raises(ValueError, match=why):
-            resume(other)
+    def refused(engine):
+        for other in ENGINES.keys() - {engine}:
+            why = (
+                f"must be a checkpoint of a training with {engine} for S2FTCallback, got .*{other}' of one with {other}"
+            )
+            with pytest.raises(ValueError, match=why):
+                resume(other)
 
+    (tmp_path / "universal" / "global_step4_universal").mkdir(parents=True)
     resume("no sharding")
     resume("none")
-    refused("no sharding", "FSDP")
-    refused("no sharding", "DeepSpeed")
+    resume("universal")
+    refused("no sharding")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
     resume("FSDP")
-    refused("FSDP", "no sharding")
-    refused("FSDP", "DeepSpeed")
+    refused("FSDP")
+
+
+def test_a_checkpoint_of_deepspeed_without_it(tmp_path):
+    """The Trainer would load its weights, and start with a new optimizer without a word."""
+    run = trainer(tmp_path, S2FTCallback(INDEXED), save_strategy="steps", save_steps=2)
+    run.train()
+    checkpoint = tmp_path / "checkpoint-2"
+    (checkpoint / "optimizer.pt").unlink()
+    for name in ENGINES["DeepSpeed ZeRO-3"]:
+        (checkpoint / name).mkdir(parents=True)
+    again = trainer(tmp_path, S2FTCallback(INDEXED))
+    why = (
+        r"a training with no sharding for S2FTCallback, got .*of one with DeepSpeed ZeRO-3\. .*selection=load_selection"
+    )
+    with pytest.raises(ValueError, match=why):
+        again.train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_callbacks_that_the_trainer_makes_anew_from_a_checkpoint(tmp_path):
+    def run(folder, **options):
+        one = trainer(folder, S2FTCallback(INDEXED), save_strategy="steps", save_steps=2, **options)
+        one.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2") if options else None)
+        return plain(one.model)
+
+    assert same(run(tmp_path), run(tmp_path / "again", restore_callback_states_from_checkpoint=True))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Layer-wise rates under ZeRO of DeepSpeed: two processes against two of DDP, in a real Trainer."""
 
+import re
+
 import pytest
 import torch
 from engines import NEEDS_DEEPSPEED
@@ -8,12 +10,13 @@ from launch import run_script
 pytestmark = NEEDS_DEEPSPEED
 
 SCRIPT = """
-import os, sys
+import os, shutil, sys
+from pathlib import Path
 import torch, transformers
 from engines import whole_weights, zero
 from models import tiny
 from trainers import *
-from hf_farms import FarmsLRCallback, FarmsLRConfig, layerwise_optimizer
+from hf_farms import FarmsLRCallback, FarmsLRConfig, S2FTCallback, S2FTConfig, layerwise_optimizer
 folder, rank = sys.argv[1], int(os.environ["RANK"])
 
 # Rounding is not blown up by AdamW where gradients are as small as its epsilon, nor by clipping.
@@ -30,16 +33,35 @@ def run(name, engine, *, groups=False, callback=None, resume=None, **options):
 def result(one, callback):
     return {"weights": whole_weights(one.model), "memory": callback.memory}
 
-results = {"ddp": result(*run("ddp", {}))}
+saved = {"save_strategy": "steps", "save_steps": 4}
+results = {"ddp": result(*run("ddp", {}, **saved))}
+Path(f"{folder}/fsdp/checkpoint-4/pytorch_model_fsdp_0").mkdir(parents=True, exist_ok=True)
+shutil.copy(f"{folder}/ddp/checkpoint-4/trainer_state.json", f"{folder}/fsdp/checkpoint-4")
+torch.distributed.barrier()
 for stage in (1, 2, 3):
     for groups in (False, True):
         name = f"zero-{stage}" + ("-groups" if groups else "")
-        saved = {"save_strategy": "steps", "save_steps": 4}
         one, callback = run(name, zero(stage), groups=groups, **saved)
         results[name] = result(one, callback)
         results[name]["groups"] = len(one.lr_scheduler.get_last_lr())
         checkpoint = f"{folder}/{name}/checkpoint-4"
         results[name]["resumed"] = result(*run(name, zero(stage), groups=groups, resume=checkpoint, **saved))["weights"]
+
+def refused(name, stage, *, s2ft=False, by=None, **options):
+    callback = S2FTCallback(S2FTConfig(budget=0.2)) if s2ft else by
+    try:
+        run("refused", zero(stage), resume=f"{folder}/{name}/checkpoint-4", callback=callback, **options)
+    except ValueError as error:
+        return str(error)
+
+results["1 to 2"] = whole_weights(run("zero-1-2", zero(2), resume=f"{folder}/zero-1/checkpoint-4")[0].model)
+for s2ft in (False, True):
+    for name, stage in (("ddp", 1), ("ddp", 3), ("zero-2", 3), ("zero-3", 2), ("fsdp", 2)):
+        results[f"refused {name} {stage} {s2ft}"] = refused(name, stage, s2ft=s2ft)
+for stage in (2, 3):
+    results[f"groups {stage}"] = refused(f"zero-{stage}-groups", stage), refused(f"zero-{stage}", stage, groups=True)
+    layers = FarmsLRCallback(FarmsLRConfig(start=0, unit="layer"))
+    results[f"groups {stage}"] += (refused(f"zero-{stage}-groups", stage, groups=True, by=layers),)
 torch.save(results, f"{folder}/{rank}.pt")
 """
 
@@ -67,6 +89,42 @@ def test_two_processes_equal_those_of_ddp(results, way):
 def test_a_resumed_training_ends_as_one_without_a_stop(results, way):
     for result in results:
         assert _distance(result[way]["weights"], result[way]["resumed"]) == 0
+
+
+def test_stages_1_and_2_have_the_same_files(results):
+    for result in results:
+        assert _distance(result["1 to 2"], result["zero-1"]["weights"]) == 0
+
+
+ENGINES = {
+    "ddp": "no sharding",
+    "fsdp": "FSDP",
+    1: "DeepSpeed ZeRO-1 or 2",
+    2: "DeepSpeed ZeRO-1 or 2",
+    3: "DeepSpeed ZeRO-3",
+}
+
+
+@pytest.mark.parametrize("s2ft", [False, True], ids=["FarmsLRCallback", "S2FTCallback"])
+@pytest.mark.parametrize(("name", "stage"), [("ddp", 1), ("ddp", 3), ("zero-2", 3), ("zero-3", 2), ("fsdp", 2)])
+def test_a_checkpoint_of_another_engine(results, name, stage, s2ft):
+    callback = "S2FTCallback" if s2ft else "FarmsLRCallback"
+    written = ENGINES[int(name[-1]) if name.startswith("zero") else name]
+    why = f"a training with {ENGINES[stage]} for {callback}, got .*checkpoint-4' of one with {written}. Resume it as"
+    for result in results:
+        assert re.search(why, result[f"refused {name} {stage} {s2ft}"])
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_checkpoint_of_other_groups(results, stage):
+    for result in results:
+        without, added, by_layer = result[f"groups {stage}"]
+        assert "must be layerwise_optimizer(callback) as in the training of the checkpoint" in without
+        assert "optimizer has 8 groups, got none. Resume with that line" in without
+        assert "optimizer_cls_and_kwargs must be left out as in the training of the checkpoint, got" in added
+        assert re.search(
+            r"must have the optimizer's groups of this training, \d\d, got 8; group \d+ is that of", by_layer
+        )
 
 
 def test_only_layerwise_optimizer_makes_groups(results):
