@@ -15,7 +15,6 @@ from hf_farms.config import S2FTConfig
 
 __all__ = [
     "PERMUTED",
-    "check_not_deepspeed",
     "check_not_fsdp1",
     "check_s2ft_supported",
     "check_supported",
@@ -72,19 +71,6 @@ def check_not_fsdp1(model: nn.Module, name: str) -> None:
     """
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise ValueError(FSDP1.format(name))
-
-
-def check_not_deepspeed(args: TrainingArguments, name: str) -> None:
-    """Reject trainings that DeepSpeed runs.
-
-    Raises:
-        ValueError: with the way out.
-    """
-    if uses_deepspeed(args):
-        raise ValueError(
-            f"training must step through a torch optimizer for {name}, got DeepSpeed, which steps inside its backward. "
-            "Use DDP or FSDP2."
-        )
 
 
 def check_s2ft_supported(args: TrainingArguments, config: S2FTConfig) -> None:

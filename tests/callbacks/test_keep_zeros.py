@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-import transformers
-from models import NEEDS_MUON, tiny
+from models import NEEDS_MUON
 from trainers import Tokens, arguments, assert_resume_is_exact, pruned, trainer, weights
 from transformers import Trainer
 
@@ -110,11 +109,3 @@ def test_it_lets_go_when_the_training_ends(tmp_path):
 def test_a_dense_model_is_a_warning(tmp_path):
     with pytest.warns(NoEffectWarning, match="no trained or adapted weight in the blocks of the model is 0"):
         trainer(tmp_path, KeepZerosCallback(), max_steps=1).train()
-
-
-def test_deepspeed_is_refused(tmp_path):
-    args = arguments(tmp_path)
-    args.deepspeed = {"zero_optimization": {"stage": 2}}
-    given = (args, transformers.TrainerState(), transformers.TrainerControl())
-    with pytest.raises(ValueError, match=r"for KeepZerosCallback, got DeepSpeed, which steps inside its backward"):
-        KeepZerosCallback().on_train_begin(*given, model=tiny("llama"), optimizer=None)
