@@ -62,7 +62,7 @@ test-lowest: $(LOWEST_VENV)/.installed
 test-latest:
 	test -x $(LATEST_BIN)/python || $(PYTHON) -m venv $(LATEST_VENV)
 	$(LATEST_BIN)/python $(PIP_INSTALL) --upgrade "$(LATEST_TORCH)"
-	$(LATEST_BIN)/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager -e ".[test]" "$(LATEST_TORCH)"
+	$(LATEST_BIN)/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager -e ".[test,integrations]" "$(LATEST_TORCH)"
 	$(LATEST_BIN)/python $(PIP_INSTALL) --upgrade $(UPSTREAM) "$(LATEST_TORCH)"
 	$(LATEST_BIN)/python -m pip list --disable-pip-version-check
 	OMP_NUM_THREADS=1 $(LATEST_BIN)/python $(PYTEST) $(TESTS)
@@ -136,7 +136,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python $(PIP_INSTALL) -e ".[test]"
+	$(BIN)/python $(PIP_INSTALL) -e ".[test,integrations]" "$(TORCH)"
 	touch $@
 
 $(VENV)/.installed-engines: $(VENV)/.installed-test

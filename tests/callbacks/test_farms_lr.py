@@ -301,10 +301,7 @@ def test_trackio_gets_the_numbers(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_wandb_gets_the_numbers(tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+def test_wandb_gets_the_numbers(tmp_path, wandb):
     run = trainer(tmp_path, FarmsLRCallback(FAST), report_to=["wandb"])
     run.train()
     summary = dict(wandb.run.summary)

@@ -96,10 +96,7 @@ def test_figures_are_drawn_for_trackers_only_and_not_for_every_measurement(tmp_p
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_wandb_gets_effective_rates_and_a_figure(tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+def test_wandb_gets_effective_rates_and_a_figure(tmp_path, wandb):
     run = trainer(tmp_path, FarmsLRCallback(FAST), report_to=["wandb"])
     run.train()
     summary = dict(wandb.run.summary)
