@@ -6,6 +6,9 @@ import pytest
 import torch
 from engines import NEEDS_DEEPSPEED
 from launch import run_script
+from models import tiny
+
+from hf_farms.spectra.analysis import analyze
 
 pytestmark = NEEDS_DEEPSPEED
 
@@ -17,21 +20,29 @@ from engines import whole_weights, zero
 from models import tiny
 from trainers import *
 from hf_farms import FarmsLRCallback, FarmsLRConfig, S2FTCallback, S2FTConfig, layerwise_optimizer
+from hf_farms.distributed import launched_ranks
+from hf_farms.spectra.analysis import analyze
 folder, rank = sys.argv[1], int(os.environ["RANK"])
 
 # Rounding is not blown up by AdamW where gradients are as small as its epsilon, nor by clipping.
 OPTIONS = {"per_device_train_batch_size": 2, "weight_decay": 0.1, "max_grad_norm": 0.0, "adam_epsilon": 1e-4}
 
-def run(name, engine, *, groups=False, callback=None, resume=None, **options):
+def load():
+    return transformers.AutoModelForCausalLM.from_pretrained(f"{folder}/saved")
+
+def run(name, engine, *, groups=False, callback=None, resume=None, make=lambda: signal(tiny("llama")), **options):
     callback = callback or FarmsLRCallback(FarmsLRConfig(start=0, interval=2))
     made = {"optimizer_cls_and_kwargs": layerwise_optimizer(callback)} if groups else {}
     args = arguments(f"{folder}/{name}", **{**OPTIONS, **engine, **options})
-    one = Trainer(model=signal(tiny("llama")), args=args, train_dataset=Tokens(), callbacks=[callback], **made)
+    one = Trainer(model=make(), args=args, train_dataset=Tokens(), callbacks=[callback], **made)
     one.train(resume_from_checkpoint=resume)
     return one, callback
 
 def result(one, callback):
     return {"weights": whole_weights(one.model), "memory": callback.memory}
+
+def alphas(model):
+    return [block.alpha for block in analyze(model, ranks=launched_ranks()).blocks]
 
 saved = {"save_strategy": "steps", "save_steps": 4}
 results = {"ddp": result(*run("ddp", {}, **saved))}
@@ -43,9 +54,18 @@ for stage in (1, 2, 3):
         name = f"zero-{stage}" + ("-groups" if groups else "")
         one, callback = run(name, zero(stage), groups=groups, **saved)
         results[name] = result(one, callback)
+        results[name]["alphas"] = None if groups else alphas(one.model)
         results[name]["groups"] = len(one.lr_scheduler.get_last_lr())
         checkpoint = f"{folder}/{name}/checkpoint-4"
         results[name]["resumed"] = result(*run(name, zero(stage), groups=groups, resume=checkpoint, **saved))["weights"]
+for stage in (2, 3):
+    offload = zero(stage, offload_optimizer={"device": "cpu"})
+    results[f"offload-{stage}"] = result(*run(f"offload-{stage}", offload))
+# from_pretrained keeps parameters in parts from the start where it knows the arguments of the training.
+signal(tiny("llama")).save_pretrained(f"{folder}/saved")
+torch.distributed.barrier()
+for name, groups in (("loaded-3", False), ("loaded-3-groups", True)):
+    results[name] = result(*run(name, zero(3), groups=groups, make=load))
 
 def refused(name, stage, *, s2ft=False, by=None, **options):
     callback = S2FTCallback(S2FTConfig(budget=0.2)) if s2ft else by
@@ -74,15 +94,26 @@ def results(tmp_path_factory):
 
 
 WAYS = ["zero-1", "zero-1-groups", "zero-2", "zero-2-groups", "zero-3", "zero-3-groups"]
+# The optimizer on the CPU, and parameters that are kept in parts from the start.
+FORMS = ["offload-2", "offload-3", "loaded-3", "loaded-3-groups"]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", WAYS + FORMS)
 def test_two_processes_equal_those_of_ddp(results, way):
     for result in results:
         distance = _distance(result[way]["weights"], result["ddp"]["weights"])
         assert distance < 1e-6 if "3" in way else distance == 0
         assert result[way]["memory"]["factors"] == pytest.approx(result["ddp"]["memory"]["factors"], rel=1e-5)
         assert max(result[way]["memory"]["factors"].values()) > 1.3
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_alphas_of_a_model_under_an_engine(results, stage):
+    for result in results:
+        model = tiny("llama")
+        model.load_state_dict(result[f"zero-{stage}"]["weights"], strict=False)
+        expected = [block.alpha for block in analyze(model).blocks]
+        assert result[f"zero-{stage}"]["alphas"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("way", WAYS)
