@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
@@ -24,11 +24,13 @@ __all__ = [
     "WorkingRanks",
     "all_rank_results",
     "assign_to_ranks",
+    "check_same",
     "first_rank_result",
     "folder_of_rank",
     "from_first_rank",
     "hidden_launch",
     "is_main_process",
+    "launched_processes",
     "launched_ranks",
     "local_process_count",
     "rows_of_rank",
@@ -101,13 +103,22 @@ class LaunchedRanks:
 
     Attributes:
         device: the device of this process, such as `cuda:1`.
+
+    Raises:
+        HfFarmsError: the processes do not reach each other.
     """
 
     def __init__(self) -> None:
         import torch
         from accelerate import PartialState
 
-        state = PartialState(cpu=not torch.cuda.is_available())
+        try:
+            state = PartialState(cpu=not torch.cuda.is_available())
+        except (ValueError, RuntimeError) as error:
+            raise HfFarmsError(
+                f"processes must be able to reach each other, got variables of several processes, and: {error}",
+                hint="Start the command with accelerate launch or torchrun, or unset WORLD_SIZE.",
+            ) from error
         self.index, self.count = state.process_index, state.num_processes
         self.device = str(state.device)
 
@@ -120,7 +131,7 @@ class LaunchedRanks:
 
 def launched_ranks() -> Ranks:
     """Return the ranks that this process belongs to; `ONE_PROCESS` if it was not launched as one of several."""
-    return LaunchedRanks() if _from_environment(WORLD_SIZES, 1) > 1 else ONE_PROCESS
+    return LaunchedRanks() if launched_processes() > 1 else ONE_PROCESS
 
 
 def first_rank_result(make: Callable[[], T], ranks: Ranks) -> T:
@@ -162,6 +173,25 @@ def from_first_rank(make: Callable[[], T], ranks: WorkingRanks) -> T:
     return cast(T, ranks.gather(make() if ranks.index == 0 else None)[0])
 
 
+def check_same(ranks: Ranks, values: Mapping[str, object]) -> None:
+    """Reject arguments that differ between processes, which would mix two results; all ranks call it together.
+
+    Raises:
+        ValueError: on all of them, with the first argument that differs.
+    """
+    if ranks.count == 1:
+        return
+    texts = ranks.gather({name: repr(value) for name, value in values.items()})
+    for index, other in enumerate(texts):
+        for name in dict.fromkeys([*texts[0], *other]):
+            if texts[0].get(name) != other.get(name):
+                first, second = (text.get(name, "none")[:200] for text in (texts[0], other))
+                raise ValueError(
+                    f"{name} must be the same on all processes, got {first} in process 0 and {second} in process "
+                    f"{index}. Start all of them with the same arguments."
+                )
+
+
 def rows_of_rank(rows: int, ranks: Ranks) -> slice:
     """Return the rows of this rank, out of so many in all: parts in rank order, of one length but for one row."""
     return slice(rows * ranks.index // ranks.count, rows * (ranks.index + 1) // ranks.count)
@@ -196,13 +226,19 @@ def _forget_launch() -> None:
         state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def launched_processes() -> int:
+    """Return the number of launched processes, on all machines."""
+    return _from_environment(WORLD_SIZES, 1)
+
+
 def local_process_count() -> int:
     """Return the number of launched processes on this machine."""
     return _from_environment(LOCAL_WORLD_SIZES, 1)
 
 
 def _from_environment(names: Sequence[str], default: int) -> int:
-    return next((int(os.environ[name]) for name in names if name in os.environ), default)
+    # Launchers set numbers; anything else was set for something else.
+    return next((int(value) for name in names if (value := os.environ.get(name, "")).isdecimal()), default)
 
 
 def assign_to_ranks(costs: Sequence[float], count: int) -> list[list[int]]:

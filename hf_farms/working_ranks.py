@@ -26,15 +26,22 @@ TIMEOUT = timedelta(days=30)
 FAILURE, GATHER, SUM, CONCATENATE = range(4)
 # Attribute of errors that are raised on all ranks.
 SHARED = "is_on_all_ranks"
+# The ranks of this process, if it is one of several and has asked for them.
+_connected: list[WorkingRanks] = []
 
 
 def working_ranks() -> WorkingRanks:
     """Return the ranks that this process belongs to; `ONE_PROCESS` if it was not launched as one of several.
 
-    All of them must call it, and then go through the same exchanges.
+    All of them must call it, and then go through the same exchanges. Calls return the same object until `leave_ranks`:
+    an error is announced where the others wait, whoever asked for the ranks.
     """
     ranks = launched_ranks()
-    return _GlooRanks(ranks) if isinstance(ranks, LaunchedRanks) else ONE_PROCESS
+    if not isinstance(ranks, LaunchedRanks):
+        return ONE_PROCESS
+    if not _connected:
+        _connected.append(_GlooRanks(ranks))
+    return _connected[0]
 
 
 def leave_ranks() -> None:
@@ -42,6 +49,7 @@ def leave_ranks() -> None:
 
     A thread of gloo that still holds a tensor while Python shuts down would end the process with an error.
     """
+    _connected.clear()
     dist = sys.modules.get("torch.distributed")
     if dist is not None and dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

@@ -5,7 +5,14 @@ import threading
 import pytest
 from processes import LIMIT
 
-from hf_farms.distributed import ONE_PROCESS, all_rank_results, first_rank_result
+from hf_farms.distributed import (
+    ONE_PROCESS,
+    all_rank_results,
+    check_same,
+    first_rank_result,
+    launched_processes,
+    launched_ranks,
+)
 from hf_farms.errors import HfFarmsError, ModelError
 
 
@@ -72,3 +79,44 @@ def test_one_process_raises_as_it_is():
 
     with pytest.raises(KeyError, match="x"):
         all_rank_results(fail, ONE_PROCESS)
+
+
+class Gathered:
+    """One of several ranks, with what all of them sent."""
+
+    def __init__(self, *items):
+        self.count, self._items = len(items), list(items)
+
+    def gather(self, item):
+        return self._items
+
+
+def test_arguments_that_differ_between_processes():
+    check_same(ONE_PROCESS, {"sparsity": 0.5})
+    alike = {"sparsity": "0.5", "model": "'demo'"}
+    check_same(Gathered(alike, alike), {})
+    why = r"sparsity must be the same on all processes, got 0\.5 in process 0 and 0\.6 in process 2\. Start all"
+    with pytest.raises(ValueError, match=why):
+        check_same(Gathered(alike, alike, {**alike, "sparsity": "0.6"}), {})
+    with pytest.raises(ValueError, match=r"revision must be .* got none in process 0 and 'x' in process 1"):
+        check_same(Gathered(alike, {**alike, "revision": "'x'"}), {})
+
+
+@pytest.mark.parametrize("value", ["two", "", "-1"])
+def test_variables_that_no_launcher_has_set(value, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", value)
+    assert launched_processes() == 1
+    assert launched_ranks() is ONE_PROCESS
+
+
+def test_processes_that_were_not_launched(monkeypatch):
+    def unreachable(**options):
+        raise ValueError("`MASTER_ADDR` env was not set")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("accelerate.PartialState", unreachable)
+    with pytest.raises(
+        HfFarmsError, match=r"able to reach each other, got variables of several .*MASTER_ADDR"
+    ) as caught:
+        launched_ranks()
+    assert "unset WORLD_SIZE" in caught.value.hint

@@ -15,10 +15,11 @@ from typing import Any, ParamSpec
 
 import typer
 
+from hf_farms.distributed import launched_processes
 from hf_farms.errors import ArgumentError, HfFarmsError, HfFarmsWarning
 from hf_farms.hub.failure_budget import failure_budget
 from hf_farms.privacy.masking import mask_error, mask_secrets
-from hf_farms.working_ranks import leave_ranks
+from hf_farms.working_ranks import leave_ranks, working_ranks
 from hf_farms_cli.interrupts import interrupts
 from hf_farms_cli.messages import in_options
 from hf_farms_cli.streams import err, escaped
@@ -27,6 +28,8 @@ __all__ = ["guarded", "if_interrupted", "shown_warnings"]
 
 P = ParamSpec("P")
 
+# Commands that several processes carry out together, by the names of their functions.
+SHARED_COMMANDS = ("prune_command", "analyze_command")
 # Messages of the warnings that this command has printed.
 shown_warnings: set[str] = set()
 
@@ -41,9 +44,8 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         debug = bool(kwargs.get("debug"))
         try:
-            with _quiet_libraries(debug), failure_budget():
+            with _quiet_libraries(debug), failure_budget(), _among_processes(command.__name__):
                 command(*args, **kwargs)
-                leave_ranks()
         except KeyboardInterrupt as interrupt:
             _print_interrupt(interrupt)
             raise typer.Exit(130) from None
@@ -64,6 +66,26 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(2 if isinstance(error, ArgumentError) else 1) from None
 
     return run
+
+
+@contextmanager
+def _among_processes(command: str) -> Iterator[None]:
+    """Raise an error of one of several launched processes on all of them, so that the first one prints it.
+
+    Raises:
+        HfFarmsError: this command works in one process.
+    """
+    if launched_processes() == 1:
+        yield
+        return
+    if command not in SHARED_COMMANDS:
+        raise HfFarmsError(
+            f"processes must be one for this command, got {launched_processes()}.",
+            hint="Start it without accelerate launch or torchrun, or unset WORLD_SIZE. Only prune and analyze share work.",
+        )
+    with working_ranks().failing_together():
+        yield
+    leave_ranks()
 
 
 def _print_interrupt(error: BaseException) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hf_farms.config import FarmsConfig, LoadOptions
 from hf_farms.config.effect_inputs import AnalyzeArguments, Inputs, ModelKind
 from hf_farms.config.effects import warn_unused
-from hf_farms.distributed import is_main_process
+from hf_farms.distributed import check_same, is_main_process
 from hf_farms.errors import ArgumentError, OutputError, argument_errors
 from hf_farms.files.path_checks import check_name, check_parent, check_within, choose_another
 from hf_farms.files.paths import is_inside, kind_of, with_home, with_name
@@ -92,6 +92,7 @@ def analyze_checkpoint(
     load = _load_options(device, revision, allow_pickle)
     _warn_unused(config, load, outside, [name])
     with measurement.ranks.failing_together():
+        check_same(measurement.ranks, {"model": name, "config": config or FarmsConfig(), "outside": outside})
         opened = measurement.open(name, revision=revision, esd=esd)
         report = measurement.measure(opened)
     if is_main_process():
@@ -157,6 +158,8 @@ def compare_checkpoints(
     load = _load_options(device, revision, allow_pickle)
     _warn_unused(config, load, outside, names)
     with measurement.ranks.failing_together():
+        given = {"first": names[0], "second": names[1], "config": config or FarmsConfig(), "outside": outside}
+        check_same(measurement.ranks, given)
         # The first model may take hours to download.
         measurement.require(names[1])
         opened = measurement.open(names[0], revision=revision)

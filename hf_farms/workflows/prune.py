@@ -9,6 +9,7 @@ from typing import TypeVar
 from hf_farms.config import CalibrationConfig, EvaluationConfig, LoadOptions, PruneConfig, SelectionConfig
 from hf_farms.config.checks import check, check_arguments
 from hf_farms.config.effects import given_fields
+from hf_farms.distributed import check_same
 from hf_farms.errors import NoEffectWarning
 from hf_farms.files.paths import with_home, with_name
 from hf_farms.output.recipe import RECIPE_NAME, Recipe
@@ -118,6 +119,7 @@ def run_prune(
     ranks = plan.output.ranks = working_ranks()
     # The plan has warned of options without an effect.
     with given_fields(()), ranks.failing_together(), plan.output.locked():
+        check_same(ranks, plan.arguments())
         return PruneStages(plan, progress).finish(repo_id=repo_id, command=command)
 
 

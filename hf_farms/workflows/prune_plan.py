@@ -50,6 +50,11 @@ class PrunePlan:
     baseline: bool = True
     finished: PruneReport | None = None
 
+    def arguments(self) -> dict[str, object]:
+        """Return what must be the same on several processes; devices differ, and folders may be mounted elsewhere."""
+        output, baseline = self.output.path.name, self.baseline
+        return {**self.recipe.flat(), "output": output, "baseline": baseline, "stream": self.load.stream}
+
 
 def plan_prune(
     recipe: Recipe,

@@ -274,3 +274,11 @@ def test_a_tokenizer_is_needed_for_text_alone(tmp_path):
     tiny("llama").save_pretrained(tmp_path)
     assert measured(tmp_path, "--metrics", "sparsity").sparsity.value == 0
     assert "model must have a tokenizer" in said(run(tmp_path))
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = runner.invoke(app, ["eval", "demo"])
+    assert result.exit_code == 1
+    assert "processes must be one for this command, got 2." in result.stderr
+    assert "unset WORLD_SIZE. Only prune and analyze share work." in result.stderr

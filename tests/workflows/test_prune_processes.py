@@ -16,9 +16,12 @@ SCRIPT = f"""
 import json, os, shutil, sys
 from pathlib import Path
 from shared_pruning import demo_settings, distilled_settings
-from hf_farms import LoadOptions, prune_checkpoint
+from hf_farms import EvaluationConfig, FarmsConfig, LoadOptions, analyze_checkpoint, prune_checkpoint
 from hf_farms.data import calibration
+from hf_farms.errors import DataError
 from hf_farms.pruning import block_loop
+from hf_farms.workflows import prune_plan
+from hf_farms_cli.__main__ import main
 calibration.TOKENS_PER_BATCH = {TOKENS_PER_BATCH}
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 measure, outcomes = block_loop.measure, []
@@ -48,6 +51,26 @@ if rank == 0:
 attempt("streamed", load=stream, baseline=False)
 attempt("in memory")
 attempt("distilled", settings=distilled_settings)
+def by_rank():
+    return demo_settings() | dict(evaluation=EvaluationConfig(context_length=64 + rank, max_windows=5))
+try:
+    analyze_checkpoint("demo", FarmsConfig(aspect_ratio=1.0 + rank))
+except ValueError as error:
+    outcomes.append(str(error))
+
+# An error on one process before the work is shared, on the command line.
+plan = prune_plan.plan_prune
+def broken_plan(*args, **options):
+    if rank == 1:
+        raise DataError("text must exist, got none.")
+    return plan(*args, **options)
+prune_plan.plan_prune = broken_plan
+sys.argv = ["hf-farms", "prune", "demo", "--output", str(folder / "unplanned"), "--no-baseline"]
+try:
+    main()
+except SystemExit as end:
+    outcomes.append(end.code)
+attempt("other", settings=by_rank)
 attempt("lost", lambda: os._exit(0), 2, baseline=False)
 """
 
@@ -55,7 +78,7 @@ attempt("lost", lambda: os._exit(0), 2, baseline=False)
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    run_script(SCRIPT, folder)
+    (folder / "printed").write_text(run_script(SCRIPT, folder).stderr)
     return folder
 
 
@@ -140,9 +163,25 @@ def test_the_first_process_trains_and_the_others_get_its_weights(two, tmp_path):
     assert [b.alpha for b in shared.after.blocks] == pytest.approx([b.alpha for b in report.after.blocks], rel=1e-3)
 
 
+def test_arguments_that_differ_between_processes(two):
+    for rank in (0, 1):
+        kind, message = outcomes(two, rank)[6]
+        assert kind == "ValueError"
+        assert message.startswith(
+            "evaluation.context_length must be the same on all processes, got 64 in process 0 and 65"
+        )
+        assert outcomes(two, rank)[4].startswith("config must be the same on all processes, got FarmsConfig(")
+
+
+def test_an_error_before_the_work_is_printed_once(two):
+    assert (two / "printed").read_text().count("text must exist, got none.") == 1
+    assert outcomes(two, 0)[5] == outcomes(two, 1)[5] == 1
+    assert not (two / "unplanned").exists()
+
+
 def test_a_process_that_is_gone_is_named_by_the_other(two):
-    assert len(outcomes(two, 1)) == 4
-    kind, message = outcomes(two, 0)[4]
+    assert len(outcomes(two, 1)) == 7
+    kind, message = outcomes(two, 0)[7]
     assert kind == "HfFarmsError"
     assert message == "processes must run until the result is complete, got one that ended or cannot be reached."
     assert (two / "lost.partial").exists()
