@@ -81,7 +81,7 @@ def _among_processes(command: str) -> Iterator[None]:
     if command not in SHARED_COMMANDS:
         raise HfFarmsError(
             f"processes must be one for this command, got {launched_processes()}.",
-            hint="Start it without accelerate launch or torchrun, or unset WORLD_SIZE. Only prune and analyze share work.",
+            hint="Start it without accelerate launch, or unset WORLD_SIZE. Only prune and analyze share work.",
         )
     with working_ranks().failing_together():
         yield
