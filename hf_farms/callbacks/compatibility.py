@@ -10,12 +10,13 @@ from transformers import TrainingArguments
 
 from hf_farms.callbacks.deepspeed import check_deepspeed_config, check_deepspeed_s2ft
 from hf_farms.callbacks.resuming import check_given_checkpoint
-from hf_farms.callbacks.trainer import fsdp_version, optimizer_name, uses_deepspeed
+from hf_farms.callbacks.trainer import fsdp_version, optimizer_name, uses_deepspeed, uses_fsdp
 from hf_farms.config import S2FTConfig
 
 __all__ = [
     "PERMUTED",
     "check_not_fsdp1",
+    "check_one_engine",
     "check_s2ft_supported",
     "check_supported",
     "require_step_hooks",
@@ -44,6 +45,7 @@ def check_supported(
         ValueError: FSDP 1; unless only monitored, a config of DeepSpeed with an optimizer or scheduler of its own, a
             layer-wise optimizer of GaLore or APOLLO, LOMO, an optimizer that computes its own learning rate.
     """
+    check_one_engine(args, name)
     if not monitor:
         if uses_deepspeed(args):
             check_deepspeed_config(args, name)
@@ -60,6 +62,19 @@ def check_supported(
         raise ValueError(
             f"optimizer must take its learning rate from its groups for {name}, got {type(optimizer).__name__} that "
             "finds its own. Set relative_step=False and a learning rate."
+        )
+
+
+def check_one_engine(args: TrainingArguments, name: str) -> None:
+    """Reject a training that two engines are asked to run: accelerate takes DeepSpeed then, without a word.
+
+    Raises:
+        ValueError: with the way out.
+    """
+    if uses_deepspeed(args) and uses_fsdp(args):
+        raise ValueError(
+            f"one engine must run the training for {name}, got DeepSpeed and FSDP. Remove one of them from "
+            "TrainingArguments and from the options of accelerate launch."
         )
 
 
@@ -83,6 +98,7 @@ def check_s2ft_supported(args: TrainingArguments, config: S2FTConfig) -> None:
             ZeRO-3, a checkpoint of another engine, a schedule-free optimizer, vLLM or a moving reference model in trl.
     """
     name = "S2FTCallback"
+    check_one_engine(args, name)
     if uses_deepspeed(args):
         check_deepspeed_s2ft(args, config, name)
     require_step_hooks(args, name)

@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.blocks.adapters import is_adapted
 from hf_farms.blocks.partitioned import is_partitioned, is_sharded
-from hf_farms.callbacks.compatibility import check_not_fsdp1, require_step_hooks
+from hf_farms.callbacks.compatibility import check_not_fsdp1, check_one_engine, require_step_hooks
 from hf_farms.callbacks.lora_masks import mask_lora
 from hf_farms.callbacks.trainer import unwrap_optimizer, uses_deepspeed, uses_fsdp
 from hf_farms.callbacks.zero_masks import hook_flat_masks, steps_on_copies, zero_gradients_early
@@ -56,6 +56,7 @@ class KeepZerosCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Find the zeros and register the hooks."""
+        check_one_engine(args, NAME)
         require_step_hooks(args, NAME)
         model = kwargs["model"]
         check_not_fsdp1(model, NAME)

@@ -261,3 +261,10 @@ def test_fsdp_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_farms.callbacks.keep_zeros.uses_fsdp", lambda args: True)
     with pytest.raises(ValueError, match="weights must be whole on every process for KeepZerosCallback with adapters"):
         trainer(tmp_path, KeepZerosCallback(), model=adapted()).train()
+
+
+def test_sharded_weights_are_refused(tmp_path, monkeypatch):
+    run = trainer(tmp_path, model=adapted())
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r"on every process for KeepZerosCallback with adapters, got FSDP\. Use DDP"):
+        KeepZerosCallback().on_train_begin(run.args, run.state, run.control, model=run.model, optimizer=None)

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from trainers import Tokens, arguments, same, weights
 from transformers import Trainer
 
-from hf_farms import S2FTCallback, S2FTConfig, apply_s2ft
+from hf_farms import FarmsLRCallback, KeepZerosCallback, S2FTCallback, S2FTConfig, apply_s2ft
 from hf_farms.errors import ModelError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*", "ignore:.is_gradient_checkpointing. is deprecated")
@@ -64,6 +64,16 @@ def test_layout_permuted_under_fsdp2(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=why):
         S2FTCallback(PERMUTED).on_init_end(args, *given, model=tiny("llama"))
     S2FTCallback(INDEXED).on_init_end(args, *given, model=tiny("llama"))
+
+
+@pytest.mark.parametrize("callback", [S2FTCallback(INDEXED), FarmsLRCallback(), KeepZerosCallback()])
+def test_two_engines(callback, tmp_path, monkeypatch):
+    run = trainer(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    run.args.deepspeed = {"zero_optimization": {"stage": 2}}
+    why = f"one engine must run the training for {type(callback).__name__}, got DeepSpeed and FSDP"
+    with pytest.raises(ValueError, match=why):
+        callback.on_train_begin(run.args, run.state, run.control, model=run.model, optimizer=run.create_optimizer())
 
 
 ENGINES = {

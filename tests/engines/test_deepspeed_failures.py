@@ -13,7 +13,7 @@ import torch, transformers
 from engines import zero
 from models import tiny
 from trainers import *
-from hf_farms import FarmsLRCallback, FarmsLRConfig
+from hf_farms import FarmsLRCallback, FarmsLRConfig, PruneConfig, S2FTAdapter, S2FTCallback, S2FTConfig, prune, restore
 from hf_farms.callbacks import zero_fragments
 folder, rank = sys.argv[1], int(os.environ["RANK"])
 
@@ -42,6 +42,29 @@ try:
 except ValueError as error:
     results["refused"] = str(error)
 zero_fragments._place = place
+
+def refusal(call):
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error} {getattr(error, 'hint', '')}"
+
+def trained(*callbacks):
+    args = arguments(f"{folder}/trained", **{**zero(3), "max_steps": 1})
+    one = Trainer(model=tiny("llama"), args=args, train_dataset=Tokens(), callbacks=list(callbacks))
+    one.train()
+    return one.model
+
+one, plain = trained(S2FTCallback(S2FTConfig(budget=0.3))), trained()
+adapter = S2FTAdapter.from_model(one)
+other = S2FTConfig(budget=0.3, layout="permuted"), S2FTConfig(budget=0.3, write_back=False)
+results["cells"] = {
+    "restore": refusal(lambda: restore(one)),
+    "merge": refusal(lambda: adapter.merge(plain)),
+    "prune": refusal(lambda: prune(plain, PruneConfig(method="magnitude", allocation="uniform"))),
+    "permuted": refusal(lambda: run("permuted", S2FTCallback(other[0]), max_steps=1)),
+    "write_back": refusal(lambda: run("two", S2FTCallback(other[1]), max_steps=1)),
+}
 torch.save(results, f"{folder}/{rank}.pt")
 """
 
@@ -66,3 +89,18 @@ def test_where_the_parts_are_not_found_all_processes_name_the_line(results):
         assert "must have a group for each factor of FarmsLRCallback" in result["refused"]
         assert "has no attribute 'moved'" in result["refused"]
         assert "optimizer_cls_and_kwargs=layerwise_optimizer(callback))" in result["refused"]
+
+
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        ("restore", "ModelError: model must have whole weights to be restored, got one that ZeRO-3 has sharded"),
+        ("merge", "ModelError: weights must be whole on every process for S2FT, got one that ZeRO-3 has partitioned"),
+        ("prune", "ModelError: weights must be whole on every process to be overwritten, got a sharded one in model"),
+        ("permuted", "ValueError: layout must be 'indexed' for S2FTCallback under ZeRO-3, got 'permuted'"),
+        ("write_back", "ValueError: write_back must be True for S2FTCallback under ZeRO-3, got False"),
+    ],
+)
+def test_what_is_refused_under_zero_3(results, what, why):
+    for result in results:
+        assert result["cells"][what].startswith(why)
