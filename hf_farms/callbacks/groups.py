@@ -1,8 +1,7 @@
 """Multiply the learning rate of single parameters by factors, without changing the optimizer's groups.
 
 Scheduler, checkpoints and the Trainer's logs read the groups, and expect as many of them as at the start. So each step
-runs on a view of the optimizer with the same state and finer groups, which a step hook passes instead of the optimizer.
-The optimizer itself never changes, even if a step fails.
+runs on a view of the optimizer with the same state and finer groups.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from hf_farms.callbacks.viewed_steps import ViewedSteps
 from hf_farms.config import LRQuantity
 
 __all__ = [
@@ -81,7 +81,7 @@ class _Finer:
         self.by_key = {key: {**self.by_key.get(key, {}), "params": params} for key, params in groups.items()}
 
 
-class LayerwiseGroups:
+class LayerwiseGroups(ViewedSteps):
     """One group for each parameter key, in a view of the optimizer that runs each step.
 
     The layout changes only if the groups of the optimizer do, so that every step works on the same tensors together.
@@ -101,18 +101,13 @@ class LayerwiseGroups:
         *,
         renew: Callable[[], Mapping[torch.nn.Parameter, Key]] | None = None,
     ) -> None:
-        self.optimizer, self._quantity, self._renew = optimizer, quantity, renew or (lambda: keys)
+        super().__init__(optimizer)
+        self._quantity, self._renew = quantity, renew or (lambda: keys)
         # Factors by the name of a layer, and by key.
         self._by_layer: Mapping[str, float] = {}
         self._factors: dict[Key, float] = {}
         self._finer: list[_Finer] = []
         self._follow(lambda: keys)
-        self._view: Any = object.__new__(type(optimizer))
-        self._given: dict[str, Any] | None = None
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._enter),
-            optimizer.register_step_post_hook(self._leave),
-        ]
 
     @property
     def keys(self) -> set[Key]:
@@ -151,11 +146,6 @@ class LayerwiseGroups:
                 target.update(own)
                 finer.left.update((name, finer.group[name]) for name in finer.group.keys() & own.keys())
 
-    def remove(self) -> None:
-        """Detach from the optimizer."""
-        for hook in self._hooks:
-            hook.remove()
-
     def _follow(self, find_keys: Callable[[], Mapping[torch.nn.Parameter, Key]]) -> None:
         """Adapt to changes of the optimizer's groups: added and removed parameters, and whole groups."""
         before, self._finer = self._finer, []
@@ -171,12 +161,8 @@ class LayerwiseGroups:
         if changed or len(before) != len(self._finer):
             self.set_factors(self._by_layer)
 
-    def _enter(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        """Run the step on the view, with factors applied to its groups."""
-        if optimizer is self._view:
-            # The step of a class calls that of its parent.
-            return None
-        self._given = None
+    def _attributes(self, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+        """Return the finer groups with their factors applied."""
         self._follow(self._renew)
         for finer in self._finer:
             # A scheduler sets the next rate before it can be logged; a tensor in place.
@@ -192,24 +178,14 @@ class LayerwiseGroups:
                 if rates.weight_decay is not None:
                     target["weight_decay"] = rates.weight_decay
                 stand_in.append(target)
-        self._given = dict(vars(optimizer))
-        vars(self._view).clear()
-        vars(self._view).update({**self._given, "param_groups": stand_in})
-        assert self._view.param_groups is stand_in, "the optimizer must hold its param_groups as an attribute"
-        return (self._view, *args[1:]), kwargs
+        return {"param_groups": stand_in}
 
-    def _leave(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Copy the changes of the step in its object and groups, such as counters and estimates, to the optimizer."""
-        if self._given is None or optimizer is self._view:
-            return
-        for name, value in vars(self._view).items():
-            if name != "param_groups" and value is not self._given.get(name, self):
-                setattr(optimizer, name, value)
+    def _follow_step(self, optimizer: torch.optim.Optimizer, view: dict[str, Any]) -> None:
+        """Copy the changes of the step in the finer groups to the optimizer's."""
         for finer in self._finer:
             for target in finer.by_key.values():
                 finer.group.update((name, target[name]) for name in target.keys() - OWN)
             finer.left = {name: finer.group[name] for name in finer.group.keys() - OWN}
-        self._given = None
 
     def _scaled(self, group: Group, key: Key | None) -> Rates:
         return scaled_rates(group, 1.0 if key is None else self._factors[key], self._quantity)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_farms.callbacks.groups import TAG, Group, Key, Rates, copied_rates, mean_factor, scaled_rates
+from hf_farms.callbacks.viewed_steps import ViewedSteps
 from hf_farms.callbacks.zero_fragments import FlatTensors
 from hf_farms.config import LRQuantity
 
@@ -106,7 +107,7 @@ def _append(parts: list[Part], stop: int, key: Key | None) -> None:
     parts.append(Part(start, stop, key))
 
 
-class ZeroGroups:
+class ZeroGroups(ViewedSteps):
     """One group for each key, in a view of the optimizer that runs each step, as `LayerwiseGroups` for parameters.
 
     Args:
@@ -123,18 +124,13 @@ class ZeroGroups:
         quantity: LRQuantity,
         layout: Layout,
     ) -> None:
-        self.optimizer, self._quantity, self._layout = optimizer, quantity, layout
+        super().__init__(optimizer)
+        self._quantity, self._layout = quantity, layout
         self._keys = {parameter: keys.get(parameter) for parameter in layout.parameter_groups}
         self._factors: dict[Key, float] = {}
         # Rates in the last step, by number of the group.
         self._used: dict[int, Group] = {}
         self._pieces: dict[Tensor, list[Tensor]] = {}
-        self._view: Any = object.__new__(type(optimizer))
-        self._given: dict[str, Any] | None = None
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._enter),
-            optimizer.register_step_post_hook(self._leave),
-        ]
 
     @property
     def keys(self) -> set[Key]:
@@ -160,17 +156,8 @@ class ZeroGroups:
     def resume(self, counted: list[list[Group]]) -> None:
         """Do nothing, as there are no counters."""
 
-    def remove(self) -> None:
-        """Detach from the optimizer."""
-        for hook in self._hooks:
-            hook.remove()
-
-    def _enter(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        """Run the step on the view, with factors applied to the groups of its pieces."""
-        if optimizer is self._view:
-            # The step of a class calls that of its parent.
-            return None
-        self._given = None
+    def _attributes(self, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+        """Return groups of the pieces with their factors applied, and the states of the pieces."""
         # ZeRO gives the optimizer one group at a time, or its other groups are empty.
         for group in optimizer.param_groups:
             if group["params"] and (number := self._layout.number(group)) is not None:
@@ -188,11 +175,7 @@ class ZeroGroups:
                 rates = self._scaled(group, key)
                 decay = {} if rates.weight_decay is None else {"weight_decay": rates.weight_decay}
                 stand_in.append({**group, "params": pieces, "lr": rates.lr, **decay})
-        self._given = dict(vars(optimizer))
-        vars(self._view).clear()
-        vars(self._view).update({**self._given, "param_groups": stand_in, "state": state})
-        assert self._view.param_groups is stand_in, "the optimizer must hold its param_groups as an attribute"
-        return (self._view, *args[1:]), kwargs
+        return {"param_groups": stand_in, "state": state}
 
     def _piece(self, flat: Tensor, part: Part, state: dict[Tensor, Group]) -> Tensor:
         """Return a part as a tensor with its gradient, and add its state to `state`."""
@@ -206,14 +189,8 @@ class ZeroGroups:
         self._pieces.setdefault(flat, []).append(piece)
         return piece
 
-    def _leave(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Copy the changes of the step in its object and state to the optimizer."""
-        if self._given is None or optimizer is self._view:
-            return
-        view = dict(vars(self._view))
-        for name in view.keys() - {"param_groups", "state"}:
-            if view[name] is not self._given.get(name, self):
-                setattr(optimizer, name, view[name])
+    def _follow_step(self, optimizer: torch.optim.Optimizer, view: dict[str, Any]) -> None:
+        """Copy the states of the pieces to those of their flat tensors."""
         for flat, pieces in self._pieces.items():
             states = [view["state"][piece] for piece in pieces if piece in view["state"]]
             if states and pieces[0] is flat:
@@ -221,8 +198,7 @@ class ZeroGroups:
             elif states:
                 _join(optimizer.state[flat], flat, states)
         # The pieces would keep the flat tensors in memory.
-        self._given, self._pieces = None, {}
-        vars(self._view).clear()
+        self._pieces = {}
 
     def _scaled(self, group: Group, key: Key | None) -> Rates:
         return scaled_rates(group, 1.0 if key is None else self._factors.get(key, 1.0), self._quantity)
