@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from launch import run_script
+from launch import results_of
 from models import tiny
 from trainers import same, signal, trainer, weights
 
@@ -63,9 +63,7 @@ torch.save(result, f"{folder}/{rank}.pt")
 
 @pytest.fixture(scope="module")
 def ddp(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ddp")
-    run_script(DDP, folder)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return results_of(DDP, tmp_path_factory.mktemp("ddp"))
 
 
 def test_two_processes_stay_identical(ddp):
@@ -135,8 +133,7 @@ torch.save(result, f"{folder}/{rank}.pt")
 @pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="FSDP2 of this torch needs a GPU")
 @pytest.mark.skipif(torch.cuda.device_count() == 1, reason="each process needs a GPU of its own")
 def test_weights_sharded_by_fsdp2(tmp_path):
-    run_script(FSDP2, tmp_path)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
+    first, second = results_of(FSDP2, tmp_path)
     assert "got FSDP1. Set fsdp_version: 2" in first["refused"]
     assert first["types"] == {"DTensor"}
     assert first["groups"] == 2

@@ -1,9 +1,8 @@
 """Layer-wise rates under ZeRO-3 of DeepSpeed where something fails on one of two processes."""
 
 import pytest
-import torch
 from engines import NEEDS_DEEPSPEED
-from launch import run_script
+from launch import results_of
 
 pytestmark = NEEDS_DEEPSPEED
 
@@ -71,9 +70,7 @@ torch.save(results, f"{folder}/{rank}.pt")
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("failures")
-    run_script(SCRIPT, folder)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return results_of(SCRIPT, tmp_path_factory.mktemp("failures"))
 
 
 def test_nan_in_the_part_of_one_process_stops_neither(results):

@@ -3,9 +3,8 @@
 import re
 
 import pytest
-import torch
 from engines import NEEDS_DEEPSPEED
-from launch import run_script
+from launch import results_of
 from models import tiny
 
 from hf_farms.spectra.analysis import analyze
@@ -88,9 +87,7 @@ torch.save(results, f"{folder}/{rank}.pt")
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("rates")
-    run_script(SCRIPT, folder)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return results_of(SCRIPT, tmp_path_factory.mktemp("rates"))
 
 
 WAYS = ["zero-1", "zero-1-groups", "zero-2", "zero-2-groups", "zero-3", "zero-3-groups"]

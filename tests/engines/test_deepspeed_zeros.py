@@ -1,9 +1,8 @@
 """KeepZerosCallback under ZeRO of DeepSpeed: two processes against two of DDP, in a real Trainer."""
 
 import pytest
-import torch
 from engines import NEEDS_DEEPSPEED
-from launch import run_script
+from launch import results_of
 from trainers import pruned, weights
 
 pytestmark = NEEDS_DEEPSPEED
@@ -60,9 +59,7 @@ torch.save(results, f"{folder}/{rank}.pt")
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("zeros")
-    run_script(SCRIPT, folder)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return results_of(SCRIPT, tmp_path_factory.mktemp("zeros"))
 
 
 CASES = [f"{kind} {stage}" for kind in ("full", "s2ft", "lora") for stage in (1, 2, 3)]

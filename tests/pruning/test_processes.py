@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from launch import run_script
+from launch import results_of
 from shared_pruning import CASES, FEW, batches, pruned
 
 from hf_farms import PruneConfig
@@ -37,9 +37,7 @@ torch.save((results, messages), f"{folder}/{ranks.index}.pt")
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
-    run_script(SCRIPT, folder)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return results_of(SCRIPT, tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.filterwarnings("ignore::hf_farms.errors.HfFarmsWarning")

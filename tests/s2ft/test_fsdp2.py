@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from fsdp2 import NEEDS_FSDP2
-from launch import run_script
+from launch import results_of
 from models import tiny
 
 from hf_farms import analyze
@@ -157,9 +157,7 @@ torch.save(result, f"{folder}/{RANK}.pt")
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
-    run_script(SCRIPT, folder)
-    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+    return results_of(SCRIPT, tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.parametrize("case", ["o and down", "all roles", "two products", "uneven", "gpt2"])

@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import torch
 from processes import LIMIT, finished
 
 # For the environment of a process that is to import what tests import.
@@ -28,6 +29,12 @@ def run_script(text, folder, *arguments, processes=2):
     done = launch(script, folder, *arguments, processes=processes)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
+
+
+def results_of(text, folder, *arguments):
+    """Run a script in two processes, each of which stores its results in `FOLDER/RANK.pt`, and return them by rank."""
+    run_script(text, folder, *arguments)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
 def leave():
