@@ -32,6 +32,7 @@ __all__ = [
     "if_interrupted",
     "out",
     "print_done",
+    "print_estimate",
     "print_hint",
     "print_notes",
     "print_remark",
@@ -112,6 +113,11 @@ def print_hint(text: str, output_format: Format) -> None:
 def print_remark(text: str, output_format: Format) -> None:
     """Print a caption: below the table for people, on stderr for programs that read the table."""
     (out if output_format == "human" else err).print(text, markup=False)
+
+
+def print_estimate(text: str) -> None:
+    """Print the expected time of long work on stderr."""
+    err.print(f"Estimate: {in_options(text).replace('`', '')}", markup=False)
 
 
 def print_notes(notes: Sequence[str]) -> None:

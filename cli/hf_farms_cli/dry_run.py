@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from hf_farms.workflows.prune_plan import PrunePlan
     from hf_farms_cli.options import Format
 
-__all__ = ["plan_line", "print_plan", "prune_lines", "push_lines"]
+__all__ = ["plan_line", "print_plan", "prune_lines", "push_lines", "unchecked_lines"]
 
 # Files of a pruned model; the number of shards is not known before the prune.
 ARTEFACTS = (
-    "model-*.safetensors",
+    "model*.safetensors",
     "config",
     "tokenizer",
     "README.md",
@@ -68,13 +68,21 @@ def plan_line(plan: PushPlan | None) -> str:
         return "no"
     visible = {True: "private", False: "public", None: "visibility as the namespace has it"}[plan.private]
     where = "a pull request" if plan.create_pr else f"branch {plan.revision or 'main'}"
-    return f"{plan.repo_id} ({'exists' if plan.exists else 'new'}, {visible}, {where})"
+    state = "not checked" if plan.unchecked else "exists" if plan.exists else "new"
+    return f"{plan.repo_id} ({state}, {visible}, {where})"
+
+
+def unchecked_lines(plan: PushPlan | None) -> list[str]:
+    """Return a line for each thing that only the Hub knows, if it could not be reached."""
+    unchecked = plan.unchecked if plan is not None else ()
+    return [f"not checked, as the Hub could not be reached: {what}" for what in unchecked]
 
 
 def push_lines(plan: PushPlan) -> list[str]:
     """Return the lines that describe a push: repository, sparsity, files."""
     assert plan.folder is not None
-    return [f"repository: {plan_line(plan)}", *_sparsity_lines(plan.folder.report), *_file_lines(plan.folder, plan)]
+    lines = [f"repository: {plan_line(plan)}", *_sparsity_lines(plan.folder.report), *_file_lines(plan.folder, plan)]
+    return [*lines, *unchecked_lines(plan)]
 
 
 def _sparsity_lines(report: object) -> list[str]:

@@ -23,7 +23,7 @@ from hf_farms.config import (
 )
 from hf_farms.files.paths import with_home
 from hf_farms_cli.console import check_format, guarded, print_remark
-from hf_farms_cli.dry_run import plan_line, print_plan, prune_lines
+from hf_farms_cli.dry_run import plan_line, print_plan, prune_lines, unchecked_lines
 from hf_farms_cli.options import (
     CALIBRATION,
     EVALUATION,
@@ -272,12 +272,18 @@ def prune_command(
         from hf_farms.workflows.push import plan_result_push
 
         target = plan_result_push(
-            plan, repo_id, private=private, create_pr=create_pr, revision=push_revision, allow_foreign_files=yes
+            plan,
+            repo_id,
+            private=private,
+            create_pr=create_pr,
+            revision=push_revision,
+            allow_foreign_files=yes,
+            unreachable_ok=dry_run,
         )
     if plan.finished is not None:
         print_remark(f"{plan.output.path} is finished already: nothing was pruned.", output_format)
     if dry_run:
-        print_plan([*prune_lines(plan), f"push: {plan_line(target)}"], output_format)
+        print_plan([*prune_lines(plan), f"push: {plan_line(target)}", *unchecked_lines(target)], output_format)
         return
     check_device(device, dtype)
     run_and_print(plan, target, output_format, private=private, commit_message=commit_message, yes=yes)

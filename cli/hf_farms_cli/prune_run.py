@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_farms.errors import HubError
-from hf_farms_cli.console import IS_MAIN, if_interrupted, quiet_transformers, stages
+from hf_farms_cli.console import IS_MAIN, if_interrupted, print_estimate, quiet_transformers, stages
 from hf_farms_cli.shown_command import shown_command
 
 if TYPE_CHECKING:
@@ -54,7 +54,14 @@ def _prune(plan: PrunePlan, repo_id: str | None, output_format: Format) -> Prune
     partial_folder = plan.output.partial
     note = f"Unfinished work is in {partial_folder}. Run the same command again to resume."
     with if_interrupted(note, unfinished=partial_folder), stages(output_format) as progress:
-        return run_prune(plan, repo_id=repo_id, command=shown_command(sys.argv), progress=progress)
+        return run_prune(
+            plan,
+            repo_id=repo_id,
+            command=shown_command(sys.argv),
+            progress=progress,
+            # Before any progress: on a terminal above the bars.
+            on_estimate=print_estimate if IS_MAIN and output_format != "quiet" else None,
+        )
 
 
 def _push(folder: Path, target: PushPlan, options: list[str], *, commit_message: str | None) -> str:

@@ -79,7 +79,13 @@ def push_command(
             hint=f"Name a repository: hf-farms push {shlex.quote(str(result.path))} --repo-id NAME",
         )
     plan = hub.plan_push(
-        result, repo_id, private=private, create_pr=create_pr, revision=push_revision, allow_foreign_files=yes
+        result,
+        repo_id,
+        private=private,
+        create_pr=create_pr,
+        revision=push_revision,
+        allow_foreign_files=yes,
+        unreachable_ok=dry_run,
     )
     if dry_run:
         print_plan(push_lines(plan), output_format)

@@ -37,7 +37,7 @@ from hf_farms.privacy.masking import mask_error, remember_secret
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["client", "hub_errors", "with_retries"]
+__all__ = ["client", "hub_errors", "is_unreachable", "with_retries"]
 
 T = TypeVar("T")
 
@@ -100,6 +100,13 @@ def with_retries(call: Callable[[], T], *, what: str, attempts: int = ATTEMPTS, 
             time.sleep(wait)
             waited += wait
     raise AssertionError("unreachable")
+
+
+def is_unreachable(error: HubError) -> bool:
+    """Return whether an error of `hub_errors` says that the Hub is switched off or cannot be reached."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE) or any(class_names(cause) & UNREACHABLE for cause in chain(error))
 
 
 @contextmanager

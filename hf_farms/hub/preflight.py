@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_farms.errors import HfFarmsWarning, HubError
-from hf_farms.files.names import SELECTED_CHANNELS
-from hf_farms.hub.client import client, hub_errors, with_retries
-from hf_farms.hub.folders import INITIAL, PublishableFolder, is_unfinished_push
-from hf_farms.reports import REPORT_NAME, BaseModelRecord
+from hf_farms.hub.client import client, hub_errors, is_unreachable, with_retries
+from hf_farms.hub.folders import PublishableFolder
+from hf_farms.hub.foreign_files import check_contents
+from hf_farms.reports import BaseModelRecord
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["PushPlan", "create_repository", "preflight"]
+__all__ = ["UNKNOWN_USER", "PushPlan", "create_repository", "preflight"]
+
+# In the place of the user's name, which only the Hub knows.
+UNKNOWN_USER = "<user>"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,7 @@ class PushPlan:
         files: names of the files at that revision.
         ready: whether the repository and the branch exist and are writable.
         folder: the folder to push, checked; None: it does not exist yet.
+        unchecked: what was not checked, as the Hub could not be reached; such a plan can only be shown.
     """
 
     repo_id: str
@@ -44,6 +48,7 @@ class PushPlan:
     files: tuple[str, ...] = ()
     ready: bool = False
     folder: PublishableFolder | None = None
+    unchecked: tuple[str, ...] = ()
 
 
 def preflight(
@@ -57,6 +62,7 @@ def preflight(
     create_pr: bool = False,
     allow_foreign_files: bool = False,
     create: bool = True,
+    unreachable_ok: bool = False,
     token: str | None = None,
 ) -> PushPlan:
     """Check that a push will be possible, before hours of work: token, name, contents, write access.
@@ -72,6 +78,7 @@ def preflight(
         create_pr: write to a pull request only.
         allow_foreign_files: also write to a repository that contains files not written by hf-farms.
         create: create the repository if it does not exist; False changes nothing on the Hub.
+        unreachable_ok: where the Hub cannot be reached, return a plan that says what was not checked.
         token: None: the token of `hf auth login`.
 
     Raises:
@@ -80,25 +87,71 @@ def preflight(
     """
     if create_pr and revision is not None:
         raise ValueError(f"revision must not be given with create_pr, got {revision!r}. A pull request is its own one.")
-    api = client(token)
     name = repo_id or repo_name
+    api = client(token)
+    try:
+        plan = _checked(
+            api,
+            name,
+            private,
+            base,
+            folder=folder,
+            revision=revision,
+            create_pr=create_pr,
+            allow_foreign_files=allow_foreign_files,
+        )
+    except HubError as error:
+        if not unreachable_ok or not is_unreachable(error):
+            raise
+        return _unchecked(name, private, base, revision=revision, create_pr=create_pr)
+    return create_repository(plan, token=token) if create else plan
+
+
+def _checked(
+    api: HfApi,
+    name: str,
+    private: bool | None,
+    base: BaseModelRecord | None,
+    *,
+    folder: Path | None,
+    revision: str | None,
+    create_pr: bool,
+    allow_foreign_files: bool,
+) -> PushPlan:
+    """Ask the Hub about token, name, contents and write access; arguments are those of `preflight`."""
     with hub_errors(name, action="push"):
         account = with_retries(lambda: _account(api), what="Asking whose token it is")
     _check_role(account)
     target = _full_name(name, account["name"])
-    if base is not None and target.lower() == base.repo_id.lower():
-        raise HubError(
-            f"repo_id must not be the dense model's own repository, got {target!r}.",
-            hint="Choose another `repo_id`.",
-        )
     _check_name(target, base)
     with hub_errors(target, action="push"):
         plan = _plan(api, target, private, base, revision=revision, create_pr=create_pr, user=account["name"])
         if plan.exists and not create_pr:
             with_retries(lambda: api.auth_check(target, write=True), what="Asking for write access")
         if not allow_foreign_files:
-            _check_contents(api, plan, folder)
-    return create_repository(plan, token=token) if create else plan
+            check_contents(api, plan, folder)
+    return plan
+
+
+def _unchecked(
+    name: str, private: bool | None, base: BaseModelRecord | None, *, revision: str | None, create_pr: bool
+) -> PushPlan:
+    """Return the plan of a push as far as it is known without the Hub."""
+    # Any user, to check the rest of the name.
+    target = _full_name(name, "user")
+    _check_name(target, base)
+    gated = base is not None and base.gated
+    unchecked = ["the token and its write access", f"whether the {'branch' if revision else 'repository'} exists"]
+    unchecked += ["its visibility and the files in it", *([] if base is None else ["whether the dense model is gated"])]
+    return PushPlan(
+        repo_id=target if "/" in name else f"{UNKNOWN_USER}/{name}",
+        user=UNKNOWN_USER,
+        exists=False,
+        private=private if private is not None else (True if gated else None),
+        revision=revision,
+        create_pr=create_pr,
+        unchecked=tuple(unchecked),
+    )
 
 
 def create_repository(plan: PushPlan, *, token: str | None = None) -> PushPlan:
@@ -112,6 +165,8 @@ def create_repository(plan: PushPlan, *, token: str | None = None) -> PushPlan:
     """
     if plan.ready:
         return plan
+    if plan.unchecked:
+        raise ValueError(f"plan must be checked with the Hub, got one without {plan.unchecked[0]}. Plan it again.")
     api = client(token)
     with hub_errors(plan.repo_id, action="push"):
         if not plan.exists:
@@ -160,8 +215,18 @@ def _full_name(name: str, user: str) -> str:
 
 
 def _check_name(target: str, base: BaseModelRecord | None) -> None:
-    """Warn if the licence of the dense model requires another name than the given one."""
+    """Refuse the dense model's own repository; warn if its licence requires another name than the given one.
+
+    Raises:
+        HubError: it is the repository of the dense model.
+    """
     from hf_farms.licences import generated_name
+
+    if base is not None and target.lower() == base.repo_id.lower():
+        raise HubError(
+            f"repo_id must not be the dense model's own repository, got {target!r}.",
+            hint="Choose another `repo_id`.",
+        )
 
     name = target.rpartition("/")[2]
     required = generated_name(base, name)
@@ -218,31 +283,3 @@ def _plan(
         create_pr=create_pr,
         files=tuple(files),
     )
-
-
-def _check_contents(api: HfApi, plan: PushPlan, folder: Path | None) -> None:
-    """Refuse a repository with files not written by hf-farms. A pull request is reviewed by its owner."""
-    foreign = sorted(set(plan.files) - INITIAL)
-    if not foreign or {REPORT_NAME, SELECTED_CHANNELS} & set(foreign) or plan.create_pr:
-        return
-    if folder is not None and folder.is_dir() and _is_ours(api, plan, folder):
-        return
-    examples = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
-    raise HubError(
-        f"repository must be new or one that hf-farms wrote, got {plan.repo_id!r} with other files ({examples}).",
-        hint="Choose another `repo_id`, or replace what has the same name with `push(overwrite=True)`.",
-    )
-
-
-def _is_ours(api: HfApi, plan: PushPlan, folder: Path) -> bool:
-    from huggingface_hub.errors import RevisionNotFoundError
-
-    def compared(revision: str | None) -> bool:
-        return with_retries(
-            lambda: is_unfinished_push(api, plan.repo_id, revision, folder), what=f"Comparing {plan.repo_id}"
-        )
-
-    try:
-        return compared(plan.revision)
-    except RevisionNotFoundError:
-        return compared(None)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_farms.config.checks import check_arguments
-from hf_farms.errors import HfFarmsWarning, NoEffectWarning
-from hf_farms.hub.client import client, hub_errors, with_retries
+from hf_farms.errors import HfFarmsWarning, HubError, NoEffectWarning
+from hf_farms.hub.client import client, hub_errors, is_unreachable, with_retries
 from hf_farms.hub.contents import read_contents
 from hf_farms.hub.folders import PublishableFolder, check_publishable, is_published, replaced_weights
 from hf_farms.hub.preflight import PushPlan, create_repository, preflight
@@ -124,6 +124,7 @@ def plan_push(
     revision: str | None = None,
     allow_foreign_files: bool = False,
     create: bool = False,
+    unreachable_ok: bool = False,
     token: str | None = None,
 ) -> PushPlan:
     """Check everything that `push` needs before the upload: a complete folder and a writable repository.
@@ -136,6 +137,8 @@ def plan_push(
         revision: as for `push`.
         allow_foreign_files: also write to a repository that contains files not written by hf-farms.
         create: create the repository if it does not exist; False changes nothing on the Hub.
+        unreachable_ok: where the Hub cannot be reached, check the folder alone, and return a plan that says what was
+            not checked.
         token: as for `push`.
 
     Raises:
@@ -147,7 +150,7 @@ def plan_push(
         folder = check_publishable(folder)
     base = getattr(folder.report, "base", None)
     if base is not None and not base.gated and not base.local:
-        base = replace(base, gated=_is_gated(base.repo_id, token))
+        base = replace(base, gated=_is_gated(base.repo_id, token, unreachable_ok=unreachable_ok))
     plan = preflight(
         generated_name(base, folder.path.absolute().name),
         repo_id=repo_id,
@@ -158,6 +161,7 @@ def plan_push(
         create_pr=create_pr,
         allow_foreign_files=allow_foreign_files,
         create=create,
+        unreachable_ok=unreachable_ok,
         token=token,
     )
     return replace(plan, folder=folder)
@@ -170,18 +174,23 @@ def _check_alone(plan: PushPlan, **options: object) -> None:
             raise ValueError(f"{name} must be left out with a plan, got {value!r}. The plan is for {plan.repo_id!r}.")
 
 
-def _is_gated(repo_id: str, token: str | None) -> bool:
+def _is_gated(repo_id: str, token: str | None, *, unreachable_ok: bool) -> bool:
     """Whether the dense model is gated now: a prune with HF_HUB_OFFLINE could not know."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     api = client(token)
-    with hub_errors(repo_id, action="push"):
-        try:
-            return bool(with_retries(lambda: api.model_info(repo_id), what=f"Asking for {repo_id}").gated)
-        except GatedRepoError:
-            return True
-        except RepositoryNotFoundError:
-            return False
+    try:
+        with hub_errors(repo_id, action="push"):
+            try:
+                return bool(with_retries(lambda: api.model_info(repo_id), what=f"Asking for {repo_id}").gated)
+            except GatedRepoError:
+                return True
+            except RepositoryNotFoundError:
+                return False
+    except HubError as error:
+        if not unreachable_ok or not is_unreachable(error):
+            raise
+        return False
 
 
 def _upload(api: HfApi, plan: PushPlan, folder: Path, message: str, *, name: str) -> str:

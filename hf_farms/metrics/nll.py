@@ -14,7 +14,7 @@ from hf_farms.blocks import BlockCalls, ModelBlockSource
 from hf_farms.distributed import ONE_PROCESS, WorkingRanks
 from hf_farms.errors import DataError, ModelError
 
-__all__ = ["TextNll", "require_causal", "text_nll"]
+__all__ = ["TextNll", "require_causal", "text_nll", "window_losses"]
 
 # Bytes of float32 logits held at once.
 LOGIT_BYTES = 512 * 2**20
@@ -143,7 +143,7 @@ def _forward(
     tick(0, sum(map(len, parts)))
     for part in parts:
         part = part.to(device)
-        losses.append(_losses(model(input_ids=part, use_cache=False).logits, part))
+        losses.append(window_losses(model(input_ids=part, use_cache=False).logits, part))
         tick(sum(map(len, losses)), sum(map(len, parts)))
     return losses
 
@@ -180,10 +180,11 @@ def _block_by_block(
             tick(opened, passes * len(source))
         for part, states in zip(group, hidden, strict=True):
             part = part.to(source.device)
-            losses.append(_losses(source.output({"input_ids": part}, states).logits, part))
+            losses.append(window_losses(source.output({"input_ids": part}, states).logits, part))
     return losses
 
 
-def _losses(logits: Tensor, part: Tensor) -> list[float]:
+def window_losses(logits: Tensor, part: Tensor) -> list[float]:
+    """Return the mean NLL of each window `(b, n)` of a batch, of logits `(b, n, v)`."""
     losses = nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), part[:, 1:], reduction="none")
     return [float(x) for x in losses.double().mean(dim=1)]

@@ -5,6 +5,7 @@ allowed_paths.py     refuse output paths that would overwrite inputs or a home f
 existing_results.py  recognize earlier results; only these may be replaced
 fingerprint.py       recognize unfinished work of the same run
 checkpoint.py        write a transformers checkpoint block by block
+merging.py          merge its shards into files of up to 5 GB
 recipe.py            recipe.yaml: the settings that reproduce a run
 local_paths.py       remember the local paths behind published names
 code_references.py   remove references to custom code (auto_map) from configs

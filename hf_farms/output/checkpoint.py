@@ -110,6 +110,11 @@ class CheckpointWriter:
             with replacing(self._folder / WEIGHTS_INDEX, aside=self._records) as path:
                 path.write_text(json.dumps(self._index(), indent=2) + "\n", encoding="utf-8")
 
+    @property
+    def shards(self) -> list[str]:
+        """Names of all shards: the weights outside the blocks, such as embeddings, then the blocks."""
+        return [self._shard_name(index) for index in (self._shards - 1, *range(self._shards - 1))]
+
     def _index(self) -> dict[str, Any]:
         """Return the index of the shards, read from the shards themselves: an earlier run may have written some."""
         weight_map: dict[str, str] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,19 +107,38 @@ def is_result(folder: Path) -> bool:
     """
     if kind_of(folder) != "folder" or any(kind_of(folder / name) != "file" for name in (REPORT_NAME, RECIPE_NAME)):
         return False
-    report = _report(folder)
+    report = _json(folder / REPORT_NAME)
     # A damaged report next to a recipe is still one of a result.
     return report is None or ("kind" not in report and "sparsity" in report)
 
 
 def _foreign_entries(folder: Path) -> list[str]:
     """Return the entries of a folder that `prune` did not write, judged by their names."""
-    report = _report(folder) or {}
-    blocks = report.get("blocks")
-    shards = len(blocks) + 1 if isinstance(blocks, list) else None
+    is_weights = _weights_of(folder)
     return sorted(
-        path.relative_to(folder).as_posix() for path in _entries(folder) if not _is_known(path, folder, shards)
+        path.relative_to(folder).as_posix() for path in _entries(folder) if not _is_known(path, folder, is_weights)
     )
+
+
+def _weights_of(folder: Path) -> Callable[[str], bool]:
+    """Return whether a name is that of weights that belong to the result.
+
+    A result has one file without an index, or the shards in its index; before shards were merged, one for each block
+    and one more. Without a report any shard may be of unfinished work.
+    """
+    report, index = _json(folder / REPORT_NAME), _json(folder / names.WEIGHTS_INDEX)
+    blocks, mapping = (report or {}).get("blocks"), (index or {}).get("weight_map")
+    listed = set(mapping.values()) if isinstance(mapping, dict) else set()
+    count = len(blocks) + 1 if isinstance(blocks, list) else None
+
+    def is_weights(name: str) -> bool:
+        if name == names.WEIGHTS:
+            return index is None
+        if (match := SHARD.fullmatch(name)) is None:
+            return False
+        return count is None or name in listed or int(match[1]) == count
+
+    return is_weights
 
 
 def _entries(folder: Path) -> Iterator[Path]:
@@ -132,7 +151,7 @@ def _entries(folder: Path) -> Iterator[Path]:
             yield from path.iterdir()
 
 
-def _is_known(path: Path, folder: Path, shards: int | None) -> bool:
+def _is_known(path: Path, folder: Path, is_weights: Callable[[str], bool]) -> bool:
     if kind_of(path) == "folder":
         return path.name == STATE and path.parent == folder
     name = path.relative_to(folder).as_posix()
@@ -140,8 +159,8 @@ def _is_known(path: Path, folder: Path, shards: int | None) -> bool:
         return False
     if name == "README.md":
         return _is_own_card(path)
-    if match := SHARD.fullmatch(name):
-        return shards is None or int(match[1]) == shards
+    if is_weights(name):
+        return True
     known: Iterable[frozenset[str]] = (HF_FARMS, FIGURES, MODEL, TOKENIZER, SYSTEM)
     return (
         any(name in names for names in known)
@@ -158,14 +177,13 @@ def _is_own_card(card: Path) -> bool:
         return False
 
 
-def _report(folder: Path) -> dict[str, Any] | None:
-    """Return the report as a dict; None: it is missing or damaged."""
-    path = folder / REPORT_NAME
+def _json(path: Path) -> dict[str, Any] | None:
+    """Return a file as a dict; None: it is missing or damaged."""
     try:
-        report = json.loads(path.read_text(encoding="utf-8")) if kind_of(path) == "file" else None
+        content = json.loads(path.read_text(encoding="utf-8")) if kind_of(path) == "file" else None
     except (OSError, ValueError):
         return None
-    return report if isinstance(report, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def _first(names: Sequence[str], limit: int = 3) -> str:

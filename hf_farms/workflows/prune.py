@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -100,7 +101,12 @@ def prune_checkpoint(
 
 
 def run_prune(
-    plan: PrunePlan, *, repo_id: str | None = None, command: str | None = None, progress: Progress = no_progress
+    plan: PrunePlan,
+    *,
+    repo_id: str | None = None,
+    command: str | None = None,
+    progress: Progress = no_progress,
+    on_estimate: Callable[[str], None] | None = None,
 ) -> PruneReport:
     """Carry out a plan; the folder appears when everything in it is complete.
 
@@ -112,6 +118,8 @@ def run_prune(
         repo_id: repository of the result, for the card.
         command: the command line of this run, for the report and the card.
         progress: called with every step.
+        on_estimate: called with one line about the time of what is left, before it starts, if that is above a minute;
+            arguments are in backticks. Without it nothing is estimated.
 
     Raises:
         OutputError: the disk is too small, or `DIR.partial` belongs to a run with other settings.
@@ -120,7 +128,7 @@ def run_prune(
     # The plan has warned of options without an effect.
     with given_fields(()), ranks.failing_together(), plan.output.locked():
         check_same(ranks, plan.arguments())
-        return PruneStages(plan, progress).finish(repo_id=repo_id, command=command)
+        return PruneStages(plan, progress).finish(repo_id=repo_id, command=command, on_estimate=on_estimate)
 
 
 Config = TypeVar("Config", PruneConfig, CalibrationConfig, EvaluationConfig, SelectionConfig, LoadOptions)

@@ -19,6 +19,7 @@ from hf_farms.loading.opening import LoadedModel, load_model
 from hf_farms.output.checkpoint import CheckpointWriter
 from hf_farms.output.fingerprint import fingerprint
 from hf_farms.output.local_paths import save_local_paths
+from hf_farms.output.merging import merge_shards
 from hf_farms.progress import Progress, one_stage
 from hf_farms.pruning.checks import check_method
 from hf_farms.pruning.pruner import prune
@@ -30,13 +31,14 @@ from hf_farms.registries import ALLOCATIONS, RECOVERIES
 from hf_farms.reports import PruneReport, SpectralReport, json_converter
 from hf_farms.spectra.analysis import analyze
 from hf_farms.workflows.baseline import uniform_nll
+from hf_farms.workflows.prune_estimate import estimated_time
 from hf_farms.workflows.prune_files import GENERATION, describe, left_out, with_licence
 from hf_farms.workflows.prune_plan import PrunePlan
 from hf_farms.workflows.selection import SelectionText
 from hf_farms.workflows.texts import Calibration, EvaluationText, perplexity_record, same_text_note
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -71,13 +73,28 @@ class PruneStages:
         self._calibration = Calibration(recipe, self._loaded)
         self._selection = SelectionText(recipe, self._loaded)
 
-    def finish(self, *, repo_id: str | None, command: str | None) -> PruneReport:
+    def finish(
+        self, *, repo_id: str | None, command: str | None, on_estimate: Callable[[str], None] | None = None
+    ) -> PruneReport:
         """Run all stages and rename the folder."""
-        output, text, recipe = self._output, self._text, self._recipe
+        output, recipe = self._output, self._recipe
         training = training_disk_bytes(self._loaded.source, recipe.prune)
         output.check_space(self._bytes_needed() + self._selection.bytes_needed + training)
         partial = self._begin()
+        if on_estimate is not None and (estimate := self._estimate()) is not None:
+            on_estimate(estimate)
         left = left_out(self._plan.model)
+        # When the shards are merged, single blocks cannot be read any more.
+        report = output.load_or_compute(
+            "report.json", lambda: self._report(partial, left), lambda report, path: report.save(path), PruneReport.load
+        )
+        report = replace(report, command=command)
+        from_first_rank(lambda: self._write(partial, report, repo_id), self._ranks)
+        return report
+
+    def _report(self, partial: Path, left: Sequence[str]) -> PruneReport:
+        """Run all stages that measure and prune."""
+        output, text, recipe = self._output, self._text, self._recipe
         spectra = self._spectra()
         base = from_first_rank(lambda: with_licence(self._plan.model, partial), self._ranks)
         dense = text.measure_once(self._loaded, self._progress, "Dense perplexity", output) if text else None
@@ -97,12 +114,11 @@ class PruneStages:
         texts = (*(text.notes if text else ()), *same_text_note(recipe))
         if text and pruned is None:
             texts = (*texts, "The perplexity of the pruned model is not finite.")
-        report = replace(
+        return replace(
             report,
             perplexity=perplexity_record(recipe.evaluation, report.dtype, dense=dense, pruned=pruned, uniform=uniform),
             search=search,
             base=base,
-            command=command,
             notes=(
                 *self._loaded.notes,
                 *report.notes,
@@ -113,11 +129,12 @@ class PruneStages:
                 *spectra.notes,
             ),
         )
-        from_first_rank(lambda: self._write(partial, report, repo_id), self._ranks)
-        return report
 
     def _write(self, partial: Path, report: PruneReport, repo_id: str | None) -> None:
-        """Write everything but the weights, and rename the folder."""
+        """Merge the shards, write everything else, and rename the folder."""
+        state = self._output.state
+        shards = self._writer(partial, state / "blocks").shards
+        merge_shards(partial, state / "merged", shards, progress=one_stage(self._progress, "Merging shards"))
         describe(partial, self._recipe, report, repo_id)
         self._output.finish()
         save_local_paths(self._output.path, self._recipe.places())
@@ -133,6 +150,15 @@ class PruneStages:
                 fingerprint(flat, weights=loaded.weights, tokens=tokens, device=device)
             ),
             self._ranks,
+        )
+
+    def _estimate(self) -> str | None:
+        """Return one line about the time of the stages that are left; None for short work."""
+        return estimated_time(
+            self._plan,
+            self._loaded.source,
+            calibration=self._calibration.known,
+            evaluation=self._text,
         )
 
     def _bytes_needed(self) -> int:

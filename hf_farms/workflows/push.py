@@ -20,6 +20,7 @@ def plan_result_push(
     create_pr: bool = False,
     revision: str | None = None,
     allow_foreign_files: bool = False,
+    unreachable_ok: bool = False,
 ) -> hub.PushPlan:
     """Check that the result of a prune can be pushed, before the prune; nothing is created.
 
@@ -30,6 +31,7 @@ def plan_result_push(
         create_pr: as for `push`.
         revision: as for `push`.
         allow_foreign_files: also write to a repository that contains files not written by hf-farms.
+        unreachable_ok: where the Hub cannot be reached, return a plan that says what was not checked.
 
     Raises:
         HubError: as `preflight`.
@@ -44,6 +46,7 @@ def plan_result_push(
             create_pr=create_pr,
             revision=revision,
             allow_foreign_files=allow_foreign_files,
+            unreachable_ok=unreachable_ok,
         )
     base = prune.model.base_model
     return hub.preflight(
@@ -56,6 +59,7 @@ def plan_result_push(
         create_pr=create_pr,
         allow_foreign_files=allow_foreign_files,
         create=False,
+        unreachable_ok=unreachable_ok,
     )
 
 

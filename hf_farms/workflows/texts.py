@@ -58,6 +58,12 @@ class EvaluationText:
             (f"Perplexity uses windows of {limit} tokens, the context length of the model.",) if lowered else ()
         )
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are measured."""
+        windows = len(self.ids) // self.context_length
+        return self.context_length * min(windows, self.max_windows or windows)
+
     def measure(
         self, loaded: LoadedModel, progress: Progress, stage: str, ranks: WorkingRanks = ONE_PROCESS
     ) -> TextNll:

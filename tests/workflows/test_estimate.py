@@ -1,0 +1,119 @@
+"""The line about the time of a prune, before it starts."""
+
+from dataclasses import replace
+
+import pytest
+from hf_farms_cli.app import app
+from typer.testing import CliRunner
+
+from hf_farms import EvaluationConfig, PruneConfig
+from hf_farms.config import CalibrationConfig
+from hf_farms.output.recipe import Recipe
+from hf_farms.workflows import prune_estimate
+from hf_farms.workflows.estimate import Speed, Work, estimate_prune
+from hf_farms.workflows.prune import run_prune
+from hf_farms.workflows.prune_plan import plan_prune
+
+# A token takes 1 ms in each of 10 blocks and 2 ms in the head, 10**9 multiply-adds of a spectrum a second.
+SPEED = Speed(block=1e-3, head=2e-3, weight=1e-7, multiply_add=1e-9)
+WORK = Work(blocks=10, weights=10**8, calibration=10_000, evaluation=5_000, multiply_adds=3e10, baseline=True)
+
+
+def seconds(config=None, work=WORK):
+    return {name: time for name, _, time in estimate_prune(config or PruneConfig(), work, SPEED).parts}
+
+
+def test_each_part_is_its_passes():
+    parts = seconds()
+    assert parts["spectral measurement"] == pytest.approx(2 * 30)
+    assert parts["perplexity"] == pytest.approx(3 * 5_000 * (10 + 2) * 1e-3)
+    assert parts["pruning"] == pytest.approx(2 * (2 * 10_000 * 10e-3 + 10))
+    # Magnitude runs no text through the model.
+    assert seconds(PruneConfig(method="magnitude"))["pruning"] == pytest.approx(2 * 10)
+    assert seconds(PruneConfig(allocation="owl"))["scoring"] == pytest.approx(2 * 10_000 * 10e-3)
+
+
+def test_the_line_names_parts_and_what_the_baseline_costs():
+    estimate = estimate_prune(PruneConfig(), WORK, SPEED)
+    assert estimate.seconds == pytest.approx(60 + 180 + 420)
+    assert estimate.sentence == (
+        "about 11 min: 2 spectral measurements, 3 perplexities, 2 prunings; `baseline=False` saves 4 min"
+    )
+    alone = estimate_prune(PruneConfig(), replace(WORK, baseline=False), SPEED)
+    assert estimate.seconds - alone.seconds == pytest.approx(estimate.baseline)
+    assert alone.sentence == "about 6 min: 2 spectral measurements, 2 perplexities, 1 pruning"
+    hours = estimate_prune(PruneConfig(), replace(WORK, calibration=10**6), SPEED)
+    assert hours.sentence.startswith("about 11 h: ")
+
+
+def test_short_work_is_not_announced():
+    short = replace(WORK, calibration=100, evaluation=100, multiply_adds=1e9, weights=10**6)
+    assert estimate_prune(PruneConfig(), short, SPEED).sentence is None
+
+
+def test_finished_stages_and_other_processes_count():
+    done = replace(WORK, finished=frozenset({"spectra", "dense", "uniform"}), left=0.5)
+    assert seconds(work=done) == pytest.approx(
+        {"spectral measurement": 30, "perplexity": 60, "pruning": 105, "distillation": 0}
+    )
+    assert estimate_prune(PruneConfig(), done, SPEED).baseline == 0
+    assert seconds(work=replace(WORK, processes=2))["perplexity"] == pytest.approx(90)
+
+
+def test_recoveries_and_searches_add_their_passes():
+    plain, config = seconds(), PruneConfig(recover="submodule", recover_passes=2)
+    forward = 10_000 * 10e-3
+    assert seconds(config)["pruning"] == pytest.approx(plain["pruning"] + 2 * 10 * forward)
+    trained = seconds(PruneConfig(recover="distill", recover_passes=2))
+    assert trained["distillation"] == pytest.approx(2 * 2 * 3 * 10_000 * 14e-3)
+    assert seconds(PruneConfig(allocation="auto", minutes=2))["search"] == 120
+    assert seconds(PruneConfig(allocation="auto"))["search"] > 120
+    assert seconds(PruneConfig(refine="swaps"))["pruning"] > plain["pruning"]
+
+
+def planned(tmp_path, method="wanda"):
+    recipe = Recipe(
+        model="demo",
+        revision=None,
+        dtype="auto",
+        prune=PruneConfig(method=method),
+        calibration=CalibrationConfig(num_sequences=4),
+        evaluation=EvaluationConfig(max_windows=2),
+    )
+    return plan_prune(recipe, tmp_path / "out")
+
+
+def test_a_run_tells_it_once_before_its_first_step(tmp_path, monkeypatch):
+    works, order = [], []
+
+    def hours(config, work, speed):
+        works.append((work, speed))
+        return estimate_prune(config, replace(work, evaluation=10**6), replace(speed, block=1e-3))
+
+    monkeypatch.setattr(prune_estimate, "estimate_prune", hours)
+    run_prune(
+        planned(tmp_path), progress=lambda stage, *_: order.append(stage), on_estimate=lambda line: order.append(line)
+    )
+    assert order[0].startswith("about ")
+    assert sum(text.startswith("about ") for text in order) == 1
+    ((work, speed),) = works
+    assert (work.blocks, work.calibration, work.evaluation, work.baseline) == (8, 4 * 256, 2 * 256, True)
+    assert work.weights == 811_008
+    assert 0 < speed.block < 1
+    assert 0 < speed.head < 1
+
+
+def test_the_command_names_its_option_and_is_silent_for_short_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(prune_estimate, "measure_speed", lambda *_: replace(SPEED, block=0.05))
+    options = ["--method", "magnitude", "--evaluation-windows", "2", "--format", "human"]
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["prune", "demo", *options, "-o", "one"])
+    assert "Estimate: about 10 min: 2 spectral measurements, 3 perplexities, 2 prunings; --no-baseline saves 3 min" in (
+        " ".join(done.stderr.split())
+    )
+    quiet = CliRunner().invoke(app, ["prune", "demo", *options[:-2], "-q", "-o", "two"])
+    assert quiet.exit_code == 0
+    assert "Estimate" not in quiet.stderr
+    monkeypatch.setattr(prune_estimate, "measure_speed", lambda *_: replace(SPEED, block=1e-6, multiply_add=1e-12))
+    short = CliRunner().invoke(app, ["prune", "demo", *options, "-o", "three"])
+    assert "Estimate" not in short.stderr
