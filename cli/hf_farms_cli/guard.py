@@ -15,11 +15,10 @@ from typing import Any, ParamSpec
 
 import typer
 
-from hf_farms.distributed import launched_processes
 from hf_farms.errors import ArgumentError, HfFarmsError, HfFarmsWarning
 from hf_farms.hub.failure_budget import failure_budget
 from hf_farms.privacy.masking import mask_error, mask_secrets
-from hf_farms.working_ranks import leave_ranks, working_ranks
+from hf_farms.processes import launched_processes, leave_ranks, working_ranks
 from hf_farms_cli.interrupts import interrupts
 from hf_farms_cli.messages import in_options
 from hf_farms_cli.streams import err, escaped

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from hf_farms.distributed import is_main_process
 from hf_farms.privacy.masking import mask_secrets
+from hf_farms.processes import is_main_process
 from hf_farms_cli.lost import printing
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from hf_farms.callbacks.trainer import deepspeed_config, deepspeed_optimizer
 from hf_farms.callbacks.zero_fragments import FragmentError, find_fragments
 from hf_farms.callbacks.zero_groups import FragmentLayout, TaggedLayout, ZeroGroups
 from hf_farms.config import LRQuantity, S2FTConfig
-from hf_farms.distributed import launched_ranks
+from hf_farms.processes import launched_ranks
 
 __all__ = ["check_deepspeed_config", "check_deepspeed_s2ft", "deepspeed_groups", "engine_name", "zero_stage"]
 

@@ -27,8 +27,8 @@ from hf_farms.callbacks.trainer import is_summary, recomputes_activations, retri
 from hf_farms.config import FarmsLRConfig
 from hf_farms.config.effects import given_fields, warn_unused
 from hf_farms.config.mappings import as_config
-from hf_farms.distributed import launched_ranks
 from hf_farms.errors import HfFarmsWarning, ModelError, NoEffectWarning
+from hf_farms.processes import launched_ranks
 from hf_farms.reports import SpectralReport
 from hf_farms.spectra.analysis import analysis_cost, analyze
 

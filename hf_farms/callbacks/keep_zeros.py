@@ -17,8 +17,8 @@ from hf_farms.callbacks.compatibility import check_not_fsdp1, check_one_engine, 
 from hf_farms.callbacks.lora_masks import mask_lora
 from hf_farms.callbacks.trainer import unwrap_optimizer, uses_deepspeed, uses_fsdp
 from hf_farms.callbacks.zero_masks import hook_flat_masks, steps_on_copies, zero_gradients_early
-from hf_farms.distributed import launched_ranks
 from hf_farms.errors import NoEffectWarning
+from hf_farms.processes import launched_ranks
 from hf_farms.s2ft.engines import local, settle
 from hf_farms.s2ft.surgery import selective_layers
 

@@ -41,9 +41,9 @@ from hf_farms.callbacks.trainer import (
 from hf_farms.config import S2FTConfig
 from hf_farms.config.effects import warn_unused
 from hf_farms.config.mappings import as_config
-from hf_farms.distributed import first_rank_result, launched_ranks
 from hf_farms.errors import HfFarmsWarning, ModelError, NoEffectWarning
 from hf_farms.files.path_checks import check_within
+from hf_farms.processes import first_rank_result, launched_ranks
 from hf_farms.reports import REPORT_NAME
 from hf_farms.s2ft.adapters.patches import S2FTAdapter
 from hf_farms.s2ft.checks import check_trainable

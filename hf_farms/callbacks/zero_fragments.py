@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_farms.blocks.partitioned import is_partitioned, whole_numel
-from hf_farms.distributed import Ranks, all_rank_results
 from hf_farms.errors import HfFarmsError
+from hf_farms.processes import Ranks, all_rank_results
 
 __all__ = ["FlatTensors", "Fragment", "FragmentError", "find_fragments"]
 

@@ -13,7 +13,7 @@ from hf_farms.blocks import plain_name
 from hf_farms.blocks.partitioned import is_partitioned
 from hf_farms.callbacks.trainer import deepspeed_optimizer
 from hf_farms.callbacks.zero_fragments import FragmentError, find_fragments
-from hf_farms.distributed import launched_ranks
+from hf_farms.processes import launched_ranks
 
 __all__ = ["hook_flat_masks", "steps_on_copies", "zero_gradients_early"]
 

@@ -19,7 +19,6 @@ from hf_farms.blocks import (
     TensorFiles,
     align_weights,
 )
-from hf_farms.distributed import local_process_count
 from hf_farms.errors import ModelError
 from hf_farms.hub.client import hub_errors
 from hf_farms.loading.dequantising import dequantising_options
@@ -30,6 +29,7 @@ from hf_farms.loading.model_config import read_config
 from hf_farms.loading.names import ModelRef
 from hf_farms.loading.resolution import find_model
 from hf_farms.loading.tokenizer import load_tokenizer
+from hf_farms.processes import local_process_count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_farms.blocks import BlockCalls, ModelBlockSource
-from hf_farms.distributed import ONE_PROCESS, WorkingRanks
 from hf_farms.errors import DataError, ModelError
+from hf_farms.processes import ONE_PROCESS, WorkingRanks
 
 __all__ = ["TextNll", "require_causal", "text_nll", "window_losses"]
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from hf_farms.config.renamed import absent_values, current_name
-from hf_farms.distributed import ONE_PROCESS, WorkingRanks, from_first_rank
 from hf_farms.errors import OutputError
 from hf_farms.files.atomic_writes import UNFINISHED_FILE, replacing, write_text, writing
 from hf_farms.files.path_checks import check_file, check_name
@@ -22,6 +21,7 @@ from hf_farms.files.paths import kind_of, nearest
 from hf_farms.output.allowed_paths import PARTIAL, Reads, check_folder, named_folder, partial_folder
 from hf_farms.output.existing_results import STATE, check_target, check_unfinished, remove_leftovers
 from hf_farms.output.recipe import Recipe
+from hf_farms.processes import ONE_PROCESS, WorkingRanks, from_first_rank
 
 __all__ = ["OutputFolder", "replacing", "writing"]
 

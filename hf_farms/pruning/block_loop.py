@@ -12,8 +12,8 @@ from torch import Tensor
 from hf_farms.allocation.plan import Plan
 from hf_farms.blocks import Block, BlockSource, LayerView, count_zeros
 from hf_farms.config import PruneConfig
-from hf_farms.distributed import ONE_PROCESS, WorkingRanks, folder_of_rank
 from hf_farms.errors import HfFarmsWarning
+from hf_farms.processes import ONE_PROCESS, WorkingRanks, folder_of_rank
 from hf_farms.progress import Progress
 from hf_farms.pruning.calibration_pass import CalibrationPass, warn_of_idle_ranks
 from hf_farms.pruning.hidden_states import HiddenStates

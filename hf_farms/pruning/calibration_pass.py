@@ -11,8 +11,8 @@ from torch import Tensor
 from hf_farms.blocks import Block, BlockCall, BlockSource, TokenMask
 from hf_farms.config import PruneConfig
 from hf_farms.data.batches import named_batches
-from hf_farms.distributed import ONE_PROCESS, Ranks, WorkingRanks, assign_to_ranks
 from hf_farms.errors import DataError, HfFarmsWarning
+from hf_farms.processes import ONE_PROCESS, Ranks, WorkingRanks, assign_to_ranks
 from hf_farms.progress import Progress
 from hf_farms.pruning.hidden_states import HiddenStates
 from hf_farms.pruning.measuring import Run

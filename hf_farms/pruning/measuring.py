@@ -17,8 +17,8 @@ from weakref import ReferenceType, ref
 from torch import Tensor
 
 from hf_farms.blocks import LayerView, TokenMask
-from hf_farms.distributed import ONE_PROCESS, WorkingRanks
 from hf_farms.errors import ModelError
+from hf_farms.processes import ONE_PROCESS, WorkingRanks
 from hf_farms.pruning.methods import Statistic
 
 __all__ = ["LayerStatistic", "Run", "measure", "measurement_passes"]

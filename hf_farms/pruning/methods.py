@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_farms.config import PruneConfig
-from hf_farms.distributed import ONE_PROCESS, WorkingRanks
+from hf_farms.processes import ONE_PROCESS, WorkingRanks
 from hf_farms.pruning.patterns import Removal
 from hf_farms.registries import METHODS, REFINEMENTS, load
 

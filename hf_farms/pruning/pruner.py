@@ -18,8 +18,8 @@ from hf_farms.config import PruneConfig
 from hf_farms.config.checks import check_arguments
 from hf_farms.config.effects import given_fields, warn_unused
 from hf_farms.data.selection import acceptance_sequences, read_selection
-from hf_farms.distributed import ONE_PROCESS, WorkingRanks
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
+from hf_farms.processes import ONE_PROCESS, WorkingRanks
 from hf_farms.progress import Progress
 from hf_farms.pruning.block_loop import prune_blocks
 from hf_farms.pruning.calibration_pass import Batch, calibration_batches

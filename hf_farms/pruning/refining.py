@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from hf_farms.distributed import ONE_PROCESS, WorkingRanks, rows_of_rank
+from hf_farms.processes import ONE_PROCESS, WorkingRanks, rows_of_rank
 from hf_farms.pruning.methods import PrunedWeight, Statistic
 from hf_farms.pruning.patterns import Removal
 from hf_farms.pruning.sparsegpt import InputProducts

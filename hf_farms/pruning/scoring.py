@@ -13,8 +13,8 @@ import torch
 from hf_farms.allocation.plan import WHOLE, by_role
 from hf_farms.blocks import Block, BlockSource, LayerView
 from hf_farms.config import PruneConfig
-from hf_farms.distributed import ONE_PROCESS, WorkingRanks, folder_of_rank
 from hf_farms.errors import ModelError
+from hf_farms.processes import ONE_PROCESS, WorkingRanks, folder_of_rank
 from hf_farms.progress import Progress, no_progress
 from hf_farms.pruning.calibration_pass import Batch, CalibrationPass, calibration_batches
 from hf_farms.pruning.hidden_states import HiddenStates

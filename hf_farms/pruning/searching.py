@@ -8,8 +8,8 @@ from pathlib import Path
 from hf_farms.blocks import BlockSource
 from hf_farms.config import PruneConfig
 from hf_farms.data.batches import named_batches
-from hf_farms.distributed import ONE_PROCESS, WorkingRanks
 from hf_farms.errors import DataError
+from hf_farms.processes import ONE_PROCESS, WorkingRanks
 from hf_farms.progress import Progress, no_progress
 from hf_farms.pruning.calibration_pass import Batch
 from hf_farms.pruning.sharing import alone

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from hf_farms.blocks import BlockSource
 from hf_farms.blocks.protocols import Record
-from hf_farms.distributed import WorkingRanks, from_first_rank, hidden_launch
 from hf_farms.errors import HfFarmsError, HfFarmsWarning
+from hf_farms.processes import WorkingRanks, from_first_rank, hidden_launch
 
 __all__ = ["alone", "commit", "finished_blocks", "receive_blocks"]
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hf_farms.allocation.sparsity import apportion
 from hf_farms.config import PruneConfig
-from hf_farms.distributed import ONE_PROCESS, WorkingRanks, rows_of_rank
 from hf_farms.errors import HfFarmsWarning, ModelError
+from hf_farms.processes import ONE_PROCESS, WorkingRanks, rows_of_rank
 from hf_farms.pruning.patterns import Removal, lowest, lowest_down_columns
 from hf_farms.pruning.totals import sum_over_ranks, total_dtype
 

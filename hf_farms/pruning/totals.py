@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hf_farms.distributed import WorkingRanks
+from hf_farms.processes import WorkingRanks
 
 __all__ = ["sum_over_ranks", "total_dtype"]
 

@@ -17,8 +17,8 @@ from hf_farms.blocks.partitioned import is_sharded
 from hf_farms.config import FarmsConfig
 from hf_farms.config.checks import check_arguments
 from hf_farms.config.effects import warn_unused
-from hf_farms.distributed import ONE_PROCESS, Ranks, all_rank_results, assign_to_ranks
 from hf_farms.errors import ModelError
+from hf_farms.processes import ONE_PROCESS, Ranks, all_rank_results, assign_to_ranks
 from hf_farms.reports import BlockSpectrum, LayerRecord, SpectralReport
 from hf_farms.reports.standing_out import find_standing_out
 from hf_farms.spectra.measuring import Task, measure, measure_shards

@@ -13,8 +13,8 @@ from hf_farms.blocks import BlockReader, LayerMetadata, LayerView, ModelBlockSou
 from hf_farms.blocks.layers import check_finite
 from hf_farms.blocks.partitioned import gathered
 from hf_farms.config import FarmsConfig
-from hf_farms.distributed import Ranks, assign_to_ranks
 from hf_farms.errors import ModelError
+from hf_farms.processes import Ranks, assign_to_ranks
 from hf_farms.reports import LayerRecord
 from hf_farms.spectra.spectrum import LayerSpectrum, layer_spectra
 from hf_farms.spectra.windows import WindowPlan

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from hf_farms.config import FarmsConfig, LoadOptions
 from hf_farms.config.effect_inputs import AnalyzeArguments, Inputs, ModelKind
 from hf_farms.config.effects import warn_unused
-from hf_farms.distributed import check_same, is_main_process
 from hf_farms.errors import ArgumentError, OutputError, argument_errors
 from hf_farms.files.path_checks import check_name, check_parent, check_within, choose_another
 from hf_farms.files.paths import is_inside, kind_of, with_home, with_name
 from hf_farms.output.allowed_paths import Reads, check_apart, check_output_file
+from hf_farms.processes import check_same, is_main_process
 from hf_farms.progress import Progress, no_progress
 from hf_farms.reports import SpectralReport
 from hf_farms.reports.base import save_report

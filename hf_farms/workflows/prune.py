@@ -10,15 +10,14 @@ from typing import TypeVar
 from hf_farms.config import CalibrationConfig, EvaluationConfig, LoadOptions, PruneConfig, SelectionConfig
 from hf_farms.config.checks import check, check_arguments
 from hf_farms.config.effects import given_fields
-from hf_farms.distributed import check_same
 from hf_farms.errors import NoEffectWarning
 from hf_farms.files.paths import with_home, with_name
 from hf_farms.output.recipe import RECIPE_NAME, Recipe
+from hf_farms.processes import check_same, working_ranks
 from hf_farms.progress import Progress, no_progress
 from hf_farms.reports import PruneReport
 from hf_farms.workflows.prune_plan import PrunePlan, plan_prune
 from hf_farms.workflows.prune_stages import PruneStages
-from hf_farms.working_ranks import working_ranks
 
 __all__ = ["prune_checkpoint", "run_prune"]
 

@@ -14,7 +14,6 @@ from hf_farms.config.effects import given_fields, warn_unused
 from hf_farms.data.datasets import check_dataset
 from hf_farms.data.selection_source import check_selection_source
 from hf_farms.data.texts import check_source, check_text, text_kind
-from hf_farms.distributed import is_main_process
 from hf_farms.errors import HfFarmsWarning, OutputError
 from hf_farms.files.paths import is_inside
 from hf_farms.hub.folders import check_folder
@@ -25,6 +24,7 @@ from hf_farms.output.existing_results import remove_leftovers
 from hf_farms.output.folder import OutputFolder
 from hf_farms.output.local_paths import load_local_paths
 from hf_farms.output.recipe import RECIPE_NAME, Recipe
+from hf_farms.processes import is_main_process
 from hf_farms.reports import REPORT_NAME, PruneReport
 
 __all__ = ["PrunePlan", "default_folder", "plan_prune"]

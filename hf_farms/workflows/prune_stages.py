@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, cast
 from hf_farms.blocks import BlockSource, StreamedBlockSource
 from hf_farms.config import PruneConfig
 from hf_farms.data.selection import ACCEPTANCE_TOKENS
-from hf_farms.distributed import WorkingRanks, from_first_rank
 from hf_farms.errors import HfFarmsWarning, ModelError
 from hf_farms.files.atomic_writes import write_text
 from hf_farms.loading.opening import LoadedModel, load_model
@@ -20,6 +19,7 @@ from hf_farms.output.checkpoint import CheckpointWriter
 from hf_farms.output.fingerprint import fingerprint
 from hf_farms.output.local_paths import save_local_paths
 from hf_farms.output.merging import merge_shards
+from hf_farms.processes import WorkingRanks, from_first_rank
 from hf_farms.progress import Progress, one_stage
 from hf_farms.pruning.checks import check_method
 from hf_farms.pruning.pruner import prune

@@ -13,6 +13,7 @@ from hf_farms.errors import argument_errors
 from hf_farms.loading.devices import find_device
 from hf_farms.loading.names import require_model
 from hf_farms.loading.opening import open_model
+from hf_farms.processes import working_ranks
 from hf_farms.progress import Progress, one_stage
 from hf_farms.reports import SpectralReport
 from hf_farms.reports.comparison import (
@@ -24,7 +25,6 @@ from hf_farms.reports.comparison import (
 )
 from hf_farms.spectra.analysis import analyze, model_rows
 from hf_farms.workflows.spectral_figures import matching_layers
-from hf_farms.working_ranks import working_ranks
 
 __all__ = ["OpenedModel", "SpectralMeasurement", "is_saved_report"]
 

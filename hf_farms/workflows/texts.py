@@ -15,9 +15,9 @@ from torch import Tensor
 from hf_farms.blocks import StreamedBlockSource
 from hf_farms.data.calibration import calibration_sequences, context_limit, require_writer
 from hf_farms.data.texts import BUILT_IN, read_text, tokenize
-from hf_farms.distributed import ONE_PROCESS, WorkingRanks, from_first_rank
 from hf_farms.errors import DataError, HfFarmsWarning
 from hf_farms.metrics.nll import TextNll, require_causal, text_nll
+from hf_farms.processes import ONE_PROCESS, WorkingRanks, from_first_rank
 from hf_farms.progress import Progress, one_stage
 from hf_farms.reports import PerplexityRecord
 

@@ -33,7 +33,7 @@ def worker(options):
     from hf_farms import CalibrationConfig, PruneConfig, analyze, prune
     from hf_farms.data.calibration import calibration_sequences
     from hf_farms.loading.opening import load_model
-    from hf_farms.working_ranks import leave_ranks, working_ranks
+    from hf_farms.processes import leave_ranks, working_ranks
 
     ranks = working_ranks()
     loaded = load_model(options.model, stream=False)

@@ -6,7 +6,7 @@ from torch import nn
 
 from hf_farms.callbacks.zero_fragments import FlatTensors, Fragment, FragmentError, find_fragments
 from hf_farms.callbacks.zero_groups import FragmentLayout, ZeroGroups
-from hf_farms.distributed import ONE_PROCESS
+from hf_farms.processes import ONE_PROCESS
 
 FIRST, SECOND = ("first",), ("second",)
 OPTIMIZERS = {

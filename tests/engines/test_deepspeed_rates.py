@@ -19,7 +19,7 @@ from engines import whole_weights, zero
 from models import tiny
 from trainers import *
 from hf_farms import FarmsLRCallback, FarmsLRConfig, S2FTCallback, S2FTConfig, layerwise_optimizer
-from hf_farms.distributed import launched_ranks
+from hf_farms.processes import launched_ranks
 from hf_farms.spectra.analysis import analyze
 folder, rank = sys.argv[1], int(os.environ["RANK"])
 

@@ -22,7 +22,7 @@ from hf_farms.errors import HfFarmsError, HfFarmsWarning
 from hf_farms.pruning.searching import search_sparsities
 from hf_farms.pruning.sharing import finished_blocks
 from hf_farms.errors import HfFarmsWarning
-from hf_farms.working_ranks import working_ranks
+from hf_farms.processes import working_ranks
 folder, ranks = sys.argv[1], working_ranks()
 results, messages = {}, []
 with warnings.catch_warnings(record=True) as caught:

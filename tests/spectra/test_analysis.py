@@ -7,8 +7,8 @@ from models import tiny
 from torch import nn
 
 from hf_farms.config import FarmsConfig
-from hf_farms.distributed import assign_to_ranks
 from hf_farms.errors import HfFarmsWarning, ModelError
+from hf_farms.processes import assign_to_ranks
 from hf_farms.spectra.analysis import analyze
 from hf_farms.spectra.spectrum import layer_spectrum
 

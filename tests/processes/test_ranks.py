@@ -5,7 +5,8 @@ import threading
 import pytest
 from processes import LIMIT
 
-from hf_farms.distributed import (
+from hf_farms.errors import HfFarmsError, ModelError
+from hf_farms.processes import (
     ONE_PROCESS,
     all_rank_results,
     check_same,
@@ -13,7 +14,6 @@ from hf_farms.distributed import (
     launched_processes,
     launched_ranks,
 )
-from hf_farms.errors import HfFarmsError, ModelError
 
 
 class Threads:

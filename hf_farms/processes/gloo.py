@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from hf_farms.distributed import ONE_PROCESS, LaunchedRanks, WorkingRanks, launched_ranks
 from hf_farms.errors import HfFarmsError
+from hf_farms.processes.launched import LaunchedRanks, launched_ranks
+from hf_farms.processes.ranks import ONE_PROCESS, WorkingRanks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +40,11 @@ def working_ranks() -> WorkingRanks:
     ranks = launched_ranks()
     if not isinstance(ranks, LaunchedRanks):
         return ONE_PROCESS
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        # Other code has closed the connections.
+        _connected.clear()
     if not _connected:
         _connected.append(_GlooRanks(ranks))
     return _connected[0]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from launch import run_script
 
-from hf_farms.distributed import (
+from hf_farms.processes import (
     ONE_PROCESS,
     folder_of_rank,
     from_first_rank,
@@ -20,7 +20,7 @@ SCRIPT = """
 import json, os, sys
 import torch
 from hf_farms.errors import ModelError
-from hf_farms.working_ranks import working_ranks
+from hf_farms.processes import working_ranks
 ranks = working_ranks()
 rank = ranks.index
 result = {"ranks": [rank, ranks.count, ranks.device]}
