@@ -130,10 +130,11 @@ def _weights_of(folder: Path) -> Callable[[str], bool]:
     blocks, mapping = (report or {}).get("blocks"), (index or {}).get("weight_map")
     listed = set(mapping.values()) if isinstance(mapping, dict) else set()
     count = len(blocks) + 1 if isinstance(blocks, list) else None
+    alone = index is None and not any(SHARD.fullmatch(path.name) for path in folder.iterdir())
 
     def is_weights(name: str) -> bool:
         if name == names.WEIGHTS:
-            return index is None
+            return alone
         if (match := SHARD.fullmatch(name)) is None:
             return False
         return count is None or name in listed or int(match[1]) == count

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["base_text", "pruned_card"]
 
-# Tables with more rows are collapsed.
-LONG_TABLE = 40
 # Block sparsities that differ by less count as equal: rounding to whole weights causes such differences.
 EQUAL_SPARSITY = 1e-4
 # Clauses on the option `ends`, after the sentence of the allocation.
@@ -105,7 +103,6 @@ def pruned_card(
         "rows": _block_rows(report),
         "has_errors": any(b.alpha_stderr is not None for b in report.before.blocks) if report.before else False,
         "standing_out": standing_out_of(report.before) if report.before else None,
-        "long": len(report.blocks) > LONG_TABLE,
         "evaluation": _perplexity_rows(report.perplexity, even=even) if _is_measured(report.perplexity) else [],
         "bold": report.perplexity is not None and _better(report.perplexity) is not None,
         "tasks": [_task_row(record) for record in report.tasks],

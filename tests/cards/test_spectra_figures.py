@@ -13,6 +13,7 @@ from hf_farms_cards.figures.spectra import (
     esd_figure,
     heat_map_figure,
 )
+from hf_farms_cards.figures.style import CARD_WIDTH
 from models import tiny
 
 from hf_farms.config import FarmsConfig
@@ -81,6 +82,17 @@ def test_two_models_and_their_difference(report):
     assert [container.get_label()[:6] for container in top.containers] == ["first:", "second"]
     shown = sorted(y for container in bottom.containers for y in container.lines[0].get_ydata())
     assert shown == sorted(block.alpha.difference for block in comparison.blocks)
+
+
+def test_figures_have_the_size_of_a_card_and_legends_outside_their_axes(report):
+    comparison = compare_spectra(report, analyze(tiny("llama", seed=1)))
+    curve = EsdCurve("x", [0.1, 0.5, 1.0, 2.0, 8.0], 2.0, 1.0)
+    for figure in (alpha_figure(report), heat_map_figure(report), comparison_figure(comparison), esd_figure([curve])):
+        assert (figure.get_figwidth(), figure.dpi) == (CARD_WIDTH, 200)
+        figure.draw_without_rendering()
+        for axes in figure.axes:
+            if (legend := axes.get_legend()) is not None:
+                assert not legend.get_window_extent().overlaps(axes.get_window_extent())
 
 
 def test_figures_are_files_with_the_same_bytes_each_time(report, tmp_path):

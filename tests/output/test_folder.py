@@ -81,6 +81,21 @@ def test_an_earlier_result_is_replaced_when_told_so(tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.parametrize("names", [["model.safetensors"], ["model-00001-of-00002.safetensors", "index"]])
+def test_a_result_with_merged_shards_is_replaced(names, tmp_path):
+    folder = a_result(tmp_path / "out")
+    for shard in folder.glob("model-*"):
+        shard.unlink()
+    (folder / names[0]).write_text("x")
+    if "index" in names:
+        content = {"weight_map": {"a": names[0], "b": "model-00002-of-00002.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+    OutputFolder(folder, overwrite=True).check()
+    (folder / "model-00001-of-00009.safetensors").write_text("x")
+    with pytest.raises(OutputError, match=r"did not write \(model"):
+        OutputFolder(folder, overwrite=True).check()
+
+
 @pytest.mark.parametrize(
     "added",
     [

@@ -11,9 +11,8 @@ from hf_farms_cards.figures.style import Palette, card_figure, depth_axis, draw_
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["AFTER", "BEFORE", "BLOCKS", "ZEROS", "dark_of", "draw_blocks"]
+__all__ = ["BLOCKS", "dark_of", "draw_blocks"]
 
-BEFORE, AFTER, ZEROS = "#3366cc", "#cc6633", "#bbbbbb"
 # Path of the figure, relative to the card.
 BLOCKS = "figures/blocks.png"
 

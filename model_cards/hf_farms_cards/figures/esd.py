@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hf_farms_cards.figures.blocks import AFTER, BEFORE
-from hf_farms_cards.figures.style import new_figure, save_figure, shorten
+from hf_farms_cards.figures.style import LIGHT, card_figure, page, save_figure, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +41,8 @@ class EsdCurve:
 
 def draw_esd(curves: Sequence[EsdCurve], path: Path) -> None:
     """Draw the spectral density of each layer in its own panel, with the fitted power law, on logarithmic axes."""
-    save_figure(esd_figure(curves), path)
+    with page(dark=False):
+        save_figure(esd_figure(curves), path)
 
 
 def esd_figure(curves: Sequence[EsdCurve]) -> Figure:
@@ -51,7 +51,7 @@ def esd_figure(curves: Sequence[EsdCurve]) -> Figure:
         raise ValueError("curves must contain at least one curve, got none.")
     columns = min(len(curves), 3)
     rows = -(-len(curves) // columns)
-    figure = new_figure(max(6.0, 4.4 * columns), 1.0 + 3.3 * rows)
+    figure = card_figure(1.0 + 3.5 * rows)
     panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
     densities = [d for axes, curve in zip(panels, curves, strict=False) for d in _draw_spectrum(axes, curve) if d > 0]
     if densities:
@@ -66,7 +66,7 @@ def esd_figure(curves: Sequence[EsdCurve]) -> Figure:
 
 def _draw_spectrum(axes: Axes, curve: EsdCurve) -> list[float]:
     """Draw one panel; return the heights of its bars."""
-    axes.set_title(shorten(curve.name), fontsize="small")
+    axes.set_title(shorten(curve.name, 34), fontsize="small")
     axes.tick_params(labelsize="small", labelbottom=True, labelleft=True)
     zeros = bisect_right(curve.eigenvalues, 0.0)
     left_out = f"{zeros} zero eigenvalues left out" if zeros else None
@@ -76,19 +76,18 @@ def _draw_spectrum(axes: Axes, curve: EsdCurve) -> list[float]:
         axes.text(0.5, 0.5, text, ha="center", transform=axes.transAxes, fontsize="small")
         return []
     edges, density = _log_histogram(values)
-    axes.stairs(density, edges, fill=True, color=BEFORE, alpha=0.55, label="eigenvalues")
+    axes.stairs(density, edges, fill=True, color=LIGHT.first, alpha=0.55, label="eigenvalues")
     if curve.alpha is not None and curve.tail_min is not None:
         share = (len(values) - bisect_left(values, curve.tail_min)) / len(values)
         x = [curve.tail_min, values[-1]]
         # Density of the power law, scaled by the share of eigenvalues in the tail.
         y = [share * (curve.alpha - 1) / curve.tail_min * (value / curve.tail_min) ** -curve.alpha for value in x]
-        axes.plot(x, y, color=AFTER, linewidth=2.0, label=f"power law, alpha {curve.alpha:.2f}")
-        axes.axvline(curve.tail_min, color="black", linewidth=0.8, linestyle="--", label=f"tail: {share:.0%} above")
+        axes.plot(x, y, color=LIGHT.second, linewidth=2.0, label=f"power law, alpha {curve.alpha:.2f}")
+        axes.axvline(curve.tail_min, color=LIGHT.text, linewidth=0.8, linestyle="--", label=f"tail: {share:.0%} above")
     elif curve.alpha is not None:
         axes.plot([], [], " ", label=f"alpha {curve.alpha:.2f}, a mean of several fits")
-    # Opaque, because the line at the start of the tail may cross the legend.
-    box = {"framealpha": 1.0, "edgecolor": "none"}
-    axes.legend(fontsize="small", title=left_out, title_fontsize="small", loc="upper right", **box)
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.1)}
+    axes.legend(frameon=False, fontsize="small", title=left_out, title_fontsize="small", **place)
     return density
 
 

@@ -17,18 +17,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CARD_WIDTH",
+    "LIGHT",
     "Estimate",
     "Palette",
     "card_figure",
     "depth_axis",
     "draw_estimates",
-    "new_figure",
     "or_nan",
     "page",
     "role_styles",
     "save_figure",
     "shorten",
-    "width_for",
 ]
 
 # Cool colours for attention, warm colours for the feed-forward network; the same for every model.
@@ -90,14 +89,6 @@ def role_styles(roles: Sequence[str]) -> dict[str, dict[str, str]]:
     }
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """Create an empty figure; sizes in inches."""
-    # Not pyplot, which has global state and may look for a display.
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained", dpi=120)
-
-
 @contextmanager
 def page(*, dark: bool) -> Iterator[Palette]:
     """Use the colours of a light or dark page within the context."""
@@ -114,6 +105,7 @@ def page(*, dark: bool) -> Iterator[Palette]:
 
 def card_figure(height: float) -> Figure:
     """Create an empty figure with the width of a card; height in inches."""
+    # Not pyplot, which has global state and may look for a display.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(CARD_WIDTH, height), layout="constrained", dpi=200)
@@ -123,11 +115,6 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG file atomically; equal figures give equal bytes."""
     with replacing(Path(path)) as unfinished:
         figure.savefig(unfinished, format="png", metadata={"Software": None})
-
-
-def width_for(blocks: int) -> float:
-    """Return the width in inches of a figure with this number of blocks."""
-    return min(16.0, max(6.0, 0.22 * blocks + 2))
 
 
 def draw_estimates(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], label: str, **style: Any) -> None:
