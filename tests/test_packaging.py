@@ -20,6 +20,18 @@ def python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
+def check_index_page(metadata):
+    """The page of a package index has no files beside it: every link and image must be absolute."""
+    fields, _, page = metadata.partition("\n\n")
+    assert "Description-Content-Type: text/markdown" in fields
+    assert page.startswith("# hf-farms")
+    # Links of markdown and of HTML, without code.
+    text = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
+    links = re.findall(r"\]\(([^)\s]+)", text) + re.findall(r"""(?:src|srcset|href)=["']([^"'\s]+)""", text)
+    assert len(links) > 20
+    assert [link for link in links if not link.startswith("https://")] == []
+
+
 @SOURCE
 def test_the_wheel_has_three_packages_and_a_small_demo(tmp_path):
     import build  # noqa: F401
@@ -32,6 +44,8 @@ def test_the_wheel_has_three_packages_and_a_small_demo(tmp_path):
     )
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         files = {info.filename: info.file_size for info in wheel.infolist()}
+        metadata = next(wheel.read(name).decode() for name in files if name.endswith(".dist-info/METADATA"))
+    check_index_page(metadata)
     tops = {name.split("/")[0] for name in files if ".dist-info/" not in name}
     assert tops == {"hf_farms", "hf_farms_cli", "hf_farms_cards"}
     assert {f"{top}/py.typed" for top in tops} <= files.keys()
