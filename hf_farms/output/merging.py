@@ -191,7 +191,10 @@ def _loaded(path: Path) -> _Plan:
 
 def _copy_all(folder: Path, state: Path, plan: _Plan, progress: Callable[[int, int], None]) -> None:
     """Copy all shards into the new files, and delete each one after its copy is on the disk."""
+    begun = any(not (folder / name).exists() for name in plan.shards)
     for file, header in plan.headers.items():
+        if begun and not (state / file).exists():
+            raise _lost(folder, file)
         text = header.encode()
         # Of an earlier process, what was copied stays.
         with (state / file).open("r+b" if (state / file).exists() else "xb") as target:
@@ -204,11 +207,14 @@ def _copy_all(folder: Path, state: Path, plan: _Plan, progress: Callable[[int, i
         progress(done, len(plan.shards))
     for file, size in plan.sizes.items():
         if (state / file).stat().st_size != size:
-            raise OutputError(
-                f"unfinished work must be complete, got {file!r} of {(state / file).stat().st_size} bytes instead of "
-                f"{size} in {str(folder)!r}.",
-                hint="Begin again with `overwrite=True`.",
-            )
+            raise _lost(folder, file)
+
+
+def _lost(folder: Path, file: str) -> OutputError:
+    return OutputError(
+        f"unfinished work must be complete, got {file!r} without all its tensors in {str(folder)!r}.",
+        hint="Begin again with `overwrite=True`.",
+    )
 
 
 def _copy_shard(path: Path, state: Path, pieces: Sequence[_Piece]) -> None:

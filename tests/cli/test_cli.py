@@ -62,7 +62,7 @@ def test_artefacts(pruned_demo):
         "tokenizer.json",
         "tokenizer_config.json",
         "generation_config.json",
-        "model.safetensors.index.json",
+        "model.safetensors",
     } <= files
     report = PruneReport.load(out / "hf_farms_report.json")
     assert report.sparsity == 0.5

@@ -178,7 +178,7 @@ def test_other_weights_than_the_report_describes_are_noticed(folder):
     shutil.copy(demo_model() / "model.safetensors", folder / "model.safetensors")
     for path in folder.glob("model*0*"):
         path.unlink()
-    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
     done = run(folder, "--json")
     assert (
         "the weights are not those that hf_farms_report.json describes (sparsity 0.0000, in the report 0.5000"

@@ -143,7 +143,7 @@ def test_weights_of_an_earlier_model_are_removed(client, hub):
     old = {"hf_farms_report.json": b"{}", "model.safetensors": b"old", "model-00001-of-00002.safetensors": b"old"}
     hub.add("ada/pruned", old | {"notes.txt": b"kept"})
     done = client.cli("push", "pruned", "--dry-run")
-    assert "[dry-run] removed: model.safetensors, weights of an earlier model" in done["stdout"]
+    assert "[dry-run] removed: model-00001-of-00002.safetensors, weights of an earlier model" in done["stdout"]
     assert client.cli("push", "pruned", "-q")["status"] == 0
     assert hub.files("ada/pruned") == contents(client.folder / "pruned") | {"notes.txt": b"kept"}
 

@@ -62,7 +62,7 @@ class Killed:
 def check_no_half_folder(folder):
     if (folder / NAME).exists():
         names = set(contents(folder / NAME))
-        assert {"config.json", "hf_farms_report.json", "README.md", "model.safetensors.index.json"} <= names
+        assert {"config.json", "hf_farms_report.json", "README.md", "model.safetensors"} <= names
         assert not [name for name in names if name.endswith(".tmp")]
 
 
