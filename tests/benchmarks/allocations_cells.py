@@ -49,6 +49,8 @@ def _cells(sparsity: float, allocations: tuple[str, ...], **options: Any) -> lis
 PLAIN = ("uniform", "farms", "ramp", "owl", "dlp", "alpha", "sorted")
 CHOSEN = ("auto", "tuned ramp", "sensitivity", "random", "tuned owl", "tuned dlp")
 AFTER = ("uniform", "auto", "tuned ramp")
+# With a spread of 0.3: patterns round the default away.
+WIDE = ("wide farms", "wide ramp")
 # In the order in which they are run.
 TIERS: dict[str, list[Cell]] = {
     "wanda-50": _cells(0.5, PLAIN),
@@ -68,7 +70,7 @@ TIERS: dict[str, list[Cell]] = {
         Cell(sparsity=0.5, allocation="uniform", pattern="2:4", method=method, refine=refine)
         for method, refine in (("wanda", "none"), ("sparsegpt", "none"), ("wanda", "swaps"))
     ],
-    "N:8": _cells(0.5, ("uniform", "farms", "ramp", "auto"), pattern="N:8"),
+    "N:8": _cells(0.5, ("uniform", *WIDE, "farms", "ramp", "auto"), pattern="N:8"),
     "placebos": _cells(0.5, ("reversed", "shuffled")) + _cells(0.6, ("reversed", "shuffled")),
     "plain-recovery": _cells(0.5, AFTER, recover="submodule"),
     "zero-shot": _cells(0.5, ("uniform",)) + _cells(0.5, ("uniform", "auto"), refine="swaps", recover="submodule"),
@@ -134,7 +136,7 @@ def _row(subject: Subject, windows: Windows, cell: Cell, seed: int, options: arg
 
 
 def _pruned(subject: Subject, cell: Cell, batches: list[Any], options: argparse.Namespace) -> Any:
-    name, bound = cell.allocation, None
+    name, bound = cell.allocation.removeprefix("wide "), None
     given: dict[str, Any] = {"selection": selection(subject, options)} if cell.recover != "none" else {}
     config = PruneConfig(
         sparsity=cell.sparsity,
@@ -143,6 +145,7 @@ def _pruned(subject: Subject, cell: Cell, batches: list[Any], options: argparse.
         refine=cell.refine,
         recover=cell.recover,
         allocation=name if name not in (*PLACEBOS, *TUNED, *SEARCHED) else "farms" if name in PLACEBOS else "auto",
+        spread=0.3 if cell.allocation in WIDE else None,
     )
     if name in ("farms", "alpha"):
         given["spectra"] = subject.spectra[name]

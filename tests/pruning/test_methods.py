@@ -86,6 +86,16 @@ def test_a_mixed_pattern_follows_the_allocation(method, many):
     )
 
 
+@pytest.mark.parametrize("allocation", ["ramp", "uniform"])
+def test_an_allocation_that_a_pattern_rounds_away_is_said(allocation, many):
+    config = PruneConfig(method="magnitude", pattern="N:8", allocation=allocation)
+    report = prune(tiny("llama", num_hidden_layers=6), config, calibration=many).report
+    assert {block.sparsity for block in report.blocks} == {0.5}
+    (note,) = (note for note in report.notes if note.startswith("Pattern N:8: blocks keep 4 to 4"))
+    advice = "`allocation='ramp'` has no effect: its sparsities differ by less than 1/8. Choose a larger spread"
+    assert (advice in note) == (allocation == "ramp")
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("method", METHODS)
 def test_half_precision_does_not_overflow(method, dtype, many):
