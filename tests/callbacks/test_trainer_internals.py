@@ -34,6 +34,7 @@ def test_no_other_file_imports_the_internals_of_the_trainer():
     }
     assert trainer_imports(INTERNALS) == {
         "transformers.Trainer",
+        "transformers.trainer.TRAINER_STATE_NAME",
         "transformers.trainer_callback.ExportableState",
         "transformers.trainer_callback.PrinterCallback",
         "transformers.trainer_callback.ProgressCallback",
