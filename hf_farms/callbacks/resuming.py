@@ -15,7 +15,7 @@ from transformers import TrainerState, TrainingArguments
 
 from hf_farms.callbacks.deepspeed import zero_stage
 from hf_farms.callbacks.groups import TAG, Group
-from hf_farms.callbacks.trainer import TRAINER_STATE_NAME, resuming_trainer, uses_deepspeed, uses_fsdp
+from hf_farms.callbacks.trainer import TRAINER_STATE_NAME, deepspeed_config, resuming_trainer, uses_deepspeed, uses_fsdp
 
 __all__ = [
     "check_given_checkpoint",
@@ -42,7 +42,7 @@ def check_given_checkpoint(args: TrainingArguments, name: str) -> None:
     """
     if isinstance(args.resume_from_checkpoint, str):
         engine = _engine(args, sharded=uses_fsdp(args))
-        _check(Path(args.resume_from_checkpoint), engine, name)
+        _check(Path(args.resume_from_checkpoint), engine, args, name)
 
 
 def check_resumed_checkpoint(name: str, *, loads_anyway: bool = False) -> None:
@@ -60,7 +60,7 @@ def check_resumed_checkpoint(name: str, *, loads_anyway: bool = False) -> None:
         return
     engine = _engine(trainer.args, sharded=trainer.is_fsdp_enabled)
     if engine != WHOLE or not loads_anyway:
-        _check(folder, engine, name)
+        _check(folder, engine, trainer.args, name)
 
 
 def resumed_memory(name: str) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def checkpoint_engine(folder: Path) -> str | None:
     return WHOLE if (folder / "optimizer.pt").exists() else None
 
 
-def _check(folder: Path, engine: str, name: str) -> None:
+def _check(folder: Path, engine: str, args: TrainingArguments, name: str) -> None:
     written = checkpoint_engine(folder)
     if written is not None and written != engine:
         raise ValueError(
@@ -163,6 +163,21 @@ def _check(folder: Path, engine: str, name: str) -> None:
             f"{str(folder)!r} of one with {written}. Resume it as it was started, or train its model anew"
             f"{_selection_of(folder)}."
         )
+
+    count = len(list(folder.glob(f"global_step*/{OPTIMIZERS}")))
+    if written is not None and count not in (0, args.world_size) and not _reads_other_numbers(args):
+        raise ValueError(
+            f"resume_from_checkpoint must be a checkpoint of as many processes as now, {args.world_size}, for {name} "
+            f"under {engine}, got {str(folder)!r} of {count}. Resume with {count} processes, or train its model anew"
+            f"{_selection_of(folder)}."
+        )
+
+
+def _reads_other_numbers(args: TrainingArguments) -> bool:
+    """Return whether the config has DeepSpeed read files of other processes, or keep them on the disk of each node."""
+    config = deepspeed_config(args)
+    elastic = (config.get("zero_optimization") or {}).get("elastic_checkpoint")
+    return bool(elastic or (config.get("checkpoint") or {}).get("use_node_local_storage"))
 
 
 def _selection_of(folder: Path) -> str:

@@ -120,6 +120,20 @@ def test_a_checkpoint_of_another_engine(tmp_path, monkeypatch):
     refused("FSDP")
 
 
+def test_a_checkpoint_of_another_number_of_processes(tmp_path, monkeypatch):
+    """DeepSpeed says so too, but not for the slices of ZeRO-3."""
+    run = trainer(tmp_path)
+    run.args.deepspeed = {"zero_optimization": {"stage": 3}}
+    monkeypatch.setattr("hf_farms.callbacks.resuming.zero_stage", lambda args: 3)
+    for rank in range(2):
+        for name in ENGINES["DeepSpeed ZeRO-3"]:
+            (tmp_path / name.replace("rank_0", f"rank_{rank}", 1)).mkdir(parents=True)
+    run.args.resume_from_checkpoint = str(tmp_path)
+    why = r"of as many processes as now, 1, for S2FTCallback under DeepSpeed ZeRO-3, got .* of 2\. Resume with 2 proc"
+    with pytest.raises(ValueError, match=why):
+        S2FTCallback(INDEXED).on_init_end(run.args, run.state, run.control, model=run.model)
+
+
 def test_a_checkpoint_of_deepspeed_without_it(tmp_path):
     """The Trainer would load its weights, and start with a new optimizer without a word."""
     run = trainer(tmp_path, S2FTCallback(INDEXED), save_strategy="steps", save_steps=2)
