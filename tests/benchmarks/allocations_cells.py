@@ -9,18 +9,20 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from allocations_choice import choice_file
-from allocations_model import Subject, Windows, calibration, placebo, selection, with_outlier_bound
+from allocations_model import Subject, Windows, calibration, first_alone, placebo, selection, with_outlier_bound
 
 from hf_farms import PruneConfig, prune
 
 PLACEBOS = ("sorted", "reversed", "shuffled")
 TUNED = ("tuned ramp", "tuned owl", "tuned dlp")
 SEARCHED = ("sensitivity", "auto", "random")
+# Given as sparsities of the blocks.
+GIVEN = ("first", *SEARCHED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ TIERS: dict[str, list[Cell]] = {
         for method, refine in (("wanda", "none"), ("sparsegpt", "none"), ("wanda", "swaps"))
     ],
     "N:8": _cells(0.5, ("uniform", *WIDE, "farms", "ramp", "auto"), pattern="N:8"),
-    "placebos": _cells(0.5, ("reversed", "shuffled")) + _cells(0.6, ("reversed", "shuffled")),
+    "placebos": [cell for sparsity in (0.5, 0.6) for cell in _cells(sparsity, ("first", "reversed", "shuffled"))],
     "plain-recovery": _cells(0.5, AFTER, recover="submodule"),
     "zero-shot": _cells(0.5, ("uniform",)) + _cells(0.5, ("uniform", "auto"), refine="swaps", recover="submodule"),
     "more-data-50": _cells(0.5, ("auto", "uniform"), refine="swaps", recover="submodule", data=4),
@@ -144,11 +146,14 @@ def _pruned(subject: Subject, cell: Cell, batches: list[Any], options: argparse.
         pattern=cell.pattern,
         refine=cell.refine,
         recover=cell.recover,
-        allocation=name if name not in (*PLACEBOS, *TUNED, *SEARCHED) else "farms" if name in PLACEBOS else "auto",
+        allocation=name if name not in (*PLACEBOS, *TUNED, *GIVEN) else "farms" if name in PLACEBOS else "auto",
         spread=0.3 if cell.allocation in WIDE else None,
     )
     if name in ("farms", "alpha"):
         given["spectra"] = subject.spectra[name]
+    elif name == "first":
+        subject.restore()
+        given["scores"] = first_alone(subject, replace(config, allocation="farms"))
     elif name in PLACEBOS:
         given["spectra"] = placebo(subject.spectra["farms"], name)
     elif name in SEARCHED or name in TUNED:

@@ -14,11 +14,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from hf_farms import PruneConfig, SpectralReport, analyze
+from hf_farms.blocks import ModelBlockSource
 from hf_farms.config import CalibrationConfig, SelectionConfig
 from hf_farms.data.calibration import calibration_sequences
 from hf_farms.data.selection import selection_sequences
 from hf_farms.data.texts import read_text
 from hf_farms.pruning import outliers
+from hf_farms.pruning.removal_plan import plan_targets
 
 
 @dataclass(kw_only=True)
@@ -88,6 +90,14 @@ def placebo(report: SpectralReport, how: str) -> SpectralReport:
         replace(b, alpha=s.alpha, alpha_stderr=s.alpha_stderr) for b, s in zip(report.blocks, source, strict=True)
     ]
     return replace(report, blocks=tuple(blocks))
+
+
+def first_alone(subject: Subject, config: PruneConfig) -> list[float]:
+    """Sparsities of blocks of one size: the first as `farms` has it, the others alike."""
+    plan = plan_targets(ModelBlockSource(subject.model), config, spectra=subject.spectra["farms"])
+    first = next(iter(plan[0].values()))
+    rest = (config.sparsity * len(plan) - first) / (len(plan) - 1)
+    return [first, *[rest] * (len(plan) - 1)]
 
 
 class Windows:

@@ -100,7 +100,7 @@ def _is_plain_sparsegpt(row: Row, other: Row) -> bool:
 
 
 def print_tables(folder: Path) -> None:
-    """Print one table for each setting, and the comparisons of the issue."""
+    """Print one table for each setting, and comparisons of two allocations."""
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     dense = next(row for row in rows if row["name"] == "dense")
     rows = [row for row in rows if row is not dense]
@@ -143,6 +143,9 @@ PAIRS = (
     ("auto", "random"),
     ("auto", "sensitivity"),
     ("farms", "sorted"),
+    ("farms", "shuffled"),
+    ("farms", "reversed"),
+    ("farms", "first"),
     ("tuned ramp", "ramp"),
     ("tuned owl", "owl"),
     ("tuned dlp", "dlp"),
