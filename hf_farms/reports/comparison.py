@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Protocol
 
 from hf_farms.config import FarmsConfig
 from hf_farms.reports import BlockSpectrum, LayerRecord, Report, SpectralReport
@@ -14,6 +15,7 @@ __all__ = [
     "AlphaDifference",
     "BlockComparison",
     "LayerComparison",
+    "PairedErrors",
     "SpectralComparison",
     "check_alike",
     "check_blocks_match",
@@ -32,7 +34,8 @@ class AlphaDifference:
         second: alpha in the second model.
         second_stderr: its standard error.
         difference: second minus first; above 0, the second model is less trained in this place.
-        stderr: standard error of the difference, the root of the sum of both squares; None where either is missing.
+        stderr: standard error of the difference, over pairs of windows where both models were measured in one run,
+            else the root of the sum of both squares; None where either is missing.
     """
 
     first: float | None
@@ -98,17 +101,30 @@ class SpectralComparison(Report):
     notes: tuple[str, ...] = ()
 
 
-def compare_spectra(first: SpectralReport, second: SpectralReport) -> SpectralComparison:
+class PairedErrors(Protocol):
+    """Standard errors of differences over windows at the same places; None where windows cannot be paired."""
+
+    def layer(self, first: LayerRecord, second: LayerRecord) -> float | None:
+        """Return the error of the difference of a layer."""
+
+    def block(self, pairs: Sequence[tuple[LayerRecord, LayerRecord]]) -> float | None:
+        """Return the error of the difference of a block."""
+
+
+def compare_spectra(
+    first: SpectralReport, second: SpectralReport, *, paired: PairedErrors | None = None
+) -> SpectralComparison:
     """Compare the alphas of two models, such as two checkpoints, or a model before and after fine-tuning.
 
     The error of a difference takes both models as independent. For two checkpoints of one model the errors are
     positively correlated (both share most of their weights, and the windows lie at the same places), so that it is
-    conservative there: the true error is smaller.
+    conservative there: the true error is smaller. `paired` gives that.
 
     Args:
         first: the base of the comparison; differences are second minus first.
         second: measured with the same window size and fit. Blocks are matched by name; if no name is in both, by
             index. Layers are matched by name, those left over by block, role and order.
+        paired: errors over pairs of windows; None takes the models as independent.
 
     Returns:
         What both have, with the difference of each block and layer and its standard error.
@@ -121,7 +137,11 @@ def compare_spectra(first: SpectralReport, second: SpectralReport) -> SpectralCo
     pairs = _match_blocks(first.blocks, second.blocks)
     blocks = tuple(
         BlockComparison(
-            index=a.index, name=a.name, second_name=b.name, alpha=_difference(a, b), layers=_compare_layers(a, b)
+            index=a.index,
+            name=a.name,
+            second_name=b.name,
+            alpha=_difference(a, b, paired.block(list(_match_layers(a, b))) if paired else None),
+            layers=_compare_layers(a, b, paired),
         )
         for a, b in pairs
     )
@@ -130,7 +150,11 @@ def compare_spectra(first: SpectralReport, second: SpectralReport) -> SpectralCo
         second=second.model,
         config=config,
         blocks=blocks,
-        notes=(*_notes_on_differences(blocks), *_notes_on_matching(first, second, pairs)),
+        notes=(
+            *_notes_on_differences(blocks),
+            *_note_on_shift(blocks, paired),
+            *_notes_on_matching(first, second, pairs),
+        ),
     )
 
 
@@ -179,9 +203,16 @@ def _match_blocks(
     return pairs or list(zip(first, second, strict=True))
 
 
-def _compare_layers(first: BlockSpectrum, second: BlockSpectrum) -> tuple[LayerComparison, ...]:
+def _compare_layers(
+    first: BlockSpectrum, second: BlockSpectrum, paired: PairedErrors | None
+) -> tuple[LayerComparison, ...]:
     return tuple(
-        LayerComparison(name=a.name, second_name=b.name, role=a.role, alpha=_difference(a, b))
+        LayerComparison(
+            name=a.name,
+            second_name=b.name,
+            role=a.role,
+            alpha=_difference(a, b, paired.layer(a, b) if paired else None),
+        )
         for a, b in _match_layers(first, second)
     )
 
@@ -208,16 +239,20 @@ def _match_layers(first: BlockSpectrum, second: BlockSpectrum) -> Iterator[tuple
             yield layer, partner
 
 
-def _difference(first: BlockSpectrum | LayerRecord, second: BlockSpectrum | LayerRecord) -> AlphaDifference:
+def _difference(
+    first: BlockSpectrum | LayerRecord, second: BlockSpectrum | LayerRecord, paired: float | None
+) -> AlphaDifference:
     a, b = first.alpha, second.alpha
     errors = first.alpha_stderr, second.alpha_stderr
+    if paired is None and errors[0] is not None and errors[1] is not None:
+        paired = math.hypot(errors[0], errors[1])
     return AlphaDifference(
         first=a,
         first_stderr=errors[0],
         second=b,
         second_stderr=errors[1],
         difference=None if a is None or b is None else b - a,
-        stderr=None if errors[0] is None or errors[1] is None else math.hypot(errors[0], errors[1]),
+        stderr=paired,
     )
 
 
@@ -232,6 +267,16 @@ def _notes_on_differences(blocks: Sequence[BlockComparison]) -> Iterator[str]:
             )
         if len(known) < len(items):
             yield f"{len(items) - len(known)} of {len(items)} {what} have no standard error of the difference."
+
+
+def _note_on_shift(blocks: Sequence[BlockComparison], paired: PairedErrors | None) -> Iterator[str]:
+    known = [(b.alpha.difference, b.alpha.stderr) for b in blocks]
+    pairs = [(difference, error) for difference, error in known if difference is not None and error is not None]
+    if len(pairs) > 1:
+        mean = math.fsum(difference for difference, _ in pairs) / len(pairs)
+        error = math.sqrt(math.fsum(error**2 for _, error in pairs)) / len(pairs)
+        how = "windows at the same places are paired" if paired else "errors as of independent models, not paired"
+        yield f"Mean over {len(pairs)} blocks, second minus first: {mean:+.4f} ± {error:.4f} ({how})."
 
 
 def _notes_on_matching(

@@ -155,6 +155,9 @@ def _measure_batch(
 
 
 def _layer_record(layer: LayerMetadata, spectrum: LayerSpectrum) -> LayerRecord:
-    excluded = ("eigenvalues", "rows_lowered")
+    excluded = ("eigenvalues", "rows_lowered", "window_alphas")
     numbers = {name: value for name, value in vars(spectrum).items() if name not in excluded}
-    return LayerRecord(name=layer.name, role=layer.role, shape=layer.shape, **numbers)
+    record = LayerRecord(name=layer.name, role=layer.role, shape=layer.shape, **numbers)
+    # For a comparison in the same run, and not for files: no field of the record.
+    object.__setattr__(record, "window_alphas", spectrum.window_alphas)
+    return record

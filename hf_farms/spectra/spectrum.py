@@ -17,7 +17,7 @@ from hf_farms.spectra.esd import windows_eigenvalues
 from hf_farms.spectra.powerlaw import fit_tail
 from hf_farms.spectra.windows import WindowPlan, cut_windows, plan_weight
 
-__all__ = ["LayerSpectrum", "layer_spectra", "layer_spectrum"]
+__all__ = ["LayerSpectrum", "layer_spectra", "layer_spectrum", "standard_error"]
 
 # Weights whose largest entry is outside this range are scaled first: their squares would overflow or underflow float32.
 UNSCALED = (1e-12, 1e15)
@@ -44,6 +44,7 @@ class LayerSpectrum:
         alpha_hat: alpha log10(lambda_max).
         entropy: matrix entropy, -sum p ln p / ln N with p = lambda / sum lambda.
         eigenvalues: `(N,)` float64, ascending.
+        window_alphas: alpha of each window by itself, NaN without a tail; empty with a single window.
     """
 
     alpha: float | None
@@ -60,6 +61,7 @@ class LayerSpectrum:
     alpha_hat: float | None
     entropy: float
     eigenvalues: Tensor
+    window_alphas: tuple[float, ...] = ()
 
 
 def layer_spectrum(weight: Tensor, config: FarmsConfig | None = None) -> LayerSpectrum:
@@ -151,10 +153,12 @@ def _spectrum(eigenvalues: Tensor, plan: WindowPlan, config: FarmsConfig) -> Lay
     fit = fit_tail(pieces, config)
     pooled = pieces.flatten().sort().values
     alpha = _finite_or_none(fit.alpha.nanmean())
+    alphas = fit_tail(eigenvalues, config).alpha if len(eigenvalues) > 1 else eigenvalues.new_empty(0)
     total, largest = float(pooled.sum()), float(pooled[-1])
     return LayerSpectrum(
         alpha=alpha,
-        alpha_stderr=_standard_error(eigenvalues, config, plan),
+        alpha_stderr=standard_error(alphas, plan),
+        window_alphas=tuple(alphas.tolist()),
         window_shape=(plan.rows, plan.cols),
         rows_lowered=plan.lowered,
         num_windows=plan.num_windows,
@@ -170,16 +174,13 @@ def _spectrum(eigenvalues: Tensor, plan: WindowPlan, config: FarmsConfig) -> Lay
     )
 
 
-def _standard_error(spectra: Tensor, config: FarmsConfig, plan: WindowPlan) -> float | None:
-    """Estimate the standard error of alpha from the variance of fits of single windows.
+def standard_error(alphas: Tensor, plan: WindowPlan) -> float | None:
+    """Estimate the standard error of the mean of one alpha for each window, or of one difference of two.
 
     Windows with common rows or columns are correlated, so rows and columns are random effects (two-way analysis of
     variance). Overlapping windows repeat each other, so along each side at most as many windows count as would fit
     without overlap.
     """
-    if len(spectra) < 2:
-        return None
-    alphas = fit_tail(spectra, config).alpha
     finite = torch.isfinite(alphas)
     count = int(finite.sum())
     if count < 2:

@@ -24,6 +24,7 @@ from hf_farms.reports.comparison import (
     measurement_of,
 )
 from hf_farms.spectra.analysis import analyze, model_rows
+from hf_farms.spectra.pairing import PairedWindows
 from hf_farms.workflows.spectral_figures import matching_layers
 
 __all__ = ["OpenedModel", "SpectralMeasurement", "is_saved_report"]
@@ -132,13 +133,15 @@ class SpectralMeasurement:
     def compare(self, first: OpenedModel, second: OpenedModel) -> SpectralComparison:
         """Measure two models, the second with the options of the first, and compare them."""
         first_report, second_report = self.measure(first), second.report
+        config = first_report.config
         if second.reader is not None:
-            config = first_report.config
             if model_rows(second.reader, config) != first_report.window_rows:
                 config = measurement_of(first_report)
             second_report = self._analyze(second.reader, config, second.name)
         assert second_report is not None
-        return compare_spectra(first_report, second_report)
+        # A saved report has no windows.
+        measured = first.reader is not None and second.reader is not None
+        return compare_spectra(first_report, second_report, paired=PairedWindows(config) if measured else None)
 
     def _planned(self, model: OpenedModel) -> FarmsConfig:
         """Return the config of the measurement of a model, planned or done."""
