@@ -18,7 +18,7 @@ import torch, transformers
 from engines import whole_weights, zero
 from models import tiny
 from trainers import *
-from hf_farms import FarmsLRCallback, FarmsLRConfig, S2FTCallback, S2FTConfig, layerwise_optimizer
+from hf_farms import FarmsLRCallback, FarmsLRConfig, LayerwiseLRCallback, S2FTCallback, S2FTConfig, layerwise_optimizer
 from hf_farms.processes import launched_ranks
 from hf_farms.spectra.analysis import analyze
 folder, rank = sys.argv[1], int(os.environ["RANK"])
@@ -40,11 +40,15 @@ def run(name, engine, *, groups=False, callback=None, resume=None, make=lambda: 
 def result(one, callback):
     return {"weights": whole_weights(one.model), "memory": callback.memory}
 
+def patterns():
+    return LayerwiseLRCallback({"mlp": 2.0, "layers.0": lambda progress: 1 / (1 + progress.step), "embed": 0.5})
+
 def alphas(model):
     return [block.alpha for block in analyze(model, ranks=launched_ranks()).blocks]
 
 saved = {"save_strategy": "steps", "save_steps": 4}
 results = {"ddp": result(*run("ddp", {}, **saved))}
+results["patterns-ddp"] = result(*run("patterns-ddp", {}, callback=patterns()))
 Path(f"{folder}/fsdp/checkpoint-4/pytorch_model_fsdp_0").mkdir(parents=True, exist_ok=True)
 shutil.copy(f"{folder}/ddp/checkpoint-4/trainer_state.json", f"{folder}/fsdp/checkpoint-4")
 torch.distributed.barrier()
@@ -65,6 +69,8 @@ signal(tiny("llama")).save_pretrained(f"{folder}/saved")
 torch.distributed.barrier()
 for name, groups in (("loaded-3", False), ("loaded-3-groups", True)):
     results[name] = result(*run(name, zero(3), groups=groups, make=load))
+results["patterns-2"] = result(*run("patterns-2", zero(2), callback=patterns()))
+results["patterns-3"] = result(*run("patterns-3", zero(3), callback=patterns(), make=load))
 
 def refused(name, stage, *, s2ft=False, by=None, **options):
     callback = S2FTCallback(S2FTConfig(budget=0.2)) if s2ft else by
@@ -102,6 +108,14 @@ def test_two_processes_equal_those_of_ddp(results, way):
         assert distance < 1e-6 if "3" in way else distance == 0
         assert result[way]["memory"]["factors"] == pytest.approx(result["ddp"]["memory"]["factors"], rel=1e-5)
         assert max(result[way]["memory"]["factors"].values()) > 1.3
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_factors_by_patterns(results, stage):
+    for result in results:
+        trained, expected = (result[f"patterns-{name}"]["weights"] for name in (stage, "ddp"))
+        assert _distance(trained, expected) < (1e-6 if stage == 3 else 1e-12)
+        assert _distance(expected, result["ddp"]["weights"]) > 1e-3
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
