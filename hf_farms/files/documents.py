@@ -1,16 +1,17 @@
-"""Read text and JSON files of users: with limits on size and depth, and errors that name the line."""
+"""Read text and JSON files of users, with limits on size and depth and errors that name the line; write JSON again."""
 
 from __future__ import annotations
 
 import json
 import reprlib
 import stat
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Document", "DocumentError", "load_json", "read_text", "short_repr"]
+__all__ = ["Document", "DocumentError", "dump_json", "load_json", "read_text", "short_repr"]
 
 Key = str | int
 # A report of a large mixture of experts has about ten megabytes.
@@ -102,11 +103,21 @@ def load_json(text: str, *, allow_nan: bool = False) -> Document:
     return Document(data)
 
 
+def dump_json(value: object, *, sort_keys: bool = False) -> str:
+    """Return indented JSON that can be written as UTF-8: half of a surrogate pair stays escaped."""
+    text = json.dumps(value, indent=2, sort_keys=sort_keys, ensure_ascii=False) + "\n"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=2, sort_keys=sort_keys) + "\n"
+    return text
+
+
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries = dict(pairs)
     if len(entries) < len(pairs):
-        keys = [key for key, _ in pairs]
-        duplicate = next(key for key in entries if keys.count(key) > 1)
+        counts = Counter(key for key, _ in pairs)
+        duplicate = next(key for key, count in counts.items() if count > 1)
         raise DocumentError(f"key {short_repr(duplicate)} occurs twice in one object")
     return entries
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from hf_farms.errors import ModelError
+from hf_farms.files.documents import load_json, read_text
 
 __all__ = ["ENDINGS", "SHARD_OF", "check_shard_name", "shard_names", "weight_map"]
 
@@ -35,11 +35,11 @@ def weight_map(index: Path) -> dict[str, str]:
         ModelError: as `shard_names`.
     """
     try:
-        mapping = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        mapping = load_json(read_text(index)).data["weight_map"]
         names = list(mapping.values())
         if not names or not all(isinstance(name, str) for name in names):
             raise ValueError("no names")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"index of the shards must be JSON with a weight_map, got a damaged {index.name}.",
             hint="Download the model again.",

@@ -140,8 +140,8 @@ def _code(own: Mapping[str, Path]) -> Iterator[str]:
 def _auto_map(config: Path) -> Iterator[str]:
     try:
         auto_map = json.loads(config.read_text(encoding="utf-8")).get("auto_map") or {}
-        values = list(auto_map.values()) if isinstance(auto_map, dict) else auto_map
-    except (OSError, ValueError, AttributeError, RecursionError):
+        values = list(auto_map.values() if isinstance(auto_map, dict) else auto_map)
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return
     for value in values:
         yield from (item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str))

@@ -157,10 +157,12 @@ def _weights(folder: Path) -> list[str]:
     shards = [shard for name in names if (shard := SHARD_OF.fullmatch(name))]
     for shard in shards:
         stem, count = shard["stem"], int(shard["count"])
-        names |= {
-            f"{stem}-{number:0{len(shard['number'])}d}-of-{shard['count']}.safetensors"
-            for number in range(1, count + 1)
-        }
+        # Of a name with a huge count the first shard that is missing is enough.
+        for number in range(1, count + 1):
+            name = f"{stem}-{number:0{len(shard['number'])}d}-of-{shard['count']}.safetensors"
+            names.add(name)
+            if not (folder / name).exists():
+                break
     if shards and WEIGHTS_NAME not in names and not (folder / WEIGHTS_INDEX).exists():
         names.add(WEIGHTS_INDEX)
     return sorted(names | set(_indexed(folder)))

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from hf_farms.files.documents import dump_json
 from hf_farms.hub.contents import Contents
 from hf_farms.privacy.publishing import published, published_text
 
@@ -59,10 +60,10 @@ def _publishable_text(name: str, path: Path) -> str | None:
     if is_json:
         try:
             content = json.loads(text)
+            clean = published(content)
+            return None if clean == content else dump_json(clean)
         except (ValueError, RecursionError):
             return None
-        clean = published(content)
-        return None if clean == content else json.dumps(clean, indent=2, ensure_ascii=False) + "\n"
     clean = "".join(map(published_text, text.splitlines(keepends=True)))
     return None if clean == text else clean
 

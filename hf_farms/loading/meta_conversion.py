@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_farms.errors import ModelError
+from hf_farms.files.documents import DocumentError, load_json, read_text
 from hf_farms.files.names import WEIGHTS_INDEX
 from hf_farms.output.folder import writing
 
@@ -123,8 +124,8 @@ def _read_shard(path: Path) -> dict[str, Tensor]:
 
 def _read_params(path: Path) -> dict[str, Any]:
     try:
-        params = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        params = load_json(read_text(path)).data
+    except (OSError, DocumentError) as error:
         raise ModelError("params.json must be JSON, got a damaged one.", hint="Download the file again.") from error
     missing = [key for key in NEEDED if not isinstance(params, dict) or not isinstance(params.get(key), int | float)]
     if missing:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from hf_farms.errors import ModelError
+from hf_farms.files.documents import DocumentError, load_json, read_text
 from hf_farms.files.paths import special_kind
 from hf_farms.registries import CHECKPOINT_FORMATS
 
@@ -78,8 +78,8 @@ def adapter_error(name: str, config: Path) -> ModelError:
         config: path of the adapter's config.
     """
     try:
-        content: Any = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content: Any = load_json(read_text(config)).data
+    except (OSError, DocumentError):
         content = {}
     base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
     kind = content.get("peft_type") if isinstance(content, dict) else None

@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hf_farms.files.documents import dump_json
+
 __all__ = ["drop_code_references"]
 
 # References of the form `module.Class`, or lists and mappings of them.
@@ -36,10 +38,13 @@ def drop_code_references(folder: Path) -> tuple[str, ...]:
     """
     changed = []
     for path in sorted(folder.glob("*config.json")):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        clean = _clean(config, folder)
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            clean = _clean(config, folder)
+        except (ValueError, RecursionError):  # copied from elsewhere; no program reads a reference in it either
+            continue
         if clean != config:
-            path.write_text(json.dumps(clean, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+            path.write_text(dump_json(clean, sort_keys=True), encoding="utf-8")
             changed.append(path.name)
     return tuple(changed)
 

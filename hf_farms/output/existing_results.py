@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from hf_farms.errors import OutputError
 from hf_farms.files import names
 from hf_farms.files.atomic_writes import UNFINISHED_FILE
+from hf_farms.files.documents import DocumentError, load_json, read_text
 from hf_farms.files.paths import kind_of
 from hf_farms.reports import REPORT_NAME
 
@@ -181,8 +181,8 @@ def _is_own_card(card: Path) -> bool:
 def _json(path: Path) -> dict[str, Any] | None:
     """Return a file as a dict; None: it is missing or damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if kind_of(path) == "file" else None
-    except (OSError, ValueError):
+        content = load_json(read_text(path)).data if kind_of(path) == "file" else None
+    except (OSError, DocumentError):
         return None
     return content if isinstance(content, dict) else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import json
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,7 @@ from hf_farms.errors import DataError
 from hf_farms.files.dataclass_parsing import parse_dataclass
 from hf_farms.files.documents import Document, DocumentError, load_json, read_text
 from hf_farms.files.names import MODEL_CONFIG, SELECTED_CHANNELS, SELECTION
-from hf_farms.reports.base import REPORT_NAME
+from hf_farms.reports.base import REPORT_NAME, json_converter
 from hf_farms.reports.lr_history import HISTORY_NAME, read_history
 from hf_farms.reports.metrics import best_step, last_logged, number, trained_metrics
 from hf_farms.reports.pruning import PruneReport
@@ -69,8 +70,8 @@ def training_report(folder: str | Path) -> TrainReport | None:
     folders = [folder, *_checkpoints(folder)]
     state, config, s2ft = (_read_first(folders, name) for name in (STATE, MODEL_CONFIG, SELECTION))
     history = (folder.parent if folder.name.startswith(CHECKPOINT) else folder) / HISTORY_NAME
-    log = list(state.get("log_history", ()))
     try:
+        log = list(state.get("log_history", ()))
         entries = read_history(history, up_to=state.get("global_step"))
         # An adapter that was made by comparing two models has none.
         selected = s2ft.get("selection")
@@ -80,7 +81,7 @@ def training_report(folder: str | Path) -> TrainReport | None:
         trained = last_logged(log, "s2ft/trainable_parameters")
         share = last_logged(log, "s2ft/trainable_share")
         selection = parse_dataclass(Document(selected), S2FTConfig) if selected else None
-        return TrainReport(
+        report = TrainReport(
             model=s2ft.get("base_model") or config.get("_name_or_path") or None,
             model_type=str(config.get("model_type", "unknown")),
             num_parameters=round(trained / share) if trained and share else _stored_parameters(folder),
@@ -92,6 +93,7 @@ def training_report(folder: str | Path) -> TrainReport | None:
             farms_lr=FarmsLRRecord.from_history(entries, _lr_config(state)) if entries else None,
             s2ft=s2ft_record(selection, _channels(folders)) if selection else None,
         )
+        return _checked(report)
     except DataError:
         raise
     except Exception as error:  # files of other programs raise many types
@@ -113,9 +115,19 @@ def s2ft_record(config: S2FTConfig, channels: Mapping[str, Iterable[int]]) -> S2
     return S2FTRecord(config=config, layers=tuple(layers))
 
 
+def _checked(report: TrainReport) -> TrainReport:
+    """Return the report if its values have the types of its fields.
+
+    Raises:
+        ValueError: a value came from a file as another type, or is not finite.
+    """
+    text = json.dumps(json_converter().unstructure(report), allow_nan=False)
+    return parse_dataclass(load_json(text), TrainReport)
+
+
 def _checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoint folders inside, newest first."""
-    checkpoints = [path for path in folder.glob(f"{CHECKPOINT}*") if path.name.removeprefix(CHECKPOINT).isdigit()]
+    checkpoints = [path for path in folder.glob(f"{CHECKPOINT}*") if path.name.removeprefix(CHECKPOINT).isdecimal()]
     return sorted(checkpoints, key=lambda path: int(path.name.removeprefix(CHECKPOINT)), reverse=True)
 
 

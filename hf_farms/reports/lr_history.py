@@ -71,7 +71,10 @@ class LRHistoryEntry(LRMeasurement):
         Raises:
             ValueError: the line is not JSON (a `json.JSONDecodeError`), or JSON of another form.
         """
-        data: Any = json.loads(line)
+        try:
+            data: Any = json.loads(line)
+        except RecursionError as error:
+            raise ValueError(f"line must be a measurement of FarmsLRCallback, got {line[:80]!r}.") from error
         try:
             if not isinstance(data["step"], int):
                 raise TypeError(f"step must be an integer, got {data['step']!r}")
