@@ -35,13 +35,14 @@ BASE_BIN := $(BASE_VENV)/$(SCRIPTS)
 TOOLS_VENV ?= .venv-tools
 TOOLS_BIN := $(TOOLS_VENV)/$(SCRIPTS)
 PIP_INSTALL := -m pip install -q --disable-pip-version-check $(PIP_ARGS)
+COVERED := COVERAGE_FILE=$(abspath build/coverage/data) $(BIN)/python
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile
 MODEL ?= demo
 SMOKE ?= out/smoke
 REPO ?=
 TAG ?=
 
-.PHONY: demo test test-lowest test-latest test-base test-slow test-serving smoke smoke-push package release-check
+.PHONY: demo test coverage test-lowest test-latest test-base test-slow test-serving smoke smoke-push package release-check
 .PHONY: test-engines schemas lint lint-workflows types docs clean
 
 demo: $(VENV)/.installed
@@ -53,6 +54,16 @@ demo: $(VENV)/.installed
 # Side by side in as many processes as there are workers, one thread each; the tests of a file share what they set up.
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) $(TESTS)
+
+# Lines and branches of the library that the tests reach, those of DeepSpeed included, and a page of those that they do
+# not. Processes that are killed, and code that a test compiles, are not measured.
+coverage: $(VENV)/.installed-engines
+	mkdir -p build/coverage
+	OMP_NUM_THREADS=1 $(COVERED) $(PYTEST) --cov --cov-report= $(TESTS)
+	OMP_NUM_THREADS=1 $(COVERED) -m pytest --cov --cov-append --cov-report= tests/engines
+	$(COVERED) -m coverage html -q -d build/coverage/html
+	$(COVERED) -m coverage json -q -o build/coverage/coverage.json
+	$(BIN)/python .github/coverage_limits.py build/coverage/coverage.json
 
 # The lowest version of each package that pyproject.toml names, torch included unless TORCH says otherwise.
 test-lowest: $(LOWEST_VENV)/.installed
