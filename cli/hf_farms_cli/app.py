@@ -24,11 +24,12 @@ app = CommandGroup(
     name="hf-farms",
     epilog=examples("hf-farms analyze demo\nhf-farms prune demo\nhf-farms prune meta-llama/Llama-2-7b --push"),
 )
-app.command("analyze")(analyze_command)
-app.command("prune")(prune_command)
-app.command("push")(push_command)
+# Short enough for a list of commands in 80 columns.
+app.command("analyze", short_help="Measure alpha of every layer and block.")(analyze_command)
+app.command("prune", short_help="Measure, prune and evaluate a model; write a card.")(prune_command)
+app.command("push", short_help="Upload a finished folder, or resume an upload.")(push_command)
 app.command("eval")(eval_command)
-app.command("card")(card_command)
+app.command("card", short_help="Write the model card of a folder again.")(card_command)
 app.command("env")(env_command)
 app.add_typer(adapter_commands, name="adapter")
 

@@ -35,6 +35,13 @@ def commands():
     return list(below(typer.main.get_command(app), []))
 
 
+@pytest.mark.parametrize("path", [[], ["adapter"]], ids=["hf-farms", "adapter"])
+def test_list_of_commands_is_not_cut_off_in_80_columns(path):
+    listed = runner.invoke(app, [*path, "--help"], terminal_width=80).stdout.partition("Commands:")[2]
+    assert "push" in listed
+    assert "..." not in listed
+
+
 @pytest.mark.parametrize("path", commands(), ids=" ".join)
 def test_help_says_what_it_does_and_ends_with_examples(path):
     done = runner.invoke(app, [*path, "--help"])
