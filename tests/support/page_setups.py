@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from models import tiny
-from trainers import Tokens, arguments, trainer
+from trainers import Tokens, arguments
 from transformers import Trainer
 
 
@@ -24,20 +24,7 @@ def _training(folder: Path) -> dict[str, Any]:
     }
 
 
-def _learning_rates(folder: Path) -> dict[str, Any]:
-    model = tiny("llama")
-
-    def make_trainer(callbacks, optimizer_cls_and_kwargs=None):
-        made = trainer(folder / "trainer", callbacks[0], model=model, max_steps=2)
-        made.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
-        return made
-
-    return {"model": model, "make_trainer": make_trainer}
-
-
 SETUPS = {
     "README.md": _training,
-    "docs/learning-rates.md": _learning_rates,
     "docs/pruning.md": _training,
-    "docs/s2ft.md": _training,
 }
