@@ -35,6 +35,7 @@ OPTIONS = {
     "overwrite": "--overwrite",
     "pattern": "--pattern",
     "private": "--private",
+    "recover": "--recover",
     "recover_budget": "--recover-budget",
     "repo_id": "--repo-id",
     "revision": "--revision",

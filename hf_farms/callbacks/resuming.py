@@ -16,6 +16,7 @@ from transformers import TrainerState, TrainingArguments
 from hf_farms.callbacks.deepspeed import zero_stage
 from hf_farms.callbacks.groups import TAG, Group
 from hf_farms.callbacks.trainer import TRAINER_STATE_NAME, deepspeed_config, resuming_trainer, uses_deepspeed, uses_fsdp
+from hf_farms.files.names import SELECTION
 
 __all__ = [
     "check_given_checkpoint",
@@ -181,5 +182,5 @@ def _reads_other_numbers(args: TrainingArguments) -> bool:
 
 
 def _selection_of(folder: Path) -> str:
-    chosen = (folder / "s2ft_config.json").is_file()
+    chosen = (folder / SELECTION).is_file()
     return f" with S2FTCallback(selection=load_selection({str(folder)!r}))" if chosen else ""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 from hf_farms_cli.app import app
-from hf_farms_cli.messages import EXPRESSIONS, OPTIONS, SPAN, in_options
+from hf_farms_cli.messages import EXPRESSIONS, FIELDS, OPTIONS, SPAN, in_options
 
 import hf_farms
 
@@ -93,7 +93,7 @@ def test_each_expression_of_a_message_becomes_an_option_or_a_command(pattern):
 def test_every_argument_that_the_command_line_has_is_in_the_table():
     # `demo` is a model, and no option.
     spans = {span.partition("=")[0] for text in MESSAGES for span in SPAN.findall(text)}
-    assert spans & (set(PARAMETERS) - {"model", "folder"}) <= set(OPTIONS)
+    assert spans & (set(PARAMETERS) - {"model", "folder"}) <= set(OPTIONS | FIELDS)
 
 
 @pytest.mark.parametrize(

@@ -401,7 +401,9 @@ def test_both_layouts_in_one_repository(hub, client, dense, tmp_path):
     files |= {f"original/{name}": data for name, data in contents(write(tmp_path / "original", dense)).items()}
     hub.add("meta/m", files)
     [(status, _, err)] = client("analyze meta/m -q")
-    assert (status, err) == (0, "")
+    # torchao, where it is installed, speaks of its own extensions when transformers imports it.
+    said = [line for line in err.splitlines() if "torchao" not in line and "_pytree.py" not in line]
+    assert (status, said) == (0, [])
     assert not [request for request in hub.requests if "original" in request]
 
 

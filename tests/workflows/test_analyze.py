@@ -50,7 +50,7 @@ def test_the_functions_write_and_return_the_same_as_the_command(folders, tmp_pat
     assert steps[-1][1] == steps[-1][2]
     # A saved report is the model, measured already.
     assert hf_farms.analyze_checkpoint(output, FarmsConfig(fit="peak")) == report
-    comparison = hf_farms.compare_checkpoints(output, second, FarmsConfig(fit="peak"), figures=figures)
+    comparison = hf_farms.compare_checkpoints(first, second, FarmsConfig(fit="peak"), figures=figures)
     assert SpectralComparison.from_json(command(first, "--compare", second, "--fit", "peak")) == comparison
     assert (figures / "comparison.png").is_file()
 
