@@ -217,7 +217,9 @@ def test_folders_that_cannot_be_pushed(client, hub, pruned):
     said = refused(client.cli("push", str(pruned), "--repo-id", "m"))
     assert f"folder must hold all its weights, got '{shard.name}' missing or damaged" in said
     shard.unlink()
-    assert "folder must hold config.json and *.safetensors" in refused(client.cli("push", str(pruned), "--repo-id", "m"))
+    assert "folder must hold config.json and *.safetensors" in refused(
+        client.cli("push", str(pruned), "--repo-id", "m")
+    )
     assert "folder must be an existing one, got 'nowhere'" in refused(client.cli("push", "nowhere"))
     assert "folder must be an existing one, got 'nnn" in refused(client.cli("push", "n" * 300))
     (client.folder / "empty").mkdir(exist_ok=True)
