@@ -62,8 +62,8 @@ def _publishable_text(name: str, path: Path) -> str | None:
             content = json.loads(text)
             clean = published(content)
             return None if clean == content else dump_json(clean)
-        except (ValueError, RecursionError):
-            return None
+        except (ValueError, RecursionError):  # damaged or nested too deeply: cleaned as the text that it is
+            pass
     clean = "".join(map(published_text, text.splitlines(keepends=True)))
     return None if clean == text else clean
 

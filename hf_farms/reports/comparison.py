@@ -135,15 +135,16 @@ def compare_spectra(
     config = measurement_of(first)
     check_alike(config, measurement_of(second))
     pairs = _match_blocks(first.blocks, second.blocks)
+    errors = [paired.block(list(_match_layers(a, b))) if paired else None for a, b in pairs]
     blocks = tuple(
         BlockComparison(
             index=a.index,
             name=a.name,
             second_name=b.name,
-            alpha=_difference(a, b, paired.block(list(_match_layers(a, b))) if paired else None),
+            alpha=_difference(a, b, error),
             layers=_compare_layers(a, b, paired),
         )
-        for a, b in pairs
+        for (a, b), error in zip(pairs, errors, strict=True)
     )
     return SpectralComparison(
         first=first.model,
@@ -152,7 +153,7 @@ def compare_spectra(
         blocks=blocks,
         notes=(
             *_notes_on_differences(blocks),
-            *_note_on_shift(blocks, paired),
+            *_note_on_shift(blocks, errors),
             *_notes_on_matching(first, second, pairs),
         ),
     )
@@ -269,14 +270,17 @@ def _notes_on_differences(blocks: Sequence[BlockComparison]) -> Iterator[str]:
             yield f"{len(items) - len(known)} of {len(items)} {what} have no standard error of the difference."
 
 
-def _note_on_shift(blocks: Sequence[BlockComparison], paired: PairedErrors | None) -> Iterator[str]:
-    known = [(b.alpha.difference, b.alpha.stderr) for b in blocks]
-    pairs = [(difference, error) for difference, error in known if difference is not None and error is not None]
-    if len(pairs) > 1:
-        mean = math.fsum(difference for difference, _ in pairs) / len(pairs)
-        error = math.sqrt(math.fsum(error**2 for _, error in pairs)) / len(pairs)
-        how = "windows at the same places are paired" if paired else "errors as of independent models, not paired"
-        yield f"Mean over {len(pairs)} blocks, second minus first: {mean:+.4f} ± {error:.4f} ({how})."
+def _note_on_shift(blocks: Sequence[BlockComparison], paired: Sequence[float | None]) -> Iterator[str]:
+    found = [(b.alpha.difference, b.alpha.stderr, pair) for b, pair in zip(blocks, paired, strict=True)]
+    known = [(value, error, pair) for value, error, pair in found if value is not None and error is not None]
+    if len(known) > 1:
+        mean = math.fsum(value for value, _, _ in known) / len(known)
+        error = math.sqrt(math.fsum(error**2 for _, error, _ in known)) / len(known)
+        count = sum(pair is not None for _, _, pair in known)
+        how = "windows at the same places are paired" if count else "errors as of independent models, not paired"
+        if 0 < count < len(known):
+            how += f" in {count} of them"
+        yield f"Mean over {len(known)} blocks, second minus first: {mean:+.4f} ± {error:.4f} ({how})."
 
 
 def _notes_on_matching(

@@ -232,10 +232,10 @@ def test_stages_side_by_side_print_no_more_lines():
 
 
 def test_the_last_step_before_an_error_is_shown(capsys):
-    with pytest.raises(KeyError), stages(check_format("human", False)) as tell:  # noqa: PT012
+    with pytest.raises(KeyError, match="lost"), stages(check_format("human", False)) as tell:  # noqa: PT012
         tell("prune", 0, 4)
         tell("prune", 3, 4)
-        raise KeyError
+        raise KeyError("lost")
     assert capsys.readouterr().err.splitlines() == ["Pruning blocks: 0 of 4", "Pruning blocks: 3 of 4 in 0:00:00"]
 
 

@@ -9,7 +9,8 @@ from local_hub import LocalHub
 from models import tiny
 
 from hf_farms.hub import read_contents
-from hf_farms.hub.contents import MODEL_FILE
+from hf_farms.hub.contents import MODEL_FILE, Contents
+from hf_farms.hub.staging import staged_files
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes and links")
 MODEL = [
@@ -195,3 +196,16 @@ def test_a_password_of_the_endpoint_is_not_shown(folder, tmp_path):
     assert f"http://{place}" in text
     for secret in ("ge%40heim", "ge@heim", "heim@", "hf_good"):
         assert secret not in text, text[max(0, text.index(secret) - 300) :][:600]
+
+
+@pytest.mark.parametrize("text", ['{{"output_dir": "{home}/secret"', '{{"a": {deep}, "output_dir": "{home}/secret"}}'])
+def test_a_config_that_cannot_be_read_is_cleaned_as_text(tmp_path, monkeypatch, text):
+    """Damaged, or nested too deeply."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    deep = "[" * 600 + "]" * 600
+    (tmp_path / "config.json").write_text(text.format(home=tmp_path / "home", deep=deep))
+    with staged_files(Contents({"config.json": tmp_path / "config.json"}, {})) as (folder, changed):
+        assert changed == ("config.json",)
+        pushed = (folder / "config.json").read_text()
+    assert str(tmp_path) not in pushed
+    assert "secret" in pushed

@@ -110,7 +110,7 @@ def killing(monkeypatch, at):
         nonlocal steps
         steps += 1
         if steps == at:
-            raise Killed
+            raise Killed("at a step")
 
     def wrap(owner, name, *, after):
         original = getattr(owner, name)
@@ -193,9 +193,9 @@ def test_lost_work_is_refused(sharded, tmp_path):
 
     def stop(done, total):
         if done == 2:
-            raise Killed
+            raise Killed("at a step")
 
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match="at a step"):
         merge_shards(folder, tmp_path / "state", names, progress=stop)
     (tmp_path / "state" / "model.safetensors").unlink()
     with pytest.raises(
@@ -212,9 +212,9 @@ def test_a_prune_killed_while_it_merges_goes_on_from_there(tmp_path, at):
 
     def stop(stage, done, total):
         if stage == "Merging shards" and done == at % 9:
-            raise Killed
+            raise Killed("at a step")
 
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match="at a step"):
         prune_checkpoint("demo", tmp_path / "killed" / "out", **settings, progress=stop)
     stages = []
     report = prune_checkpoint(

@@ -73,6 +73,16 @@ def test_what_cannot_be_paired_has_the_error_of_independent_models(reports):
     assert paired.block([(first[0], other.blocks[0].layers[-1])]) is None
     comparison = compare_spectra(reports[0], other, paired=paired)
     assert comparison.blocks[0].alpha.stderr is not None
+    assert any(note.endswith("(errors as of independent models, not paired).") for note in comparison.notes)
+
+
+def test_blocks_that_are_paired_are_counted(reports):
+    class FirstAlone(PairedWindows):
+        def block(self, pairs):
+            return super().block(pairs) if ".0." in pairs[0][0].name else None
+
+    notes = compare_spectra(*reports, paired=FirstAlone(CONFIG)).notes
+    assert any(note.endswith("(windows at the same places are paired in 1 of them).") for note in notes)
 
 
 def test_the_command_pairs_two_models_and_not_a_saved_report(tmp_path):
