@@ -27,6 +27,8 @@ class MethodEntry(Entry):
         ties: import path of a function that is called with the weight, the prepared statistic, the removal and a mask
             of the removed weights, and counts the kept weights that rounding could exchange for a removed one; None if
             the mask depends on more than scores.
+        passes: forward passes of the calibration data that take as long as the method, beside the two of a pruning; for
+            an estimate of its time.
         shares_rows: whether the function takes `ranks`, and computes rows of each of several processes on its own.
         citation: BibTeX.
     """
@@ -36,6 +38,7 @@ class MethodEntry(Entry):
     adjusts: bool = False
     refit: str | None = None
     ties: str | None = None
+    passes: float = 0.0
     shares_rows: bool = False
     citation: str = ""
 
@@ -115,6 +118,7 @@ METHODS: Registry[MethodEntry] = Registry(
         "sparsegpt": MethodEntry(
             needs="activations",
             function="hf_farms.pruning.sparsegpt:sparsegpt",
+            passes=6.0,
             statistic="hf_farms.pruning.sparsegpt:InputProducts",
             sentence="[SparseGPT](https://arxiv.org/abs/2301.00774): the weights whose removal changes the output of "
             "their layer least, estimated from the second moments of its inputs, were set to zero, and the remaining "

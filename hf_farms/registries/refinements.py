@@ -20,9 +20,11 @@ class RefinementEntry(Entry):
     called.
 
     Attributes:
+        passes: as of a method.
         citation: BibTeX.
     """
 
+    passes: float = 0.0
     citation: str = ""
 
     def __post_init__(self) -> None:
@@ -38,6 +40,7 @@ REFINEMENTS: Registry[RefinementEntry] = Registry(
         "swaps": RefinementEntry(
             needs="activations",
             function="hf_farms.pruning.refining:refine_by_swaps",
+            passes=20.0,
             sentence="Then a kept and a removed weight of the same row were swapped as long as this reduced the "
             "squared output error of the layer on the calibration data.",
         ),

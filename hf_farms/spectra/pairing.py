@@ -40,7 +40,13 @@ class PairedWindows:
         return standard_error(second_alphas - first_alphas, plan_weight(first.shape, config))
 
     def block(self, pairs: Sequence[tuple[LayerRecord, LayerRecord]]) -> float | None:
-        """Return the error of the difference of a block, propagated as that of its score; None without all layers."""
+        """Return the error of the difference of a block, propagated as that of its score.
+
+        None without all layers, and for scores that are not means over roles: their difference is not a score of
+        differences.
+        """
+        if self.config.block_score != "mean":
+            return None
         layers = []
         for first, second in pairs:
             if not first.counts or first.alpha is None or second.alpha is None:
@@ -48,7 +54,5 @@ class PairedWindows:
             if (error := self.layer(first, second)) is None:
                 return None
             layers.append(LayerAlpha(first.role, second.alpha - first.alpha, error))
-        # A difference of one block has no scale of its roles over blocks: their plain mean.
-        rule = "mean" if self.config.block_score == "standardised" else self.config.block_score
-        (score,) = block_scores([layers], rule)
+        (score,) = block_scores([layers], "mean")
         return score[1] if score is not None else None

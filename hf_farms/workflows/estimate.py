@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_farms.registries import ALLOCATIONS, METHODS, RECOVERIES
+from hf_farms.registries import ALLOCATIONS, METHODS, RECOVERIES, REFINEMENTS
 
 if TYPE_CHECKING:
     from hf_farms.config import PruneConfig
@@ -14,9 +14,6 @@ __all__ = ["PruneEstimate", "Speed", "Work", "estimate_prune"]
 
 # Shorter work is not announced.
 SECONDS_AT_LEAST = 60.0
-# Forward passes of the calibration data that take the time of a method or refinement, beside the two of every pruning.
-METHOD_PASSES = {"sparsegpt": 6.0}
-SWAP_PASSES = 20.0
 # Forward passes of a step of training: forward, backward and optimizer.
 TRAINING_PASSES = 3.0
 # Plans of a search that are screened, tokens of each, of the finalists and of the table; pruned finalists.
@@ -109,7 +106,7 @@ def estimate_prune(config: PruneConfig, work: Work, speed: Speed) -> PruneEstima
     shared = 1 / work.processes
     forward = work.blocks * speed.block
     tokens = work.calibration
-    pruning = (2 + _method_passes(config)) * tokens * forward * shared + work.weights * speed.weight
+    pruning = _pruning_passes(config) * tokens * forward * shared + work.weights * speed.weight
     perplexity = work.evaluation * (forward + speed.head) * shared
     recovery, distilling = _recovery(config, tokens, forward, speed)
     uniform = work.baseline and "uniform" not in work.finished
@@ -130,9 +127,10 @@ def estimate_prune(config: PruneConfig, work: Work, speed: Speed) -> PruneEstima
     return PruneEstimate(tuple(parts), baseline=uniform * (pruning + recovery + distilling + perplexity))
 
 
-def _method_passes(config: PruneConfig) -> float:
-    passes = METHOD_PASSES.get(config.method, 0.0 if METHODS[config.method].needs == "activations" else -2.0)
-    return passes + (SWAP_PASSES if config.refine != "none" else 0.0)
+def _pruning_passes(config: PruneConfig) -> float:
+    """Return the passes of the calibration data, and those that method and refinement take as long as."""
+    method = METHODS[config.method]
+    return 2.0 * (method.needs == "activations") + method.passes + REFINEMENTS[config.refine].passes
 
 
 def _recovery(config: PruneConfig, tokens: int, forward: float, speed: Speed) -> tuple[float, float]:

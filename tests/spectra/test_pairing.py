@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -74,6 +75,12 @@ def test_what_cannot_be_paired_has_the_error_of_independent_models(reports):
     comparison = compare_spectra(reports[0], other, paired=paired)
     assert comparison.blocks[0].alpha.stderr is not None
     assert any(note.endswith("(errors as of independent models, not paired).") for note in comparison.notes)
+
+
+def test_differences_of_medians_are_not_medians_of_differences(reports):
+    pairs = [(first, second) for first, second in zip(*(report.blocks[0].layers for report in reports), strict=True)]
+    assert PairedWindows(CONFIG).block(pairs) is not None
+    assert PairedWindows(replace(CONFIG, block_score="median")).block(pairs) is None
 
 
 def test_blocks_that_are_paired_are_counted(reports):
