@@ -118,7 +118,7 @@ METHODS: Registry[MethodEntry] = Registry(
         "sparsegpt": MethodEntry(
             needs="activations",
             function="hf_farms.pruning.sparsegpt:sparsegpt",
-            passes=6.0,
+            passes=1.0,
             statistic="hf_farms.pruning.sparsegpt:InputProducts",
             sentence="[SparseGPT](https://arxiv.org/abs/2301.00774): the weights whose removal changes the output of "
             "their layer least, estimated from the second moments of its inputs, were set to zero, and the remaining "

@@ -40,7 +40,7 @@ REFINEMENTS: Registry[RefinementEntry] = Registry(
         "swaps": RefinementEntry(
             needs="activations",
             function="hf_farms.pruning.refining:refine_by_swaps",
-            passes=20.0,
+            passes=8.0,
             sentence="Then a kept and a removed weight of the same row were swapped as long as this reduced the "
             "squared output error of the layer on the calibration data.",
         ),

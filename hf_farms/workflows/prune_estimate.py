@@ -41,11 +41,9 @@ def estimated_time(
     """Return one line with the expected time of a prune and its parts; None for less than about a minute.
 
     Counted are parameters, tokens and multiply-adds; their speed is measured on one block, the head, one comparison of
-    weights and one spectrum, in at most a few seconds. Checked against SmolLM2-135M in float32 on an Intel Xeon with
-    one thread, 4 calibration sequences and 5 windows: 60 s of processor time estimated, 56 s taken (6 and 4 for the
-    spectra, 29 and 23 for three perplexities, 25 and 28 for two prunings). Methods other than Wanda, recoveries,
-    searches and GPUs were not checked. Text that the model writes itself, and files that are read and written, are left
-    out.
+    weights and one spectrum, in at most a few seconds. BENCHMARKS.md has estimates beside the times that prunes took.
+    `ria`, searches, distillation and GPUs were not checked. Text that the model writes itself, and files that are read
+    and written, are left out.
 
     Args:
         plan: of the prune.
