@@ -11,6 +11,7 @@ from hf_farms.blocks.adapters import BASE
 from hf_farms.blocks.checkpoint_tensors import StoredTensors
 from hf_farms.blocks.discovery import find_embeddings_and_head
 from hf_farms.blocks.layers import LayerMetadata, LayerView
+from hf_farms.blocks.model_checks import check_not_fsdp1
 from hf_farms.blocks.protocols import Block, BlockResults, Record
 from hf_farms.blocks.running import RunnableBlocks
 from hf_farms.blocks.weights import ModuleStore, count_zeros
@@ -28,10 +29,11 @@ class ModelBlockSource(RunnableBlocks):
         results: store of finished blocks. Blocks that it already contains replace those of the model.
 
     Raises:
-        ModelError: the model has no layers.
+        ModelError: the model has no layers, or FSDP1 has wrapped it.
     """
 
     def __init__(self, model: nn.Module, *, results: BlockResults | None = None) -> None:
+        check_not_fsdp1(model)
         model = unwrapped(model)
         config = getattr(model, "config", None)
         super().__init__(model)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-__all__ = ["plain_name", "run_eagerly", "unwrapped"]
+__all__ = ["is_fsdp1", "plain_name", "run_eagerly", "unwrapped"]
 
 # Wrapper classes that hold the model as `module`. By name, because their libraries may not be installed.
 WRAPPER_CLASSES = frozenset({"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "DeepSpeedEngine"})
@@ -36,6 +36,11 @@ def _inner(model: nn.Module) -> nn.Module | None:
         base = cast(Any, model).get_base_model()
         return base if isinstance(base, nn.Module) and base is not model else None
     return None
+
+
+def is_fsdp1(model: nn.Module) -> bool:
+    """Return whether FSDP1 has wrapped the model or a part of it."""
+    return any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
 
 
 def plain_name(name: str) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
+from hf_farms.blocks.wrappers import is_fsdp1
 from hf_farms.callbacks.deepspeed import check_deepspeed_config, check_deepspeed_s2ft
 from hf_farms.callbacks.resuming import check_given_checkpoint
 from hf_farms.callbacks.trainer import fsdp_version, optimizer_name, uses_deepspeed, uses_fsdp
@@ -84,7 +85,7 @@ def check_not_fsdp1(model: nn.Module, name: str) -> None:
     Raises:
         ValueError: with the way out.
     """
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+    if is_fsdp1(model):
         raise ValueError(FSDP1.format(name))
 
 

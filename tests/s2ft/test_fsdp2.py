@@ -150,6 +150,11 @@ result["refused"] = {
     "prune": refused(lambda: prune(plain, PruneConfig(method="magnitude", allocation="uniform"))),
     "s2ft under fsdp1": refused(lambda: begin(S2FTCallback(S2FTConfig(budget=0.3)), old())),
     "keep zeros under fsdp1": refused(lambda: begin(KeepZerosCallback(), old())),
+    "analyze under fsdp1": refused(lambda: analyze(old())),
+    "prune under fsdp1": refused(lambda: prune(old(), PruneConfig(method="magnitude", allocation="uniform"))),
+    "apply under fsdp1": refused(lambda: apply_s2ft(old(), S2FTConfig(budget=0.3))),
+    "adapter under fsdp1": refused(lambda: S2FTAdapter.from_model(old())),
+    "merge under fsdp1": refused(lambda: adapter.merge(old())),
 }
 torch.save(result, f"{folder}/{RANK}.pt")
 """
@@ -210,6 +215,13 @@ def test_spectra_of_sharded_weights(two):
         (
             "keep zeros under fsdp1",
             r"ValueError: weights must .* for KeepZerosCallback, got FSDP1\. Set fsdp_ver",
+        ),
+        *(
+            (
+                f"{name} under fsdp1",
+                r"ModelError: weights must be whole or sharded by FSDP2, got a model that FSDP1 has",
+            )
+            for name in ("analyze", "prune", "apply", "adapter", "merge")
         ),
     ],
 )

@@ -27,7 +27,7 @@ def missing_package(error):
 def pytest_configure():
     import hf_farms
 
-    if TESTS.parent in Path(hf_farms.__file__).parents:
+    if Path(hf_farms.__file__).parent == TESTS.parent / "hf_farms":
         raise pytest.UsageError(f"the wheel must be tested, got the source tree {hf_farms.__file__}")
 
 
