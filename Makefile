@@ -52,8 +52,9 @@ demo: $(VENV)/.installed
 	@echo "Read out/demo-farms-wanda-50/README.md"
 
 # Side by side in as many processes as there are workers, one thread each; the tests of a file share what they set up.
+# All that tests import is installed: allowed_skips.py refuses other skips than those for a GPU or another system.
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) $(TESTS)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/support $(BIN)/python $(PYTEST) -p allowed_skips $(TESTS)
 
 # Lines and branches of the library that the tests reach, those of DeepSpeed included, and a page of those that they do
 # not. Processes that are killed, and code that a test compiles, are not measured.

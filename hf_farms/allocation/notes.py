@@ -31,9 +31,10 @@ def spread_note(report: SpectralReport, config: PruneConfig) -> str | None:
     trust = _reliability(*block_alphas(report, ends=ends_of(part)), part)
     if trust is None or (shrunk := f"{part.effective_spread * trust:.4g}") == before:
         return None
+    reduced = f"so the spread of the sparsities was reduced from {before} to {shrunk}."
     if trust == 0:
-        return f"The blocks' alphas differ by no more than chance (reliability 0.000): spread {before} became {shrunk}."
-    return f"Reliability of the block scores {trust:.3f}: spread {before} became {shrunk}."
+        return f"The blocks' alphas differ by no more than chance, {reduced}"
+    return f"Measurement error is {1 - trust:.1%} of the variance between the blocks' alphas, {reduced}"
 
 
 def _shrinks(config: PruneConfig) -> bool:
@@ -55,8 +56,8 @@ def _role_note(report: SpectralReport, config: PruneConfig, before: str) -> str 
     low, high = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
     shrunk = [f"{config.effective_spread * known[role]:.4g}" for role in (low, high)]
     return (
-        f"Reliability of the scores of a role over blocks {known[low]:.3f} ({low}) to {known[high]:.3f} ({high}): "
-        f"spread {before} became {shrunk[0]} to {shrunk[1]}."
+        f"Measurement error is {1 - known[high]:.1%} ({high}) to {1 - known[low]:.1%} ({low}) of the variance between "
+        f"alphas of a role, so the spread of the sparsities was reduced from {before} to {shrunk[1]} to {shrunk[0]}."
     )
 
 

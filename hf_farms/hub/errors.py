@@ -152,9 +152,15 @@ def _hub_error(cause: BaseException, what: str) -> HubError | None:
         broken = type(cause).__name__ in ("ReadError", "RemoteProtocolError")
         return HubError(
             f"{server} {'broke off its answer' if broken else 'could not be reached'} ({type(cause).__name__}).",
-            hint="Check the network and HF_ENDPOINT, then run the same command again.",
+            hint=f"Check the network and HF_ENDPOINT{_or_path(what)}, then {AGAIN}",
         )
     return None
+
+
+def _or_path(what: str) -> str:
+    """Name another cause for `OUT/nope` where there is a folder OUT: a mistyped folder is taken for a Hub id."""
+    parent, slash, _ = what.partition("/")
+    return f", and the path if {what!r} should be a folder" if slash and os.path.isdir(parent) else ""
 
 
 def endpoint() -> str:

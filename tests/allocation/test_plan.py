@@ -51,9 +51,12 @@ def test_the_note_says_what_shrinkage_did(llama):
         return spread_note(replace(report, blocks=blocks), PruneConfig(ends="measured"))
 
     # 1 - 0.4^2
-    assert note(0.4 * deviation) == "Reliability of the block scores 0.840: spread 0.1 became 0.084."
+    assert note(0.4 * deviation) == (
+        "Measurement error is 16.0% of the variance between the blocks' alphas, "
+        "so the spread of the sparsities was reduced from 0.1 to 0.084."
+    )
     assert note(deviation) == (
-        "The blocks' alphas differ by no more than chance (reliability 0.000): spread 0.1 became 0."
+        "The blocks' alphas differ by no more than chance, so the spread of the sparsities was reduced from 0.1 to 0."
     )
     assert note(None) is None
     assert spread_note(replace(report, blocks=report.blocks[:1]), PruneConfig()) is None

@@ -114,19 +114,20 @@ def test_generation_is_with_the_current_weights(tmp_path):
     assert len({found[f"{changing}.weight"].sum().item() for found in seen}) == len(seen) == 3
 
 
-@EARLY
+SYNC = r"got sync_ref_model=True, which mixes .* by position\. Set sync_ref_model=False"
+
+
+# Without vLLM, GRPOTrainer itself fails before a callback can be added late.
 @pytest.mark.parametrize(
-    ("options", "why"),
+    ("early", "options", "why"),
     [
-        ({"use_vllm": True}, r"got use_vllm=True, which sends every named parameter to vLLM.* Set use_vllm=False"),
-        ({"sync_ref_model": True}, r"got sync_ref_model=True, which mixes .* by position\. Set sync_ref_model=False"),
+        (True, {"use_vllm": True}, r"got use_vllm=True, which sends every named parameter .* Set use_vllm=False"),
+        (True, {"sync_ref_model": True}, SYNC),
+        (False, {"sync_ref_model": True}, SYNC),
     ],
-    ids=["vllm", "sync"],
+    ids=["vllm", "sync early", "sync late"],
 )
 def test_what_reads_parameters_by_foreign_names_is_refused(early, options, why, tmp_path):
-    if not early and "use_vllm" in options:
-        pytest.skip("GRPOTrainer itself fails without vLLM before a callback can be added")
-
     def train():
         build("GRPO", tmp_path, S2FTCallback(S2FTConfig(budget=0.1)), early=early, **options).train()
 

@@ -411,6 +411,14 @@ def test_a_dead_endpoint_is_named_at_once(client):
     [(status, _, err)] = client("analyze meta/m", HF_ENDPOINT="http://127.0.0.1:9")
     assert status == 1
     assert "the Hub at http://127.0.0.1:9 could not be reached" in err
+    assert "Check the network and HF_ENDPOINT, then run the same command again." in " ".join(err.split())
+
+
+def test_a_mistyped_folder_is_not_blamed_on_the_network_alone(client, tmp_path):
+    (tmp_path / "out").mkdir()
+    [(status, _, err)] = client("analyze out/nope", HF_ENDPOINT="http://127.0.0.1:9")
+    assert status == 1
+    assert "Check the network and HF_ENDPOINT, and the path if 'out/nope' should be a folder" in " ".join(err.split())
 
 
 def test_a_converted_checkpoint_is_one_of_transformers(dense, tmp_path):

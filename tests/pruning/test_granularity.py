@@ -1,6 +1,7 @@
 """Maps for each role: alphas and scores compare within a role only, and every role meets the total."""
 
 import math
+import re
 
 import pytest
 from families import family_model
@@ -123,9 +124,9 @@ def test_too_few_blocks_are_warned_of_once(llama):
 
 def test_the_note_on_shrinkage_names_the_roles(llama):
     report = prune(llama, PruneConfig(method="magnitude", granularity="layer", spectra=WINDOWS)).report
-    (note,) = (note for note in report.notes if "Reliability" in note)
-    assert note.startswith("Reliability of the scores of a role over blocks 0.000 (")
-    assert "spread 0.1 became 0 to " in note
+    (note,) = (note for note in report.notes if "Measurement error" in note)
+    assert re.search(r" to 100\.0% \(\w+\) of the variance between alphas of a role, so ", note)
+    assert re.search(r"from 0\.1 to 0\.0\d+ to 0\.$", note)
 
 
 @pytest.mark.parametrize("granularity", ["block", "layer"])
