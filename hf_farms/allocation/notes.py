@@ -55,9 +55,10 @@ def _role_note(report: SpectralReport, config: PruneConfig, before: str) -> str 
         return None
     low, high = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
     shrunk = [f"{config.effective_spread * known[role]:.4g}" for role in (low, high)]
+    shares = f"{1 - known[high]:.1%} ({high}) to {1 - known[low]:.1%} ({low})"
     return (
-        f"Measurement error is {1 - known[high]:.1%} ({high}) to {1 - known[low]:.1%} ({low}) of the variance between "
-        f"alphas of a role, so the spread of the sparsities was reduced from {before} to {shrunk[1]} to {shrunk[0]}."
+        f"Measurement error is {shares} of the variance between alphas of a role, "
+        f"so the spread of the sparsities was reduced from {before} to between {shrunk[0]} and {shrunk[1]}."
     )
 
 
