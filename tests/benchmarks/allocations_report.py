@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -99,9 +100,16 @@ def _is_plain_sparsegpt(row: Row, other: Row) -> bool:
     return same and (row["method"], row["refine"], row["recover"]) == ("sparsegpt", "none", "none")
 
 
+def read_rows(folder: Path) -> list[Row]:
+    """Read the rows of a folder, compressed or not."""
+    path = folder / "rows.jsonl"
+    text = path.read_bytes() if path.exists() else gzip.decompress(path.with_suffix(".jsonl.gz").read_bytes())
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def print_tables(folder: Path) -> None:
     """Print one table for each setting, and comparisons of two allocations."""
-    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = read_rows(folder)
     dense = next(row for row in rows if row["name"] == "dense")
     rows = [row for row in rows if row is not dense]
     print(f"Dense: perplexity {math.exp(np.mean(dense['nll'])):.2f}, {len(dense['nll'])} windows.")
