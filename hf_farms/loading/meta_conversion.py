@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_farms.errors import ModelError
-from hf_farms.files.documents import DocumentError, load_json, read_text
+from hf_farms.files.documents import DocumentError, load_json, read_text, short_repr
 from hf_farms.files.names import WEIGHTS_INDEX
 from hf_farms.output.folder import writing
 
@@ -44,17 +44,21 @@ NAMES = {
 NAME = re.compile("|".join(map(re.escape, NAMES)))
 IGNORED = "rope.freqs"  # in some checkpoints; computed from rope_theta
 NEEDED = ("dim", "n_layers", "n_heads", "norm_eps")
-# Keys of params.json that the conversion supports.
-KNOWN = {
-    *NEEDED,
-    "n_kv_heads",
-    "vocab_size",
-    "multiple_of",
-    "ffn_dim_multiplier",
-    "rope_theta",
-    "use_scaled_rope",
-    "max_seq_len",
-    "max_batch_size",
+# Keys of params.json that the conversion supports, with the bounds of their values: whole numbers where both are.
+# Larger values would ask for more memory than any model has before the weights show that they are wrong.
+KNOWN: dict[str, tuple[float, float]] = {
+    "dim": (1, 2**20),
+    "n_layers": (1, 2**14),
+    "n_heads": (1, 2**14),
+    "n_kv_heads": (1, 2**14),
+    "vocab_size": (-1, 2**24),
+    "multiple_of": (1, 2**20),
+    "max_seq_len": (1, 2**30),
+    "max_batch_size": (1, 2**30),
+    "norm_eps": (0.0, 1.0),
+    "ffn_dim_multiplier": (0.01, 100.0),
+    "rope_theta": (1.0, 1e12),
+    "use_scaled_rope": (0, 1),
 }
 # Values that params.json lacks, by the rope_theta of Llama 2, Llama 3 and Code Llama: the context length, BOS token and
 # EOS token.
@@ -130,12 +134,21 @@ def _read_params(path: Path) -> dict[str, Any]:
     missing = [key for key in NEEDED if not isinstance(params, dict) or not isinstance(params.get(key), int | float)]
     if missing:
         raise ModelError(f"params.json must have the numbers {', '.join(NEEDED)}, got one without {missing[0]}.")
-    unsupported = sorted(set(params) - KNOWN) + ["use_scaled_rope"] * bool(params.get("use_scaled_rope"))
+    unsupported = sorted(set(params) - set(KNOWN)) + ["use_scaled_rope"] * bool(params.get("use_scaled_rope"))
     if unsupported:
         raise ModelError(
             f"params.json must be that of Llama, Llama 2 or Llama 3, got one with {', '.join(unsupported)}.",
             hint="Name a repository of this model that has a config.json.",
         )
+    for key, value in params.items():
+        lowest, highest = KNOWN[key]
+        number = int | float if isinstance(lowest, float) else int
+        if value is not None and not (isinstance(value, number) and lowest <= value <= highest):
+            kind = "a number" if isinstance(lowest, float) else "a whole number"
+            raise ModelError(
+                f"{key} of params.json must be {kind} from {lowest:,} to {highest:,}, got {short_repr(value)}.",
+                hint="Download the file again.",
+            )
     return dict(params)
 
 

@@ -213,6 +213,9 @@ def spoil(folder, dense, how):
         (folder / "params.json").write_text("{", encoding="utf-8")
     elif how == "no dim":
         (folder / "params.json").write_text(json.dumps({**PARAMS, "dim": None}), encoding="utf-8")
+    elif how.startswith("value "):
+        key, value = json.loads(how.removeprefix("value "))
+        (folder / "params.json").write_text(json.dumps({**PARAMS, key: value}), encoding="utf-8")
     elif how == "experts":
         write(folder, dense, shards=2, moe={"num_experts": 8})
     elif how == "scaled rope":
@@ -241,6 +244,19 @@ def spoil(folder, dense, how):
         ("other vocabulary", "got 100 tokens where params.json says 50"),
         ("no JSON", "params.json must be JSON, got a damaged one"),
         ("no dim", "must have the numbers dim, n_layers, n_heads, norm_eps, got one without dim"),
+        (
+            'value ["n_layers", 1000000000]',
+            "n_layers of params.json must be a whole number from 1 to 16,384, got 1000000000",
+        ),
+        ('value ["dim", 32.5]', "dim of params.json must be a whole number from 1 to 1,048,576, got 32.5"),
+        ('value ["multiple_of", "16"]', "multiple_of of params.json must be a whole number from 1 to .*, got '16'"),
+        ('value ["n_kv_heads", 0]', "n_kv_heads of params.json must be a whole number from 1 to 16,384, got 0"),
+        (
+            'value ["ffn_dim_multiplier", 1e9]',
+            "ffn_dim_multiplier of params.json must be a number from 0.01 to 100.0, got 1000000000",
+        ),
+        ('value ["norm_eps", 1.5]', "norm_eps of params.json must be a number from 0.0 to 1.0, got 1.5"),
+        ('value ["rope_theta", [1]]', r"rope_theta of params.json must be a number .*, got \[1\]"),
         ("experts", "must be that of Llama, Llama 2 or Llama 3, got one with moe"),
         ("scaled rope", "got one with use_scaled_rope"),
         ("mistral", "must have the layout of transformers or of Meta's Llama, got Mistral's own"),
