@@ -22,8 +22,9 @@ class AllocationEntry(Entry):
     and scores of that role.
 
     Attributes:
-        score: import path of a function of a block's `hf_farms.pruning.scoring.MeasuredLayer`s that returns the score
-            of the block, or None where it can have none; required if `needs` is "activations", else not allowed.
+        score: import path of a function of the layers of a block, each a `hf_farms.pruning.scoring.MeasuredLayer`, that
+            returns the score of the block, or None where it can have none; required if `needs` is "activations", else
+            not allowed.
         statistic: import path of the statistic of each layer's inputs that `score` reads, a
             `hf_farms.pruning.methods.Statistic`; required with `score`.
         search: import path of a function that measures pruned models on selection data, as

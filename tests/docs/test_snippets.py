@@ -81,6 +81,12 @@ def test_every_mark_stands_above_a_block(page):
     assert len(marks) == len([snippet for snippet in snippets(page) if snippet.reason])
 
 
+@pytest.mark.parametrize("page", pages(), ids=name_of)
+def test_code_fits_into_the_column_of_the_site(page):
+    wide = [line for snippet in snippets(page) for line in snippet.code.splitlines() if len(line) > 96]
+    assert wide == []
+
+
 @pytest.mark.parametrize(
     ("printed", "shown", "equal"),
     [
