@@ -30,7 +30,7 @@ BOUND = FarmsConfig(released_peak_bound=True)
 def finished_elsewhere(tmp_path):
     """A folder that holds something else: the checks come first, and the work is refused."""
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError):
+    with pytest.raises(OutputError, match=r"output folder|output must"):
         prune_checkpoint(
             "demo",
             tmp_path,

@@ -55,7 +55,7 @@ def compare_tasks(scores: Sequence[TaskScore], dense: Sequence[TaskScore]) -> tu
         if other is None:
             records.append(score.record)
             continue
-        assert score.questions == other.questions
+        assert score.questions == other.questions, "scores of a task must be of the same questions"
         records.append(
             replace(
                 score.record,

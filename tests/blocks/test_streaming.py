@@ -136,10 +136,10 @@ def test_a_pruning_that_stopped_goes_on_to_the_same_bytes(stream, finished, tmp_
 
     def stop(stage, done, total):
         if (stage, done) == ("prune", finished):
-            raise Stopped
+            raise Stopped("as a kill does")
 
     first, second = (streamed, next(both(folder))) if stream else (next(both(folder)), streamed)
-    with pytest.raises(Stopped):
+    with pytest.raises(Stopped, match="as a kill does"):
         written(first, tmp_path / "b", config, progress=stop)
     (tmp_path / "b").rename(tmp_path / "c")
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "c").glob("*.safetensors")}

@@ -180,10 +180,10 @@ def test_no_error_of_measuring_ends_the_training(where, tmp_path, monkeypatch):
 
 def test_an_interrupt_while_measuring_ends_the_training(tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("as Ctrl-C does")
 
     monkeypatch.setattr(farms_lr, "analyze", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"):
         trainer(tmp_path, FarmsLRCallback(FAST)).train()
 
 

@@ -81,7 +81,7 @@ def test_a_config_is_replaced_and_copied_by_either_name(kind):
     for same in (copy.copy(config), copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
         assert same == config
     assert dataclasses.asdict(config)["spectra"]["window_rows"] == 8
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(dataclasses.FrozenInstanceError, match="cannot assign to field 'spectra'"):
         config.spectra = SMALL
 
 

@@ -106,7 +106,7 @@ def test_printed_lines_are_compared(printed, shown, equal):
     if equal:
         check_printed(printed, shown)
     else:
-        with pytest.raises(AssertionError):
+        with pytest.raises(AssertionError, match=r"^printed:"):
             check_printed(printed, shown)
 
 

@@ -10,9 +10,9 @@ from hf_farms.files.atomic_writes import replacing, write_text
 
 def test_a_file_is_complete_or_absent_and_nothing_is_left(tmp_path):
     write_text(tmp_path / "x", "old")
-    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "x") as unfinished:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"), replacing(tmp_path / "x") as unfinished:  # noqa: PT012
         unfinished.write_text("half")
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("as Ctrl-C does")
     assert (tmp_path / "x").read_text() == "old"
     # What appears meanwhile is not replaced either.
     with pytest.raises(OutputError, match="got the pipe"), replacing(tmp_path / "y") as unfinished:  # noqa: PT012

@@ -221,7 +221,7 @@ def test_fewer_questions_do_not_replace_more():
 
 def test_pairs_need_the_same_questions():
     mine = TaskScore(record(), (1.0, 0.0), ("a", "b"))
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="must be of the same questions"):
         compare_tasks([mine], [replace(mine, questions=("a", "c"))])
 
 

@@ -119,8 +119,8 @@ def test_one_process_does_all_itself(tmp_path):
     ONE_PROCESS.sum_(part)
     assert ONE_PROCESS.concatenate(part) is part
     assert from_first_rank(lambda: 3, ONE_PROCESS) == 3
-    with pytest.raises(KeyError), ONE_PROCESS.failing_together():
-        raise KeyError
+    with pytest.raises(KeyError, match="its own"), ONE_PROCESS.failing_together():
+        raise KeyError("its own")
     assert folder_of_rank(tmp_path, ONE_PROCESS) == tmp_path
     assert folder_of_rank(None, Rank(1, 2)) is None
     assert folder_of_rank(tmp_path, Rank(1, 2)) == tmp_path / "rank-1"
@@ -139,8 +139,8 @@ def test_libraries_do_not_see_other_processes_in_the_context(monkeypatch):
         assert os.environ["ACCELERATE_USE_CPU"] == "true"
         assert is_main_process()
         assert PartialState(cpu=True).num_processes == 1
-    with pytest.raises(KeyError), hidden_launch():
-        raise KeyError
+    with pytest.raises(KeyError, match="its own"), hidden_launch():
+        raise KeyError("its own")
     assert {name: os.environ[name] for name in launch} == launch
     assert not is_main_process()
     # It is made from the environment again.

@@ -33,14 +33,14 @@ def test_positions_that_count_from_behind_the_padding_index(model_type, limit):
     assert context_limit(model) == limit
     with torch.no_grad():
         model(torch.full((1, limit), 5))
-        with pytest.raises((IndexError, RuntimeError)):
+        with pytest.raises((IndexError, RuntimeError), match=r"out of range|must match|size|index"):
             model(torch.full((1, limit + 1), 5))
 
 
 def test_positions_of_the_next_token():
     model = build(*families("seq2seq")["prophetnet"])
     assert context_limit(model) == 126
-    for length, fits in ((126, nullcontext()), (127, pytest.raises(IndexError, match="out of range"))):
+    for length, fits in ((126, nullcontext()), (127, pytest.raises(IndexError, match=r"out of range"))):
         ids = torch.full((1, length), 5)
         with torch.no_grad(), fits:
             model(input_ids=ids, decoder_input_ids=ids)

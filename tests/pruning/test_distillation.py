@@ -114,7 +114,7 @@ def test_a_selection_text_accepts_and_all_calibration_is_fitted(many):
 def stop_at(step):
     def progress(stage, done, total):
         if is_training(stage) and done == step:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("as Ctrl-C does")
 
     return progress
 
@@ -122,7 +122,7 @@ def stop_at(step):
 def test_a_killed_training_continues_with_the_same_bits(many, tmp_path):
     expected, killed, again = (tiny("llama", num_hidden_layers=1) for _ in range(3))
     whole = prune(expected, DISTILL, calibration=many).report
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"):
         prune(killed, DISTILL, calibration=many, checkpoints=tmp_path, progress=stop_at(9))
     assert not same(killed, expected)
     assert whole.distillation.accepted
@@ -174,7 +174,7 @@ def test_an_interrupted_training_leaves_weights_and_random_numbers_as_they_were(
     prune(twin, BLOCKS, calibration=many)
     torch.manual_seed(5)
     random.seed(5)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"):
         prune(model, DISTILL, calibration=many, progress=stop_at(3))
     assert same(model, twin)
     assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters())

@@ -43,7 +43,7 @@ def is_training(stage):
 def stop_at(step):
     def progress(stage, done, total):
         if is_training(stage) and done == step:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("as Ctrl-C does")
 
     return progress
 
@@ -86,7 +86,7 @@ def test_only_the_selected_channels_change_and_zeros_stay(fast, monkeypatch):
 def test_a_killed_training_continues_with_the_same_bits(many, tmp_path):
     expected, again = llama(), llama()
     whole = prune(expected, SELECTED, calibration=many).report
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"):
         prune(llama(), SELECTED, calibration=many, checkpoints=tmp_path, progress=stop_at(9))
     assert json.loads((tmp_path / "checkpoint-8" / "trainer_state.json").read_text())["global_step"] == 8
     steps = []
@@ -111,7 +111,7 @@ def test_weights_are_put_back_where_kl_does_not_fall_and_after_an_interrupt(many
     )
     assert not prune(refused, config, calibration=many).report.distillation.accepted
     assert same(refused, twin)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"):
         prune(stopped, SELECTED, calibration=many, progress=stop_at(3))
     assert same(stopped, twin)
     assert selection_of(stopped) is None

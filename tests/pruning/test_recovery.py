@@ -149,9 +149,9 @@ def test_streamed_resumed_and_in_memory_give_the_same_bytes(tmp_path):
 
     def stop(stage, done, total):
         if stage == "prune" and done == 2:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("as Ctrl-C does")
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"):
         written(killed, tmp_path / "killed", progress=stop)
     again = load_model(str(tmp_path / "model"), tokenizer=False, stream=False).source
     assert written(again, tmp_path / "killed") == expected

@@ -21,12 +21,12 @@ def interrupted(monkeypatch):
         def stop(self, matrix):
             calls.append(matrix)
             if len(calls) == number:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt("as Ctrl-C does")
             write(self, matrix)
 
         with monkeypatch.context() as patched:
             patched.setattr(Channels, "write", stop)
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"):
                 call()
 
     return run

@@ -74,9 +74,9 @@ def test_a_search_is_deterministic_and_continues_where_it_stopped(
 
     def interrupt(stage, done, total):
         if stage.startswith("search: ") and "move" in file.read_text():
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("as Ctrl-C does")
 
-    with pytest.raises(KeyboardInterrupt) as interrupted:
+    with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does") as interrupted:
         search(ModelBlockSource(model), config, calibration, selection, trials=file, progress=interrupt)
     kept = json.loads(file.read_text())
     assert interrupted.value.__notes__[0].startswith(f"Best allocation so far: {kept['best']}, KL ")

@@ -80,11 +80,11 @@ def test_weights_are_restored_after_an_error(model, source, codes, batches):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     def interrupt(*_):
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("as Ctrl-C does")
 
     source.check_chain(batches[0])
     hook = model.model.layers[1].mlp.register_forward_pre_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"):
         plan_losses(source, codes, PLANS, batches)
     hook.remove()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -53,9 +53,9 @@ def weights(folder):
 def test_a_killed_training_gives_the_folder_of_one_in_peace(model, tmp_path):
     def stop(stage, done, total):
         if stage.startswith("distill") and done == 4:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("as Ctrl-C does")
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"):
         prune_checkpoint(model, tmp_path / "killed", progress=stop, **OPTIONS)
     partial = tmp_path / "killed.partial"
     (last,) = partial.rglob("checkpoint-*")

@@ -38,9 +38,9 @@ def test_an_interrupted_search_continues_and_the_result_says_what_won(tmp_path, 
     def interrupt(stage, done, total):
         stages.append(stage)
         if "move" in stage:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("as Ctrl-C does")
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"):
         # Another limit is no other search.
         prune_checkpoint("demo", out, progress=interrupt, **options | {"config": replace(CONFIG, minutes=600)})
     (trials,) = (tmp_path / "out.partial").rglob("trials.json")
