@@ -128,8 +128,16 @@ class Windows:
         nll, kl = [], []
         head = subject.model.get_output_embeddings()
         for window, dense in zip(self._windows, self._dense, strict=True):
-            q = head(self._hidden(subject, window)).float().log_softmax(-1)
-            p = head(dense).float().log_softmax(-1)
-            nll.append(-q.gather(1, window[1:, None]).double().mean().item())
-            kl.append((p.exp() * (p - q)).sum(-1).double().mean().item())
+            per_token = token_losses(head(self._hidden(subject, window)), head(dense), window[1:])
+            nll.append(per_token[0].double().mean().item())
+            kl.append(per_token[1].double().mean().item())
         return nll, kl
+
+
+def token_losses(logits: Tensor, dense: Tensor, targets: Tensor, *, rows: int = 8) -> Tensor:
+    """NLL and KL(dense || model) of every token, `(2, tokens)`; a few rows at a time stay in the cache."""
+    parts = []
+    for q, p, target in zip(logits.split(rows), dense.split(rows), targets.split(rows), strict=True):
+        q, p = q.float().log_softmax(-1), p.float().log_softmax(-1)
+        parts.append(torch.stack((-q.gather(1, target[:, None])[:, 0], (p.exp() * (p - q)).sum(-1))))
+    return torch.cat(parts, 1)
