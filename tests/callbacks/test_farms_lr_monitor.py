@@ -60,6 +60,7 @@ def test_options_of_factors_have_no_effect_on_monitoring():
 
 @pytest.mark.parametrize("unit", ["block", "layer"])
 def test_tensorboard_gets_effective_rates_and_a_figure(unit, tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     callback = FarmsLRCallback(FarmsLRConfig(start=0, interval=4, unit=unit, shrink=False))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -98,6 +98,7 @@ def hf(tmp_path_factory):
     """`hf` in a home of its own, in which an extension finds the packages of this environment but not hf-farms."""
     if not shutil.which("openssl") or not (ROOT / ".git").exists():
         pytest.skip("needs openssl, and a checkout")
+    pytest.importorskip("hatchling", reason="hatchling, which builds the package, is not installed")
     folder = tmp_path_factory.mktemp("hf")
     certificate, key = folder / "cert.pem", folder / "key.pem"
     names = "subjectAltName=DNS:github.com,DNS:raw.githubusercontent.com"

@@ -71,6 +71,7 @@ def test_text_classification(classifier, tmp_path, monkeypatch, capsys):
 
 
 def test_sft_with_s2ft(chat, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("trl", reason="trl is not installed")
     run("sft_s2ft.py", tmp_path, monkeypatch, STEPS=2, **chat)
     assert "merged = trained: True" in capsys.readouterr().out
     assert (tmp_path / "sft-s2ft" / "lora" / "adapter_model.safetensors").is_file()
