@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
+from transformers import TrainerState
 
 from hf_farms.blocks import ModelBlockSource, plain_name, unwrapped
+from hf_farms.blocks.partitioned import gathered, is_partitioned
 from hf_farms.config import LRQuantity
 from hf_farms.config.checks import check, is_real
+from hf_farms.errors import HfFarmsWarning
 
 __all__ = ["Factors", "LRProgress", "PatternFactors", "layerwise_decay"]
 
@@ -26,7 +31,8 @@ class LRProgress:
         step: finished steps of the optimizer.
         max_steps: steps of the whole training.
         epoch: passes over the data, also a part of one.
-        model: the model, without wrappers; for factors that are measured on it.
+        model: the model, without wrappers; for factors that are measured on it. Under ZeRO-3 its weights are empty
+            outside of `gathered`, which a warning says.
     """
 
     step: int
@@ -38,6 +44,42 @@ class LRProgress:
     def fraction(self) -> float:
         """Finished share of the training, from 0 to 1."""
         return self.step / self.max_steps if self.max_steps > 0 else 0.0
+
+    def gathered(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Make the weights of a module whole within the context, for reading.
+
+        Needed under ZeRO-3 of DeepSpeed, where all processes must enter it together; elsewhere it does nothing. Memory
+        grows by the weights of the module.
+
+        Args:
+            module: a part of the model, such as a layer or a block.
+        """
+        return gathered(module.parameters())
+
+
+class _Zero3Progress(LRProgress):
+    """Progress with a model that ZeRO-3 has partitioned: reading it outside of `gathered` would measure nothing."""
+
+    @property
+    def model(self) -> nn.Module:
+        warnings.warn(
+            "weights of the model are empty under ZeRO-3 where they are not gathered: read them within "
+            "`with progress.gathered(module):`.",
+            HfFarmsWarning,
+            stacklevel=2,
+        )
+        return cast(nn.Module, self.__dict__["_model"])
+
+    @model.setter
+    def model(self, model: nn.Module) -> None:
+        self.__dict__["_model"] = model
+
+
+def progress_of(state: TrainerState, model: nn.Module) -> LRProgress:
+    """Return the progress of a training."""
+    inner = unwrapped(model)
+    kind = _Zero3Progress if any(map(is_partitioned, inner.parameters())) else LRProgress
+    return kind(step=state.global_step, max_steps=state.max_steps, epoch=float(state.epoch or 0.0), model=inner)
 
 
 Factor = float | Callable[[LRProgress], float]

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hf_farms.blocks import unwrapped
 from hf_farms.blocks.partitioned import whole_numel
-from hf_farms.callbacks.factors import Factors, LRProgress, PatternFactors, parameters_by_pattern
+from hf_farms.callbacks.factors import Factors, LRProgress, PatternFactors, parameters_by_pattern, progress_of
 from hf_farms.callbacks.groups import Key
 from hf_farms.callbacks.history import warn_on_failure
 from hf_farms.callbacks.layerwise import LayerwiseCallback
@@ -23,6 +22,7 @@ from hf_farms.callbacks.trainer import insert_before_last, log_to_trackers
 from hf_farms.config import LayerwiseLRConfig
 from hf_farms.config.mappings import as_config
 from hf_farms.errors import HfFarmsError, NoEffectWarning
+from hf_farms.processes import all_rank_results, check_same, launched_ranks
 from hf_farms.reports.training import LayerwiseLRRecord
 
 __all__ = ["LayerwiseLRCallback"]
@@ -50,8 +50,9 @@ class LayerwiseLRCallback(LayerwiseCallback):
         ```
 
     Functions are called before every step, or as often as `config.interval` says; they must return the same patterns
-    every time. If a function fails during the training, it continues with the last factors and warns once. To make
-    factors follow the spectra of the weights use `FarmsLRCallback`.
+    every time. If a function fails during the training, it continues with the last factors and warns once. On several
+    processes all of them call the functions, and the factors of the first one count on all; this costs an exchange of
+    a few numbers for each call. To make factors follow the spectra of the weights use `FarmsLRCallback`.
 
     Args:
         factors: factors by pattern, each a number or a function of the progress (`LRProgress`), or a function of the
@@ -61,7 +62,7 @@ class LayerwiseLRCallback(LayerwiseCallback):
     Raises:
         ValueError: an invalid pattern or factor; at the start of the training, if the step of the optimizer cannot be
             given groups (GaLore layer-wise, LOMO, FSDP 1), a config of DeepSpeed has an optimizer or scheduler of its
-            own, or beside another callback of layer-wise rates.
+            own, beside another callback of layer-wise rates, or with other numbers than those of another process.
     """
 
     prefix = "layerwise_lr"
@@ -88,13 +89,15 @@ class LayerwiseLRCallback(LayerwiseCallback):
         super()._reset()
         # The factors in the log, and the patterns, which stay the same during a training.
         self._logged: dict[str, float] = {}
+        # Whether processes had different factors, which is said once.
+        self._differed = False
         self._patterns: list[str] = []
 
     def _begin(self, args: TrainingArguments, state: TrainerState, optimizer: torch.optim.Optimizer) -> None:
         interval = None if self.config.interval == "epoch" else self.config.interval
         self._schedule = Schedule(0, interval, once=self._factors.is_fixed)
         # Before the first step an error costs nothing, so it is raised.
-        factors = self._factors.at(self._progress(state))
+        factors = self._shared_factors(self._progress(state))
         self._patterns = list(factors)
         if self.memory["step"] is None or self._factors.is_fixed or self.memory["factors"].keys() != factors.keys():
             if self.memory["step"] is not None:
@@ -135,11 +138,23 @@ class LayerwiseLRCallback(LayerwiseCallback):
         return keys
 
     def _early_keys(self, model: nn.Module, state: TrainerState) -> dict[nn.Parameter, Key]:
-        progress = LRProgress(
-            step=state.global_step, max_steps=state.max_steps, epoch=float(state.epoch or 0.0), model=unwrapped(model)
-        )
-        self._patterns = list(self._factors.at(progress))
+        self._patterns = list(self._shared_factors(progress_of(state, model)))
         return self._find_keys(model)
+
+    def _shared_factors(self, progress: LRProgress) -> dict[str, float]:
+        """Return the factors of the first process on all of them: replicas that step differently drift apart."""
+        ranks = launched_ranks()
+        if self._factors.is_fixed:
+            factors = self._factors.at(progress)
+            check_same(ranks, {"factors": factors})
+            return factors
+        results = all_rank_results(lambda: self._factors.at(progress), ranks)
+        if any(other != results[0] for other in results) and not self._differed:
+            self._differed = True
+            self._warn(
+                f"factors differ between processes at step {progress.step}, those of the first process count on all."
+            )
+        return results[0]
 
     def _is_due(self, state: TrainerState) -> bool:
         epochs = (self.memory["epoch"], self._failed_in)
@@ -147,14 +162,11 @@ class LayerwiseLRCallback(LayerwiseCallback):
 
     def _progress(self, state: TrainerState) -> LRProgress:
         assert self._model is not None
-        model = unwrapped(self._model)
-        return LRProgress(
-            step=state.global_step, max_steps=state.max_steps, epoch=float(state.epoch or 0.0), model=model
-        )
+        return progress_of(state, self._model)
 
     def _update(self, state: TrainerState) -> None:
         try:
-            factors = self._factors.at(self._progress(state))
+            factors = self._shared_factors(self._progress(state))
             if list(factors) != self._patterns:
                 raise HfFarmsError(
                     f"factors must have the patterns of the start, {self._patterns}, got {list(factors)}.",

@@ -1,5 +1,7 @@
 """FarmsLRCallback in two processes: DDP and FSDP2, in a real Trainer."""
 
+import re
+
 import pytest
 import torch
 from launch import results_of
@@ -15,7 +17,7 @@ import torch, transformers
 from models import tiny
 from trainers import *
 from transformers import Trainer
-from hf_farms import FarmsLRCallback, FarmsLRConfig
+from hf_farms import FarmsLRCallback, FarmsLRConfig, LayerwiseLRCallback
 from hf_farms.errors import HfFarmsWarning
 folder, rank = sys.argv[1], int(__import__("os").environ["RANK"])
 options = {"per_device_train_batch_size": 2, "lr_scheduler_type": "linear", "optim": "adamw_torch_fused"}
@@ -45,6 +47,23 @@ with warnings.catch_warnings(record=True) as caught:
     last.train()
 messages = [str(w.message) for w in caught if issubclass(w.category, HfFarmsWarning)]
 
+def given(name, factors):
+    callback = LayerwiseLRCallback(factors)
+    own = trainer(f"{folder}/{name}", callback, **options)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            own.train()
+        except ValueError as error:
+            return str(error)
+    said = [str(w.message) for w in said if issubclass(w.category, HfFarmsWarning)]
+    return {"weights": weights(own.model), "factors": callback.memory["factors"], "messages": said}
+
+def fails(progress):
+    if rank == 1 and progress.step == 3:
+        raise RuntimeError("measured nothing")
+    return {"mlp": 1.0 + progress.step}
+
 auto = FarmsLRCallback(FarmsLRConfig(start=0, max_share=0.9))
 trainer(folder + "/auto", auto, **options).train()
 
@@ -56,6 +75,9 @@ result = {
     "memory": frozen.memory,
     "broken": broken.memory,
     "messages": messages,
+    "a function of the rank": given("function", lambda _: {"mlp": 1.5 + rank}),
+    "a function that fails once": given("fails", fails),
+    "numbers of the rank": given("numbers", {"mlp": 1.5 + rank}),
 }
 torch.save(result, f"{folder}/{rank}.pt")
 """
@@ -90,6 +112,27 @@ def test_nan_in_the_share_of_one_process_stops_neither(ddp):
         assert len(result["messages"]) == 1
         assert "stay as they are at step 3" in result["messages"][0]
         assert "model.layers.2.mlp.up_proj" in result["messages"][0]
+
+
+@pytest.mark.parametrize(
+    ("case", "factor", "message"),
+    [
+        ("a function of the rank", 1.5, "factors differ between processes at step 0, those of the first process count"),
+        ("a function that fails once", 8.0, "Learning rates stay as they are at step 3: .*measured nothing"),
+    ],
+)
+def test_factors_of_the_user_are_those_of_the_first_process(ddp, case, factor, message):
+    first, second = (result[case] for result in ddp)
+    assert first["factors"] == second["factors"] == {"mlp": factor}
+    assert same(first["weights"], second["weights"])
+    for result in (first, second):
+        (said,) = result["messages"]
+        assert re.match(message, said)
+
+
+def test_other_numbers_on_another_process_are_refused(ddp):
+    for result in ddp:
+        assert re.match(r"factors must be the same on all processes, got \{'mlp': 1.5\}", result["numbers of the rank"])
 
 
 # accelerate shards on accelerators only and makes DDP of it on a CPU without a word; told that this is FSDP, it

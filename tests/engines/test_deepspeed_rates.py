@@ -12,7 +12,7 @@ from hf_farms.spectra.analysis import analyze
 pytestmark = NEEDS_DEEPSPEED
 
 SCRIPT = """
-import os, shutil, sys
+import contextlib, os, shutil, sys, warnings
 from pathlib import Path
 import torch, transformers
 from engines import whole_weights, zero
@@ -70,6 +70,21 @@ torch.distributed.barrier()
 for name, groups in (("loaded-3", False), ("loaded-3-groups", True)):
     results[name] = result(*run(name, zero(3), groups=groups, make=load))
 results["patterns-2"] = result(*run("patterns-2", zero(2), callback=patterns()))
+def measured(gathers):
+    def factors(progress):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            layer = progress.model.model.layers[0].mlp.up_proj
+            said.update(str(warning.message) for warning in caught)
+        with progress.gathered(layer) if gathers else contextlib.nullcontext():
+            return {"layers.0": 1 / (1 + float(layer.weight.norm()))}
+    return LayerwiseLRCallback(factors)
+
+said = set()
+results["measured-ddp"] = result(*run("measured-ddp", {}, callback=measured(True)))
+assert not said
+results["measured-3"] = result(*run("measured-3", zero(3), callback=measured(True)))
+results["said"] = sorted(said)
 results["patterns-3"] = result(*run("patterns-3", zero(3), callback=patterns(), make=load))
 
 def refused(name, stage, *, s2ft=False, by=None, **options):
@@ -108,6 +123,14 @@ def test_two_processes_equal_those_of_ddp(results, way):
         assert distance < 1e-6 if "3" in way else distance == 0
         assert result[way]["memory"]["factors"] == pytest.approx(result["ddp"]["memory"]["factors"], rel=1e-5)
         assert max(result[way]["memory"]["factors"].values()) > 1.3
+
+
+def test_factors_that_are_measured_on_gathered_weights(results):
+    for result in results:
+        found, expected = (result[f"measured-{name}"]["memory"]["factors"]["layers.0"] for name in (3, "ddp"))
+        assert found == pytest.approx(expected, rel=1e-5)
+        (said,) = result["said"]
+        assert said.startswith("weights of the model are empty under ZeRO-3 where they are not gathered: read them")
 
 
 @pytest.mark.parametrize("stage", [2, 3])
