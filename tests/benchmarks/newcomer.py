@@ -1,6 +1,6 @@
 """What a newcomer runs, timed: an empty environment, then README and the guides word by word.
 
-    python tests/benchmarks/newcomer.py dist/*.whl [--uv] [--torch TORCH] [--extras EXTRAS] [--pages README.md ...]
+    python tests/benchmarks/newcomer.py dist/*.whl [--uv] [--torch TORCH] [--also peft] [--pages README.md ...]
 
 In an empty folder with an empty home, one step after another: the environment, the installations, then every command
 and every Python block of each page, in order. A block that names a model or data of the user is left out, as are those
@@ -64,20 +64,20 @@ def blocks(page: Path) -> list[tuple[str, str, str | None]]:
 
 def installations(options: argparse.Namespace, folder: Path) -> list[tuple[str, list[str]]]:
     """The steps up to an environment with the wheel."""
-    wheel = f"hf-farms{options.extras} @ {options.wheel.resolve().as_uri()}"
+    packages = [str(options.wheel.resolve()), *options.also]
     python = str(folder / "env" / "bin" / "python")
     if options.uv:
         install = ["uv", "pip", "install", "-q", "--python", python]
         return [
             ("`uv venv`", ["uv", "venv", "-q", "--python", sys.executable, str(folder / "env")]),
             ("`uv pip install` torch for the CPU", [*install, options.torch]),
-            ("`uv pip install` the wheel", [*install, wheel]),
+            ("`uv pip install` the wheel", [*install, *packages]),
         ]
     install = [python, "-m", "pip", "install", "-q"]
     return [
         ("`python -m venv`", [sys.executable, "-m", "venv", str(folder / "env")]),
         ("`pip install` torch for the CPU", [*install, options.torch]),
-        ("`pip install` the wheel", [*install, wheel]),
+        ("`pip install` the wheel", [*install, *packages]),
     ]
 
 
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("wheel", type=Path)
     parser.add_argument("--uv", action="store_true", help="instead of venv and pip")
     parser.add_argument("--torch", default="torch", help="what is installed as torch, or a wheel of it")
-    parser.add_argument("--extras", default="", help="such as [eval]")
+    parser.add_argument("--also", nargs="*", default=[], help="packages that pages ask for, such as peft")
     parser.add_argument("--pages", nargs="+", help="default: README.md and all guides with code")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
