@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from allocations_choice import choice_file
 from allocations_model import Subject, Windows, calibration, first_alone, placebo, selection, with_outlier_bound
 
@@ -77,6 +78,8 @@ TIERS: dict[str, list[Cell]] = {
     "plain-recovery": _cells(0.5, AFTER, recover="submodule"),
     "zero-shot": _cells(0.5, ("uniform",)) + _cells(0.5, ("uniform", "auto"), refine="swaps", recover="submodule"),
     "more-data-50": _cells(0.5, ("auto", "uniform"), refine="swaps", recover="submodule", data=4),
+    "most-data-50": _cells(0.5, ("auto", "uniform"), refine="swaps", recover="submodule", data=8),
+    "most-data-60": _cells(0.6, ("auto", "uniform"), refine="swaps", recover="submodule", data=8),
 }
 
 
@@ -134,7 +137,9 @@ def _row(subject: Subject, windows: Windows, cell: Cell, seed: int, options: arg
     blocks = [round(block.sparsity, 4) for block in report.blocks]
     parts = [part for block in report.blocks for part in block.recovery]
     refused = sum(not part.accepted for part in parts)
-    return row | {"blocks": blocks, "refused": refused, "notes": report.notes, "nll": nll, "kl": kl}
+    device = torch.cuda.get_device_name() if subject.model.device.type == "cuda" else "cpu"
+    row |= {"device": device, "blocks": blocks, "refused": refused, "notes": report.notes}
+    return row | {"nll": nll, "kl": kl}
 
 
 def _pruned(subject: Subject, cell: Cell, batches: list[Any], options: argparse.Namespace) -> Any:

@@ -79,7 +79,9 @@ def _kept(folder: Path, name: str, config: PruneConfig, make: Callable[[], dict[
     if not path.exists():
         start = time.perf_counter()
         made = make() | {"seconds": round(time.perf_counter() - start, 1)}
-        path.write_text(json.dumps(made), encoding="utf-8")
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(made), encoding="utf-8")
+        unfinished.replace(path)  # other processes may wait for it
         print(
             path.name,
             {k: v for k, v in made.items() if k in ("winner", "spread", "outlier", "loss", "seconds")},

@@ -37,7 +37,7 @@ class Subject:
     def load(cls, options: argparse.Namespace) -> Subject:
         """Load the model of the command line."""
         model = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
-        return cls(model=model.eval(), tokenizer=AutoTokenizer.from_pretrained(options.model))
+        return cls(model=model.eval().to(options.device), tokenizer=AutoTokenizer.from_pretrained(options.model))
 
     def restore(self) -> None:
         """Make the model dense again."""
@@ -113,7 +113,8 @@ class Windows:
     def __init__(self, subject: Subject, path: str, *, count: int, context: int) -> None:
         text = read_text(path, column="text", subset=None, split="test")
         ids = subject.tokenizer(text, verbose=False)["input_ids"]
-        self._windows = torch.tensor(ids[: len(ids) // context * context]).view(-1, context)[:count]
+        windows = torch.tensor(ids[: len(ids) // context * context]).view(-1, context)[:count]
+        self._windows = windows.to(subject.model.device)
         subject.restore()
         self._dense = [self._hidden(subject, window) for window in self._windows]
 
@@ -134,9 +135,9 @@ class Windows:
         return nll, kl
 
 
-def token_losses(logits: Tensor, dense: Tensor, targets: Tensor, *, rows: int = 8) -> Tensor:
-    """NLL and KL(dense || model) of every token, `(2, tokens)`; a few rows at a time stay in the cache."""
-    parts = []
+def token_losses(logits: Tensor, dense: Tensor, targets: Tensor) -> Tensor:
+    """NLL and KL(dense || model) of every token, `(2, tokens)`; a few rows at a time stay in the cache of a CPU."""
+    parts, rows = [], 8 if logits.device.type == "cpu" else len(logits)
     for q, p, target in zip(logits.split(rows), dense.split(rows), targets.split(rows), strict=True):
         q, p = q.float().log_softmax(-1), p.float().log_softmax(-1)
         parts.append(torch.stack((-q.gather(1, target[:, None])[:, 0], (p.exp() * (p - q)).sum(-1))))
