@@ -9,7 +9,7 @@ as they are measured, so that a run that is stopped loses nothing. A section sta
 limit fits into what is left of --minutes; a run of the same command goes on with the sections that have not ended.
 Sections run in processes of their own: one that fails, or exceeds its limit, keeps its rows and stops no other.
 `serving` needs vLLM 0.33, here or in the Python that HF_FARMS_SERVING_PYTHON names, and is skipped without it. It and
-`fsdp2` have not run on a GPU yet.
+`swaps` and `recovery` have not run on a GPU yet, and `fsdp2` not to its end.
 
 The weights are random, of the shapes of LLaMA-2-7B. What is timed on a part and scaled up to 32 blocks has `model_s`.
 To add a section: a generator of rows that takes the options, and an entry in SECTIONS.
@@ -108,15 +108,23 @@ class Section:
 
 # The most valuable first. The limits are far above the seconds on an H100.
 SECTIONS = {
-    "spectra": Section("gpu_spectra:spectra", 90),
-    "solvers": Section("gpu_solvers:solvers", 60),
+    "spectra": Section("gpu_spectra:spectra", 60),
+    "solvers": Section("gpu_solvers:solvers", 40),
     "pruning-wanda": Section("gpu_pruning:pruning", 100, {"method": "wanda", "blocks": 4}),
-    "training": Section("gpu_training:training", 150, {"settings": ["4x512"], "arms": ARMS}),
-    "semi-structured": Section("gpu_pruning:semi_structured", 50),
-    "fsdp2": Section("gpu_fsdp2:fsdp2", 90, {"kinds": ["SHARDED_STATE_DICT", "FULL_STATE_DICT"]}),
-    "pruning-sparsegpt": Section("gpu_pruning:pruning", 120, {"method": "sparsegpt", "blocks": 2}),
+    "training": Section("gpu_training:training", 120, {"settings": ["4x512"], "arms": ARMS}),
+    "semi-structured": Section("gpu_pruning:semi_structured", 40),
+    "swaps": Section(
+        "gpu_pruning:pruning", 60, {"method": "wanda", "blocks": 1, "patterns": ["unstructured"], "refine": "swaps"}
+    ),
+    "recovery": Section(
+        "gpu_pruning:pruning",
+        60,
+        {"method": "wanda", "blocks": 1, "patterns": ["unstructured"], "recover": "submodule"},
+    ),
+    "fsdp2": Section("gpu_fsdp2:fsdp2", 60, {"kinds": ["SHARDED_STATE_DICT", "FULL_STATE_DICT"]}),
+    "pruning-sparsegpt": Section("gpu_pruning:pruning", 100, {"method": "sparsegpt", "blocks": 2}),
     "callbacks": Section("gpu_callbacks:callbacks", 90, {"blocks": 4}),
-    "spectra-paper": Section("gpu_spectra:spectra_paper", 90),
+    "spectra-paper": Section("gpu_spectra:spectra_paper", 70),
     "training-checkpointing": Section(
         "gpu_training:training", 90, {"settings": ["4x512"], "arms": ARMS, "checkpointing": True}
     ),

@@ -1,6 +1,6 @@
 """The section `callbacks` of gpu.py: what both callbacks cost in a Trainer, in bfloat16, with and without compiling.
 
-A part of LLaMA-2-7B, all of whose weights fit with AdamW in float32. It has not run on a GPU yet.
+A part of LLaMA-2-7B, all of whose weights fit with AdamW in float32.
 """
 
 import statistics

@@ -30,20 +30,24 @@ def new_model(options, blocks):
         return LlamaForCausalLM(config).bfloat16().eval()
 
 
-def pruning(options, *, method, blocks):
-    """Seconds and peak memory of pruning, unstructured and 2:4, scaled up from a few blocks to the whole model."""
+def pruning(options, *, method, blocks, patterns=("unstructured", "2:4"), refine="none", recover="none"):
+    """Seconds and peak memory of pruning, scaled up from a few blocks to the whole model."""
     blocks = min(blocks, options.blocks)
     batches = torch.randint(0, VOCABULARY, (options.sequences, options.length)).split(options.batch)
-    for pattern in ("unstructured", "2:4"):
+    accepting = torch.randint(0, VOCABULARY, (8, options.length)).split(1)
+    given = {"selection": accepting} if recover != "none" else {}
+    for pattern in patterns:
         model = new_model(options, blocks)
         weights = sum(parameter.nbytes for parameter in model.parameters()) / 1e9
         if options.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        config = PruneConfig(method=method, pattern=pattern, allocation="uniform")
-        taken, result = common.clock(partial(prune, model, config, calibration=batches), options.device)
+        config = PruneConfig(method=method, pattern=pattern, allocation="uniform", refine=refine, recover=recover)
+        taken, result = common.clock(partial(prune, model, config, calibration=batches, **given), options.device)
         yield {
             "method": method,
             "pattern": pattern,
+            "refine": refine,
+            "recover": recover,
             "tokens": f"{options.sequences} x {options.length}",
             "blocks": blocks,
             "s": taken,

@@ -17,6 +17,7 @@ SIZES = {
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="semi-structured kernels need a CUDA device")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of SparseSemiStructuredTensor:UserWarning")
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
 def test_torch_takes_pruned_weights_as_semi_structured(method):
     model = tiny("llama", **SIZES).half().cuda()
