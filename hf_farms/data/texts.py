@@ -109,9 +109,12 @@ def text_kind(source: str | None) -> TextKind | None:
 def _is_local(source: str) -> bool:
     """Return whether a source is a file, or can only be the name of one."""
     try:
-        return Path(source).exists() or is_file_name(source)
+        Path(source).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return is_file_name(source)
     except (OSError, ValueError):  # no valid file name, which is reported when the file is opened
-        return True
+        pass
+    return True
 
 
 def _hub_texts(source: str, column: str, subset: str | None, split: str) -> list[str]:
