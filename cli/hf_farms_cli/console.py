@@ -18,6 +18,7 @@ import typer
 
 from hf_farms.progress import Progress
 from hf_farms_cli.guard import guarded, if_interrupted, shown_warnings
+from hf_farms_cli.lost import printing
 from hf_farms_cli.messages import in_options
 from hf_farms_cli.options import FORMATS, Format
 from hf_farms_cli.progress import Lines, bars, reported
@@ -98,7 +99,8 @@ def print_done(message: str, output_format: Format, **fields: object) -> None:
 
 def _tick() -> str:
     try:
-        "✓".encode(sys.stdout.encoding or "utf-8")
+        with printing():
+            "✓".encode(sys.stdout.encoding or "utf-8")
     except (LookupError, UnicodeEncodeError):
         return "[OK]"
     return "✓"

@@ -20,6 +20,7 @@ from hf_farms.hub.failure_budget import failure_budget
 from hf_farms.privacy.masking import mask_error, mask_secrets
 from hf_farms.processes import launched_processes, leave_ranks, working_ranks
 from hf_farms_cli.interrupts import interrupts
+from hf_farms_cli.lost import libraries_to_stderr
 from hf_farms_cli.messages import in_options
 from hf_farms_cli.streams import err, escaped
 
@@ -43,7 +44,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         debug = bool(kwargs.get("debug"))
         try:
-            with _quiet_libraries(debug), failure_budget(), _among_processes(command.__name__):
+            with _quiet_libraries(debug), libraries_to_stderr(), failure_budget(), _among_processes(command.__name__):
                 command(*args, **kwargs)
         except KeyboardInterrupt as interrupt:
             _print_interrupt(interrupt)

@@ -1,16 +1,19 @@
-"""Errors of stdout and stderr themselves: a full disk, or a device that accepts no data."""
+"""stdout and stderr themselves: what may write to stdout, and errors such as a full disk."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import TextIO
 
 from hf_farms.errors import OutputError
 
-__all__ = ["PrintError", "close_streams", "printing", "say_lost"]
+__all__ = ["PrintError", "close_streams", "libraries_to_stderr", "printing", "say_lost"]
+
+# stdout of the commands that run, outermost first.
+_own: list[TextIO] = []
 
 
 class PrintError(OutputError):
@@ -18,18 +21,31 @@ class PrintError(OutputError):
 
 
 @contextmanager
+def libraries_to_stderr() -> Iterator[None]:
+    """Send to stderr what libraries print: stdout is for the data of a command, which prints it within `printing`."""
+    _own.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _own.pop()
+
+
+@contextmanager
 def printing() -> Iterator[None]:
-    """Turn an error of stdout into one sentence.
+    """Print to stdout, and turn its errors into one sentence.
 
     Raises:
         PrintError: stdout could not be written, for another reason than a closed pipe.
     """
+    stdout = _own[-1] if _own else sys.stdout
     try:
-        yield
+        with redirect_stdout(stdout):
+            yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        _discard(sys.stdout)
+        _discard(stdout)
         raise PrintError(
             f"stdout must be writable, got an error: {error.strerror or error}.",
             hint="Free some space, or send the output elsewhere.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import typer
@@ -40,7 +40,11 @@ class Stream:
     @property
     def is_terminal(self) -> bool:
         """Whether a person is looking at it."""
-        return self._styled and self.console.is_terminal
+        with self._reached():
+            return self._styled and self.console.is_terminal
+
+    def _reached(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._stderr else printing()
 
     def style(self, allowed: bool) -> None:
         """Allow or forbid colours and bars."""
@@ -52,7 +56,7 @@ class Stream:
         if isinstance(text, str):
             text = mask_secrets(text)
         try:
-            with nullcontext() if self._stderr else printing():
+            with self._reached():
                 self.console.print(text, markup=markup, soft_wrap=soft_wrap)
         except BrokenPipeError:
             raise

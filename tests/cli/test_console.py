@@ -19,6 +19,7 @@ from hf_farms_cli.console import (
 )
 from hf_farms_cli.interrupts import interrupts
 from hf_farms_cli.progress import Lines, reported
+from hf_farms_cli.streams import out, say
 from hf_farms_cli.tables import print_table
 from rich.console import Console
 from typer.testing import CliRunner
@@ -368,3 +369,17 @@ def test_a_tick_that_the_terminal_cannot_show():
     environment = {"PYTHONIOENCODING": "ascii", "PATH": str(Path(sys.executable).parent)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "[OK] x\n"
+
+
+def test_what_a_library_prints_goes_to_stderr(capsys):
+    @guarded
+    def command():
+        sys.stdout.write("of a library\n")
+        say("data")
+        out.print("more data")
+
+    command()
+    sys.stdout.write("later\n")
+    captured = capsys.readouterr()
+    assert captured.out == "data\nmore data\nlater\n"
+    assert captured.err == "of a library\n"

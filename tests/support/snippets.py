@@ -115,8 +115,8 @@ def _pattern(line: str) -> str:
 def check_printed(printed: str, shown: str) -> None:
     """Compare lines; "..." stands for any lines or the rest of one; numbers may differ by rounding of another machine.
 
-    Numbers with two decimals (losses, perplexities, percentages) by half a unit, those with three (alphas) by 0.005, those with more
-    (standard errors) by 0.001.
+    Numbers with two decimals (losses, perplexities, percentages) by half a unit, those with three (alphas) by 0.005,
+    those with more (standard errors) by 0.001.
     """
     match = re.fullmatch("".join(_pattern(line) for line in shown.splitlines(keepends=True)), printed)
     assert match, f"printed:\n{printed}\nthe page shows:\n{shown}"
