@@ -73,9 +73,8 @@ def plan_line(plan: PushPlan | None) -> str:
 
 
 def unchecked_lines(plan: PushPlan | None) -> list[str]:
-    """Return a line for each thing that only the Hub knows, if it could not be reached."""
-    unchecked = plan.unchecked if plan is not None else ()
-    return [f"not checked, as the Hub could not be reached: {what}" for what in unchecked]
+    """Return a line for each thing that only the Hub knows, if it was not asked."""
+    return [f"not checked, as {plan.reason}: {what}" for what in plan.unchecked] if plan is not None else []
 
 
 def push_lines(plan: PushPlan) -> list[str]:

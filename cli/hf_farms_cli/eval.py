@@ -9,7 +9,9 @@ import typer
 
 from hf_farms.config import EvaluationConfig, LoadOptions
 from hf_farms.metrics import METRICS
+from hf_farms.reports import REPORT_NAME
 from hf_farms_cli.console import check_format, guarded, print_remark, quiet_transformers, stages
+from hf_farms_cli.guard import shown_warnings
 from hf_farms_cli.options import (
     AllowPickleOption,
     DebugOption,
@@ -132,6 +134,8 @@ def eval_command(
     print_evaluation(result, output_format)
     if stored:
         print_remark(f"Wrote the results into {' and '.join(stored)}.", output_format)
+    elif (Path(model) / REPORT_NAME).is_file() and not shown_warnings:
+        print_remark("Its report has these results already: nothing was written.", output_format)
 
 
 def _names(value: str | None) -> list[str]:

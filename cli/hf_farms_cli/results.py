@@ -35,6 +35,8 @@ def next_steps(report: PruneReport, folder: Path, *, pushed: bool) -> list[str]:
     quoted = shlex.quote(str(folder))
     lines = [
         f"Load it: transformers.{task.auto_class}.from_pretrained({str(folder)!r})",
-        f"Evaluate it: hf-farms eval {quoted}{' --tasks hellaswag' if task.pipeline_tag == 'text-generation' else ''}",
+        f"Evaluate it on a task (needs hf-farms[eval]): hf-farms eval {quoted} --tasks hellaswag"
+        if task.pipeline_tag == "text-generation"
+        else f"Evaluate it: hf-farms eval {quoted}",
     ]
     return [*lines, *([] if pushed else [f"Publish it: hf-farms push {quoted}"])]

@@ -37,7 +37,7 @@ from hf_farms.privacy.masking import mask_error, remember_secret
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["client", "hub_errors", "is_unreachable", "with_retries"]
+__all__ = ["client", "hub_errors", "is_unreachable", "lacks_token", "with_retries"]
 
 T = TypeVar("T")
 
@@ -107,6 +107,11 @@ def is_unreachable(error: HubError) -> bool:
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE) or any(class_names(cause) & UNREACHABLE for cause in chain(error))
+
+
+def lacks_token(error: HubError) -> bool:
+    """Return whether an error of `hub_errors` says that there is no token."""
+    return any("LocalTokenNotFoundError" in class_names(cause) for cause in chain(error))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_farms.errors import HfFarmsWarning, HubError
-from hf_farms.hub.client import client, hub_errors, is_unreachable, with_retries
+from hf_farms.hub.client import client, hub_errors, is_unreachable, lacks_token, with_retries
 from hf_farms.hub.folders import PublishableFolder
 from hf_farms.hub.foreign_files import check_contents
 from hf_farms.reports import BaseModelRecord
@@ -20,6 +20,8 @@ __all__ = ["UNKNOWN_USER", "PushPlan", "create_repository", "preflight"]
 
 # In the place of the user's name, which only the Hub knows.
 UNKNOWN_USER = "<user>"
+# Why a plan was not checked.
+UNREACHABLE, NO_TOKEN = "the Hub could not be reached", "there is no token (run `hf auth login`)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,9 @@ class PushPlan:
         files: names of the files at that revision.
         ready: whether the repository and the branch exist and are writable.
         folder: the folder to push, checked; None: it does not exist yet.
-        unchecked: what was not checked, as the Hub could not be reached; such a plan can only be shown.
+        unchecked: what was not checked, as the Hub could not be reached or there is no token; such a plan can only be
+            shown.
+        reason: why it was not checked.
     """
 
     repo_id: str
@@ -49,6 +53,7 @@ class PushPlan:
     ready: bool = False
     folder: PublishableFolder | None = None
     unchecked: tuple[str, ...] = ()
+    reason: str = ""
 
 
 def preflight(
@@ -78,7 +83,8 @@ def preflight(
         create_pr: write to a pull request only.
         allow_foreign_files: also write to a repository that contains files not written by hf-farms.
         create: create the repository if it does not exist; False changes nothing on the Hub.
-        unreachable_ok: where the Hub cannot be reached, return a plan that says what was not checked.
+        unreachable_ok: where the Hub cannot be reached, or there is no token, return a plan that says what was not
+            checked.
         token: None: the token of `hf auth login`.
 
     Raises:
@@ -101,9 +107,10 @@ def preflight(
             allow_foreign_files=allow_foreign_files,
         )
     except HubError as error:
-        if not unreachable_ok or not is_unreachable(error):
+        reason = NO_TOKEN if lacks_token(error) else UNREACHABLE if is_unreachable(error) else None
+        if not unreachable_ok or reason is None:
             raise
-        return _unchecked(name, private, base, revision=revision, create_pr=create_pr)
+        return _unchecked(name, private, base, revision=revision, create_pr=create_pr, reason=reason)
     return create_repository(plan, token=token) if create else plan
 
 
@@ -134,7 +141,13 @@ def _checked(
 
 
 def _unchecked(
-    name: str, private: bool | None, base: BaseModelRecord | None, *, revision: str | None, create_pr: bool
+    name: str,
+    private: bool | None,
+    base: BaseModelRecord | None,
+    *,
+    revision: str | None,
+    create_pr: bool,
+    reason: str,
 ) -> PushPlan:
     """Return the plan of a push as far as it is known without the Hub."""
     # Any user, to check the rest of the name.
@@ -151,6 +164,7 @@ def _unchecked(
         revision=revision,
         create_pr=create_pr,
         unchecked=tuple(unchecked),
+        reason=reason,
     )
 
 

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["measure_speed"]
 
-# Tokens of the timed calls on a CPU, and on devices that need more to be busy.
+# Tokens of the timed calls on a CPU; and on devices that need more to be busy, and of small models, whose calls take
+# less time than the threads of a busy machine wait for each other.
 CPU_TOKENS, TOKENS = 128, 512
+SMALL_WIDTH = 1024
 # Rows and columns of the timed comparison; rows of the timed windows at most.
 SIDE, ROWS = 1024, 512
 # A call is repeated for so many seconds, up to so many times.
@@ -47,9 +49,9 @@ def measure_speed(source: ModelBlockSource, ids: Tensor | None, config: FarmsCon
         ModelError: the blocks cannot be run one after another.
     """
     device = source.device
-    block, head = (
-        _text_speed(source, ids[: CPU_TOKENS if device.type == "cpu" else TOKENS]) if ids is not None else (0.0, 0.0)
-    )
+    small = (getattr(source.config, "hidden_size", None) or SMALL_WIDTH) < SMALL_WIDTH
+    tokens = CPU_TOKENS if device.type == "cpu" and not small else TOKENS
+    block, head = _text_speed(source, ids[:tokens]) if ids is not None else (0.0, 0.0)
     # Of its own: the numbers of the prune do not depend on whether somebody wants an estimate.
     generator = torch.Generator(device).manual_seed(0)
     scores = torch.rand(SIDE, SIDE, device=device, generator=generator)

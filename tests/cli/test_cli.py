@@ -44,7 +44,7 @@ def test_the_bare_command(pruned_demo):
     assert done.stdout.splitlines()[-4:] == [
         f"✓ demo-farms-wanda-50, {size / 1e6:.3g} MB",
         "  Load it: transformers.AutoModelForCausalLM.from_pretrained('demo-farms-wanda-50')",
-        "  Evaluate it: hf-farms eval demo-farms-wanda-50 --tasks hellaswag",
+        "  Evaluate it on a task (needs hf-farms[eval]): hf-farms eval demo-farms-wanda-50 --tasks hellaswag",
         "  Publish it: hf-farms push demo-farms-wanda-50",
     ]
     assert "Traceback" not in done.stderr

@@ -105,6 +105,8 @@ def test_a_missing_perplexity_goes_into_report_and_card(folder):
     assert f"Wrote the results into {folder / REPORT} and {folder / 'README.md'}." in " ".join(done.stdout.split())
     assert PruneReport.load(folder / REPORT) == report
     assert f"{report.perplexity.pruned:.2f}" in (folder / "README.md").read_text()
+    again = run(folder, "--windows", 4, "--format", "human")
+    assert "Its report has these results already: nothing was written." in " ".join(again.stdout.split())
     # First without the dense model, which is measured later.
     replace(report, perplexity=None).save(folder / REPORT)
     measured(folder, "--windows", 4, "--no-base")

@@ -100,6 +100,9 @@ def test_a_push_without_a_good_token_ends_before_any_work(hub, client, anonymous
     done = anonymous.cli("prune", "demo", "--push")
     assert "a push must have a token, got none" in said(done)
     assert "Hint: Run `hf auth login`" in said(done)
+    shown = anonymous.cli("prune", "demo", "--push", "--dry-run")["stdout"]
+    assert "[dry-run] push: <user>/demo-farms-wanda-50 (not checked, " in shown
+    assert "[dry-run] not checked, as there is no token (run `hf auth login`): the token and its write access" in shown
     done = anonymous.cli("prune", "demo", "--push", "--token", "hf_bad")
     assert f"the Hub at {hub.endpoint} did not accept the token. Hint: Run `hf auth login`" in said(done)
     assert "hf_bad" not in said(done)
