@@ -18,9 +18,8 @@ REPO = os.environ.get("REPO", "")
 SAMPLES = int(os.environ.get("SAMPLES", "32"))
 
 # %% [markdown]
-# Prune: Wanda scores, and a recovery of each attention and MLP; `refine="swaps"` improves the masks before that, and
-# takes longer. Give your own text where you have some: `CalibrationConfig(source="notes.txt")`. If the run is killed,
-# the same call continues it.
+# Prune: Wanda scores, and a recovery of each attention and MLP. Give your own text where you have some:
+# `CalibrationConfig(source="notes.txt")`. If the run is killed, the same call continues it.
 
 # %%
 report = prune_checkpoint(
