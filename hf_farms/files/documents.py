@@ -126,6 +126,8 @@ def _refuse_constant(name: str) -> float:
     raise DocumentError(f"{name} is not a number that JSON has")
 
 
+# Python refuses to print numbers of more than 4,300 digits, and with 3.14 reprlib describes them in words of its own.
+PRINTED_BITS, LONG_NUMBER = 14_000, "a number of thousands of digits"
 _SHORT = reprlib.Repr()
 _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong, _SHORT.maxlevel = 60, 60, 40, 2
 
@@ -134,7 +136,11 @@ def short_repr(value: object) -> str:
     """Return a short representation of any value, for an error message."""
     if value is None:
         return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) and abs(value).bit_length() > PRINTED_BITS:
+        return LONG_NUMBER
     try:
-        return str(value).lower() if isinstance(value, bool) else _SHORT.repr(value)
-    except ValueError:  # Python refuses to print that many digits
-        return "a number of thousands of digits"
+        return _SHORT.repr(value)
+    except ValueError:
+        return LONG_NUMBER

@@ -356,7 +356,7 @@ def test_links_and_folders_are_not_replaced(model, tmp_path):
 KILLED = f"""
 import json, os, shutil, signal, sys
 sys.path.insert(0, {str(MOMENTS)!r})
-from sitecustomize import Moment
+from moment import Moment
 from hf_farms import S2FTAdapter
 
 new = S2FTAdapter.from_pretrained("../new")

@@ -18,7 +18,7 @@ from hf_farms.demo import demo_model
 # Imports once; every line is a command that runs in a fork and kills itself there at a moment.
 SERVER = """
 import json, os, sys
-from sitecustomize import Moment
+from moment import Moment
 import transformers
 from transformers.models.llama import modeling_llama
 import hf_farms_cli.app, hf_farms.workflows.prune
