@@ -134,7 +134,7 @@ def eval_command(
     print_evaluation(result, output_format)
     if stored:
         print_remark(f"Wrote the results into {' and '.join(stored)}.", output_format)
-    elif (Path(model) / REPORT_NAME).is_file() and not shown_warnings:
+    elif output_format != "quiet" and (Path(model) / REPORT_NAME).is_file() and not shown_warnings:
         print_remark("Its report has these results already: nothing was written.", output_format)
 
 
