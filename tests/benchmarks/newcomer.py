@@ -4,7 +4,8 @@
 
 In an empty folder with an empty home, one step after another: the environment, the installations, then every command
 and every Python block of each page, in order. A block that names a model or data of the user is left out, as are those
-that need the Hub, a GPU or several processes. Prints wall and CPU seconds of each page, and stops where a step fails.
+that need the Hub or a GPU; `--marked` runs those that need several processes and the scripts of the examples too.
+Prints wall and CPU seconds of each page and of each of its blocks, and stops where a step fails.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,9 +28,15 @@ from snippets import PYTHON, name_of, pages, snippets  # noqa: E402
 
 # Runs the blocks of a page in one process, as a notebook would; commands are programs of their own.
 PAGE = """
-import json, subprocess, sys
+import json, resource, subprocess, sys, time
+
+def used():
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return time.perf_counter(), sum(one.ru_utime + one.ru_stime for one in usage)
+
 names, left_out = {"__name__": "page"}, 0
 for kind, code, file in json.loads(sys.argv[1]):
+    before = used()
     if file:
         open(file, "w").write(code)
     elif kind == "shell":
@@ -40,8 +48,14 @@ for kind, code, file in json.loads(sys.argv[1]):
         except NameError as error:
             print("left out:", error)
             left_out += 1
+            continue
+    lines = [line for line in code.splitlines() if line.strip() and not line.startswith(("#", "import ", "from "))]
+    seconds = [after - start for after, start in zip(used(), before)]
+    print("\\nBLOCK", json.dumps([file or lines[0].removeprefix("$ "), len(lines), *seconds]), flush=True)
 print("LEFT OUT", left_out)
 """
+# Reasons of marked blocks that --marked runs.
+RUNS_HERE = ("needs several processes", "is run as a script")
 
 
 def timed(arguments: list[str], folder: Path, variables: dict[str, str]) -> tuple[float, float, str]:
@@ -56,9 +70,9 @@ def timed(arguments: list[str], folder: Path, variables: dict[str, str]) -> tupl
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
 
 
-def blocks(page: Path) -> list[tuple[str, str, str | None]]:
+def blocks(page: Path, marked: bool) -> list[tuple[str, str, str | None]]:
     """What is run of a page: "python" or "shell", the code, and a file that it is written to instead."""
-    found = [snippet for snippet in snippets(page) if not snippet.reason]
+    found = [s for s in snippets(page) if not s.reason or (marked and s.reason in RUNS_HERE)]
     return [("python" if s.language in PYTHON else "shell", s.code.replace("\n$ ", "\n"), s.file) for s in found]
 
 
@@ -89,6 +103,7 @@ def main() -> None:
     parser.add_argument("--torch", default="torch", help="what is installed as torch, or a wheel of it")
     parser.add_argument("--also", nargs="*", default=[], help="packages that pages ask for, such as peft")
     parser.add_argument("--pages", nargs="+", help="default: README.md and all guides with code")
+    parser.add_argument("--marked", action="store_true", help="also blocks that need several processes, and scripts")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -99,13 +114,19 @@ def main() -> None:
             wall, cpu, _ = timed(arguments, folder, variables)
             print(f"| {step} | {wall:.0f} | {cpu:.0f} |", flush=True)
         for page in pages():
-            if not (code := blocks(page)) or (options.pages and name_of(page) not in options.pages):
+            if not (code := blocks(page, options.marked)) or (options.pages and name_of(page) not in options.pages):
                 continue
-            (work := folder / name_of(page).replace("/", "-")).mkdir()
+            work = folder / name_of(page).replace("/", "-")
+            shutil.copytree(ROOT / "docs" / "examples", work / "docs" / "examples")
             wall, cpu, said = timed(["python", "-c", PAGE, json.dumps(code)], work, variables)
             left_out = int(said.rpartition("LEFT OUT ")[2])
             text = f"{name_of(page)}, {len(code) - left_out} of {len(code)} blocks"
-            print(f"| {text} | {wall:.0f} | {cpu:.0f} |", flush=True)
+            print(f"| **{text}** | {wall:.0f} | {cpu:.0f} |")
+            for line in said.splitlines():
+                if line.startswith("BLOCK "):
+                    first, lines, wall, cpu = json.loads(line.removeprefix("BLOCK "))
+                    more = f", {lines} lines" if lines > 1 else ""
+                    print(f"| `{first}`{more} | {wall:.0f} | {cpu:.0f} |", flush=True)
 
 
 if __name__ == "__main__":
