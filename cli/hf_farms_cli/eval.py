@@ -96,8 +96,9 @@ def eval_command(
 ) -> None:
     """Measure perplexity and sparsity, and run tasks of lm-eval.
 
-    If MODEL is a folder written by `hf-farms prune`, the results are also added to its report and model card. Tasks
-    need the extra: pip install "hf-farms[eval]".
+    If MODEL is a folder written by `hf-farms prune`, the results are also added to its report and model card.
+
+    For tasks: pip install "hf-farms[eval]".
 
     Examples:
         hf-farms eval demo
