@@ -211,7 +211,8 @@ def prune_command(
         writing(
             "-o",
             "--output",
-            help="Folder  [default: ./<model>-<allocation>-<method>-<percent>; next to MODEL if run inside it]",
+            help="Folder  [default: ./<model>-<allocation>-<method>-<percent>; next to MODEL, or to the folder of a "
+            "recipe, if run inside it]",
         ),
     ] = None,
     overwrite: Annotated[

@@ -43,7 +43,7 @@ def check_supported(
         monitor: whether weights are read only, and steps stay as they are.
 
     Raises:
-        ValueError: FSDP 1; unless only monitored, a config of DeepSpeed with an optimizer or scheduler of its own, a
+        ValueError: FSDP1; unless only monitored, a config of DeepSpeed with an optimizer or scheduler of its own, a
             layer-wise optimizer of GaLore or APOLLO, LOMO, an optimizer that computes its own learning rate.
     """
     check_one_engine(args, name)

@@ -56,7 +56,7 @@ class FarmsLRCallback(LayerwiseCallback):
 
     Raises:
         ValueError: at the start of the training, if the step of the optimizer cannot be given groups (GaLore
-            layer-wise, LOMO, FSDP 1), if a config of DeepSpeed has an optimizer or scheduler of its own, or beside
+            layer-wise, LOMO, FSDP1), if a config of DeepSpeed has an optimizer or scheduler of its own, or beside
             another callback of layer-wise rates.
     """
 

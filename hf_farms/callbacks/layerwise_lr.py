@@ -61,7 +61,7 @@ class LayerwiseLRCallback(LayerwiseCallback):
 
     Raises:
         ValueError: an invalid pattern or factor; at the start of the training, if the step of the optimizer cannot be
-            given groups (GaLore layer-wise, LOMO, FSDP 1), a config of DeepSpeed has an optimizer or scheduler of its
+            given groups (GaLore layer-wise, LOMO, FSDP1), a config of DeepSpeed has an optimizer or scheduler of its
             own, beside another callback of layer-wise rates, or with other numbers than those of another process.
     """
 

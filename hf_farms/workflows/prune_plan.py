@@ -83,7 +83,7 @@ def plan_prune(
     """
     calibration, evaluation, selection = recipe.texts()
     output = OutputFolder(
-        folder if folder is not None else default_folder(recipe),
+        folder if folder is not None else default_folder(recipe, recipe_file),
         overwrite=overwrite,
         reads={
             "the model": recipe.model,
@@ -134,13 +134,21 @@ def _warn_unused(plan: PrunePlan) -> None:
     warn_unused(PruneArguments(allocation=prune.allocation, evaluates=evaluates, baseline=plan.baseline))
 
 
-def default_folder(recipe: Recipe) -> Path:
-    """Return the default output folder: in the current folder, or next to the model if that contains it."""
+def default_folder(recipe: Recipe, recipe_file: Path | None = None) -> Path:
+    """Return the default output folder: in the current folder, or next to the model or result that contains it.
+
+    Args:
+        recipe: model and settings.
+        recipe_file: the file that it was read from; in a folder with a report it belongs to that result.
+    """
     name = default_output_name(recipe.model, recipe.prune)
-    model = Path(recipe.model)
-    if not os.path.isdir(model) or not is_inside(Path.cwd(), model):
-        return Path(name)
-    return Path(os.path.relpath(os.path.realpath(model.parent))) / name
+    own = [Path(recipe.model)]
+    if recipe_file is not None and (recipe_file.parent / REPORT_NAME).is_file():
+        own.append(recipe_file.parent)
+    for folder in own:
+        if os.path.isdir(folder) and is_inside(Path.cwd(), folder):
+            return Path(os.path.relpath(os.path.dirname(os.path.abspath(folder)))) / name
+    return Path(name)
 
 
 def _check_texts(recipe: Recipe) -> None:

@@ -72,6 +72,7 @@ class PruneStages:
         self._text = EvaluationText(recipe.evaluation, self._loaded) if recipe.evaluation.source is not None else None
         self._calibration = Calibration(recipe, self._loaded)
         self._selection = SelectionText(recipe, self._loaded)
+        self._selection.check_apart(self._calibration.known)
 
     def finish(
         self, *, repo_id: str | None, command: str | None, on_estimate: Callable[[str], None] | None = None

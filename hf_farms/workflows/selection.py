@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_farms.blocks import StreamedBlockSource
-from hf_farms.data.selection import selection_sequences
+from hf_farms.data.selection import check_selection_apart, selection_sequences, split_selection
 from hf_farms.files.atomic_writes import write_text
 from hf_farms.pruning.searching import search_sparsities
 from hf_farms.reports import SearchRecord, json_converter
@@ -47,6 +47,15 @@ class SelectionText:
             self.batches, self.notes = selection_sequences(
                 recipe.selection, model=loaded.source.model, tokenizer=loaded.tokenizer
             )
+
+    def check_apart(self, calibration: Sequence[Tensor]) -> None:
+        """Refuse calibration text in the selection text before anything is measured.
+
+        Raises:
+            DataError: a sequence is in both.
+        """
+        if self.batches:
+            check_selection_apart(split_selection(self.batches), [{"input_ids": ids} for ids in calibration])
 
     @property
     def bytes_needed(self) -> int:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from hf_farms.data.calibration import calibration_sequences
 from hf_farms.errors import NoEffectWarning, OutputError
 from hf_farms.loading.opening import load_model
 from hf_farms.output.folder import OutputFolder
+from hf_farms.output.recipe import Recipe
+from hf_farms.workflows.prune_plan import default_folder
 
 SHORT = CalibrationConfig(num_sequences=2, sequence_length=64)
 TEXT = EvaluationConfig(context_length=64, max_windows=2)
@@ -121,6 +124,26 @@ def test_calibration_of_the_caller_is_used_for_a_model_by_name():
     ids = [torch.arange(3, 203)[None]]
     report = prune("demo", PruneConfig(allocation="uniform"), calibration=ids).report
     assert report.calibration.num_tokens == 200
+
+
+def test_a_recipe_run_in_the_folder_of_its_result_is_that_result(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ("--method", "magnitude", "--evaluation", "none", "-q")
+    done = CliRunner().invoke(app, ["prune", "demo", *options])
+    assert done.exit_code == 0, done.output
+    (folder,) = tmp_path.iterdir()
+    before = sorted(folder.rglob("*"))
+    for place, recipe in ((folder, "recipe.yaml"), (tmp_path, f"{folder.name}/recipe.yaml")):
+        monkeypatch.chdir(place)
+        done = CliRunner().invoke(app, ["prune", recipe])
+        assert done.exit_code == 0, done.output
+        assert "is finished already" in done.output
+    assert sorted(folder.rglob("*")) == before
+    # A recipe that lies elsewhere has its result in the current folder.
+    (tmp_path / "project").mkdir()
+    (folder / "recipe.yaml").rename(tmp_path / "project" / "recipe.yaml")
+    monkeypatch.chdir(tmp_path / "project")
+    assert default_folder(Recipe.load(Path("recipe.yaml")), Path("recipe.yaml")) == Path(folder.name)
 
 
 @pytest.mark.parametrize("arguments", [["prune", "demo", "--dry-run"], ["prune", "--help"]])

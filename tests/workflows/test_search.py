@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from hf_farms import CalibrationConfig, EvaluationConfig, LoadOptions, PruneConfig, SelectionConfig, prune_checkpoint
+from hf_farms.data.texts import read_text
 from hf_farms.errors import DataError, NoEffectWarning
 from hf_farms.output.recipe import Recipe
 from hf_farms.reports import PruneReport
@@ -95,6 +96,24 @@ def test_a_selection_text_is_checked_before_anything_is_loaded(tmp_path):
             recipe(prune=PruneConfig(), selection=SelectionConfig(source=str(text))),
             tmp_path / "out",
         )
+
+
+def test_a_selection_text_that_holds_calibration_passages_is_refused_before_anything_is_measured(tmp_path):
+    (tmp_path / "fit.txt").write_text(passage := read_text("speeches")[:3000], encoding="utf-8")
+    (tmp_path / "select.txt").write_text(f"Title\n{passage}", encoding="utf-8")
+    out, stages = tmp_path / "out", []
+    with pytest.raises(DataError, match="must not be the calibration text, got a sequence that is in both"):
+        prune_checkpoint(
+            "demo",
+            out,
+            config=PruneConfig(recover="submodule"),
+            calibration=CalibrationConfig(source=str(tmp_path / "fit.txt"), num_sequences=2, sequence_length=200),
+            evaluation=NONE,
+            selection=SelectionConfig(source=str(tmp_path / "select.txt"), sequence_length=64),
+            progress=lambda stage, *_: stages.append(stage),
+        )
+    assert not stages
+    assert {path.name for path in tmp_path.iterdir()} == {"fit.txt", "select.txt"}
 
 
 def test_a_recipe_names_a_selection_text_only_where_one_is_used(tmp_path):
