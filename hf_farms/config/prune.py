@@ -117,9 +117,9 @@ class PruneConfig:
             then trains all kept weights together to predict as the dense model does: slower still, in the memory of
             full fine-tuning, for causal language models that are not streamed. "none" keeps the weights that the method
             left.
-        recover_passes: passes of the fit over the calibration data; None is the default of the recovery, 3 for
-            "submodule" and 2 for the training of "distill". Time grows in proportion. With more of the data rather
-            than more passes, less of it is learned by heart.
+        recover_passes: passes of the fit over the calibration data; None is the default of the recovery, 6 for
+            "submodule" and 2 for the training of "distill". Time grows in proportion: lower it where that counts.
+            With more of the data rather than more passes, less of it is learned by heart.
         recover_rate: largest learning rate of the fit, as a fraction of the root mean square of each matrix; None is
             the default of the recovery, 0.01 for "submodule" and 0.001 for "distill". Lower it if the report says that
             weights were left as they were.

@@ -73,8 +73,8 @@ def prune(
 
     Time: two forward passes of the calibration data through the blocks (one to measure, one to propagate). Memory: its
     hidden states, and the statistics of one block; SparseGPT and `refine="swaps"` need n x n float64 for each distinct
-    input of n channels (both together twice that), for experts at most 4 GiB at once. Recovery by submodule: about 13
-    more forward passes (one of the dense model, three to record inputs, three for each of three passes of the fit); the
+    input of n channels (both together twice that), for experts at most 4 GiB at once. Recovery by submodule: about 22
+    more forward passes (one of the dense model, three to record inputs, three for each of six passes of the fit); the
     hidden states of the calibration data four more times, three of them in float32; the dense weights of one block, and
     five times the weights of its attention or of its feed-forward network in float32. `recover="distill"` adds, for
     each pass over the calibration data, a forward and a backward pass of the model, and needs the memory of full

@@ -38,11 +38,15 @@ class Cell:
     recover: str = "none"
     # Calibration sequences, as a multiple of the default.
     data: int = 1
+    # Of the recovery by submodule; the first rows have this number, and no word of it in their names.
+    passes: int = 3
 
     @property
     def name(self) -> str:
         """A name that tells cells apart."""
-        return " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in asdict(self).values())
+        values = [value for name, value in asdict(self).items() if name != "passes"]
+        text = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+        return text if self.passes == 3 else f"{text} {self.passes}-passes"
 
 
 def _cells(sparsity: float, allocations: tuple[str, ...], **options: Any) -> list[Cell]:
@@ -77,6 +81,8 @@ TIERS: dict[str, list[Cell]] = {
     "placebos": [cell for sparsity in (0.5, 0.6) for cell in _cells(sparsity, ("first", "reversed", "shuffled"))],
     "plain-recovery": _cells(0.5, AFTER, recover="submodule"),
     "plain-recovery-60": _cells(0.6, ("uniform", "auto"), recover="submodule"),
+    "passes-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=6),
+    "passes-60": _cells(0.6, ("auto", "uniform"), recover="submodule", passes=6),
     "plain-most-data-50": _cells(0.5, ("auto", "uniform"), recover="submodule", data=8),
     "zero-shot": _cells(0.5, ("uniform",)) + _cells(0.5, ("uniform", "auto"), refine="swaps", recover="submodule"),
     "more-data-50": _cells(0.5, ("auto", "uniform"), refine="swaps", recover="submodule", data=4),
@@ -146,6 +152,7 @@ def _row(subject: Subject, windows: Windows, cell: Cell, seed: int, options: arg
 
 def _pruned(subject: Subject, cell: Cell, batches: list[Any], options: argparse.Namespace) -> Any:
     name, bound = cell.allocation.removeprefix("wide "), None
+    passes = cell.passes if cell.recover == "submodule" else None
     given: dict[str, Any] = {"selection": selection(subject, options)} if cell.recover != "none" else {}
     config = PruneConfig(
         sparsity=cell.sparsity,
@@ -153,6 +160,7 @@ def _pruned(subject: Subject, cell: Cell, batches: list[Any], options: argparse.
         pattern=cell.pattern,
         refine=cell.refine,
         recover=cell.recover,
+        recover_passes=passes,
         allocation=name if name not in (*PLACEBOS, *TUNED, *GIVEN) else "farms" if name in PLACEBOS else "auto",
         spread=0.3 if cell.allocation in WIDE else None,
     )
@@ -173,6 +181,7 @@ def _pruned(subject: Subject, cell: Cell, batches: list[Any], options: argparse.
                 pattern=cell.pattern,
                 refine=cell.refine,
                 recover=cell.recover,
+                recover_passes=passes,
                 allocation=name.removeprefix("tuned "),
                 spread=chosen["spread"],
             )

@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 Row = Mapping[str, Any]
 
 # What the rows of a table have in common.
-TABLE = ("sparsity", "pattern", "method", "refine", "recover", "data")
+TABLE = ("sparsity", "pattern", "method", "refine", "recover", "data", "passes")
 # The row of a table that others are compared with.
 BASE = "uniform"
 
@@ -104,7 +104,8 @@ def read_rows(folder: Path) -> list[Row]:
     """Read the rows of a folder, compressed or not."""
     path = folder / "rows.jsonl"
     text = path.read_bytes() if path.exists() else gzip.decompress(path.with_suffix(".jsonl.gz").read_bytes())
-    return [json.loads(line) for line in text.splitlines()]
+    # The first rows, of three passes, do not name them.
+    return [{"passes": 3, **json.loads(line)} for line in text.splitlines()]
 
 
 def print_tables(folder: Path) -> None:
@@ -125,7 +126,11 @@ def _setting(row: Row) -> tuple[Any, ...]:
 def _title(row: Row) -> str:
     parts = [f"{row['sparsity']:.0%}", row["pattern"] if row["pattern"] != "unstructured" else "", row["method"]]
     parts += [row["refine"] if row["refine"] != "none" else "", row["recover"] if row["recover"] != "none" else ""]
-    return ", ".join([part for part in parts if part] + ([f"{row['data']} x data"] if row["data"] > 1 else []))
+    parts += [
+        f"{row['data']} x data" if row["data"] > 1 else "",
+        f"{row['passes']} passes" if row["passes"] != 3 else "",
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 def _print_table(rows: Sequence[Row]) -> None:

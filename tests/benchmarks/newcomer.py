@@ -49,9 +49,10 @@ for kind, code, file in json.loads(sys.argv[1]):
             print("left out:", error)
             left_out += 1
             continue
-    lines = [line for line in code.splitlines() if line.strip() and not line.startswith(("#", "import ", "from "))]
+    others = ("#", "import ", "from ", " ", ")")
+    lines = [line for line in code.splitlines() if line and not line.startswith(others)]
     seconds = [after - start for after, start in zip(used(), before)]
-    print("\\nBLOCK", json.dumps([file or lines[0].removeprefix("$ "), len(lines), *seconds]), flush=True)
+    print("\\nBLOCK", json.dumps([file or lines[0].removeprefix("$ "), code.count("\\n"), *seconds]), flush=True)
 print("LEFT OUT", left_out)
 """
 # Reasons of marked blocks that --marked runs.
