@@ -95,9 +95,9 @@ def analyze_command(
     output_format = check_format(format_, quiet, json_)
     with usage():
         config = FarmsConfig(
-            window_rows=None if window_rows == "none" else _count_or_auto("window_rows", window_rows),
+            window_rows=None if window_rows == "none" else _count("window_rows", window_rows, "a number, auto or none"),
             aspect_ratio=aspect_ratio,
-            windows_per_dim=_count_or_auto("windows_per_dim", windows_per_dim),
+            windows_per_dim=_count("windows_per_dim", windows_per_dim, "a number or auto"),
             fit=fit,
             tail_divisor=tail_divisor,
             released_peak_bound=released_peak_bound,
@@ -134,10 +134,10 @@ def analyze_command(
         print_remark(f"Wrote {', '.join(stored)}.", output_format)
 
 
-def _count_or_auto(name: str, value: str) -> int | Literal["auto"]:
+def _count(name: str, value: str, constraint: str) -> int | Literal["auto"]:
     if value == "auto":
         return "auto"
     try:
         return int(value)
     except ValueError:
-        raise ValueError(f"{name} must be a number or auto, got {value!r}.") from None
+        raise ValueError(f"{name} must be {constraint}, got {value!r}.") from None

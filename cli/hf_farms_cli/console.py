@@ -52,11 +52,11 @@ def check_format(name: str, quiet: bool, json: bool = False) -> Format:
         json: --json, short for `json`.
     """
     if name not in FORMATS:
-        raise typer.BadParameter(f"format must be one of {', '.join(FORMATS)}, got {name!r}.")
+        raise typer.BadParameter(f"--format must be one of {', '.join(FORMATS)}, got {name!r}.")
     given = {f"--format {name}": name != "auto", "--json": json, "-q": quiet}
     if sum(given.values()) > 1:
         options = " and ".join(option for option, is_given in given.items() if is_given)
-        raise typer.BadParameter(f"format must be given once, got {options}. Leave one out.")
+        raise typer.BadParameter(f"--format must be given once, got {options}. Leave one out.")
     output_format: Any = "quiet" if quiet else "json" if json else name
     if output_format == "auto":
         # May fetch the list of known agents from the Hub once a day, as each `hf` command does.

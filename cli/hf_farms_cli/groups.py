@@ -10,31 +10,31 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from hf_farms.privacy.masking import mask_secrets
 from hf_farms_cli.help import Command
+from hf_farms_cli.wrong_lines import explain
 
 __all__ = ["CommandGroup", "examples"]
 
 
 class _Group(TyperGroup):
-    """Parses the command line; secrets that its error messages quote are masked."""
+    """Parses the command line; errors of the parser are ours in form, and secrets in them are masked."""
 
     def make_context(self, *args: Any, **options: Any) -> Any:
-        with _masked():
+        with _our_errors():
             return super().make_context(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:
-        with _masked():
+        with _our_errors():
             return super().invoke(ctx)
 
 
 @contextmanager
-def _masked() -> Iterator[None]:
+def _our_errors() -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # their class is not public
-        if isinstance(message := getattr(error, "message", None), str):
-            error.message = mask_secrets(message)  # type: ignore[attr-defined]
+    except Exception as error:  # their classes are not public
+        if isinstance(getattr(error, "message", None), str):
+            explain(error)
         raise
 
 

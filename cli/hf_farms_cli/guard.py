@@ -21,7 +21,7 @@ from hf_farms.privacy.masking import mask_error, mask_secrets
 from hf_farms.processes import launched_processes, leave_ranks, working_ranks
 from hf_farms_cli.interrupts import interrupts
 from hf_farms_cli.lost import libraries_to_stderr
-from hf_farms_cli.messages import in_options
+from hf_farms_cli.messages import in_options, names_here, with_option
 from hf_farms_cli.streams import err, escaped
 
 __all__ = ["guarded", "if_interrupted", "shown_warnings"]
@@ -100,7 +100,8 @@ def _print_error(error: Exception) -> None:
     elif not isinstance(error, (HfFarmsError, ValueError, OSError)):
         err.print(traceback.format_exc(), markup=False)
         hint = "This should not happen. Report it with the output of `hf-farms env`."
-    err.print(f"[red]Error:[/red] {escaped(in_options(' '.join(str(error).split())))}")
+    message = with_option(" ".join(str(error).split()), names_here.get())
+    err.print(f"[red]Error:[/red] {escaped(in_options(message))}")
     if hint:
         err.print(f"[dim]Hint:[/dim] {escaped(in_options(hint))}")
 

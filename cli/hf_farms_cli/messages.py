@@ -1,15 +1,28 @@
 """Translation of library messages to the command line.
 
 The library names Python arguments: errors, hints, warnings and notes contain `name`, `name=value` or the name of a
-function, in backticks. Each of them is replaced by the equivalent option or command.
+function, in backticks. Each of them is replaced by the equivalent option or command. The error of a wrong argument
+starts with its name, which becomes the option of the command that runs.
 """
 
 from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
 
-__all__ = ["EXPRESSIONS", "FIELDS", "OPTIONS", "in_options"]
+__all__ = [
+    "EXPRESSIONS",
+    "FIELDS",
+    "OPTIONS",
+    "fields_of",
+    "in_options",
+    "names_here",
+    "options_by_name",
+    "with_option",
+]
 
 # Argument -> option. A value is appended; `name=False` is `--no-name`, None is `none`.
 OPTIONS = {
@@ -99,6 +112,16 @@ EXPRESSIONS = {
     r"evaluate_checkpoint": "`hf-farms eval`",
 }
 
+# Option -> how it writes None; where an option is missing, None is written by leaving it out.
+NONE = {
+    **dict.fromkeys(("--window-rows", "--evaluation", "--text"), "'none'"),
+    **dict.fromkeys(("--windows", "--evaluation-windows"), "0 (all)"),
+}
+
+# Name of an argument or field at the start of an error -> option of the command that runs.
+names_here: ContextVar[Mapping[str, str]] = ContextVar("names_here", default=MappingProxyType({}))
+
+WRONG = re.compile(r"(?:(?:calibration|evaluation|selection) )?(\w+)(?= must )")
 SPAN = re.compile(r"`([^`\n]+)`")
 ARGUMENT = re.compile(r"([\w.]+)(?:=(.+))?")
 
@@ -108,6 +131,39 @@ def in_options(message: str) -> str:
     for pattern, option in FIRST.items():
         message = re.sub(f"^{pattern}", option, message)
     return SPAN.sub(_replacement, message)
+
+
+def fields_of(config: str) -> dict[str, str]:
+    """Return the options of the fields of a config, such as "calibration", by the name of the field."""
+    return {name.removeprefix(f"{config}."): option for name, option in FIELDS.items() if name.startswith(f"{config}.")}
+
+
+def options_by_name(parameters: Mapping[str, str]) -> dict[str, str]:
+    """Return the options of a command by the names that errors start with.
+
+    Args:
+        parameters: the options by the name of their parameter.
+    """
+    options: dict[str, set[str]] = {}
+    for name, option in (*FIELDS.items(), *OPTIONS.items()):
+        if option in parameters.values():
+            options.setdefault(name.rpartition(".")[2], set()).add(option)
+    # Fields of several texts have the same name.
+    return {name: only for name, (only, *others) in options.items() if not others} | dict(parameters)
+
+
+def with_option(message: str, options: Mapping[str, str]) -> str:
+    """Return the error of a wrong argument with its option in place of its name, and values as they are typed."""
+    start = WRONG.match(message)
+    option = options.get(start[1]) if start is not None else None
+    if start is None or option is None:
+        return message
+    constraint, got, rest = message[start.end() :].partition(", got ")
+    if option in NONE:
+        constraint = re.sub(r"\bNone\b", NONE[option], constraint)
+    else:
+        constraint = re.sub(r"\bNone,? or |, None(?= or )| or None\b", "", constraint)
+    return option + constraint + got + re.sub(r"^None\b", "none", rest)
 
 
 def _replacement(span: re.Match[str]) -> str:

@@ -11,6 +11,7 @@ import typer
 
 from hf_farms.demo import DEMO_FOLDERS
 from hf_farms.errors import ArgumentError
+from hf_farms_cli.messages import fields_of, with_option
 
 __all__ = [
     "CALIBRATION",
@@ -76,8 +77,11 @@ class UsageError(ArgumentError):
 
 
 @contextmanager
-def usage() -> Iterator[None]:
+def usage(config: str = "") -> Iterator[None]:
     """Turn each ValueError into a usage error; wrap nothing but the parsing of options.
+
+    Args:
+        config: name of the config that is made, where several have a field of the same name.
 
     Raises:
         UsageError: an option has an invalid value, or excludes another one.
@@ -85,7 +89,7 @@ def usage() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise UsageError(*error.args) from error
+        raise UsageError(with_option(str(error), fields_of(config))) from error
 
 
 def check_repo_id(repo_id: str | None) -> None:

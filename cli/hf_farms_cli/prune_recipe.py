@@ -43,7 +43,15 @@ def _recipe_of(model: str, options: dict[str, Any]) -> Recipe:
         revision=options["revision"],
         dtype=options["dtype"],
         prune=prune,
-        calibration=CalibrationConfig(
+        calibration=_calibration(options),
+        selection=_selection(options, needed=prune.needs_selection),
+        evaluation=_evaluation(options),
+    )
+
+
+def _calibration(options: dict[str, Any]) -> CalibrationConfig:
+    with usage("calibration"):
+        return CalibrationConfig(
             source=options["calibration"],
             column=options["calibration_column"],
             subset=options["calibration_subset"],
@@ -51,26 +59,29 @@ def _recipe_of(model: str, options: dict[str, Any]) -> Recipe:
             num_sequences=options["calibration_samples"],
             sequence_length=options["calibration_length"],
             seed=options["seed"],
-        ),
-        selection=_selection(options, needed=prune.needs_selection),
-        evaluation=EvaluationConfig(
+        )
+
+
+def _evaluation(options: dict[str, Any]) -> EvaluationConfig:
+    with usage("evaluation"):
+        return EvaluationConfig(
             source=None if options["evaluation"] == "none" else options["evaluation"],
             column=options["evaluation_column"],
             subset=options["evaluation_subset"],
             split=options["evaluation_split"],
             context_length=options["context_length"],
             max_windows=options["evaluation_windows"] or None,
-        ),
-    )
+        )
 
 
 def _selection(options: dict[str, Any], *, needed: bool) -> SelectionConfig | None:
     """Return the selection text; None where none is needed and no option differs from its default."""
-    selection = SelectionConfig(
-        source=options["select_on"],
-        column=options["select_column"],
-        subset=options["select_subset"],
-        split=options["select_split"],
-        sequence_length=options["select_length"],
-    )
+    with usage("selection"):
+        selection = SelectionConfig(
+            source=options["select_on"],
+            column=options["select_column"],
+            subset=options["select_subset"],
+            split=options["select_split"],
+            sequence_length=options["select_length"],
+        )
     return selection if needed or selection != SelectionConfig() else None

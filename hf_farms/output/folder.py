@@ -16,7 +16,7 @@ from typing import TypeVar
 from hf_farms.config.renamed import absent_values, current_name
 from hf_farms.errors import OutputError
 from hf_farms.files.atomic_writes import UNFINISHED_FILE, replacing, write_text, writing
-from hf_farms.files.path_checks import check_file, check_name
+from hf_farms.files.path_checks import check_file, check_name, check_parent
 from hf_farms.files.paths import kind_of, nearest
 from hf_farms.output.allowed_paths import PARTIAL, Reads, check_folder, named_folder, partial_folder
 from hf_farms.output.existing_results import STATE, check_target, check_unfinished, remove_leftovers
@@ -64,8 +64,7 @@ class OutputFolder:
         self.check_place()
         check_target(self.path, overwrite=self._overwrite)
         check_unfinished(self.partial)
-        if not os.access(self._parent(), os.W_OK):
-            raise OutputError(f"output must be in a folder that can be written, got {str(self._parent())!r}.")
+        check_parent(self.path.absolute().parent)
 
     def check_name(self) -> None:
         """Refuse a name that the file system cannot hold.

@@ -350,7 +350,7 @@ def test_an_interrupt_that_a_library_dropped_comes_with_the_next_step(monkeypatc
 def test_usage_errors_inside_commands_have_status_2():
     done = run(lambda: check_format("xml", False))
     assert done.exit_code == 2
-    assert "Error: Invalid value: format must be one of" in done.stderr
+    assert "Error: Invalid value: --format must be one of" in done.stderr
 
 
 @pytest.mark.filterwarnings("default")

@@ -122,9 +122,9 @@ def test_an_option_without_an_effect_is_warned_of_once(command, warned, folder, 
 
 def test_options_of_tasks_are_refused_without_tasks_too(tmp_path):
     for options, sentence in (
-        (("--num-fewshot", "-1"), "num_fewshot must be at least 0, got -1."),
+        (("--num-fewshot", "-1"), "--num-fewshot must be at least 0, got -1."),
         (("--limit", "0"), "limit must be at least 1, got 0."),
-        (("--include-path", tmp_path / "no"), "include_path must be a folder with YAML files of tasks"),
+        (("--include-path", tmp_path / "no"), "--include-path must be a folder with YAML files of tasks"),
         (("--tasks", ""), "tasks must be names with commas between, got ''. Name one, or leave --tasks out."),
     ):
         result, stderr = run("eval", "demo", "--metrics", "sparsity", *options)

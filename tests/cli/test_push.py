@@ -162,7 +162,7 @@ def test_the_dense_models_own_repository_is_never_written_to(client, hub, pruned
     edit_report(pruned, base={"repo_id": "ada/dense"}, model="ada/dense")
     for more in ([], ["--yes"], ["--create-pr"]):
         said = refused(client.cli("push", str(pruned), "--repo-id", "Ada/Dense", *more))
-        assert "repo_id must not be the dense model's own repository, got 'Ada/Dense'" in said
+        assert "--repo-id must not be the dense model's own repository, got 'Ada/Dense'" in said
     assert not made(hub)
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -320,3 +321,11 @@ def test_files_of_the_hub_cache_are_not_read_again(tmp_path):
     blob.write_bytes(b"x")
     (tmp_path / "model.safetensors").symlink_to(blob)
     assert hash_of_file(tmp_path / "model.safetensors") == "ab" * 32
+
+
+def test_a_place_that_cannot_be_written_is_refused_with_advice(tmp_path, monkeypatch):
+    # Tests may run as root, who may write anywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(OutputError, match="output must be in a writable folder, got ") as refused:
+        OutputFolder(tmp_path / "new").check()
+    assert refused.value.hint == "Choose another `output`."
