@@ -16,7 +16,7 @@ from hf_farms.registries import COMBINATIONS
 from hf_farms_cli.adapter_checkpoints import diff_command, merge_command, unmerge_command
 from hf_farms_cli.adapter_options import AdapterArgument, IncludeBaseOption, OutputOption
 from hf_farms_cli.console import check_format, guarded, if_interrupted, print_done, quiet_transformers
-from hf_farms_cli.dry_run import print_plan, push_lines
+from hf_farms_cli.dry_run import print_plan, push_plan
 from hf_farms_cli.groups import CommandGroup, examples
 from hf_farms_cli.options import (
     HUB,
@@ -203,7 +203,7 @@ def push_adapter_command(
         folder, repo_id, private=private, create_pr=create_pr, revision=push_revision, allow_foreign_files=yes
     ) as checked:
         if dry_run:
-            print_plan(push_lines(checked.plan), output_format)
+            print_plan(push_plan(checked.plan), output_format)
             return
         with if_interrupted("Run the same command again to upload the rest."):
             url = hub.push(checked.folder, commit_message=commit_message, plan=checked.plan)

@@ -23,7 +23,7 @@ from hf_farms.config import (
 )
 from hf_farms.files.paths import with_home
 from hf_farms_cli.console import check_format, guarded, print_remark
-from hf_farms_cli.dry_run import plan_line, print_plan, prune_lines, unchecked_lines
+from hf_farms_cli.dry_run import print_plan, prune_plan
 from hf_farms_cli.options import (
     CALIBRATION,
     EVALUATION,
@@ -283,8 +283,10 @@ def prune_command(
         )
     if plan.finished is not None:
         print_remark(f"{plan.output.path} is finished already: nothing was pruned.", output_format)
+    # A plan without either needs no torch.
+    if not dry_run or device is not None or dtype != "auto":
+        check_device(device, dtype)
     if dry_run:
-        print_plan([*prune_lines(plan), f"push: {plan_line(target)}", *unchecked_lines(target)], output_format)
+        print_plan(prune_plan(plan, target), output_format)
         return
-    check_device(device, dtype)
     run_and_print(plan, target, output_format, private=private, commit_message=commit_message, yes=yes)

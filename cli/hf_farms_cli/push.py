@@ -11,7 +11,7 @@ import typer
 
 from hf_farms.errors import HfFarmsWarning, OutputError
 from hf_farms_cli.console import check_format, guarded, if_interrupted, print_done
-from hf_farms_cli.dry_run import print_plan, push_lines
+from hf_farms_cli.dry_run import print_plan, push_plan
 from hf_farms_cli.options import (
     HUB,
     BranchOption,
@@ -88,7 +88,7 @@ def push_command(
         unreachable_ok=dry_run,
     )
     if dry_run:
-        print_plan(push_lines(plan), output_format)
+        print_plan(push_plan(plan), output_format)
         return
     from hf_farms.workflows.push import push_result
 

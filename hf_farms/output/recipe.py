@@ -130,12 +130,12 @@ class Recipe:
 
     def describe(self) -> list[str]:
         """Return the settings that have an effect, as lines "name: value"."""
-        return [
-            f"{key}: {value}"
-            for key, value in self.flat().items()
-            if (self.prune.needs_calibration or not key.startswith("calibration."))
-            and (self.prune.needs_selection or not key.startswith("selection."))
-        ]
+        return [f"{key}: {value}" for key, value in _flat(self.effective()).items()]
+
+    def effective(self) -> dict[str, object]:
+        """Return the settings that have an effect, as mappings."""
+        unused = {"calibration": not self.prune.needs_calibration, "selection": not self.prune.needs_selection}
+        return {name: value for name, value in _without_none(self).items() if not unused.get(name)}
 
     @property
     def needs_tokenizer(self) -> bool:

@@ -63,6 +63,9 @@ class _OneProcess:
     index, count = 0, 1
     device: str | None = None
 
+    def __repr__(self) -> str:
+        return "ONE_PROCESS"  # in signatures that `help` shows
+
     def gather(self, item: T) -> list[T]:
         return [item]
 

@@ -162,6 +162,32 @@ def test_dry_run_shows_the_plan_and_does_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_dry_run_for_programs_has_keys_and_values(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run("prune", "demo", "--dry-run", "--method", "magnitude", "--json")
+    assert done.exit_code == 0, done.output
+    plan = json.loads(done.stdout)["plan"]
+    assert (plan["model"], plan["prune"]["method"], plan["evaluation"]["split"]) == ("demo", "magnitude", "test")
+    assert "calibration" not in plan  # has no effect
+    assert (plan["output"], plan["state"], plan["push"]) == ("demo-farms-magnitude-50", "new", None)
+    assert plan["size_bytes"] == 2026304 < plan["free_bytes"]
+    assert {"README.md", "recipe.yaml"} <= set(plan["files"])
+
+
+def test_dry_run_that_is_quiet_prints_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("prune", "demo", "--dry-run", "-q").stdout == "demo-farms-wanda-50\n"
+
+
+@pytest.mark.parametrize(("option", "value"), [("--device", "gpu"), ("--dtype", "int3")])
+def test_dry_run_refuses_what_the_run_would_refuse(option, value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run("prune", "demo", "--dry-run", option, value)
+    assert done.exit_code == 2
+    assert f"{option} must " in done.stderr
+    assert f"got {value!r}" in done.stderr
+
+
 def prepare_bert(folder):
     tiny_bert().save_pretrained(folder)
     from transformers import AutoTokenizer

@@ -90,8 +90,18 @@ def test_dry_run_shows_repository_files_sizes_and_sparsity(client, hub):
     names = {line.removeprefix("[dry-run] file: ").split(" (")[0] for line in lines if "file: " in line}
     assert names == set(contents(client.folder / "pruned"))
     assert lines[-1].startswith(f"[dry-run] total: {len(names)} files, ")
-    plan = json.loads(client.cli("push", "pruned", "--dry-run", "--private", "--json")["stdout"])
-    assert plan == {"dry_run": True, "plan": [line.removeprefix("[dry-run] ") for line in lines]}
+    shown = json.loads(client.cli("push", "pruned", "--dry-run", "--private", "--json")["stdout"])
+    assert shown["dry_run"] is True
+    plan = shown["plan"]
+    assert {"repo_id": "ada/pruned", "exists": False, "private": True, "branch": "main", "sparsity": 0.5}.items() <= (
+        plan.items()
+    )
+    assert {file["name"]: file["size_bytes"] for file in plan["files"]} == {
+        name: (client.folder / "pruned" / name).stat().st_size for name in names
+    }
+    quiet = client.cli("push", "pruned", "--dry-run", "-q")["stdout"].splitlines()
+    assert quiet[0] == "ada/pruned"
+    assert set(quiet[1:]) == names
     assert not made(hub)
     assert not hub.repos
 

@@ -52,8 +52,9 @@ def test_a_dry_run_shows_the_files_and_names_what_was_not_checked(folder, offlin
     assert lines[-3:] == [f"[dry-run] not checked, as the Hub could not be reached: {what}" for what in UNCHECKED]
     named = cli("push", folder, "--repo-id", "ada/x", "--push-revision", "b", "--private", "--dry-run", "--json")
     plan = json.loads(named.stdout)["plan"]
-    assert plan[0] == "repository: ada/x (not checked, private, branch b)"
-    assert plan[-2].endswith("whether the branch exists")
+    assert {"repo_id": "ada/x", "exists": None, "private": True, "branch": "b"}.items() <= plan.items()
+    assert plan["unchecked_reason"] == "the Hub could not be reached"
+    assert "whether the branch exists" in plan["unchecked"][-2]
 
 
 def test_a_dry_run_of_prune_with_push_works_too(offline, tmp_path, monkeypatch):
