@@ -18,7 +18,7 @@ from hf_farms.config.effect_rules import RULES, Rule
 from hf_farms.config.renamed import stack_level
 from hf_farms.errors import NoEffectWarning
 
-__all__ = ["given_fields", "unused_fields", "warn_unused"]
+__all__ = ["given_fields", "has_warned", "unused_fields", "warn_unused"]
 
 # Fields of configs that are configs themselves, with rules of their own.
 NESTED = ("spectra",)
@@ -40,6 +40,11 @@ def given_fields(names: Collection[str] | None) -> Iterator[None]:
         yield
     finally:
         _given.reset(token)
+
+
+def has_warned() -> bool:
+    """Whether this runs inside of a function that has checked its config."""
+    return _given.get() == ()
 
 
 def unused_fields(config: object, inputs: Inputs | None = None, *, rules: Collection[Rule] = RULES) -> dict[str, str]:

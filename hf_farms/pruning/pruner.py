@@ -17,6 +17,7 @@ from hf_farms.blocks.model_checks import check_blocks
 from hf_farms.config import PruneConfig
 from hf_farms.config.checks import check_arguments
 from hf_farms.config.effects import given_fields, warn_unused
+from hf_farms.config.rounding import is_rounded_away, warn_rounded_away
 from hf_farms.data.selection import acceptance_sequences, read_selection
 from hf_farms.errors import HfFarmsWarning, NoEffectWarning
 from hf_farms.processes import ONE_PROCESS, WorkingRanks
@@ -28,7 +29,7 @@ from hf_farms.pruning.limits import limit_of
 from hf_farms.pruning.named_models import load_named
 from hf_farms.pruning.recovery import check_checkpoints, single_sequences
 from hf_farms.pruning.recovery_notes import few_sequences_note, repeated_sequences_note, training_note
-from hf_farms.pruning.removal_plan import check_layers, plan_removals, plan_targets
+from hf_farms.pruning.removal_plan import check_layers, ineffective_note, plan_removals, plan_targets, role_sizes
 from hf_farms.pruning.reporting import make_report, sparse_note, ties_note, unmeasured_note
 from hf_farms.pruning.scoring import score_blocks
 from hf_farms.pruning.searching import search_sparsities
@@ -122,6 +123,7 @@ def prune(
     )
     config = config or PruneConfig()
     warn_unused(config)
+    warn_rounded_away(config)
     notes: tuple[str, ...] = ()
     if isinstance(model, str | Path):
         model, calibration, selection, notes = load_named(model, config, calibration, selection)
@@ -176,6 +178,11 @@ def prune(
     targets = plan_targets(source, config, spectra=spectra, scores=scores)
     limit = limit_of(source, config, targets, spectra=spectra, scores=scores)
     removals = plan_removals(source, targets, config)
+    sizes = [size for roles in role_sizes(source) for size in roles.values()]
+    ineffective = ineffective_note(removals, sizes, config)
+    if ineffective is not None and not is_rounded_away(config):
+        # Before the long work, which might be of no use.
+        warnings.warn(ineffective, NoEffectWarning, stacklevel=2)
     # Recoveries need gradients, also for a caller in inference mode.
     gradients = torch.inference_mode(False) if recovers else nullcontext()
     with gradients, source.evaluation(), torch.no_grad():

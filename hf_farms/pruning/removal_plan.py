@@ -17,6 +17,7 @@ from hf_farms.reports import SpectralReport
 __all__ = [
     "block_targets",
     "check_layers",
+    "ineffective_note",
     "pattern_note",
     "plan_removals",
     "plan_targets",
@@ -141,6 +142,18 @@ def _removals_of_groups(
         [Removal(n) for n in apportion(count, [count * size / group for size in layers], layers)]
         for count, group, layers in zip(apportion(total, shares, groups), groups, sizes, strict=True)
     ]
+
+
+def ineffective_note(removals: Sequence[Sequence[Removal]], sizes: Sequence[int], config: PruneConfig) -> str | None:
+    """Return the note of a pattern that gives every block the same N, whatever the allocation is; None for others.
+
+    Args:
+        removals: as for `pattern_note`.
+        sizes: as for `pattern_note`.
+        config: as for `pattern_note`.
+    """
+    numbers = {removal.group for block in removals for removal in block}
+    return pattern_note(removals, sizes, config) if len(numbers) == 1 and config.allocation != "uniform" else None
 
 
 def pattern_note(removals: Sequence[Sequence[Removal]], sizes: Sequence[int], config: PruneConfig) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from hf_farms.config import LoadOptions, default_output_name
 from hf_farms.config.effect_inputs import Inputs, PruneArguments
 from hf_farms.config.effects import given_fields, warn_unused
+from hf_farms.config.rounding import warn_rounded_away
 from hf_farms.data.datasets import check_dataset
 from hf_farms.data.selection_source import check_selection_source
 from hf_farms.data.texts import check_source, check_text, text_kind
@@ -120,6 +121,7 @@ def _warn_unused(plan: PrunePlan) -> None:
     recipe, prune = plan.recipe, plan.recipe.prune
     calibration, evaluation = recipe.calibration, recipe.evaluation
     warn_unused(prune)
+    warn_rounded_away(prune)
     warn_unused(
         calibration,
         Inputs(text=text_kind(calibration.source), calibrates=prune.needs_calibration),

@@ -1,6 +1,7 @@
 """Every method and pattern on every family: exact totals, shared statistics, what is said of few tokens."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.config import PruneConfig
-from hf_farms.errors import HfFarmsWarning, ModelError
+from hf_farms.errors import HfFarmsWarning, ModelError, NoEffectWarning
 from hf_farms.pruning.measuring import measure
 from hf_farms.pruning.pruner import prune
 from hf_farms.pruning.sparsegpt import InputProducts
@@ -87,9 +88,18 @@ def test_a_mixed_pattern_follows_the_allocation(method, many):
 
 
 @pytest.mark.parametrize("allocation", ["ramp", "uniform"])
-def test_an_allocation_that_a_pattern_rounds_away_is_said(allocation, many):
+def test_an_allocation_that_a_pattern_rounds_away_is_said(allocation):
     config = PruneConfig(method="magnitude", pattern="N:8", allocation=allocation)
-    report = prune(tiny("llama", num_hidden_layers=6), config, calibration=many).report
+    stages = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *rest: stages.append(message)
+        report = prune(
+            tiny("llama", num_hidden_layers=6), config, progress=lambda stage, *steps: stages.append(stage)
+        ).report
+    told = [place for place, stage in enumerate(stages) if isinstance(stage, NoEffectWarning)]
+    # Before the first block, and once.
+    assert told == ([0] if allocation == "ramp" else [])
     assert {block.sparsity for block in report.blocks} == {0.5}
     (note,) = (note for note in report.notes if note.startswith("Pattern N:8: blocks keep 4 to 4"))
     advice = "`allocation='ramp'` has no effect: its sparsities differ by less than 1/8. Choose a larger spread"
