@@ -132,7 +132,10 @@ def _finished(search: Search) -> SearchRecord:
     assert best is not None
     complete = not search.budget.over()
     if not complete:
-        search.notes.append(f"`minutes` were over early: the best of the {len(search.trials)} plans so far was taken.")
+        search.notes.append(
+            f"The time limit (`minutes`) ended the search before it was complete: the best of the {len(search.trials)} "
+            "plans so far was taken."
+        )
     return make_record(
         search.grid,
         search.trials.table,

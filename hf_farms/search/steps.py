@@ -203,7 +203,7 @@ class Search:
         for number, trial in enumerate(chosen, 1):
             if self.budget.over():
                 self.notes.append(
-                    "Not all finalists were pruned block by block before the choice: `minutes` were over."
+                    "The time limit (`minutes`) ended the search before all finalists were pruned block by block."
                 )
                 break
             self.trials.measure(

@@ -14,7 +14,7 @@ def run(*arguments):
 @pytest.mark.parametrize(
     ("message", "shown"),
     [
-        ("`minutes` were over", "--minutes were over"),
+        ("The time limit (`minutes`) ended", "The time limit (--minutes) ended"),
         ("another text with `selection`", "another text with --select-on"),
         ("`selection.column` has no effect", "--select-column has no effect"),
         ("a smaller `SelectionConfig(sequence_length=...)`", "a smaller --select-length"),

@@ -178,7 +178,7 @@ def test_the_best_finalist_uniform_and_the_second_are_pruned_while_there_is_time
         stages = [(stage.partition(":")[0], done, total) for stage, done, total in state.stages if "check" in stage]
         assert stages == [("check", 1, 3), ("check", 2, 3), ("check", 3, 3)][:count]
         assert search.trials.best.name == ("two" if count == 3 else "uniform")
-        stopped = "Not all finalists were pruned block by block before the choice: `minutes` were over."
+        stopped = "The time limit (`minutes`) ended the search before all finalists were pruned block by block."
         assert search.notes == ([] if count == 3 else [stopped])
 
 
