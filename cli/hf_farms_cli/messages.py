@@ -110,6 +110,8 @@ EXPRESSIONS = {
     r"error\.__cause__": "--debug",
     r"prune_checkpoint": "`hf-farms prune`",
     r"evaluate_checkpoint": "`hf-farms eval`",
+    r"analyze_checkpoint": "`hf-farms analyze`",
+    r"overlaps\(adapters\)": "the output",
 }
 
 # Option -> how it writes None; where an option is missing, None is written by leaving it out.

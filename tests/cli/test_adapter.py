@@ -102,6 +102,7 @@ def test_fuse_prints_the_overlap(made, tmp_path):
         *("--combination", "cat", "--format", "human"),
     )
     assert "Warning: adapters overlap in" in done.stderr
+    assert "the output has the share of each weight" in done.stderr
     assert "Channels of more than one adapter" in done.stdout
     result = run("fuse", made / "math", made / "mixed", "-o", tmp_path / "json", "--json")
     assert 0 < json.loads(result.stdout)["overlap"] < 1
@@ -141,7 +142,8 @@ def test_fuse_names_unknown_bases(made, tmp_path):
     [
         ("info nowhere/at/all", "got 'nowhere/at/all'. Check the path.", 1),
         ("info ./none", "'none' must hold an adapter of S2FT (s2ft_adapter.safetensors), got no s2ft_adapter", 1),
-        ("info BASE", "must hold an adapter of S2FT", 1),
+        ("info BASE", "must hold an adapter of S2FT (s2ft_adapter.safetensors), got the folder of a whole model.", 1),
+        ("info BASE", "A model is measured by `hf-farms analyze`.", 1),
         ("merge BASE BASE -o out", "must hold an adapter of S2FT", 1),
         ("merge MATH MATH -o out", "model folder must have a config.json", 1),
         ("merge TUNED MATH -o out", "which holds the adapter already", 1),

@@ -16,6 +16,10 @@ from hf_farms.processes import (
 )
 
 
+def test_help_shows_a_name_for_the_default():
+    assert repr(ONE_PROCESS) == "ONE_PROCESS"
+
+
 class Threads:
     """Ranks that are threads of this process."""
 

@@ -172,6 +172,20 @@ def test_changes_outside_of_channels_are_refused_with_their_share():
         S2FTAdapter.from_training(diagonal, base)
 
 
+def test_two_models_of_different_trainings_are_no_adapter():
+    base, other = tiny("llama"), tiny("llama")
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += 1
+    # Tied weights, which no adapter can have, are not the reason.
+    for model in (base, other):
+        model.lm_head.weight = model.model.embed_tokens.weight
+    number = len(list(base.parameters()))
+    match = rf"got changes in almost all channels of {number} of {number} tensors: the difference is no adapter"
+    with pytest.raises(ModelError, match=match):
+        S2FTAdapter.from_training(other, base)
+
+
 def test_other_pairs_of_models_are_refused():
     base = tiny("llama")
     with pytest.raises(ModelError, match=r"must have the same weights by name, .* which differ in model\.layers\.2"):

@@ -204,8 +204,8 @@ def _warn_overlap(adapters: Sequence[S2FTAdapter]) -> None:
         name = max(counts, key=lambda name: counts[name][0] / counts[name][1])
         warnings.warn(
             f"adapters overlap in {share:.1%} of the fused channels, most in {name} "
-            f"({counts[name][0] / counts[name][1]:.1%}), where their changes interfere. Train them on disjoint "
-            f"selections: S2FTCallback(exclude=...); overlaps(adapters) returns the share of each weight.",
+            f"({counts[name][0] / counts[name][1]:.1%}), where their changes interfere. `overlaps(adapters)` "
+            "has the share of each weight. Train them on disjoint selections (`exclude` of S2FTCallback).",
             HfFarmsWarning,
             stacklevel=3,
         )

@@ -54,6 +54,7 @@ def read_description(folder: Path, *, shown: str | None = None) -> tuple[S2FTAda
         shown: as for `read_adapter`.
     """
     name = shown or str(folder)
+    _check_no_model(folder, name)
     with _refusals(name), _opened(folder) as file:
         description = _description_in(file, folder)
         adapter = checked_adapter(description, file)
@@ -72,6 +73,22 @@ def holds_adapter(folder: Path) -> bool:
             return KEY in (file.metadata() or {})
     except SafetensorError:
         return False
+
+
+def _check_no_model(folder: Path, shown: str) -> None:
+    """Refuse the folder of a whole model.
+
+    Raises:
+        DataError: with the functions to use instead.
+    """
+    weights = [path for name in (names.WEIGHTS, names.WEIGHTS_INDEX) if (path := folder / name).is_file()]
+    if (folder / names.SELECTED_CHANNELS).is_file() or not weights or not (folder / names.MODEL_CONFIG).is_file():
+        return
+    described = " Its README.md describes it." if (folder / names.REPORT).is_file() else ""
+    raise DataError(
+        f"{shown!r} must hold an adapter of S2FT ({names.SELECTED_CHANNELS}), got the folder of a whole model.",
+        hint=f"Name the folder of an adapter. A model is measured by `analyze_checkpoint`.{described}",
+    )
 
 
 @contextmanager

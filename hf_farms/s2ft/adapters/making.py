@@ -69,9 +69,10 @@ def adapter_of_pairs(tuned: nn.Module, plain: nn.Module, pairs: Iterable[tuple[s
     found: dict[str, tuple[StoredSlice, Tensor, torch.Size]] = {}
     parameters = dict(tuned.named_parameters(remove_duplicate=False))
     different: list[str] = []
-    changed = outside = 0
+    compared = changed = outside = whole = 0
     first = ""
     for name, new, old in pairs:
+        compared += 1
         if same_bits(new, old):
             continue
         different.append(name)
@@ -80,13 +81,19 @@ def adapter_of_pairs(tuned: nn.Module, plain: nn.Module, pairs: Iterable[tuple[s
         changed += count
         slices = _changed_channels(tuned, name, new, differs)
         if slices is None:
-            outside, first = outside + count, first or name
+            outside, whole, first = outside + count, whole + 1, first or name
         else:
             found[name] = slices, take(old, slices.dim, slices.indices).cpu(), new.shape
     if not changed:
         raise ModelError(
             f"model must differ from its base, got two {type(tuned).__name__} with equal weights.",
             hint="Pass the trained model and the model that its training started from.",
+        )
+    if whole > compared / 2:
+        raise ModelError(
+            f"models must differ in whole channels of linear layers only, got changes in almost all channels of "
+            f"{whole} of {compared} tensors: the difference is no adapter of S2FT.",
+            hint="Pass the model that the training started from as base, or save the whole model.",
         )
     check_untied(parameters, (name for name in different if name in parameters))
     if outside:
