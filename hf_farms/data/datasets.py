@@ -7,10 +7,13 @@ from pathlib import Path
 from hf_farms.data.texts import BUILT_IN, check_source
 from hf_farms.errors import DataError, HubError
 from hf_farms.hub.client import client, hub_errors, with_retries
+from hf_farms.hub.mistyped import did_you_mean, name_other_places
 
 __all__ = ["check_dataset"]
 
 SELF_CALIBRATION = "self"
+# Names of texts that are no file and no dataset.
+INSIDE = (BUILT_IN,)
 
 
 def check_dataset(source: str | None, *, token: str | None = None) -> None:
@@ -48,6 +51,8 @@ def check_dataset(source: str | None, *, token: str | None = None) -> None:
         if isinstance(cause, hub.RepositoryNotFoundError | hub.HFValidationError):
             raise DataError(
                 f"text must be a file or a dataset on the Hub, got {source!r}, which is neither.",
-                hint="Check the name; for a private dataset run `hf auth login`.",
+                hint=f"{did_you_mean(source, INSIDE)}Check the name; for a private dataset run `hf auth login`.",
             ) from cause
+        if isinstance(error, HubError):
+            raise name_other_places(error, source, packaged=INSIDE, kind="file") from error
         raise

@@ -2,6 +2,7 @@
 
 client.py            the Hub client, retries of calls, time limits
 errors.py            errors of the client -> one sentence with a remedy
+mistyped.py          a name that may be a missing folder or a mistyped name
 request_retries.py   HTTP retries, Retry-After (429), slow and broken answers
 failure_budget.py    limit the failed requests of a command
 base_model.py        the dense model: commit, licence, size

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from hf_farms.demo import DEMO_FOLDERS
 from hf_farms.errors import HfFarmsError, HubError, ModelError
 from hf_farms.hub.errors import (
     AGAIN,
     LOGIN,
+    NOT_REACHED,
     chain,
     endpoint,
     explain,
@@ -22,6 +24,7 @@ from hf_farms.hub.errors import (
     status_of,
 )
 from hf_farms.hub.failure_budget import LONGEST_WAIT, charge_wait, raise_refusals
+from hf_farms.hub.mistyped import name_other_places
 from hf_farms.hub.request_retries import (
     RETRYABLE_ERRORS,
     RETRYABLE_STATUS,
@@ -102,7 +105,7 @@ def with_retries(call: Callable[[], T], *, what: str, attempts: int = ATTEMPTS, 
     raise AssertionError("unreachable")
 
 
-def is_unreachable(error: HubError) -> bool:
+def is_unreachable(error: HfFarmsError) -> bool:
     """Return whether an error of `hub_errors` says that the Hub is switched off or cannot be reached."""
     from huggingface_hub import constants
 
@@ -120,6 +123,7 @@ def hub_errors(
     *,
     action: Literal["ask", "load", "push", "upload"],
     revision: str | None = None,
+    packaged: Iterable[str] = DEMO_FOLDERS,
 ) -> Iterator[None]:
     """Raise errors of the Hub client, and of transformers around it, as one sentence with a remedy.
 
@@ -128,6 +132,7 @@ def hub_errors(
         action: "ask" for metadata; "load" with transformers, which takes some errors for the absence of a file; "push"
             for the requests around an upload, with time limits; "upload" for answers that may take minutes.
         revision: of the model, to look for it in the cache.
+        packaged: names inside the package that the user may have meant.
 
     Raises:
         ModelError: the model does not exist, or this token may not read it.
@@ -143,7 +148,9 @@ def hub_errors(
         raise
     except Exception as error:  # each library has its own: HTTP, JSON, xet, safetensors, tokenizers
         mask_error(error)
-        raise (_write_error(error, what) if writes else _read_error(error, what, action, revision)) from error
+        if writes:
+            raise _write_error(error, what) from error
+        raise name_other_places(_read_error(error, what, action, revision), what, packaged=packaged) from error
 
 
 def _require_online(what: str) -> None:
@@ -190,7 +197,7 @@ def _read_error(error: Exception, what: str, action: str, revision: str | None) 
         return ModelError(f"model must be a hub id or an existing folder, got {what!r}. Check the path.")
     explained = explain(error, what=what)
     cached = isinstance(try_to_load_from_cache(what, "config.json", revision=revision), str)
-    if isinstance(explained, HubError) and "could not be reached" in str(explained) and cached:
+    if isinstance(explained, HubError) and NOT_REACHED in str(explained) and cached:
         return HubError(str(explained), hint="To use the copy on this machine, set HF_HUB_OFFLINE=1.")
     return explained
 

@@ -14,6 +14,8 @@ from hf_farms.privacy.masking import mask_error, mask_secrets
 __all__ = [
     "AGAIN",
     "LOGIN",
+    "NOT_FOUND",
+    "NOT_REACHED",
     "cache_error",
     "chain",
     "endpoint",
@@ -26,6 +28,8 @@ __all__ = [
 ]
 
 AGAIN = "run the same command again."
+# In messages.
+NOT_REACHED, NOT_FOUND = "could not be reached", "is neither a folder nor a repository on the Hub"
 # The folder cannot be written.
 NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT}
 LOGIN = "Run `hf auth login` with a token that may write, or pass `token`."
@@ -97,7 +101,8 @@ def _model_error(cause: BaseException, what: str) -> ModelError | None:
 
     # Downloads raise LocalEntryNotFoundError, "not in the cache", also for a dead network.
     offline = isinstance(cause, hub.LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE
-    if isinstance(cause, hub.OfflineModeIsEnabled) or offline:
+    # A subclass, of `request_retries`, means a dead network.
+    if type(cause) is hub.OfflineModeIsEnabled or offline:
         return ModelError(
             f"{what!r} is not on this machine and the Hub is switched off (HF_HUB_OFFLINE).",
             hint="Unset HF_HUB_OFFLINE, or name a local folder.",
@@ -112,7 +117,7 @@ def _model_error(cause: BaseException, what: str) -> ModelError | None:
     if isinstance(cause, hub.RepositoryNotFoundError):
         doubt = " or is private" if status_of(cause) == 401 else ""
         return ModelError(
-            f"{what!r} is neither a folder nor a repository on the Hub{doubt}.",
+            f"{what!r} {NOT_FOUND}{doubt}.",
             hint="Check the name; for a private repository run `hf auth login`.",
         )
     if isinstance(cause, hub.RemoteEntryNotFoundError):
@@ -151,7 +156,7 @@ def _hub_error(cause: BaseException, what: str) -> HubError | None:
             server = f"{host}, to which {server} redirects,"
         broken = type(cause).__name__ in ("ReadError", "RemoteProtocolError")
         return HubError(
-            f"{server} {'broke off its answer' if broken else 'could not be reached'} ({type(cause).__name__}).",
+            f"{server} {'broke off its answer' if broken else NOT_REACHED} ({type(cause).__name__}).",
             hint=f"Check the network and HF_ENDPOINT{_or_path(what)}, then {AGAIN}",
         )
     return None

@@ -169,6 +169,8 @@ def _try(
         unreachable = bool(names & UNREACHABLE)
         reason = f"no whole answer ({type(error).__name__})"
         budget.lose(reason, budget.clock() - begun, failures=0 if unreachable else 1)
+        if unreachable and request.method == "HEAD":
+            raise _unreachable()(str(error)) from error
         if unreachable or not retries:
             raise
         return None, reason, 0.0
@@ -187,6 +189,17 @@ def _try(
         return response, "", None
     response.close()
     return None, reason, (wait or 0.0) if transient else None
+
+
+@functools.cache
+def _unreachable() -> type[Exception]:
+    """Return the class of error that makes downloads look into the cache, and give up if it has no copy.
+
+    After a ConnectError of a HEAD request, the client would try for half a minute, with a log line for each attempt.
+    """
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    return type("HubIsUnreachable", (OfflineModeIsEnabled,), {})
 
 
 def _fault(request: Any, response: Any) -> tuple[str, bool]:

@@ -108,11 +108,35 @@ class EvaluationTarget:
 
 
 def _from_hub(name: str, revision: str | None) -> Path | None:
-    from transformers.utils.hub import cached_file
+    """Download the report of a repository; None: it has none.
 
-    from hf_farms.hub.client import hub_errors
-    from hf_farms.loading.names import resolve
+    Raises:
+        ModelError: no such repository.
+        HubError: the Hub cannot be reached, and the report is not in the cache.
+    """
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
-    with hub_errors(name, action="load"):
-        path = cached_file(resolve(name), REPORT_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
-    return Path(path) if path else None
+    from hf_farms.hub.client import hub_errors, with_retries
+    from hf_farms.loading.names import ModelRef
+
+    model = ModelRef.parse(name, revision)
+    model.check()
+    if model.kind != "hub":
+        return None
+    # Not transformers' own function, which takes a Hub that cannot be reached for the absence of the file.
+    with hub_errors(name, action="ask", revision=revision):
+        try:
+            return Path(
+                with_retries(
+                    lambda: hf_hub_download(name, REPORT_NAME, revision=revision),
+                    what=f"Downloading {REPORT_NAME}",
+                    reads=True,
+                )
+            )
+        except RemoteEntryNotFoundError:
+            return None
+        except LocalEntryNotFoundError:
+            if constants.HF_HUB_OFFLINE:
+                return None
+            raise

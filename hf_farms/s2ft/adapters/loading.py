@@ -159,7 +159,7 @@ def _downloaded(name: str, revision: str | None) -> Path:
 
     from hf_farms.hub.client import hub_errors, with_retries
 
-    with hub_errors(name, action="ask", revision=revision):
+    with hub_errors(name, action="ask", revision=revision, packaged=()):
         try:
             path = with_retries(
                 lambda: hf_hub_download(name, names.SELECTED_CHANNELS, revision=revision),
