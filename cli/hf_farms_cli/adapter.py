@@ -200,7 +200,13 @@ def push_adapter_command(
 
     folder = Path(with_name(str(adapter)))
     with planned_push(
-        folder, repo_id, private=private, create_pr=create_pr, revision=push_revision, allow_foreign_files=yes
+        folder,
+        repo_id,
+        private=private,
+        create_pr=create_pr,
+        revision=push_revision,
+        allow_foreign_files=yes,
+        unreachable_ok=dry_run,
     ) as checked:
         if dry_run:
             print_plan(push_plan(checked.plan), output_format)

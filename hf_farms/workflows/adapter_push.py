@@ -12,11 +12,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from hf_farms import hub
-from hf_farms.errors import HfFarmsWarning, ModelError, OutputError
+from hf_farms.errors import HfFarmsError, HfFarmsWarning, ModelError, OutputError
 from hf_farms.files import names
 from hf_farms.files.documents import load_json, read_text
 from hf_farms.files.own_files import is_own_file
 from hf_farms.hub.base_model import fetch_base_model
+from hf_farms.hub.client import is_unreachable
+from hf_farms.hub.preflight import UNREACHABLE
 from hf_farms.licences import generated_name
 from hf_farms.loading.names import ModelRef
 from hf_farms.privacy.publishing import is_local
@@ -33,6 +35,8 @@ __all__ = ["AdapterPush", "planned_push", "push_adapter"]
 CARD = "README.md"
 FILES = (names.SELECTED_CHANNELS, names.SELECTION)
 PREFIX = "hf-farms-adapter-"
+# What a plan lacks where the Hub was not asked for the base model.
+LICENCE = "the licence of the base model, which may ask for its files and another name"
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ def planned_push(
     create_pr: bool = False,
     revision: str | None = None,
     allow_foreign_files: bool = False,
+    unreachable_ok: bool = False,
     token: str | None = None,
 ) -> Iterator[AdapterPush]:
     """Check everything that a push needs, and stage its files while the context is open; nothing is created.
@@ -87,6 +92,7 @@ def planned_push(
         create_pr: as for `push`.
         revision: as for `push`.
         allow_foreign_files: also write to a repository that contains files not written by hf-farms.
+        unreachable_ok: as for `plan_push`; such a plan can only be shown.
         token: as for `push`.
 
     Raises:
@@ -114,12 +120,19 @@ def planned_push(
             create_pr=create_pr,
             revision=revision,
             allow_foreign_files=allow_foreign_files,
+            unreachable_ok=unreachable_ok,
             token=token,
         )
 
 
 def _checked_push(
-    folder: Path, description: Mapping[str, Any], repo_id: str | None, *, token: str | None, **options: Any
+    folder: Path,
+    description: Mapping[str, Any],
+    repo_id: str | None,
+    *,
+    token: str | None,
+    unreachable_ok: bool = False,
+    **options: Any,
 ) -> AdapterPush:
     """Check a push, and add licence files and a card to the staged files of an adapter.
 
@@ -128,22 +141,32 @@ def _checked_push(
         description: of the adapter.
         repo_id: as for `planned_push`.
         token: as for `planned_push`.
+        unreachable_ok: as for `planned_push`.
         options: of `preflight`.
     """
     from hf_farms_cards.adapter_card import render_adapter_card
 
-    base = _base_record(description, token)
-    if base is not None:
-        copy_licence(base, folder, token)
+    base, unreached = None, False
+    try:
+        base = _base_record(description, token)
+        if base is not None:
+            copy_licence(base, folder, token)
+    except HfFarmsError as error:
+        unreached = unreachable_ok and is_unreachable(error)
+        if not unreached:
+            raise
     plan = hub.preflight(
         generated_name(base, folder.name),
         repo_id=repo_id,
         base=base,
         folder=folder,
         create=False,
+        unreachable_ok=unreachable_ok,
         token=token,
         **options,
     )
+    if unreached:
+        plan = replace(plan, unchecked=(*plan.unchecked, LICENCE), reason=UNREACHABLE)
     if not (folder / CARD).exists():
         files = [path.name for path in folder.iterdir()]
         text = render_adapter_card(description, repo_id=plan.repo_id, base=base, files=files)
@@ -165,6 +188,8 @@ def _base_record(description: Mapping[str, Any], token: str | None) -> BaseModel
         try:
             return fetch_base_model(name, revision=revision, token=token)
         except ModelError as error:  # that commit or all of it
+            if is_unreachable(error):
+                raise
             removed = error
     # In front of `push_to_hub`, or of the context manager of `planned_push`.
     warnings.warn(f"The card cannot name the licence of the base model: {removed}", HfFarmsWarning, stacklevel=5)

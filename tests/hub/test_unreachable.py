@@ -2,8 +2,10 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
+from adapters import one_layer
 from hf_farms_cli.app import app
 from huggingface_hub import HfApi, constants, get_session
 from models import tiny
@@ -63,6 +65,28 @@ def test_a_dry_run_of_prune_with_push_works_too(offline, tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert "[dry-run] push: <user>/new (not checked, " in done.stdout
     assert f"[dry-run] not checked, as the Hub could not be reached: {UNCHECKED[0]}" in done.stdout
+
+
+@pytest.mark.parametrize("base", [None, "meta/tiny"])
+def test_a_dry_run_of_an_adapter_works_too(offline, base, tmp_path, monkeypatch):
+    replace(one_layer([1, 5]), base_model=base).save_pretrained(tmp_path / "math")
+    if not constants.HF_HUB_OFFLINE:
+        refuse = HfApi.whoami
+        monkeypatch.setattr(HfApi, "model_info", refuse)
+    done = cli("adapter", "push", tmp_path / "math", "--dry-run", "--format", "human")
+    assert done.exit_code == 0, done.output
+    assert done.stderr == ""
+    first, *lines = done.stdout.splitlines()
+    assert first == "[dry-run] repository: <user>/math (not checked, visibility as the namespace has it, branch main)"
+    assert any(line.startswith("[dry-run] file: s2ft_adapter.safetensors (") for line in lines)
+    licence = "the licence of the base model, which may ask for its files and another name"
+    unchecked = [*UNCHECKED, licence] if base else UNCHECKED
+    assert lines[-len(unchecked) :] == [
+        f"[dry-run] not checked, as the Hub could not be reached: {what}" for what in unchecked
+    ]
+    refused = cli("adapter", "push", tmp_path / "math")
+    assert refused.exit_code == 1
+    assert "could not be reached" in refused.stderr or "HF_HUB_OFFLINE" in refused.stderr
 
 
 def test_what_is_on_this_machine_is_still_checked(folder, offline, tmp_path):
