@@ -67,10 +67,11 @@ class Recipe:
         return self._renamed(published_path)
 
     def places(self) -> dict[str, str]:
-        """Return the local files and folders of the recipe: published name -> absolute path."""
+        """Return the local files and folders of the recipe, without those of the package: published name -> path."""
         selection = self.selection.source if self.selection is not None else None
         names = (self.model, self.calibration.source, self.evaluation.source, selection)
-        return {published_path(name): local_path(name) for name in names if name is not None and is_local(name)}
+        places = {published_path(name): local_path(name) for name in names if name is not None and is_local(name)}
+        return {name: path for name, path in places.items() if is_local(name)}
 
     def absolute(self) -> Recipe:
         """Return the recipe with absolute paths in place of local names."""

@@ -1,7 +1,8 @@
 """Clean names and texts for publication: no home folder, no user name in a path, no secret.
 
 A path inside the working folder becomes relative to it (`./data/text.txt`); any other path is cut to its last part
-(`./text.txt`). The leading `./` tells it from a repository or dataset on the Hub.
+(`./text.txt`). The leading `./` tells it from a repository or dataset on the Hub. Models inside the package have the
+name that every command takes (`demo`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ __all__ = [
 
 # Names with a special meaning, even if a file of that name exists.
 RESERVED = frozenset({"demo", "demo-healthy", "speeches", "self", "none"})
+# Models inside the package, as in `hf_farms.demo`, which stands above this room.
+PACKAGED = {"model": "demo", "model_healthy": "demo-healthy"}
+PACKAGED_IN = Path(__file__).parents[1] / "demo"
 # Fields of reports, recipes and configs whose value is the name of a model or a file.
 NAME_FIELDS = frozenset(
     {
@@ -79,11 +83,21 @@ def _published_local(name: str) -> str:
     if WINDOWS.match(name) and os.sep == "/":
         return mask_secrets("./" + re.split(r"[\\/]", name.rstrip("\\/"))[-1])
     path = local_path(name)
+    if (packaged := _packaged(path)) is not None:
+        return packaged
     public = _last_part(path)
     relative = _relative(path)
     if relative is not None and not _is_private(relative, path):
         public = relative
     return mask_secrets(public if public == "." else f"./{public}")
+
+
+def _packaged(path: str) -> str | None:
+    """Return the name of a model inside the package, given its folder; None: another folder."""
+    parent, folder = os.path.split(path)
+    if folder not in PACKAGED or os.path.realpath(parent) != os.path.realpath(PACKAGED_IN):
+        return None
+    return PACKAGED[folder]
 
 
 def _relative(path: str) -> str | None:

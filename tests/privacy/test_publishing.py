@@ -43,6 +43,31 @@ def test_a_demo_model_keeps_its_name_beside_a_folder_of_that_name(home, name):
     assert published_path(name) == name
 
 
+@pytest.mark.parametrize("name", DEMO_FOLDERS)
+def test_the_folder_of_a_demo_model_has_its_name(home, name, monkeypatch):
+    folder = demo_model(name)
+    assert published_path(str(folder)) == name
+    assert published_path(f"{folder}/") == name
+    assert published_text(f"Model: {folder}.") == f"Model: {name}."
+    assert same_place(str(folder), name)
+    monkeypatch.chdir(folder.parent)
+    assert published_path(f"./{folder.name}") == name
+    assert published_path(str(folder.parent / "text")) == "./text"
+    monkeypatch.chdir(home)
+    (home / folder.name).mkdir()
+    assert published_path(f"./{folder.name}") == f"./{folder.name}"
+
+
+def test_a_recipe_of_a_demo_folder_names_the_demo_and_no_place(home):
+    settings = {"revision": None, "dtype": "auto", "calibration": CalibrationConfig(), "evaluation": EvaluationConfig()}
+    recipe = Recipe(model=str(demo_model()), prune=PruneConfig(), **settings)
+    assert recipe.published().model == "demo"
+    assert recipe.places() == {}
+    recipe.save(home / "recipe.yaml")
+    assert "outside the folder" not in (home / "recipe.yaml").read_text()
+    assert recipe.differences(Recipe.load(home / "recipe.yaml")) == []
+
+
 @pytest.mark.parametrize(
     ("here", "name", "shown"),
     [

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_farms.config.checks import check, check_arguments
+from hf_farms.demo import DEMO_FOLDERS
 from hf_farms.errors import ModelError
-from hf_farms.privacy.publishing import published_path
+from hf_farms.privacy.publishing import is_local, published_path
 from hf_farms.s2ft.adapters.lora_base import BaseModel, open_base
 from hf_farms.s2ft.adapters.lora_files import check_lora_folder, save_lora
 from hf_farms.s2ft.adapters.lora_servers import (
@@ -60,7 +61,9 @@ def export_lora(
         base: the base model, or the folder or Hub id of its checkpoint. It is needed for models whose parameters are
             renamed on loading. With it, blocks without channels get zero tensors, and so do layers that SGLang stacks
             with trained ones (q, v and gate); target modules are short names unless other layers have them too; and
-            the config has the task, which `AutoPeftModelForCausalLM` reads.
+            the config has the task, which `AutoPeftModelForCausalLM` reads. The config names it as the base, without
+            a private path; a Hub id that the adapter has is kept where this is a folder. PEFT cannot load `demo` by
+            its name: `PeftModel.from_pretrained(model, folder)` takes a model that was loaded before.
         dtype: of the tensors. None is float32 (float64 for a float64 model), as the difference of two half-precision
             numbers is rarely one. A narrower dtype takes less space and rounds the change; so do vLLM and SGLang,
             which cast the tensors to the dtype of the model.
@@ -96,7 +99,9 @@ def export_lora(
     model_type = None if opened is None else opened.model_type
     transposed = any(is_transposed(patch) for patch in patches)
     targets, servers = _target_modules(features, opened), servers_with_lora(model_type, transposed=transposed)
-    save_lora(path, tensors, _config(adapter, opened, rank=rank, targets=targets, transposed=transposed))
+    name, revision = _base_name(adapter, base, opened)
+    config = _config(name, revision, opened, rank=rank, targets=targets, transposed=transposed)
+    save_lora(path, tensors, config)
     return LoRAExport(
         folder=path,
         rank=rank,
@@ -196,18 +201,38 @@ def _target_modules(modules: Iterable[str], base: BaseModel | None) -> list[str]
     return list(short) if matching == modules else modules
 
 
+def _base_name(
+    adapter: S2FTAdapter, base: nn.Module | str | Path | None, opened: BaseModel | None
+) -> tuple[str | None, str | None]:
+    """Return name and revision of the base for the config of PEFT: those of the given base, unless it is a copy.
+
+    Anybody can load a Hub id that the adapter has; a folder is one of this machine.
+    """
+    recorded = adapter.base_model, adapter.base_revision
+    config = getattr(opened.model, "config", None) if opened is not None else None
+    given = str(base) if isinstance(base, str | Path) else getattr(config, "_name_or_path", None)
+    name = published_path(given or "")
+    on_hub = recorded[0] is not None and not is_local(recorded[0]) and recorded[0] not in DEMO_FOLDERS
+    if not name or name == recorded[0] or (on_hub and (is_local(name) or name in DEMO_FOLDERS)):
+        return recorded
+    return name, getattr(config, "_commit_hash", None)
+
+
 def _config(
-    adapter: S2FTAdapter, base: BaseModel | None, *, rank: int, targets: list[str], transposed: bool
+    name: str | None,
+    revision: str | None,
+    base: BaseModel | None,
+    *,
+    rank: int,
+    targets: list[str],
+    transposed: bool,
 ) -> dict[str, Any]:
     """Return the config of PEFT. Servers refuse a target that is no list, and an initialisation that is a text."""
-    name = adapter.base_model
-    if name is None and base is not None:
-        name = published_path(getattr(getattr(base.model, "config", None), "_name_or_path", None) or "") or None
     return {
         "peft_type": "LORA",
         "task_type": None if base is None else base.task_type,
         "base_model_name_or_path": name,
-        "revision": adapter.base_revision,
+        "revision": revision,
         "inference_mode": True,
         "r": rank,
         "lora_alpha": rank,

@@ -69,7 +69,8 @@ class S2FTAdapter:
 
     Attributes:
         patches: by name of the weight, in the order of the model; at least one.
-        base_model: Hub id of the base model; None if it is not known or contained an earlier training.
+        base_model: Hub id of the base model, `demo`, `demo-healthy`, or a path without its private part; None if it
+            is not known or contained an earlier training.
         base_revision: its commit, if known.
         selection: options of the selection; None for an adapter made by comparing two models.
         channels: selected channels by layer of the model in memory, as in `Selection`; empty without a selection.
