@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -10,7 +11,7 @@ import typer
 from hf_farms.config import EvaluationConfig, LoadOptions
 from hf_farms.metrics import METRICS
 from hf_farms.reports import REPORT_NAME
-from hf_farms_cli.console import check_format, guarded, print_remark, quiet_transformers, stages
+from hf_farms_cli.console import Format, check_format, guarded, print_remark, quiet_transformers, stages
 from hf_farms_cli.guard import shown_warnings
 from hf_farms_cli.options import (
     AllowPickleOption,
@@ -133,10 +134,18 @@ def eval_command(
             on_stored=stored.append,
         )
     print_evaluation(result, output_format)
+    _print_stored(stored, Path(model), output_format, with_output=output is not None)
+
+
+def _print_stored(stored: Sequence[str], folder: Path, output_format: Format, *, with_output: bool) -> None:
+    """Print the files that were written, the one of --output first; say if a report had the results already."""
     if stored:
-        print_remark(f"Wrote the results into {' and '.join(stored)}.", output_format)
-    elif output_format != "quiet" and (Path(model) / REPORT_NAME).is_file() and not shown_warnings:
-        print_remark("Its report has these results already: nothing was written.", output_format)
+        files = ", ".join(stored[:-1]) + (" and " if stored[1:] else "") + stored[-1]
+        print_remark(f"Wrote the results into {files}.", output_format)
+    unchanged = not stored[with_output:] and (folder / REPORT_NAME).is_file()
+    if unchanged and output_format != "quiet" and not shown_warnings:
+        said = "it was not written again" if stored else "nothing was written"
+        print_remark(f"Its report has these results already: {said}.", output_format)
 
 
 def _names(value: str | None) -> list[str]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from hf_farms.demo import DEMO_FOLDERS
-from hf_farms.errors import OutputError
+from hf_farms.errors import DataError, OutputError
 from hf_farms.files.path_checks import check_file, check_not_cached, choose_another
 from hf_farms.files.paths import is_inside, is_same, kind_of, nearest
 from hf_farms.output.existing_results import STATE
+from hf_farms.reports.base import Report
 
 __all__ = ["PARTIAL", "Reads", "check_apart", "check_folder", "check_output_file", "named_folder", "partial_folder"]
 
@@ -65,18 +66,33 @@ def check_apart(path: Path, reads: Reads, *, argument: str = "output", replaces:
                 )
 
 
-def check_output_file(path: Path, reads: Reads) -> None:
+def check_output_file(path: Path, reads: Reads, *, writes: Sequence[type[Report]]) -> None:
     """Refuse a file of results that cannot or must not be written, before any work.
 
     Args:
         path: of the file to be.
         reads: inputs of the command.
+        writes: the reports that the command writes; an earlier one of these is replaced.
 
     Raises:
-        OutputError: as `check_file` and `check_apart`.
+        OutputError: as `check_file` and `check_apart`, or a file that is no such report.
     """
     check_file(path)
     check_apart(path, reads)
+    # Nothing is lost with an empty file.
+    if path.is_file() and path.stat().st_size > 0 and not any(_is_report(path, kind) for kind in writes):
+        raise OutputError(
+            f"output must be new or an earlier report of the same command, got {str(path)!r}, which is neither.",
+            hint="Choose another `output`, or delete that file.",
+        )
+
+
+def _is_report(path: Path, kind: type[Report]) -> bool:
+    try:
+        kind.load(path)
+    except (DataError, OSError):
+        return False
+    return True
 
 
 def check_folder(path: Path, *, unfinished: Path, reads: Reads) -> None:

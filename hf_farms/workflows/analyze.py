@@ -50,7 +50,7 @@ def analyze_checkpoint(
         model: hub id, folder, `demo`, or a saved report, which is not measured again.
         config: window size and fit; None: `FarmsConfig()`.
         outside: also measure embeddings and head.
-        output: a JSON file for the report.
+        output: a JSON file for the report, new or of an earlier analysis.
         figures: a folder for the figures: alpha by depth, alpha by role and some spectra.
         esd: layers whose spectra are drawn, `*` fits any; () takes those with the lowest, middle and highest alpha.
         device: device to run on; None: a GPU if available, else the CPU.
@@ -229,7 +229,7 @@ def _check_places(output: Path | None, figures: Path | None, reads: Reads) -> No
             something that is read, or a place in a model's folder.
     """
     if output is not None:
-        check_output_file(output, reads)
+        check_output_file(output, reads, writes=[SpectralReport, SpectralComparison])
     if figures is None:
         return
     check_name(figures / max(FIGURES, key=len), argument="figures")

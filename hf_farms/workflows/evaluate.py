@@ -86,9 +86,10 @@ def evaluate_checkpoint(
         base: also measure the dense model, for a paired comparison; None: where the model is a folder that
             `prune_checkpoint` wrote and that can be written to.
         load: options for loading the models.
-        output: a JSON file for the results.
+        output: a JSON file for the results, new or of an earlier evaluation.
         progress: called with the name of a stage, finished steps and total steps.
-        on_stored: called with the path of each file in the folder that was written again: its report and its card.
+        on_stored: called with the path of each file that was written: first `output`, then report and card of the
+            folder if they have changed.
 
     Returns:
         The results, with those of the dense model where it was measured or the report knows them.
@@ -140,6 +141,7 @@ def evaluate_checkpoint(
         result, written = _measure(plan, load, batch_size, progress or no_progress)
     if output is not None:
         save_report(result, output)
+        written = [output, *written]
     if on_stored is not None:
         for path in written:
             on_stored(str(path))
@@ -178,7 +180,7 @@ def _check_places(
     if output is not None:
         dense = target.report.model if target.report is not None else None
         reads = {"the model": target.name, "the text": source, "the folder of tasks": include_path}
-        check_output_file(output, {**reads, "the dense model": dense})
+        check_output_file(output, {**reads, "the dense model": dense}, writes=[EvaluationReport])
     target.check_writable()
     if text is not None and source is not None:
         from hf_farms.data.texts import check_text

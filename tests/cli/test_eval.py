@@ -97,7 +97,7 @@ def test_the_perplexity_of_a_prune_is_found_again(folder):
     assert (folder / REPORT).read_bytes() == before
 
 
-def test_a_missing_perplexity_goes_into_report_and_card(folder):
+def test_a_missing_perplexity_goes_into_report_and_card(folder, tmp_path):
     report = PruneReport.load(folder / REPORT)
     replace(report, perplexity=None).save(folder / REPORT)
     done = run(folder, "--windows", 4, "--format", "human")
@@ -107,6 +107,11 @@ def test_a_missing_perplexity_goes_into_report_and_card(folder):
     assert f"{report.perplexity.pruned:.2f}" in (folder / "README.md").read_text()
     again = run(folder, "--windows", 4, "--format", "human")
     assert "Its report has these results already: nothing was written." in " ".join(again.stdout.split())
+    for _ in range(2):
+        elsewhere = run(folder, "--windows", 4, "--format", "human", "-o", tmp_path / "r.json")
+        shown = " ".join(elsewhere.stdout.split())
+        assert f"Wrote the results into {tmp_path / 'r.json'}." in shown
+        assert "Its report has these results already: it was not written again." in shown
     # First without the dense model, which is measured later.
     replace(report, perplexity=None).save(folder / REPORT)
     measured(folder, "--windows", 4, "--no-base")

@@ -10,6 +10,7 @@ import sys
 import pytest
 from hf_farms_cli.app import app
 from models import tiny
+from reports import spectral
 from typer.testing import CliRunner
 
 from hf_farms.demo import demo_model
@@ -37,6 +38,8 @@ def work(pruned, tmp_path, monkeypatch):
     model.save_pretrained("broken")
     shutil.copytree(pruned, "out")
     (tmp_path / "text.txt").write_text("x")
+    (tmp_path / "notes.json").write_text('{"mine": 1}')
+    (tmp_path / "spectra.json").write_text(spectral().to_json())
     (tmp_path / "tasks").mkdir()
     (tmp_path / "link").symlink_to("broken")
     os.mkfifo("pipe")
@@ -63,6 +66,14 @@ def contents(folder):
         (["eval", "broken", "-o", "pipe"], "output must be a regular file or not exist, got the pipe 'pipe'"),
         (["eval", "broken", "-o", "broken/r.json"], "output must not be inside the model"),
         (["eval", "broken", "--text", "text.txt", "-o", "text.txt"], "output must not be the text"),
+        (["analyze", "broken", "-o", "text.txt"], "an earlier report of the same command, got 'text.txt', which is"),
+        (["analyze", "broken", "--compare", "demo", "-o", "text.txt"], "Hint: Choose another --output, or delete that"),
+        (
+            ["analyze", "broken", "-o", "out/hf_farms_report.json"],
+            "an earlier report of the same command, got 'out",
+        ),
+        (["eval", "broken", "-o", "notes.json"], "an earlier report of the same command, got 'notes.json', which is"),
+        (["eval", "broken", "-o", "spectra.json"], "an earlier report of the same command, got 'spectra.json', which"),
         (["prune", "broken", "-o", "pipe", "--overwrite"], "output must be a folder, got the pipe 'pipe'"),
         (["prune", "broken", "-o", "broken", "--overwrite"], "output must not be the model"),
         (["prune", "broken", "-o", "broken"], "output must not be the model"),
@@ -82,6 +93,17 @@ def test_what_must_not_be_written_over_is_refused_before_any_work(arguments, mes
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert contents(work) == before
+
+
+def test_the_same_command_replaces_its_own_file_and_an_empty_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.json").touch()
+    for name in ("report.json", "empty.json"):
+        for command in (["analyze", "demo"], ["analyze", "demo"], ["analyze", "demo", "--compare", "demo-healthy"]):
+            done = runner.invoke(app, [*command, "--fit", "mid", "-o", name, "-q"])
+            assert done.exit_code == 0, done.stderr
+            assert f"Wrote {name}." in done.stderr
+        assert set(json.loads((tmp_path / name).read_text())) > {"first", "second"}
 
 
 @pytest.mark.parametrize("name", [REPORT_NAME, "README.md", "figures/blocks.png", "figures"])

@@ -45,12 +45,14 @@ def test_the_function_writes_and_returns_the_same_as_the_command(pruned, tmp_pat
         text = (tmp_path / "function" / name).read_text()
         assert text == (tmp_path / "command" / name).read_text(), name
     assert PruneReport.load(f"model/{REPORT}").perplexity.pruned == result.perplexity.value
-    assert files == [f"model/{REPORT}", "model/README.md"]
+    expected = ["deep/results.json", f"model/{REPORT}", "model/README.md"]
+    assert files == expected
+    assert f"Wrote the results into {expected[0]}, {expected[1]} and {expected[2]}." in " ".join(done.stderr.split())
     assert ("Perplexity of model", 2, 2) in steps
     assert ("Perplexity of demo", 2, 2) in steps
     # A second time the report has it all.
-    assert evaluate_checkpoint("model", on_stored=files.append) == result
-    assert files == [f"model/{REPORT}", "model/README.md"]
+    assert evaluate_checkpoint("model", output="deep/results.json", on_stored=files.append) == result
+    assert files == [*expected, "deep/results.json"]
 
 
 def test_a_text_of_ones_own_is_not_that_of_the_report(pruned):
