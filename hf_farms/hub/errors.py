@@ -15,6 +15,7 @@ __all__ = [
     "AGAIN",
     "LOGIN",
     "NOT_FOUND",
+    "NOT_HERE",
     "NOT_REACHED",
     "cache_error",
     "chain",
@@ -30,6 +31,7 @@ __all__ = [
 AGAIN = "run the same command again."
 # In messages.
 NOT_REACHED, NOT_FOUND = "could not be reached", "is neither a folder nor a repository on the Hub"
+NOT_HERE = "is not on this machine and the Hub is switched off"
 # The folder cannot be written.
 NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT}
 LOGIN = "Run `hf auth login` with a token that may write, or pass `token`."
@@ -104,7 +106,7 @@ def _model_error(cause: BaseException, what: str) -> ModelError | None:
     # A subclass, of `request_retries`, means a dead network.
     if type(cause) is hub.OfflineModeIsEnabled or offline:
         return ModelError(
-            f"{what!r} is not on this machine and the Hub is switched off (HF_HUB_OFFLINE).",
+            f"{what!r} {NOT_HERE} (HF_HUB_OFFLINE).",
             hint="Unset HF_HUB_OFFLINE, or name a local folder.",
         )
     if isinstance(cause, hub.GatedRepoError):

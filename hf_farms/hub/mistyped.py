@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 from hf_farms.errors import HfFarmsError
-from hf_farms.hub.errors import NOT_FOUND, NOT_REACHED
+from hf_farms.hub.errors import NOT_FOUND, NOT_HERE, NOT_REACHED
 
 __all__ = ["did_you_mean", "name_other_places"]
 
@@ -24,7 +24,7 @@ def name_other_places(error: HfFarmsError, what: str, *, packaged: Iterable[str]
         An error of the same class, whose hint names a close name inside the package.
     """
     unreached = f"{NOT_REACHED} (" in str(error)
-    if "/" in what or not (unreached or NOT_FOUND in str(error)):
+    if "/" in what or not (unreached or NOT_FOUND in str(error) or NOT_HERE in str(error)):
         return error
     names = tuple(packaged)
     inside = f" and nothing inside the package ({', '.join(names)})" if names else ""

@@ -62,8 +62,15 @@ def test_other_errors_are_unchanged(kind):
     assert name_other_places(dead, "ada/dmeo", packaged=["demo"]) is dead
 
 
-def test_a_name_that_the_hub_does_not_know():
-    error = ModelError("'Demo' is neither a folder nor a repository on the Hub.", hint="Check the name.")
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "is neither a folder nor a repository on the Hub.",
+        "is not on this machine and the Hub is switched off (HF_HUB_OFFLINE).",
+    ],
+)
+def test_a_name_that_is_unknown(fault):
+    error = ModelError(f"'Demo' {fault}", hint="Check the name.")
     said = name_other_places(error, "Demo", packaged=["demo", "demo-healthy"])
     assert type(said) is ModelError
     assert str(said) == str(error)
