@@ -171,8 +171,9 @@ def pattern_note(removals: Sequence[Sequence[Removal]], sizes: Sequence[int], co
     unit = "blocks" if all(len(set(block)) == 1 for block in kept) else "layers"
     numbers = [number for block in kept for number in block]
     reached = sum(removal.count for block in removals for removal in block) / sum(sizes)
+    span = f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
     note = (
-        f"Pattern {config.pattern}: {unit} keep {min(numbers)} to {max(numbers)} of every {size} weights, which "
+        f"Pattern {config.pattern}: {unit} keep {span} of every {size} weights, which "
         f"removes {reached:.6g} of all, the closest to {config.sparsity:g} that this pattern allows."
     )
     if min(numbers) < max(numbers) or config.allocation == "uniform":

@@ -101,7 +101,7 @@ def test_an_allocation_that_a_pattern_rounds_away_is_said(allocation):
     # Before the first block, and once.
     assert told == ([0] if allocation == "ramp" else [])
     assert {block.sparsity for block in report.blocks} == {0.5}
-    (note,) = (note for note in report.notes if note.startswith("Pattern N:8: blocks keep 4 to 4"))
+    (note,) = (note for note in report.notes if note.startswith("Pattern N:8: blocks keep 4 of every 8"))
     advice = "`allocation='ramp'` has no effect: its sparsities differ by less than 1/8. Choose a larger spread"
     assert (advice in note) == (allocation == "ramp")
 
