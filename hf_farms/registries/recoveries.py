@@ -82,8 +82,8 @@ RECOVERIES: Registry[RecoveryEntry] = Registry(
             "each block were then fitted on the calibration data, so that the hidden states come close to those of the "
             "dense model ([reconstruction of submodules](https://arxiv.org/abs/2510.14444)).",
             # KL on a selection text in nats per token, for SmolLM2-135M at 50% (Wanda, uniform, 32 sequences of 512
-            # tokens): 0.406 after three passes, 0.391 after six. With its first eight blocks pruned only: 0.138 after
-            # three, 0.135 after six, 0.141 after twelve; three passes at half of the rate 0.146, at twice of it 0.141.
+            # tokens): 0.406 after three passes, 0.391 after six. On its first eight blocks, twelve passes were no
+            # better, nor was half or twice the rate.
             passes=6,
             options=("recover_passes", "recover_rate"),
             citation=RETRAINING,
