@@ -1,7 +1,7 @@
 """Options that cannot apply are refused or warned of, also where they have the value of their default."""
 
 import pytest
-import typer
+from cli_commands import COMMANDS
 from hf_farms_cli.app import app
 from hf_farms_cli.effects import RULES as OWN_RULES
 from hf_farms_cli.messages import FIELDS
@@ -16,16 +16,6 @@ pytestmark = pytest.mark.filterwarnings("default")
 runner = CliRunner(env={"COLUMNS": "200"})
 
 
-def leaves(group, path=()):
-    """The commands by their path, also those of groups."""
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from leaves(command, (*path, name))
-        else:
-            yield " ".join((*path, name)), command
-
-
-COMMANDS = dict(leaves(typer.main.get_command(app)))
 # Options that have an effect wherever they are accepted.
 OUTPUT = {"--format", "--json", "--quiet", "--debug"}
 ALWAYS = {

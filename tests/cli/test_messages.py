@@ -5,8 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-import typer
-from hf_farms_cli.app import app
+from cli_commands import COMMANDS
 from hf_farms_cli.messages import EXPRESSIONS, FIELDS, OPTIONS, SPAN, in_options
 
 import hf_farms
@@ -35,16 +34,9 @@ OTHER_PROGRAMS = ("lora_servers.py", "vllm.py")
 MESSAGES = [text for path in SOURCES for text in strings(path, docstrings=False)]
 
 
-def leaves(group):
-    """The commands, also those of groups."""
-    for command in group.commands.values():
-        yield from leaves(command) if hasattr(command, "commands") else [command]
-
-
-COMMANDS = list(leaves(typer.main.get_command(app)))
-PARAMETERS = {parameter.name: parameter for command in COMMANDS for parameter in command.params}
-FLAGS = {flag for command in COMMANDS for parameter in command.params for flag in parameter.opts}
-FLAGS |= {flag for command in COMMANDS for parameter in command.params for flag in parameter.secondary_opts}
+ALL = [parameter for command in COMMANDS.values() for parameter in command.params]
+PARAMETERS = {parameter.name: parameter for parameter in ALL}
+FLAGS = {flag for parameter in ALL for flag in (*parameter.opts, *parameter.secondary_opts)}
 
 
 # A command line that a report records, and no message.

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
-import typer
+from cli_commands import COMMANDS
 from hf_farms_cli.app import app
 from hf_farms_cli.messages import options_by_name, with_option
 from typer.testing import CliRunner
@@ -29,17 +29,6 @@ NEEDED = {
 WITH = {"--density": ["--combination", "ties"]}
 # Any finite number is a weight.
 NO_RANGE = {"--weight"}
-
-
-def leaves(group, path=()):
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from leaves(command, (*path, name))
-        else:
-            yield " ".join((*path, name)), command
-
-
-COMMANDS = dict(leaves(typer.main.get_command(app)))
 
 
 def options_of(name, fits):
