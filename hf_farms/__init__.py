@@ -1,6 +1,6 @@
 """Find the under-trained layers of a model, and act on it.
 
-weights -> spectra -> decisions -> appliers -> artefacts, on unmodified Hugging Face models. Names are imported when
+weights -> spectra -> decisions -> appliers -> artifacts, on unmodified Hugging Face models. Names are imported when
 they are first used, so that `import hf_farms` loads no torch.
 """
 

@@ -51,7 +51,7 @@ class HfFarmsError(Exception):
 
 
 class ModelError(HfFarmsError):
-    """The model cannot be analysed or pruned."""
+    """The model cannot be analyzed or pruned."""
 
 
 class DataError(HfFarmsError):

@@ -143,10 +143,10 @@ def test_selections():
 
 
 BATCHES = [
-    ("hello", r"calibration must be batches of token ids, got 'hello'\. Tokenise the text first"),
+    ("hello", r"calibration must be batches of token ids, got 'hello'\. Tokenize the text first"),
     (3, r"calibration must be batches of token ids, got 3\."),
     ({"input_ids": IDS}, r"calibration must be a list of batches, got a single mapping\. Put it in a list\."),
-    (["a"], r"calibration batches must be .*mappings, as the model takes them, got str in batch 0\. Tokenise"),
+    (["a"], r"calibration batches must be .*mappings, as the model takes them, got str in batch 0\. Tokenize"),
     ([[1, 2]], r"calibration batches must be .*mappings, as the model takes them, got list in batch 0\."),
     ([{"input_ids": IDS}, None], r"calibration batches must be .*, got NoneType in batch 1\."),
     ([{"input_ids": IDS - 1}], r"calibration token ids must be at least 0, got -1 in batch 0\. Pad with the pad token"),
@@ -189,7 +189,7 @@ def test_right_batches_are_taken():
         assert prune(tiny("llama"), PruneConfig(allocation="uniform"), calibration=[batch]).report.sparsity == 0.5
 
 
-def test_other_arguments_of_analyses(model):
+def test_other_arguments_of_analyzes(model):
     with pytest.raises(ValueError, match=r"device must be None or a device such as 'cpu' or 'cuda:0', got 'foo'\."):
         analyze(model, device="foo")
     with pytest.raises(ValueError, match=r"outside must be True or False, got 'yes'\."):

@@ -36,7 +36,7 @@ def merge_command(
     """Merge an adapter into a copy of a checkpoint.
 
     The copy is written shard by shard, without loading the model. Its weights are those of the trained model, bit for
-    bit. Config, tokenizer and licence files are copied.
+    bit. Config, tokenizer and license files are copied.
 
     Examples:
         hf-farms adapter merge Qwen/Qwen3-0.6B ./math -o merged

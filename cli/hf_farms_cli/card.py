@@ -45,7 +45,7 @@ def card_command(
     """Regenerate the model card of a folder, README.md and its figures, from hf_farms_report.json.
 
     For a training without a report, the card is made from the files that the callbacks wrote. A README.md not written
-    by hf-farms is kept, unless --yes is given.
+    by hf-farms, and figures beside another card, are kept, unless --yes is given.
 
     Examples:
         hf-farms card ./demo-farms-wanda-50

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Planned", "print_plan", "prune_plan", "push_plan"]
 
 # Files of a pruned model; the number of shards is not known before the prune.
-ARTEFACTS = (
+ARTIFACTS = (
     "model*.safetensors",
     "config",
     "tokenizer",
@@ -64,7 +64,7 @@ def prune_plan(plan: PrunePlan, target: PushPlan | None) -> Planned:
     state = "is finished" if plan.finished else "is continued" if output.partial.exists() else "new"
     free = shutil.disk_usage(next(p for p in output.path.absolute().parents if p.exists())).free
     expected = f"about {readable_size(size)}" if size else "unknown"
-    files = [*ARTEFACTS, *(base.files if base is not None else ())]
+    files = [*ARTIFACTS, *(base.files if base is not None else ())]
     lines = [
         *recipe.describe(),
         f"output: {output.path} ({state})",
@@ -82,11 +82,11 @@ def prune_plan(plan: PrunePlan, target: PushPlan | None) -> Planned:
         "base": None,
     }
     if base is not None and not base.local:
-        licence = base.license_name or base.license
+        license = base.license_name or base.license
         gated = ", gated" if base.gated else ""
-        lines.append(f"base: {base.repo_id} at {base.revision} ({licence or 'no licence named'}{gated})")
+        lines.append(f"base: {base.repo_id} at {base.revision} ({license or 'no license named'}{gated})")
         place = {"repo_id": base.repo_id, "revision": base.revision}
-        values["base"] = {**place, "license": licence, "gated": bool(base.gated)}
+        values["base"] = {**place, "license": license, "gated": bool(base.gated)}
     lines += [f"push: {_destination(target)}", *_unchecked(target)]
     values["push"] = _destination_values(target) if target is not None else None
     return Planned(lines, values, [str(output.path), *([target.repo_id] if target is not None else [])])

@@ -47,7 +47,7 @@ class Stream:
         return nullcontext() if self._stderr else printing()
 
     def style(self, allowed: bool) -> None:
-        """Allow or forbid colours and bars."""
+        """Allow or forbid colors and bars."""
         if allowed != self._styled:
             self._styled, self._console = allowed, None
 

@@ -35,7 +35,7 @@ def block_scores(blocks: Sequence[Sequence[LayerAlpha]], rule: BlockScore) -> li
     Args:
         blocks: for each block, its layers with an alpha.
         rule: "mean" over roles (FARMS and AlphaPruning); "median" over roles; "trimmed", the mean without the lowest
-            and the highest role; "standardised", the mean after scaling every role to the same mean and standard
+            and the highest role; "standardized", the mean after scaling every role to the same mean and standard
             deviation over blocks, so that no single role dominates.
 
     Returns:
@@ -43,8 +43,8 @@ def block_scores(blocks: Sequence[Sequence[LayerAlpha]], rule: BlockScore) -> li
         A layer without an error counts as exact; a block of such layers has no error.
     """
     roles = [_average_by_role(layers) for layers in blocks]
-    if rule == "standardised":
-        roles = _standardise(roles)
+    if rule == "standardized":
+        roles = _standardize(roles)
     if rule not in COMBINE:
         raise ValueError(f"block_score must be one of {', '.join(COMBINE)}, got {rule!r}.")
     combine = COMBINE[rule]
@@ -74,7 +74,7 @@ def _median(estimates: list[Estimate]) -> Estimate:
     return _mean(ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1])
 
 
-def _standardise(blocks: list[dict[str, Estimate]]) -> list[dict[str, Estimate]]:
+def _standardize(blocks: list[dict[str, Estimate]]) -> list[dict[str, Estimate]]:
     """Shift and scale each role to the average mean and standard deviation of all roles over blocks.
 
     A role that does not vary over blocks carries no information and is only shifted.
@@ -87,17 +87,17 @@ def _standardise(blocks: list[dict[str, Estimate]]) -> list[dict[str, Estimate]]
     deviations = {role: statistics.pstdev(alphas) for role, alphas in values.items()}
     if not any(deviations.values()):
         return blocks
-    centre = statistics.fmean(means.values())
+    center = statistics.fmean(means.values())
     width = statistics.fmean(d for d in deviations.values() if d > 0)
     scale = {role: width / d if d > 0 else 0.0 for role, d in deviations.items()}
     return [
         {
-            role: (centre + scale[role] * (alpha - means[role]), None if error is None else scale[role] * error)
+            role: (center + scale[role] * (alpha - means[role]), None if error is None else scale[role] * error)
             for role, (alpha, error) in estimates.items()
         }
         for estimates in blocks
     ]
 
 
-# Once the roles are brought to one scale, "standardised" is a mean.
-COMBINE = {"mean": _mean, "median": _median, "trimmed": _trimmed, "standardised": _mean}
+# Once the roles are brought to one scale, "standardized" is a mean.
+COMBINE = {"mean": _mean, "median": _median, "trimmed": _trimmed, "standardized": _mean}

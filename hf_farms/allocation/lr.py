@@ -58,7 +58,7 @@ def allocate_lr(report: SpectralReport, *, config: FarmsLRConfig | None = None) 
     )
     if config.shrink:
         factors = _shrunk(factors, placed.reliability)
-    if config.normalise and factors:
+    if config.normalize and factors:
         weights = [unit.num_weights for unit in included]
         mean = math.fsum(w * f for w, f in zip(weights, factors, strict=True)) / sum(weights)
         factors = [factor / mean for factor in factors]

@@ -6,7 +6,7 @@ block_layers.py        find the layers of a block
 routers.py             find the routers of mixture-of-experts blocks
 layers.py              LayerView: read and write one layer, whatever parameter holds it
 inputs.py              record the inputs of a layer
-weights.py             weights in memory: plain, quantised, or with PEFT adapters
+weights.py             weights in memory: plain, quantized, or with PEFT adapters
 adapters.py            weights with PEFT adapters applied
 partitioned.py         parameters that ZeRO-3 of DeepSpeed has partitioned
 wrappers.py            DDP, FSDP, torch.compile and PEFT wrappers

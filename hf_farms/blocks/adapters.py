@@ -117,7 +117,7 @@ def _apply_adapters(adapter: Any, names: list[str], weight: Tensor) -> Tensor:
         return weight
     base = innermost_base(adapter)
     if base.weight.shape != weight.shape or base.weight.dtype != weight.dtype:
-        raise TypeError("its base weight is quantised or sharded")
+        raise TypeError("its base weight is quantized or sharded")
     stand_in = _shallow_copy(base)
     for name, parameter in base.named_parameters(recurse=False):
         # Some adapters also change the bias, in place.

@@ -123,7 +123,7 @@ def _layers_of_weight(
     if len(shape) > 2:
         return [layer("", role_of(path), shape, "conv", WHOLE)] if min(shape[:2]) > 1 else []
     if isinstance(inner, nn.Linear):
-        # Quantised weights are packed, so their own shape is not (out, in).
+        # Quantized weights are packed, so their own shape is not (out, in).
         shape = (inner.out_features, inner.in_features)
     transposed = _is_conv1d(inner)
     rows, cols = reversed(shape) if transposed else shape

@@ -175,7 +175,7 @@ class LayerView:
             `metadata.shape`, detached.
 
         Raises:
-            ModelError: the weight is not loaded, is quantised, or contains NaN or infinity.
+            ModelError: the weight is not loaded, is quantized, or contains NaN or infinity.
         """
         weight = self.store.read(self.metadata).detach()
         if weight.is_meta:
@@ -183,7 +183,7 @@ class LayerView:
         if not weight.is_complex() and (not weight.is_floating_point() or weight.dtype.itemsize < 2):
             raise ModelError(
                 f"weights must be float32, bfloat16 or float16, got {weight.dtype} in {self.name}.",
-                hint="Load the model without quantisation, or with its library's dequantize option.",
+                hint="Load the model without quantization, or with its library's dequantize option.",
             )
         if tuple(weight.shape) != self.metadata.shape:
             raise ModelError(

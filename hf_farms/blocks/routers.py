@@ -1,6 +1,6 @@
 """Find the routers of a block: layers whose output selects the experts, or the positions, that a token uses.
 
-A router is recognised by position and size: it is a sibling of the experts, with one output per expert (some models
+A router is recognized by position and size: it is a sibling of the experts, with one output per expert (some models
 add experts without weights). Names and classes are used where position and size are not enough.
 """
 

@@ -42,7 +42,7 @@ class StreamedBlockSource(ModelBlockSource):
         files: the tensors on disk, not mapped.
         device: device on which blocks run.
         results: store of finished blocks, written and read.
-        absent: parameters that may be missing from the files; they are initialised as in an untrained model.
+        absent: parameters that may be missing from the files; they are initialized as in an untrained model.
 
     Raises:
         ModelError: the architecture has no layers, or weights are missing from the files.

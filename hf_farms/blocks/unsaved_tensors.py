@@ -68,7 +68,7 @@ def _replace_unsaved(model: nn.Module, stored: StoredTensors, device: torch.devi
 
 
 def _initialize(model: nn.Module, tensors: Sequence[tuple[str, Tensor]], byte: int) -> None:
-    """Fill tensors with one byte, then let the model initialise them."""
+    """Fill tensors with one byte, then let the model initialize them."""
     from transformers import initialization
 
     for _, tensor in tensors:

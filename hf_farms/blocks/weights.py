@@ -1,4 +1,4 @@
-"""Read and write layer weights in memory: plain, sharded, quantised, or with PEFT adapters."""
+"""Read and write layer weights in memory: plain, sharded, quantized, or with PEFT adapters."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class ModuleStore:
     left_out: list[str] = field(default_factory=list, compare=False)
 
     def read(self, layer: LayerMetadata) -> Tensor:
-        """Read the layer's part of the parameter, dequantised, with adapters applied."""
+        """Read the layer's part of the parameter, dequantized, with adapters applied."""
         base = innermost_base(self.module)
         # Of a module with adapters those are read too.
         own = self.module.parameters() if is_adapted(self.module) else [getattr(base, self.attribute)]
         partitioned = [parameter for parameter in own if is_partitioned(parameter)]
         with gathered(partitioned):
-            weight = _dequantised(base, self.attribute)
+            weight = _dequantized(base, self.attribute)
             if is_adapted(self.module):
                 weight, self.left_out[:] = with_adapters(self.module, weight)
             weight = layer.part.of(weight)
@@ -72,8 +72,8 @@ def count_zeros(tensor: Tensor) -> int:
     return tensor.numel() - int(tensor.count_nonzero())
 
 
-def _dequantised(module: nn.Module, attribute: str) -> Tensor:
-    """Return a whole parameter: gathered if sharded, dequantised by its library if quantised."""
+def _dequantized(module: nn.Module, attribute: str) -> Tensor:
+    """Return a whole parameter: gathered if sharded, dequantized by its library if quantized."""
     weight: Any = getattr(module, attribute)
     if hasattr(weight, "full_tensor"):
         # Sharded (FSDP2, tensor parallelism): a collective operation, all processes of the mesh take part.

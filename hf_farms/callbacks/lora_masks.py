@@ -38,7 +38,7 @@ def mask_lora(model: nn.Module) -> int:
 
     Raises:
         ValueError: a layer with zeros has adapters that cannot be masked (DoRA and other variants, adapters other than
-            LoRA, quantised weights, convolutions), or merged ones.
+            LoRA, quantized weights, convolutions), or merged ones.
         ModelError: adapters on the parameters of experts (`target_parameters`).
     """
     layers = _adapted_layers(model)
@@ -74,7 +74,7 @@ def _check(name: str, layer: Any) -> None:
     plain = (kind.__module__, kind.__name__) == ("peft.tuners.lora.layer", "Linear")
     if not plain or is_adapted(base) or not base.weight.is_floating_point():
         raise ValueError(
-            f"adapters of a pruned model must be LoRA of linear layers that are not quantised, got {kind.__name__} of "
+            f"adapters of a pruned model must be LoRA of linear layers that are not quantized, got {kind.__name__} of "
             f"{kind.__module__} over {type(base).__name__} in {name}. Leave this layer out of `target_modules`."
         )
     if variants := sorted(set(getattr(layer, "lora_variant", ()))):

@@ -108,7 +108,7 @@ class S2FTCallback(TrainerCallback, ExportableState):
 
     Raises:
         ValueError: before the first step, for trainings that S2FT does not work with; the message names the way out.
-        ModelError: adapters, quantised or sharded weights, experts.
+        ModelError: adapters, quantized or sharded weights, experts.
     """
 
     def __init__(

@@ -163,7 +163,7 @@ RULES: tuple[Rule, ...] = (
     ),
     _rule(
         FarmsLRConfig,
-        *("map", "min_scale", "max_scale", "released_step", "quantity", "shrink", "normalise", "ends"),
+        *("map", "min_scale", "max_scale", "released_step", "quantity", "shrink", "normalize", "ends"),
         "min_eigenvalues",
         when=lambda c, _: not c.monitor,
         condition="monitor=False",

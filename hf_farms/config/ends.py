@@ -12,7 +12,7 @@ LREnds = Literal[Ends, "released"]
 
 ENDS: tuple[Ends, ...] = get_args(Ends)
 LR_ENDS: tuple[LREnds, ...] = get_args(LREnds)
-# Of pruning; learning rates keep the earlier behaviour, as no rule was shown to help there.
+# Of pruning; learning rates keep the earlier behavior, as no rule was shown to help there.
 DEFAULT_ENDS: Ends = "first-capped"
-# The behaviour of versions without the option: files without it mean this, whatever the default is.
+# The behavior of versions without the option: files without it mean this, whatever the default is.
 EARLIER_ENDS: Ends = "measured"

@@ -44,7 +44,11 @@ def _skips_ends(ends: object) -> bool:
 
 
 @absent_before(ends=EARLIER_ENDS)
-@renamed(farms="spectra", skip_ends=NewValue(name="ends", kind=bool, new=_ends_of, old=_skips_ends))
+@renamed(
+    farms="spectra",
+    normalise="normalize",
+    skip_ends=NewValue(name="ends", kind=bool, new=_ends_of, old=_skips_ends),
+)
 @dataclass(frozen=True, kw_only=True)
 class FarmsLRConfig:
     """Layer-wise learning rates from alphas (TempBalance, NeurIPS 2023; Model Balancing, arXiv 2410.12178).
@@ -64,7 +68,7 @@ class FarmsLRConfig:
             and divides weight decay by the same factor, so that AdamW's decay per step stays as it is.
         shrink: move factors towards 1 when alphas differ by little more than noise. Turn it off only to reproduce
             published numbers.
-        normalise: divide by the mean factor, weighted by parameters. Set it to keep the mean learning rate unchanged.
+        normalize: divide by the mean factor, weighted by parameters. Set it to keep the mean learning rate unchanged.
         ends: how the first and the last block enter the map: in healthy models too, their alphas differ from others.
             "measured": like all blocks. "lowest" and "median" replace their alpha by the lowest or the median of the
             others; "apart" leaves them at factor 1. "first-lowest", "first-median" and "first-apart" change the first
@@ -98,7 +102,7 @@ class FarmsLRConfig:
     unit: LRUnit = "block"
     quantity: LRQuantity = "lr"
     shrink: bool = True
-    normalise: bool = False
+    normalize: bool = False
     ends: LREnds = EARLIER_ENDS
     min_eigenvalues: int = 50
     outside: bool = False

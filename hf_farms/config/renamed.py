@@ -60,7 +60,7 @@ def renamed(**changes: str | NewValue) -> Callable[[type[T]], type[T]]:
         original: Callable[..., None] = kind.__init__
 
         @wraps(original)
-        def initialise(self: T, *args: Any, **options: Any) -> None:
+        def initialize(self: T, *args: Any, **options: Any) -> None:
             original(self, *args, **_translate(kind, options, _copied(kind)))
 
         def set_state(self: T, state: dict[str, Any]) -> None:
@@ -69,7 +69,7 @@ def renamed(**changes: str | NewValue) -> Callable[[type[T]], type[T]]:
 
         setattr(kind, ATTRIBUTE, names)
         setattr(kind, VALUES, values)
-        for name, method in {"__init__": initialise, "__setstate__": set_state}.items():
+        for name, method in {"__init__": initialize, "__setstate__": set_state}.items():
             setattr(kind, name, method)
         for old, new in names.items():
             setattr(kind, old, _alias(kind, old, new))

@@ -11,7 +11,7 @@ from hf_farms.errors import DataError
 
 __all__ = ["check_batch", "check_batches", "named_batches"]
 
-TOKENISE = "Tokenise the text first: tokenizer(text, return_tensors='pt')['input_ids']."
+TOKENIZE = "Tokenize the text first: tokenizer(text, return_tensors='pt')['input_ids']."
 
 
 def named_batches(calibration: Iterable[Tensor | Mapping[str, Tensor]], *, vocabulary: int | None) -> list[Any]:
@@ -45,7 +45,7 @@ def check_batches(calibration: object) -> None:
         DataError: a text, one batch, or nothing that can be walked.
     """
     if isinstance(calibration, str | bytes):
-        raise DataError(f"calibration must be batches of token ids, got {calibration[:60]!r}. {TOKENISE}")
+        raise DataError(f"calibration must be batches of token ids, got {calibration[:60]!r}. {TOKENIZE}")
     if isinstance(calibration, Mapping):
         raise DataError("calibration must be a list of batches, got a single mapping. Put it in a list.")
     if not isinstance(calibration, Iterable) and not hasattr(calibration, "__getitem__"):
@@ -68,7 +68,7 @@ def check_batch(batch: object, number: int, *, vocabulary: int | None, kinds: st
             shape than the ids.
     """
     if not isinstance(batch, Mapping):
-        remedy = TOKENISE if isinstance(batch, str) else "Pass what a collator of the training returns."
+        remedy = TOKENIZE if isinstance(batch, str) else "Pass what a collator of the training returns."
         raise DataError(
             f"calibration batches must be {kinds}, as the model takes them, got {type(batch).__name__} in batch "
             f"{number}. {remedy}"
@@ -80,7 +80,7 @@ def check_batch(batch: object, number: int, *, vocabulary: int | None, kinds: st
         given = f"{ids.dtype} of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
         raise DataError(
             f"calibration token ids must be a tensor of whole numbers, (b, n) or (n,), got {given} in batch {number}. "
-            f"{TOKENISE}"
+            f"{TOKENIZE}"
         )
     if ids.numel() and int(ids.min()) < 0:
         raise DataError(

@@ -63,7 +63,7 @@ def selection_sequences(
     """
     if tokenizer is None:
         raise DataError(
-            "selection text must be tokenised, got a model without a tokenizer. Choose a fixed allocation "
+            "selection text must be tokenized, got a model without a tokenizer. Choose a fixed allocation "
             "and no recovery, or pass `selection` to `prune`."
         )
     split = "select" if config.source == BUILT_IN else config.split

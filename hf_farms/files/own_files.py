@@ -21,7 +21,7 @@ __all__ = ["copy_file", "describe_kind", "find_files", "foreign_texts", "is_own_
 BLOB = re.compile("[0-9a-f-]{16,}")
 CONFIG, TEMPLATES = "config.json", "additional_chat_templates"
 TEXTS = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".bpe", ".codes", ".spm")
-# Not part of a model or tokenizer; licences are copied separately.
+# Not part of a model or tokenizer; licenses are copied separately.
 NEVER_COPIED = re.compile(r"(LICEN[CS]E|USE_POLICY|NOTICE)([-_.].*)?|modelcard\.json|.+\.index\.json", re.IGNORECASE)
 KINDS = {
     stat.S_IFIFO: "a pipe",

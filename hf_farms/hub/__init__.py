@@ -5,8 +5,8 @@ errors.py            errors of the client -> one sentence with a remedy
 mistyped.py          a name that may be a missing folder or a mistyped name
 request_retries.py   HTTP retries, Retry-After (429), slow and broken answers
 failure_budget.py    limit the failed requests of a command
-base_model.py        the dense model: commit, licence, size
-licence_files.py     its licence files
+base_model.py        the dense model: commit, license, size
+license_files.py     its license files
 preflight.py         checks before a push
 contents.py          select the files of a folder that are pushed
 folders.py           check that a folder is complete, and compare it with the Hub

@@ -1,4 +1,4 @@
-"""Metadata of the dense model on the Hub: commit, licence, languages, size."""
+"""Metadata of the dense model on the Hub: commit, license, languages, size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 __all__ = [
-    "LICENCE_FILE",
+    "LICENSE_FILE",
     "TIMEOUT",
     "WEIGHTS",
     "ask_model",
@@ -33,7 +33,7 @@ NOTICE = "NOTICE"
 CARD_KEYS = ("license", "license_name", "license_link", "language", "pipeline_tag")
 WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 # Files only, in the same folder as the weights.
-LICENCE_FILE = re.compile(r"(LICEN[CS]E|USE_POLICY|NOTICE)([-_.][^/]*)?", re.IGNORECASE)
+LICENSE_FILE = re.compile(r"(LICEN[CS]E|USE_POLICY|NOTICE)([-_.][^/]*)?", re.IGNORECASE)
 
 
 def ask_model(name: str, *, revision: str | None = None, token: str | None = None) -> ModelInfo:
@@ -95,7 +95,7 @@ def fetch_base_model(
 
 
 def read_base_model(folder: Path) -> BaseModelRecord | None:
-    """Read the record of the dense model from the card and the licence files of a folder.
+    """Read the record of the dense model from the card and the license files of a folder.
 
     Returns:
         None if the folder has neither.
@@ -105,7 +105,7 @@ def read_base_model(folder: Path) -> BaseModelRecord | None:
 
 
 def base_model_of(folder: Path) -> BaseModelRecord:
-    """Read the record of a local model, which may have neither card nor licence files."""
+    """Read the record of a local model, which may have neither card nor license files."""
     return _record(folder.absolute().name, None, _card_of(folder), files=_files_in(folder), local=True)
 
 
@@ -123,7 +123,7 @@ def _cached(model: str, revision: str | None) -> BaseModelRecord:
             if card is None:
                 warnings.warn(
                     f"The card of {model!r} is not on this machine and the Hub is switched off (HF_HUB_OFFLINE): "
-                    f"its licence and licence files are not known. Run `hf download {model}` before.",
+                    f"its license and license files are not known. Run `hf download {model}` before.",
                     HfFarmsWarning,
                     stacklevel=3,
                 )
@@ -177,7 +177,7 @@ def _record(
         gated=gated,
         languages=tuple(_texts(card.get("language"))),
         pipeline_tag=_first(card.get("pipeline_tag")),
-        files=tuple(sorted(filter(LICENCE_FILE.fullmatch, files))),
+        files=tuple(sorted(filter(LICENSE_FILE.fullmatch, files))),
         card_read=read,
         local=local,
     )

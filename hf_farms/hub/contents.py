@@ -14,7 +14,7 @@ from pathlib import Path
 from hf_farms.errors import ModelError
 from hf_farms.files.own_files import find_files
 from hf_farms.files.shards import shard_names
-from hf_farms.hub.base_model import LICENCE_FILE
+from hf_farms.hub.base_model import LICENSE_FILE
 
 __all__ = ["Contents", "read_contents"]
 
@@ -104,7 +104,7 @@ def read_contents(folder: Path) -> Contents:
 def _is_model_file(name: str, referenced: Collection[str]) -> bool:
     if name in referenced or MODEL_FILE.fullmatch(name):
         return True
-    return "/" not in name and bool(LICENCE_FILE.fullmatch(name) or COPYING.fullmatch(name))
+    return "/" not in name and bool(LICENSE_FILE.fullmatch(name) or COPYING.fullmatch(name))
 
 
 def _shards(own: Mapping[str, Path]) -> Iterator[str]:

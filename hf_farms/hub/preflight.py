@@ -78,7 +78,7 @@ def preflight(
         private: visibility of a new repository; None: private if the dense model is gated, else the namespace's
             default.
         base: the dense model; its own repository is never written to.
-        folder: the folder to push, if it exists already; needed to recognise an interrupted push of it.
+        folder: the folder to push, if it exists already; needed to recognize an interrupted push of it.
         revision: branch to write to, created if it does not exist; None: main.
         create_pr: write to a pull request only.
         allow_foreign_files: also write to a repository that contains files not written by hf-farms.
@@ -229,7 +229,7 @@ def _full_name(name: str, user: str) -> str:
 
 
 def _check_name(target: str, base: BaseModelRecord | None) -> None:
-    """Refuse the dense model's own repository; warn if its licence requires another name than the given one.
+    """Refuse the dense model's own repository; warn if its license requires another name than the given one.
 
     Raises:
         HubError: it is the repository of the dense model.
@@ -246,7 +246,7 @@ def _check_name(target: str, base: BaseModelRecord | None) -> None:
     required = generated_name(base, name)
     if base is not None and required != name:
         warnings.warn(
-            f"the licence of {base.repo_id!r} requires another name than {name!r}, such as {required!r}. "
+            f"the license of {base.repo_id!r} requires another name than {name!r}, such as {required!r}. "
             "Choose it with `repo_id`.",
             HfFarmsWarning,
             stacklevel=3,

@@ -48,7 +48,7 @@ def push(
     Args:
         folder: written by `hf-farms prune` or `save_pretrained`.
         repo_id: `namespace/name`, or a name in the user's namespace; created if it does not exist. None: the name of
-            the folder, with the prefix that the licence of the dense model requires.
+            the folder, with the prefix that the license of the dense model requires.
         private: visibility of a new repository; None: private if the dense model is gated, else the namespace's
             default.
         create_pr: open a pull request, or update the one that an earlier call opened.

@@ -4,8 +4,8 @@ opening.py           load a model into memory, or open its checkpoint
 tokenizer.py         load the tokenizer
 names.py             parse a name: demo, folder or Hub id; ask the Hub about it, once
 resolution.py        find the folder or repository that transformers loads
-files.py             weight files, architecture, quantisation method
-dequantising.py      quantised checkpoints that can be dequantised
+files.py             weight files, architecture, quantization method
+dequantizing.py      quantized checkpoints that can be dequantized
 devices.py           devices, free memory, dtypes
 missing_weights.py   refuse a checkpoint that does not match its config.json
 refusals.py          refuse adapters, git-lfs pointers and custom code

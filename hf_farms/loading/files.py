@@ -1,4 +1,4 @@
-"""Find the weight files of a model, its architecture and its quantisation method."""
+"""Find the weight files of a model, its architecture and its quantization method."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hf_farms.hub.client import with_retries
 from hf_farms.loading.refusals import custom_code_error
 from hf_farms.registries import CHECKPOINT_FORMATS
 
-__all__ = ["architecture_of", "find_pickled", "find_safetensors", "quantisation_of", "weight_files"]
+__all__ = ["architecture_of", "find_pickled", "find_safetensors", "quantization_of", "weight_files"]
 
 SAFETENSORS, PICKLED, INDEX = names.WEIGHTS, "pytorch_model.bin", ".index.json"
 CONVERT = "Convert them with transformers (save_pretrained), or allow them: `allow_pickle=True`."
@@ -102,8 +102,8 @@ def _require_shard(shard: Path | None, name: str, index: Path) -> Path:
     return shard
 
 
-def quantisation_of(config: Any) -> str | None:
-    """Return the quantisation method of the weights, such as "fp8"; None: they are not quantised."""
+def quantization_of(config: Any) -> str | None:
+    """Return the quantization method of the weights, such as "fp8"; None: they are not quantized."""
     settings = getattr(config, "quantization_config", None)
     if settings is None:
         return None

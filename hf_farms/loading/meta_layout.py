@@ -1,4 +1,4 @@
-"""Repositories and folders in Meta's own layout, such as `meta-llama/Llama-2-7b`: recognised before any download.
+"""Repositories and folders in Meta's own layout, such as `meta-llama/Llama-2-7b`: recognized before any download.
 
 If a sibling repository `…-hf` exists, which transformers can load, it is used. Otherwise the weights are converted;
 this needs consent because they are pickled.
@@ -114,7 +114,7 @@ class MetaCheckpoint:
 
 
 def find_meta_checkpoint(model: ModelRef, *, allow_pickle: bool = False) -> MetaCheckpoint | None:
-    """Recognise a model in Meta's layout from its list of files.
+    """Recognize a model in Meta's layout from its list of files.
 
     Args:
         model: `demo`, a folder, or a hub id. With a revision, the sibling repository is not used, as its revisions

@@ -82,7 +82,7 @@ class ModelRef:
 
     @cached_property
     def base_model(self) -> BaseModelRecord | None:
-        """Licence, languages and commit, from the Hub or from the card in a folder; None if unknown.
+        """License, languages and commit, from the Hub or from the card in a folder; None if unknown.
 
         Raises:
             ModelError: as `fetch_base_model`.

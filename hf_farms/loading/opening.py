@@ -21,9 +21,9 @@ from hf_farms.blocks import (
 )
 from hf_farms.errors import ModelError
 from hf_farms.hub.client import hub_errors
-from hf_farms.loading.dequantising import dequantising_options
+from hf_farms.loading.dequantizing import dequantizing_options
 from hf_farms.loading.devices import find_device, free_memory, parse_dtype, require_computing
-from hf_farms.loading.files import architecture_of, quantisation_of, weight_files
+from hf_farms.loading.files import architecture_of, quantization_of, weight_files
 from hf_farms.loading.missing_weights import check_complete, list_names
 from hf_farms.loading.model_config import read_config
 from hf_farms.loading.names import ModelRef
@@ -91,7 +91,7 @@ def load_model(
 
     Raises:
         ModelError: not found, weights missing or of other shapes, pickled, no architecture that transformers knows, no
-            tokenizer, or quantised and to be streamed.
+            tokenizer, or quantized and to be streamed.
     """
     weights_dtype, where = parse_dtype(dtype), find_device(device)
     ref = ModelRef.parse(model, revision)
@@ -100,7 +100,7 @@ def load_model(
         place = find_model(ref, allow_pickle=allow_pickle, tokenizer=bool(tokenizer))
         path, revision = place.path, place.revision
         config = read_config(name, path, revision)
-        method = quantisation_of(config)
+        method = quantization_of(config)
         if stream and method is not None:
             raise ModelError(f"weights must be plain to be read block by block, got {method} in {name!r}.")
         checkpoint = _Checkpoint(name, path, revision, config, allow_pickle)
@@ -223,11 +223,11 @@ def open_model(
 ) -> BlockReader:
     """Open a model's checkpoint for reading, without building the model.
 
-    A quantised checkpoint is loaded instead, dequantised by its library: that takes the memory of the whole model.
+    A quantized checkpoint is loaded instead, dequantized by its library: that takes the memory of the whole model.
 
     Args:
         name: `demo`, a folder, or a hub id, looked for in this order; of a hub id only configs and weights are fetched.
-        device: where a quantised checkpoint is loaded; None is a GPU if available, else the CPU.
+        device: where a quantized checkpoint is loaded; None is a GPU if available, else the CPU.
         revision: of a hub id.
         allow_pickle: read pickled weights (`pytorch_model.bin`) where there are no safetensors, and convert those in
             Meta's own layout (`consolidated.NN.pth`); no code in them is run.
@@ -235,7 +235,7 @@ def open_model(
             language models, as for `load_model`.
 
     Raises:
-        ModelError: not found, incomplete, pickled, no architecture that transformers knows, or quantised by a method
+        ModelError: not found, incomplete, pickled, no architecture that transformers knows, or quantized by a method
             that cannot be undone here.
     """
     name = str(name)
@@ -243,17 +243,17 @@ def open_model(
         place = find_model(ModelRef.parse(name, revision), allow_pickle=allow_pickle, tokenizer=False)
         path, revision = place.path, place.revision
         config = read_config(name, path, revision)
-        method = quantisation_of(config)
-        dequantising = dequantising_options(name, method) if method is not None else {}
+        method = quantization_of(config)
+        dequantizing = dequantizing_options(name, method) if method is not None else {}
         checkpoint = _Checkpoint(name, path, revision, config, allow_pickle)
         files = TensorFiles(checkpoint.weights)
         # The dtype of a model without weights does not matter, and its own may be for storage alone.
-        options = {"dtype": "auto", **dequantising} if method is not None else {"dtype": torch.float32, **META}
+        options = {"dtype": "auto", **dequantizing} if method is not None else {"dtype": torch.float32, **META}
         model, info = checkpoint.load(files, **options)
         absent = check_complete(model, info, name=name, head=model.can_generate() if head is None else head)
         if method is None:
             return StoredBlockReader(name, model, files, absent=absent)
         # bitsandbytes and torchao weights stay on the device that they were made on.
-        if dequantising:
+        if dequantizing:
             model.to(find_device(device))  # type: ignore[arg-type]
         return ModelBlockSource(model)

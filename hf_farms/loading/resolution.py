@@ -64,7 +64,7 @@ def find_model(model: ModelRef, *, allow_pickle: bool = False, tokenizer: bool =
 
 
 def find_replacement(model: ModelRef, *, allow_pickle: bool = False) -> tuple[Replacement, str] | None:
-    """Recognise a model in a format that transformers cannot read, before any weights are downloaded.
+    """Recognize a model in a format that transformers cannot read, before any weights are downloaded.
 
     Args:
         model: `demo`, a folder, or a hub id.

@@ -86,7 +86,7 @@ def text_nll(
     ranks: WorkingRanks = ONE_PROCESS,
     progress: Callable[[int, int], None] | None = None,
 ) -> TextNll:
-    """Measure the NLL of a tokenised text, as the pruning papers do on WikiText-2.
+    """Measure the NLL of a tokenized text, as the pruning papers do on WikiText-2.
 
     The text is cut into windows of `context_length` tokens without overlap; an incomplete last window is dropped. In
     each window every token but the first is predicted. Costs one forward pass; logits in float32.

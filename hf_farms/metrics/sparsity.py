@@ -15,7 +15,7 @@ __all__ = ["Sparsity"]
 DESCRIPTION = """
 Sparsity of a model: the fraction of its weights that are zero. Pruning papers report the fraction over the linear
 layers inside the blocks, without embeddings, norms and head; the fraction over all parameters is lower and is also
-returned. Zeros are counted exactly; a tied parameter counts once. Weights of a quantised model are dequantised first.
+returned. Zeros are counted exactly; a tied parameter counts once. Weights of a quantized model are dequantized first.
 """
 INPUTS = """
 Args:

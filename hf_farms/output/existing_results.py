@@ -23,7 +23,7 @@ STATE = ".hf-farms-unfinished"
 # A tag in the metadata of every card.
 CARD_MARK = "\n- hf-farms\n"
 SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
-LICENCE = re.compile(r"(LICEN[CS]E|USE_POLICY|NOTICE)([-_.].*)?", re.IGNORECASE)
+LICENSE = re.compile(r"(LICEN[CS]E|USE_POLICY|NOTICE)([-_.].*)?", re.IGNORECASE)
 HF_FARMS = frozenset({REPORT_NAME, RECIPE_NAME, "README.md"})
 FIGURES = frozenset({"figures/blocks.png", "figures/blocks-dark.png"})
 # Files that save_pretrained of models and tokenizers writes.
@@ -165,7 +165,7 @@ def _is_known(path: Path, folder: Path, is_weights: Callable[[str], bool]) -> bo
     known: Iterable[frozenset[str]] = (HF_FARMS, FIGURES, MODEL, TOKENIZER, SYSTEM)
     return (
         any(name in names for names in known)
-        or LICENCE.fullmatch(name) is not None
+        or LICENSE.fullmatch(name) is not None
         or path.match(UNFINISHED_FILE)
         or (path.parent.name == "additional_chat_templates" and path.suffix == ".jinja")
     )

@@ -144,7 +144,7 @@ class OutputFolder:
         """Resume `DIR.partial` if it belongs to the same run; otherwise it is created on first write.
 
         Args:
-            fingerprint: everything that determines the bytes of the result, as JSON-serialisable values; the time
+            fingerprint: everything that determines the bytes of the result, as JSON-serializable values; the time
                 limit of a search may change.
 
         Raises:

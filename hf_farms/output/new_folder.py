@@ -1,7 +1,7 @@
 """Write a folder that appears when it is complete, and never over anything else.
 
 The files are written to `DIR.partial/.hf-farms-unfinished/result`, so that whatever a killed process leaves is
-recognised, and removed by the next run.
+recognized, and removed by the next run.
 """
 
 from __future__ import annotations

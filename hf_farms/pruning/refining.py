@@ -91,7 +91,7 @@ class _WithProducts:
 
         Products of fewer tokens than inputs are singular: swaps would be fitted to the few directions in the data. Each
         diagonal entry grows by 1% x n / t of itself, which draws the error towards that of independent inputs, the one
-        that Wanda minimises.
+        that Wanda minimizes.
         """
         own = self._own if self.kind is not InputProducts else self._products
         prepared = own.prepared(name, **options) if own is not None else None

@@ -113,8 +113,8 @@ class InputProducts:
 def inverse_factor(products: Tensor, *, damping: float = PruneConfig.damping, name: str = "") -> InverseFactor:
     """Compute the upper Cholesky factor of the inverse of the damped products.
 
-    While the factorisation fails, damping grows tenfold, with a warning. With J the matrix that reverses the order and
-    J H J = L L^T, the factor is J L^-1 J: one factorisation and one triangular inverse, O(n^3), without an explicit
+    While the factorization fails, damping grows tenfold, with a warning. With J the matrix that reverses the order and
+    J H J = L L^T, the factor is J L^-1 J: one factorization and one triangular inverse, O(n^3), without an explicit
     inverse that could lose positive definiteness by rounding.
 
     Args:

@@ -33,7 +33,7 @@ __all__ = ["SubmoduleRecovery"]
 
 # Without acceptance sequences, one of so many is held out: they decide whether a fit is accepted.
 HELD_OUT = 8
-# Gradients of a normalised loss over millions of weights may be far below the default of Adam, 1e-8.
+# Gradients of a normalized loss over millions of weights may be far below the default of Adam, 1e-8.
 EPSILON = 1e-15
 # Devices on which Adam updates a matrix in one pass over memory.
 FUSED = frozenset({"cpu", "cuda"})
@@ -109,7 +109,7 @@ class SubmoduleRecovery:
             )
         pruned = {name: part.module.get_parameter(name) for name in part.trained}
         weights = {name: weight.detach().float().clone() for name, weight in pruned.items()}
-        _minimise(calls, fitted, weights, config, scale=calls.variance(fitted) or 1.0)
+        _minimize(calls, fitted, weights, config, scale=calls.variance(fitted) or 1.0)
         rounded = {name: round_kept(weight, pruned[name]) for name, weight in weights.items()}
         del weights
         after = calls.error(held_out, rounded) / scale
@@ -147,10 +147,10 @@ def _split(count: int) -> tuple[list[int], list[int]]:
     return held_out, [index for index in range(count) if index not in held_out] or held_out
 
 
-def _minimise(
+def _minimize(
     calls: SubmoduleCalls, indices: Sequence[int], weights: State, config: PruneConfig, *, scale: float
 ) -> None:
-    """Minimise the squared error in place by Adam, one sequence a step; zeros stay zero.
+    """Minimize the squared error in place by Adam, one sequence a step; zeros stay zero.
 
     The learning rate is relative to the size of each matrix, because models, and matrices of one model, differ by an
     order of magnitude. It falls to zero along a cosine.

@@ -163,19 +163,19 @@ def acceptance_text(record: AcceptanceRecord | None) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModelRecord:
-    """Licence and origin of the dense model, from the Hub or its folder, for derived models.
+    """License and origin of the dense model, from the Hub or its folder, for derived models.
 
     Attributes:
         repo_id: on the Hub; of a folder its name.
         revision: commit that was used.
         license: identifier, such as `apache-2.0` or `llama3`; None: the card names none.
-        license_name: of a licence that has no identifier.
+        license_name: of a license that has no identifier.
         license_link: where its text is.
         gated: whether conditions must be accepted to get it.
         languages: codes.
         pipeline_tag: such as `text-generation`.
-        files: names of the licence files (LICENSE, USE_POLICY, NOTICE) that a copy must carry.
-        card_read: whether the card could be read; otherwise the licence is unknown.
+        files: names of the license files (LICENSE, USE_POLICY, NOTICE) that a copy must carry.
+        card_read: whether the card could be read; otherwise the license is unknown.
         local: whether it is a folder and not on the Hub.
     """
 

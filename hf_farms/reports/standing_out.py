@@ -31,7 +31,7 @@ CALIBRATED_BLOCKS = 10
 # Standard deviation of the alphas of healthy blocks, on the safe side: it exceeds what planted_alarms.py finds for its
 # healthy models, so that no block of them stands out, however close together the others are.
 HEALTHY_SPREAD = 0.035
-# Blocks within so many spreads of the closest two thirds count for the final centre and spread.
+# Blocks within so many spreads of the closest two thirds count for the final center and spread.
 NEAR = 5.0
 # Number of inner blocks -> residual that the largest exceeds in 5% of models, if alphas are normal, whatever their
 # spread. Simulated by `planted_alarms.py --null` up to 126 blocks and rounded up; uneven, as a third is a whole number.
@@ -109,7 +109,7 @@ def find_standing_out(blocks: Sequence[BlockSpectrum], config: FarmsConfig) -> S
         return StandingOut(sentence=f"{NOTHING}: {reason}.", reason=reason)
     outliers = tuple(
         OutlyingBlock(index=block.index, name=block.name, residual=round(residual, 3))
-        for block, residual in zip(inner, studentised(alphas, errors), strict=True)
+        for block, residual in zip(inner, studentized(alphas, errors), strict=True)
         if residual > limit
     )
     return StandingOut(sentence=_sentence(outliers, len(blocks)), blocks=outliers, threshold=round(limit, 3))
@@ -119,22 +119,22 @@ def blocks_far_above(alphas: Sequence[float]) -> int:
     """Count the blocks far above the closest half of them: more than a third would hide each other from the fit."""
     ordered, size = sorted(alphas), len(alphas) // 2 + 1
     windows = [ordered[start : start + size] for start in range(len(ordered) - size + 1)]
-    centre, spread = min(map(_moments, windows), key=lambda moments: moments[1])
-    return sum(alpha > centre + NEAR * max(spread, HEALTHY_SPREAD) for alpha in alphas)
+    center, spread = min(map(_moments, windows), key=lambda moments: moments[1])
+    return sum(alpha > center + NEAR * max(spread, HEALTHY_SPREAD) for alpha in alphas)
 
 
-def studentised(alphas: Sequence[float], errors: Sequence[float]) -> list[float]:
-    """Return the distance of each alpha from the centre of most others, in units of their spread and its own error.
+def studentized(alphas: Sequence[float], errors: Sequence[float]) -> list[float]:
+    """Return the distance of each alpha from the center of most others, in units of their spread and its own error.
 
     Args:
         alphas: of the inner blocks.
         errors: their standard errors.
     """
-    centre, spread = centre_and_spread(alphas)
-    return [(alpha - centre) / math.hypot(spread, error) for alpha, error in zip(alphas, errors, strict=True)]
+    center, spread = center_and_spread(alphas)
+    return [(alpha - center) / math.hypot(spread, error) for alpha, error in zip(alphas, errors, strict=True)]
 
 
-def centre_and_spread(alphas: Sequence[float]) -> tuple[float, float]:
+def center_and_spread(alphas: Sequence[float]) -> tuple[float, float]:
     """Return mean and standard deviation of the two thirds that are closest together, and of all that are near them.
 
     These are the least trimmed squares of a constant, reweighted once (Rousseeuw 1984): up to a third of the blocks may
@@ -144,10 +144,10 @@ def centre_and_spread(alphas: Sequence[float]) -> tuple[float, float]:
     ordered, least = sorted(alphas), min_spread(len(alphas))
     size = len(ordered) - len(ordered) // 3
     windows = [ordered[start : start + size] for start in range(len(ordered) - size + 1)]
-    centre, spread = min(map(_moments, windows), key=lambda moments: moments[1])
+    center, spread = min(map(_moments, windows), key=lambda moments: moments[1])
     reach = NEAR * max(spread, least)
-    centre, spread = _moments([alpha for alpha in ordered if abs(alpha - centre) <= reach])
-    return centre, max(spread, least)
+    center, spread = _moments([alpha for alpha in ordered if abs(alpha - center) <= reach])
+    return center, max(spread, least)
 
 
 def _moments(values: Sequence[float]) -> tuple[float, float]:

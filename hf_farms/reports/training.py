@@ -102,7 +102,7 @@ class TrainReport(Report):
         arguments: settings of the training that matter, by their names.
         metrics: the last value of each that was logged up to the model that was saved, such as `eval_loss`. What
             `trainer.evaluate()` gives after the training is not among them: it may be of other data.
-        farms_lr: layer-wise learning rates; None: all layers learnt alike.
+        farms_lr: layer-wise learning rates; None: all layers learned alike.
         layerwise_lr: layer-wise factors of the user; None: not used.
         s2ft: selective training; None: not used.
         base: what the Hub says of the model that was trained further.

@@ -25,7 +25,7 @@ def check_plain(model: nn.Module, *, partitioned: bool = False) -> None:
 
     Raises:
         ValueError: S2FT is on it already.
-        ModelError: adapters, quantised, sharded or missing weights.
+        ModelError: adapters, quantized, sharded or missing weights.
     """
     kind = type(model).__name__
     if any(isinstance(module, SelectiveLayer) for module in model.modules()):
@@ -37,8 +37,8 @@ def check_plain(model: nn.Module, *, partitioned: bool = False) -> None:
         )
     if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
         raise ModelError(
-            f"weights must be float32, bfloat16 or float16 for S2FT, got a quantised {kind}.",
-            hint="Load it without quantisation, or train LoRA adapters with peft.",
+            f"weights must be float32, bfloat16 or float16 for S2FT, got a quantized {kind}.",
+            hint="Load it without quantization, or train LoRA adapters with peft.",
         )
     for name, parameter in model.named_parameters():
         if hasattr(parameter, "full_tensor"):

@@ -65,7 +65,7 @@ class InOriginalOrder(nn.Module):
 class SelectiveLayer(InOriginalOrder):
     """Mixin for a linear layer that trains some of its channels; its state dict is that of the plain layer.
 
-    `select` initialises it after the class of a plain layer has been changed, `release` ends it; the module stays the
+    `select` initializes it after the class of a plain layer has been changed, `release` ends it; the module stays the
     same object.
     """
 
@@ -246,7 +246,7 @@ class SelectiveConv1D(SelectiveLayer, Conv1D):
     """`Conv1D` of transformers (GPT-2) with trained channels."""
 
 
-# Exact types: subclasses, such as quantised layers, have other computations.
+# Exact types: subclasses, such as quantized layers, have other computations.
 SELECTIVE: dict[type[nn.Module], type[SelectiveLayer]] = {nn.Linear: SelectiveLinear, Conv1D: SelectiveConv1D}
 ORDERED: dict[type[nn.Module], type[InOriginalOrder]] = {}
 

@@ -88,7 +88,7 @@ def apply_s2ft(
 
     Raises:
         ValueError: as `select_channels`; or the model has S2FT on it already, or an adapter merged into it.
-        ModelError: a model that is quantised, sharded, offloaded, not loaded, or has adapters on it.
+        ModelError: a model that is quantized, sharded, offloaded, not loaded, or has adapters on it.
     """
     check_model(model)
     check_arguments(apply_s2ft, config=config)

@@ -1,4 +1,4 @@
-"""Changes of a plan that a search tries: groups of blocks, pairs that the sensitivity table favours, chance."""
+"""Changes of a plan that a search tries: groups of blocks, pairs that the sensitivity table favors, chance."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Moves:
         return max(SHIFT, 1 / self._grid.steps)
 
     def _pairs(self, plan: Plan) -> list[tuple[int, int]]:
-        """Return (more, less): pairs whose exchange the table favours most, each block once."""
+        """Return (more, less): pairs whose exchange the table favors most, each block once."""
         step = max(1, round(EXCHANGE[0] * self._grid.steps))
         sizes = self._grid.sizes
 

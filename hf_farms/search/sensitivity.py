@@ -64,7 +64,7 @@ def table_levels(grid: Grid) -> tuple[int, ...]:
     sparsities = [grid.target * (1 - step) for step in BELOW] + [grid.target]
     sparsities += [grid.target + step * room for step in ABOVE]
     if grid.steps * room < 2 / min(ABOVE):
-        # Groups such as those of N:8: the neighbours of the target.
+        # Groups such as those of N:8: the neighbors of the target.
         middle = round(grid.target * grid.steps)
         levels: Sequence[int] = range(middle - 2, middle + 3)
     else:

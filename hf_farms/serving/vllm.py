@@ -64,7 +64,7 @@ class S2FTWorkerExtension:
             The number of values in the whole checkpoint that were written.
 
         Raises:
-            ModelError: vLLM without checkpoint weight patches; an engine with LoRA, packed or quantised weights, or
+            ModelError: vLLM without checkpoint weight patches; an engine with LoRA, packed or quantized weights, or
                 another dtype; an adapter of another base than the served checkpoint; an earlier patch has failed.
             DataError: as `S2FTAdapter.from_pretrained`.
             HubError: the Hub cannot be reached.
@@ -148,7 +148,7 @@ def _check_engine(worker: Any) -> None:
         )
     if config.model_config.quantization is not None:
         raise ModelError(
-            f"weights must not be quantised to be patched, got {config.model_config.quantization}.", hint=EXPORT
+            f"weights must not be quantized to be patched, got {config.model_config.quantization}.", hint=EXPORT
         )
 
 

@@ -94,9 +94,9 @@ def _check_weight(weight: object) -> None:
         return
     check(weight.layout == torch.strided, "weight", "dense", weight.layout, "Pass weight.to_dense().")
     check(not weight.is_meta, "weight", "in memory", "a meta tensor", "Load the weight first.")
-    # Eight bits are scaled numbers of a quantised layer.
+    # Eight bits are scaled numbers of a quantized layer.
     ok = weight.is_complex() or (weight.is_floating_point() and weight.element_size() > 1)
-    check(ok, "weight", "of a float or complex dtype of at least 16 bits", weight.dtype, "Pass the dequantised weight.")
+    check(ok, "weight", "of a float or complex dtype of at least 16 bits", weight.dtype, "Pass the dequantized weight.")
 
 
 def layer_spectra(

@@ -33,7 +33,7 @@ def merge_checkpoint(
 ) -> Path:
     """Write a copy of a checkpoint with an adapter merged into it; the model is never loaded.
 
-    The new files have the shards of the base, with its config, tokenizer and licence files, and the weights that
+    The new files have the shards of the base, with its config, tokenizer and license files, and the weights that
     `S2FTAdapter.merge` makes, bit for bit. All checks come before the first write. Memory: the adapter and one weight.
 
     Args:

@@ -1,4 +1,4 @@
-"""Push an adapter of S²FT to the Hub, from memory or from its folder, with a card and the licence of its base model."""
+"""Push an adapter of S²FT to the Hub, from memory or from its folder, with a card and the license of its base model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hf_farms.privacy.publishing import is_local
 from hf_farms.s2ft.adapters.files import write_description
 from hf_farms.s2ft.adapters.loading import read_description
 from hf_farms.s2ft.adapters.patches import S2FTAdapter
-from hf_farms.workflows.card import copy_licence
+from hf_farms.workflows.card import copy_license
 
 if TYPE_CHECKING:
     from hf_farms.reports import BaseModelRecord
@@ -36,7 +36,7 @@ CARD = "README.md"
 FILES = (names.SELECTED_CHANNELS, names.SELECTION)
 PREFIX = "hf-farms-adapter-"
 # What a plan lacks where the Hub was not asked for the base model.
-LICENCE = "the licence of the base model, which may ask for its files and another name"
+LICENSE = "the license of the base model, which may ask for its files and another name"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class AdapterPush:
 
     Attributes:
         plan: destination.
-        folder: a temporary folder with the adapter, its card and licence files.
+        folder: a temporary folder with the adapter, its card and license files.
     """
 
     plan: hub.PushPlan
@@ -134,7 +134,7 @@ def _checked_push(
     unreachable_ok: bool = False,
     **options: Any,
 ) -> AdapterPush:
-    """Check a push, and add licence files and a card to the staged files of an adapter.
+    """Check a push, and add license files and a card to the staged files of an adapter.
 
     Args:
         folder: with the files of the adapter, and maybe a card, which is kept.
@@ -150,7 +150,7 @@ def _checked_push(
     try:
         base = _base_record(description, token)
         if base is not None:
-            copy_licence(base, folder, token)
+            copy_license(base, folder, token)
     except HfFarmsError as error:
         unreached = unreachable_ok and is_unreachable(error)
         if not unreached:
@@ -166,7 +166,7 @@ def _checked_push(
         **options,
     )
     if unreached:
-        plan = replace(plan, unchecked=(*plan.unchecked, LICENCE), reason=UNREACHABLE)
+        plan = replace(plan, unchecked=(*plan.unchecked, LICENSE), reason=UNREACHABLE)
     if not (folder / CARD).exists():
         files = [path.name for path in folder.iterdir()]
         text = render_adapter_card(description, repo_id=plan.repo_id, base=base, files=files)
@@ -176,9 +176,9 @@ def _checked_push(
 
 
 def _base_record(description: Mapping[str, Any], token: str | None) -> BaseModelRecord | None:
-    """Return licence and commit of the base model; None where it is not on the Hub, with a warning if it was.
+    """Return license and commit of the base model; None where it is not on the Hub, with a warning if it was.
 
-    The licence determines name, visibility, files and card.
+    The license determines name, visibility, files and card.
     """
     name = description["base_model"]
     if name is None or is_local(name) or not _is_repo_id(name):
@@ -192,7 +192,7 @@ def _base_record(description: Mapping[str, Any], token: str | None) -> BaseModel
                 raise
             removed = error
     # In front of `push_to_hub`, or of the context manager of `planned_push`.
-    warnings.warn(f"The card cannot name the licence of the base model: {removed}", HfFarmsWarning, stacklevel=5)
+    warnings.warn(f"The card cannot name the license of the base model: {removed}", HfFarmsWarning, stacklevel=5)
     return None
 
 

@@ -10,7 +10,7 @@ from hf_farms.config import FarmsConfig, LoadOptions
 from hf_farms.config.effect_inputs import AnalyzeArguments, Inputs, ModelKind
 from hf_farms.config.effects import warn_unused
 from hf_farms.errors import ArgumentError, OutputError, argument_errors
-from hf_farms.files.path_checks import check_name, check_parent, check_within, choose_another
+from hf_farms.files.path_checks import check_figures, check_name, check_parent, check_within, choose_another
 from hf_farms.files.paths import is_inside, kind_of, with_home, with_name
 from hf_farms.output.allowed_paths import Reads, check_apart, check_output_file
 from hf_farms.processes import check_same, is_main_process
@@ -226,7 +226,7 @@ def _check_places(output: Path | None, figures: Path | None, reads: Reads) -> No
 
     Raises:
         OutputError: a folder where a file must be, or the other way round; no right to write; a link or a special file;
-            something that is read, or a place in a model's folder.
+            something that is read, a figure of others, or a place in a model's folder.
     """
     if output is not None:
         check_output_file(output, reads, writes=[SpectralReport, SpectralComparison])
@@ -239,6 +239,7 @@ def _check_places(output: Path | None, figures: Path | None, reads: Reads) -> No
         )
     check_parent(figures, argument="figures")
     check_within(figures, FIGURES, argument="figures")
+    check_figures(figures, FIGURES, argument="figures")
     files = [figures / name for name in FIGURES]
     for place in (figures, *files):
         check_apart(place, reads, argument="figures")

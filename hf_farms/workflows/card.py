@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from hf_farms_cards import render_card, write_card
-from hf_farms_cards.card import check_card, is_ours, repo_of
+from hf_farms_cards.card import check_card, figure_files, is_ours, repo_of
 from hf_farms_cards.quick_start import Checkpoint
 
 from hf_farms.errors import HfFarmsError, HfFarmsWarning, OutputError
 from hf_farms.files.atomic_writes import writing
-from hf_farms.files.path_checks import check_file
+from hf_farms.files.path_checks import check_figures, check_file
 from hf_farms.files.paths import is_inside
 from hf_farms.hub.base_model import fetch_base_model
-from hf_farms.hub.licence_files import copy_licence_files
+from hf_farms.hub.license_files import copy_license_files
 from hf_farms.loading.names import ModelRef
 from hf_farms.output.allowed_paths import check_apart
 from hf_farms.privacy.publishing import is_local
@@ -23,7 +23,7 @@ from hf_farms.reports import BaseModelRecord, PruneReport
 from hf_farms.reports.folders import load_report
 from hf_farms.reports.training import TrainReport
 
-__all__ = ["copy_licence", "folder_card", "name_in_card", "write_folder_card"]
+__all__ = ["copy_license", "folder_card", "name_in_card", "write_folder_card"]
 
 CARD = "README.md"
 
@@ -34,7 +34,7 @@ def folder_card(folder: Path, *, repo_id: str | None = None, token: str | None =
     Args:
         folder: with the report, or with the files that the callbacks wrote.
         repo_id: repository that the card names; None: that of the card in the folder, else the folder's name.
-        token: of the Hub, to fetch the licence of a training's base model; None: the token of `hf auth login`.
+        token: of the Hub, to fetch the license of a training's base model; None: the token of `hf auth login`.
 
     Raises:
         DataError: there is no report, or it is damaged.
@@ -58,7 +58,7 @@ def write_folder_card(
         folder: as for `folder_card`.
         repo_id: as for `folder_card`.
         target: file to write; None: README.md in the folder.
-        overwrite: replace a file not written by hf-farms.
+        overwrite: replace a card, and figures beside it, not written by hf-farms.
         token: as for `folder_card`.
 
     Returns:
@@ -77,9 +77,11 @@ def write_folder_card(
     if not is_inside(path, own):
         for place in (path, path.parent / "figures"):
             check_apart(place, {"the model": folder})
+        if not overwrite:
+            check_figures(path.parent, figure_files(report), argument="output")
     with writing(path.parent):
         if report.base is not stored.base and report.base is not None and target is None:
-            copy_licence(report.base, folder, token)
+            copy_license(report.base, folder, token)
         return write_card(report, folder, repo_id=repo_id, target=path)
 
 
@@ -101,16 +103,16 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
         )
 
 
-def copy_licence(base: BaseModelRecord, folder: Path, token: str | None) -> None:
-    """Copy the licence files of a base model on the Hub as far as possible; a warning says what went wrong."""
+def copy_license(base: BaseModelRecord, folder: Path, token: str | None) -> None:
+    """Copy the license files of a base model on the Hub as far as possible; a warning says what went wrong."""
     try:
-        copy_licence_files(base, folder, token=token)
+        copy_license_files(base, folder, token=token)
     except HfFarmsError as error:
-        warnings.warn(f"The licence files of the base model were not copied: {error}", HfFarmsWarning, stacklevel=3)
+        warnings.warn(f"The license files of the base model were not copied: {error}", HfFarmsWarning, stacklevel=3)
 
 
 def _with_base(report: PruneReport | TrainReport, token: str | None) -> PruneReport | TrainReport:
-    """Fetch the record of a training's base model from the Hub: the card needs its licence."""
+    """Fetch the record of a training's base model from the Hub: the card needs its license."""
     if not isinstance(report, TrainReport) or report.base is not None or not report.model:
         return report
     if "/" not in report.model or is_local(report.model) or ModelRef.parse(report.model).kind != "hub":
@@ -118,5 +120,5 @@ def _with_base(report: PruneReport | TrainReport, token: str | None) -> PruneRep
     try:
         return replace(report, base=fetch_base_model(report.model, token=token))
     except HfFarmsError as error:
-        warnings.warn(f"The card cannot name the licence of the base model: {error}", HfFarmsWarning, stacklevel=3)
+        warnings.warn(f"The card cannot name the license of the base model: {error}", HfFarmsWarning, stacklevel=3)
         return report

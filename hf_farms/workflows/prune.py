@@ -39,7 +39,7 @@ def prune_checkpoint(
 ) -> PruneReport:
     """Prune a model into a folder that transformers loads, as `hf-farms prune` does.
 
-    The folder holds the pruned checkpoint, tokenizer, licence files, report, recipe, figures and card. Unfinished work
+    The folder holds the pruned checkpoint, tokenizer, license files, report, recipe, figures and card. Unfinished work
     lies in `OUTPUT.partial`; the same call continues it. A folder that the same settings finished is not written again:
     its report is returned, with a warning. To prune a model in memory, call `prune`.
 

@@ -1,4 +1,4 @@
-"""Files of a pruned model beside its weights: licences, report, recipe and card."""
+"""Files of a pruned model beside its weights: licenses, report, recipe and card."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from hf_farms_cards import write_card
 from hf_farms.errors import HfFarmsWarning
 from hf_farms.files.atomic_writes import writing
 from hf_farms.files.own_files import foreign_texts
-from hf_farms.hub.licence_files import copy_licence_files
+from hf_farms.hub.license_files import copy_license_files
 from hf_farms.loading.names import ModelRef
 from hf_farms.output.recipe import RECIPE_NAME, Recipe
 from hf_farms.reports import REPORT_NAME, BaseModelRecord, PruneReport
 
-__all__ = ["GENERATION", "describe", "left_out", "with_licence"]
+__all__ = ["GENERATION", "describe", "left_out", "with_license"]
 
 GENERATION = "generation_config.json"
 
 
-def with_licence(model: ModelRef, folder: Path) -> BaseModelRecord | None:
-    """Copy the licence files of the dense model, and add their names to its record."""
+def with_license(model: ModelRef, folder: Path) -> BaseModelRecord | None:
+    """Copy the license files of the dense model, and add their names to its record."""
     base, origin = model.base_model, model.folder or model.base_model
-    files = copy_licence_files(origin, folder) if origin is not None else ()
+    files = copy_license_files(origin, folder) if origin is not None else ()
     return replace(base, files=files) if base is not None else None
 
 

@@ -32,7 +32,7 @@ from hf_farms.reports import PruneReport, SpectralReport, json_converter
 from hf_farms.spectra.analysis import analyze
 from hf_farms.workflows.baseline import uniform_nll
 from hf_farms.workflows.prune_estimate import estimated_time
-from hf_farms.workflows.prune_files import GENERATION, describe, left_out, with_licence
+from hf_farms.workflows.prune_files import GENERATION, describe, left_out, with_license
 from hf_farms.workflows.prune_plan import PrunePlan
 from hf_farms.workflows.selection import SelectionText
 from hf_farms.workflows.texts import Calibration, EvaluationText, perplexity_record, same_text_note
@@ -97,7 +97,7 @@ class PruneStages:
         """Run all stages that measure and prune."""
         output, text, recipe = self._output, self._text, self._recipe
         spectra = self._spectra()
-        base = from_first_rank(lambda: with_licence(self._plan.model, partial), self._ranks)
+        base = from_first_rank(lambda: with_license(self._plan.model, partial), self._ranks)
         dense = text.measure_once(self._loaded, self._progress, "Dense perplexity", output) if text else None
         batches, notes = self._calibration.batches(output)
         search = self._selection.search(batches, spectra, output, self._progress)

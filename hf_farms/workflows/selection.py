@@ -32,7 +32,7 @@ TRIALS_NAME = "trials.json"
 
 
 class SelectionText:
-    """The tokenised selection text, read before anything expensive; empty where nothing is chosen or accepted on it.
+    """The tokenized selection text, read before anything expensive; empty where nothing is chosen or accepted on it.
 
     Args:
         recipe: names text and allocation.

@@ -31,7 +31,7 @@ __all__ = ["Calibration", "EvaluationText", "load_nll", "perplexity_record", "sa
 
 
 class EvaluationText:
-    """The tokenised evaluation text, read before anything expensive.
+    """The tokenized evaluation text, read before anything expensive.
 
     Args:
         config: names a text.

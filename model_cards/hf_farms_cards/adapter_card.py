@@ -12,7 +12,7 @@ from hf_farms.files.documents import Document
 from hf_farms.registries import STRATEGIES
 from hf_farms.reports import BaseModelRecord
 from hf_farms.reports.adapters import AdapterSummary
-from hf_farms_cards.licences import licence_of
+from hf_farms_cards.licences import license_of
 from hf_farms_cards.markdown import environment
 from hf_farms_cards.metadata import card_data, hub_id
 from hf_farms_cards.prune_card import base_text
@@ -45,8 +45,8 @@ def render_adapter_card(
     Args:
         description: content of `s2ft_config.json`.
         repo_id: repository of the adapter.
-        base: record of the base model, for its licence; None: not known.
-        files: names of the files in the folder of the card; None to assume that all licence files exist.
+        base: record of the base model, for its license; None: not known.
+        files: names of the files in the folder of the card; None to assume that all license files exist.
 
     Returns:
         Markdown with a YAML header.
@@ -74,7 +74,7 @@ def render_adapter_card(
         "base": base_text(model, base_id) if model else "a model",
         "base_id": base_id,
         "known": model is not None,
-        "licence": licence_of(base, files) if base else None,
+        "license": license_of(base, files) if base else None,
         "summary": summary,
         "quick_start": QUICK_START.format(
             name=repo_id, base=f'"{base_id or "BASE_MODEL"}"{revision}', dtype=description["dtype"]

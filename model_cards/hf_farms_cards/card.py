@@ -21,7 +21,7 @@ from hf_farms_cards.train_card import trained_card
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["check_card", "is_ours", "render_card", "repo_of", "write_card", "write_figures"]
+__all__ = ["check_card", "figure_files", "is_ours", "render_card", "repo_of", "write_card", "write_figures"]
 
 # Matches the repository name in the quick start of a card.
 QUICK_START = re.compile(r'(?:^name = |from_pretrained\(|model=)"([\w.-]+/[\w.-]+)"', re.MULTILINE)
@@ -94,12 +94,12 @@ def check_card(report: PruneReport | TrainReport, target: Path) -> None:
     Raises:
         OutputError: a path is a link or a special file, a folder instead of a file, or a file instead of a folder.
     """
-    check_within(target.parent, [target.name, *_files(report)])
+    check_within(target.parent, [target.name, *figure_files(report)])
 
 
 def write_figures(report: PruneReport | TrainReport, folder: Path) -> None:
     """Draw the figures of a card into `folder/figures`, each in a light and a dark version."""
-    check_within(folder, _files(report))
+    check_within(folder, figure_files(report))
     for name, draw in _figures(report).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         draw(folder / name, False)
@@ -118,7 +118,8 @@ def _figures(report: PruneReport | TrainReport) -> dict[str, Callable[[Path, boo
     return figures
 
 
-def _files(report: PruneReport | TrainReport) -> list[str]:
+def figure_files(report: PruneReport | TrainReport) -> list[str]:
+    """Return the names of the figures of a card, relative to its folder."""
     return [file for name in _figures(report) for file in (name, dark_of(name))]
 
 

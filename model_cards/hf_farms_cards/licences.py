@@ -1,4 +1,4 @@
-"""Collect the licence section of a card from the licence of the dense model."""
+"""Collect the license section of a card from the license of the dense model."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from hf_farms.licences import duties_of
 from hf_farms.reports import BaseModelRecord
 
-__all__ = ["Licence", "licence_of"]
+__all__ = ["License", "license_of"]
 
-# Names and URLs of licences common among models, by their identifier on the Hub.
+# Names and URLs of licenses common among models, by their identifier on the Hub.
 KNOWN = {
     "apache-2.0": ("Apache License 2.0", "https://www.apache.org/licenses/LICENSE-2.0"),
     "mit": ("MIT License", "https://opensource.org/license/mit"),
@@ -29,15 +29,15 @@ KNOWN = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Licence:
-    """The licence section of a card.
+class License:
+    """The license section of a card.
 
     Attributes:
-        name: name of the licence; None if the card of the dense model names none.
+        name: name of the license; None if the card of the dense model names none.
         url: URL of its text; None if unknown.
         display: text that must be displayed, such as "Built with Llama", or None.
         notice: line that a NOTICE file must contain, or None.
-        files: licence files in the folder of the card.
+        files: license files in the folder of the card.
         known: whether the card of the dense model could be read.
     """
 
@@ -49,12 +49,12 @@ class Licence:
     known: bool
 
 
-def licence_of(base: BaseModelRecord, existing: Collection[str] | None = None) -> Licence:
-    """Return the licence of a dense model, and its requirements for derived models.
+def license_of(base: BaseModelRecord, existing: Collection[str] | None = None) -> License:
+    """Return the license of a dense model, and its requirements for derived models.
 
     Args:
         base: the dense model.
-        existing: names of the files in the folder of the card; None to assume that all licence files exist.
+        existing: names of the files in the folder of the card; None to assume that all license files exist.
     """
     name, url = KNOWN.get(base.license or "", (base.license, None))
     if base.license in (None, "other"):
@@ -64,7 +64,7 @@ def licence_of(base: BaseModelRecord, existing: Collection[str] | None = None) -
     notice = duties.notice if duties else None
     if notice and not any(file.upper().startswith("NOTICE") for file in files):
         files = (*files, "NOTICE")
-    return Licence(
+    return License(
         name=name,
         url=base.license_link or url,
         display=duties.display if duties else None,

@@ -1,4 +1,4 @@
-"""Build the YAML header of a card: licence, base model, tags, evaluation results."""
+"""Build the YAML header of a card: license, base model, tags, evaluation results."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def card_data(
 
     Args:
         name: name of the repository.
-        base: record of the dense model, for licence and languages.
+        base: record of the dense model, for license and languages.
         base_id: Hub id of the dense model.
         tags: tags in addition to `hf-farms`.
         pipeline_tag: task.

@@ -20,7 +20,7 @@ from hf_farms.reports import (
     acceptance_text,
 )
 from hf_farms.reports.standing_out import standing_out_of
-from hf_farms_cards.licences import licence_of
+from hf_farms_cards.licences import license_of
 from hf_farms_cards.markdown import code, link, number, with_error
 from hf_farms_cards.metadata import card_data, hub_id, perplexity_results, short_source, task_results
 from hf_farms_cards.quick_start import Checkpoint, as_call, quick_start
@@ -82,7 +82,7 @@ def pruned_card(
         "title": name.rsplit("/", 1)[-1],
         "base": base_text(report.model, base),
         "base_id": base,
-        "licence": licence_of(report.base, checkpoint.files) if report.base else None,
+        "license": license_of(report.base, checkpoint.files) if report.base else None,
         "perplexity": report.perplexity if _is_measured(report.perplexity) else None,
         "recovery": _recovery(report.perplexity),
         "source": short_source(str(report.perplexity.config.source)) if report.perplexity else None,

@@ -12,7 +12,7 @@ from hf_farms.registries import STRATEGIES
 from hf_farms.reports.training import FarmsLRRecord, S2FTRecord, TrainReport
 from hf_farms_cards.figures.blocks import dark_of
 from hf_farms_cards.figures.training import LR, QUANTITIES, section, selected_by_block
-from hf_farms_cards.licences import licence_of
+from hf_farms_cards.licences import license_of
 from hf_farms_cards.markdown import one_line
 from hf_farms_cards.metadata import card_data, hub_id, metric_results
 from hf_farms_cards.prune_card import base_text
@@ -60,7 +60,7 @@ def trained_card(
         "base": base_text(report.model, base) if report.model else Markup("A model"),
         "known": report.model is not None,
         "base_id": base,
-        "licence": licence_of(report.base, checkpoint.files or frozenset()) if report.base else None,
+        "license": license_of(report.base, checkpoint.files or frozenset()) if report.base else None,
         "share": report.num_trained / report.num_parameters if known else None,  # type: ignore[operator]
         "measured": measured,
         "evaluated": any(name.startswith("eval_") for name in report.metrics),

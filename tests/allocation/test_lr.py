@@ -157,12 +157,12 @@ def test_ends_take_alphas_of_other_blocks_and_not_of_embeddings_and_head(unit):
     assert [alone[name] for name in ("0.q", "2.k", "embeddings", "head")] == [1.0, 1.0, 0.5, 1.5]
 
 
-def test_normalised_factors_have_mean_one_over_weights():
+def test_normalized_factors_have_mean_one_over_weights():
     sizes = [(10, 10), (20, 10), (5, 10), (40, 10)]
     blocks = [
         [record(f"{i}.q", alpha, shape=shape)] for i, (alpha, shape) in enumerate(zip(ALPHAS[:4], sizes, strict=True))
     ]
-    factors = factors_of(blocks, normalise=True)
+    factors = factors_of(blocks, normalize=True)
     total = sum(math.prod(shape) for shape in sizes)
     assert math.fsum(factors[f"{i}.q"] * math.prod(shape) for i, shape in enumerate(sizes)) / total == pytest.approx(1)
     plain = factors_of(blocks)

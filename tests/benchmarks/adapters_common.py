@@ -109,10 +109,10 @@ def interleave(functions, repeats, device):
     seconds = [[] for _ in functions]
     while len(seconds[0]) < repeats or sum(map(sum, seconds)) < LEAST_SECONDS:
         for function, taken in zip(functions, seconds, strict=True):
-            common.synchronise(device)
+            common.synchronize(device)
             start = now()
             function()
-            common.synchronise(device)
+            common.synchronize(device)
             taken.append(now() - start)
     return [statistics.median(taken) for taken in seconds]
 

@@ -12,7 +12,7 @@ channels), `lora` (on the same layers). Trainings of all arms end at the same ga
 adapter that learned less interferes less. The gain is 80% of the smaller one that `random` and `lora` reached in their
 trials, with as many learning rates each, in --steps steps; all arms of S2FT train with the rate of `random`.
 
-Then, for each seed (of selection, order and initialisation), both adapters are added with one weight
+Then, for each seed (of selection, order and initialization), both adapters are added with one weight
 (`fuse(combination="cat")`, in PEFT `add_weighted_adapter(combination_type="cat")`). It is chosen of WEIGHTS for each
 arm and seed by the mean share of the gain that is left on the questions for choosing. 0.5 is the mean of both changes.
 

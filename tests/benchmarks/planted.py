@@ -34,7 +34,7 @@ adjusted by the mean of the healthy development and false-alarm models of the sa
 lower measure (ties count half). d' is the distance to their mean in pooled standard deviations within models.
 
 **Primary test.** FARMS against the rival with the highest mean AUC over all defects on the development families: the
-difference of AUC on the test families, for each of the four kinds of defects (learning rate, frozen, re-initialised,
+difference of AUC on the test families, for each of the four kinds of defects (learning rate, frozen, re-initialized,
 inserted; doses together), bootstrap over families (10,000), two-sided, Holm over the kinds. Secondary: the same for
 blocks of different widths against whole-matrix alpha, and for layers compared over all roles.
 
@@ -51,7 +51,7 @@ AUC show test families only. Models made without training have no history, the r
 Added after the first rank cut, which divided by 0: the median is that of the eigenvalues above 0.
 
 **Predictions.**
-1. FARMS: AUC at least 0.95 for rates of 0.03 to 0.3, frozen after 10%, re-initialised, inserted; at least 0.9 for
+1. FARMS: AUC at least 0.95 for rates of 0.03 to 0.3, frozen after 10%, re-initialized, inserted; at least 0.9 for
    frozen after 30%; below 0.9 for a rate of 0.6 and frozen after 60%.
 2. No kind where FARMS and the best rival differ significantly. Under rescaling the norms fall below 0.8, FARMS stays.
 3. Initial deviation x3 and Muon look bad to alpha (AUC above 0.8); strong decay does not.

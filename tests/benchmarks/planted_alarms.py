@@ -31,10 +31,10 @@ from hf_farms.config import FarmsConfig
 from hf_farms.reports import BlockSpectrum
 from hf_farms.reports.standing_out import (
     HEALTHY_SPREAD,
-    centre_and_spread,
+    center_and_spread,
     find_standing_out,
     largest_normal,
-    studentised,
+    studentized,
     threshold,
 )
 from hf_farms.spectra.analysis import analyze
@@ -72,7 +72,7 @@ class Alphas:
     def excess(self) -> float:
         """Distance of the highest inner block from the others, by the largest of so many normal values."""
         inner = self.alphas[1:-1]
-        return (max(inner) - centre_and_spread(inner)[0]) / largest_normal(len(inner))
+        return (max(inner) - center_and_spread(inner)[0]) / largest_normal(len(inner))
 
 
 def measure(folder: Path, cache: Path, *, confirm: bool) -> list[Alphas]:
@@ -154,7 +154,7 @@ def print_null(counts: Iterable[int], draws: int) -> None:
     print("inner blocks | threshold in use | 95% quantile | share above the threshold")
     for count in counts:
         errors = [0.0] * count
-        largest = sorted(max(studentised([draw.gauss(0, LARGE) for _ in range(count)], errors)) for _ in range(draws))
+        largest = sorted(max(studentized([draw.gauss(0, LARGE) for _ in range(count)], errors)) for _ in range(draws))
         above = sum(value > threshold(count) for value in largest) / draws
         print(f"{count} | {threshold(count):.2f} | {largest[int(0.95 * draws)]:.2f} | {above:.2%}")
 

@@ -44,7 +44,7 @@ DEFECTS = {
     "freeze-10": Condition("frozen", freeze=0.1),
     "freeze-30": Condition("frozen", freeze=0.3),
     "freeze-60": Condition("frozen", freeze=0.6),
-    "reinit": Condition("re-initialised late", late="reinit"),
+    "reinit": Condition("re-initialized late", late="reinit"),
     "insert": Condition("inserted late", late="insert"),
 }
 # Healthy, but may look bad.

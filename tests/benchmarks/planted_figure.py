@@ -14,10 +14,10 @@ from planted_derived import DERIVED
 from planted_results import KINDS, Results, compact_measures, label, of_kind, select
 from planted_statistics import Planted, auc, bootstrap, interval, shares
 
-COLOURS = ("#0b5fa5", "#d95f02", "#1b9e77", "#7570b3", "#8c8c8c", "#a6761d", "#e7298a")
+COLORS = ("#0b5fa5", "#d95f02", "#1b9e77", "#7570b3", "#8c8c8c", "#a6761d", "#e7298a")
 STYLES: list[dict[str, Any]] = [
-    {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.2}
-    for colour, marker in zip(COLOURS, "osD^vPX", strict=True)
+    {"color": color, "marker": marker, "markersize": 4, "linewidth": 1.2}
+    for color, marker in zip(COLORS, "osD^vPX", strict=True)
 ]
 
 

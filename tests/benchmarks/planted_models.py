@@ -45,7 +45,7 @@ def new_model(setting: Setting, family: int) -> LlamaForCausalLM:
     model = LlamaForCausalLM(config)
     for block, width in zip(model.model.layers, setting.widths, strict=False):
         block.mlp = LlamaMLP(replace_width(config, width))
-        initialise(block.mlp, torch.Generator().manual_seed(family + width))
+        initialize(block.mlp, torch.Generator().manual_seed(family + width))
     return model
 
 
@@ -60,7 +60,7 @@ def matrices(block: nn.Module) -> list[nn.Parameter]:
 
 
 @torch.no_grad()
-def initialise(block: nn.Module, generator: torch.Generator, condition: Condition = HEALTHY) -> None:
+def initialize(block: nn.Module, generator: torch.Generator, condition: Condition = HEALTHY) -> None:
     """Draw the matrices anew, normal or with heavy tails at the same norm."""
     for weight in matrices(block):
         normal = torch.randn(weight.shape, generator=generator)

@@ -41,7 +41,7 @@ from pathlib import Path
 import torch
 from planted_conditions import Setting, draw_positions
 from planted_jobs import ACTING, append, healthy, json_lines, load, two_late
-from planted_models import initialise, loss, matrices, new_model, sample
+from planted_models import initialize, loss, matrices, new_model, sample
 from planted_training import schedule
 from torch import nn
 
@@ -76,7 +76,7 @@ def _bottleneck(folder: Path, family: int) -> tuple[nn.Module, list[int]]:
     model = load(folder, plan)
     planted = [0, 1 + draw_positions(family, 1, plan.setting.layers - 1, 1)[0]]
     for index in planted:
-        initialise(model.model.layers[index], torch.Generator().manual_seed(family + index))
+        initialize(model.model.layers[index], torch.Generator().manual_seed(family + index))
     return model, planted
 
 
@@ -93,7 +93,7 @@ SETUPS = {
 }
 
 
-def centred(factors: Sequence[float]) -> list[float]:
+def centered(factors: Sequence[float]) -> list[float]:
     """Divide by the geometric mean; blocks have equal numbers of parameters."""
     mean = math.exp(statistics.fmean(map(math.log, factors)))
     return [factor / mean for factor in factors]
@@ -161,7 +161,7 @@ def run(folder: Path, setup: Setup, family: int, arm: str, ends: str = "first-ap
     factors = [1.0] * len(blocks)
     for step in range(setup.steps):
         if step >= first and step % (setup.steps // 10) == 0:
-            factors = centred(compute(model))
+            factors = centered(compute(model))
         for group in optimizer.param_groups:
             index = group["block"]
             own = 1.0 if index is None else factors[index]

@@ -202,13 +202,13 @@ def bootstrap_spearman(x: Floats, y: Floats, families: Sequence[int], draws: int
     weights = family_counts(index.max() + 1, draws)[:, index].astype(float)
     total = weights.sum(axis=1)
 
-    def centred(values: Floats) -> Floats:
+    def centered(values: Floats) -> Floats:
         """Ranks in each draw, minus their mean."""
         below = (values[:, None] < values) + (values[:, None] == values) / 2
         drawn = weights @ below
         return drawn - ((weights * drawn).sum(axis=1) / total)[:, None]
 
-    a, b = centred(x), centred(y)
+    a, b = centered(x), centered(y)
     covariance, *variances = ((weights * product).sum(axis=1) for product in (a * b, a * a, b * b))
     scale = np.sqrt(variances[0] * variances[1])
     return np.divide(covariance, scale, out=np.zeros(draws), where=scale > 1e-9)

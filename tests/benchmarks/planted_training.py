@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from planted_conditions import CONDITIONS, HEALTHY, Plan
-from planted_models import initialise, matrices, new_model, sample
+from planted_models import initialize, matrices, new_model, sample
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
@@ -50,7 +50,7 @@ class Training:
                 _scale(self.blocks[index], condition.deviation)
             if condition.tail is not None:
                 torch.manual_seed(plan.family + index)
-                initialise(self.blocks[index], self.fresh, condition)
+                initialize(self.blocks[index], self.fresh, condition)
         self.initial = [_copy(block) for block in self.blocks]
         self.optimizers = self._optimizers()
         absent = [i for i, condition in self.planted.items() if condition.late == "insert"]
@@ -102,7 +102,7 @@ class Training:
     def _start_late(self) -> None:
         for index, condition in self.planted.items():
             if condition.late == "reinit":
-                initialise(self.blocks[index], self.fresh, condition)
+                initialize(self.blocks[index], self.fresh, condition)
                 self.initial[index] = _copy(self.blocks[index])
                 for parameter in self.blocks[index].parameters():
                     self.optimizers[0].state.pop(parameter, None)

@@ -6,7 +6,7 @@ Without MODEL the first blocks of a random model with the shapes of SmolLM2-135M
 sides run every block twice on the same batches, to measure and to hand on. The loops keep one statistic for every
 layer, sort rows (Wanda), invert a Hessian for every layer and correct one column at a time in blocks of 128
 (SparseGPT), and choose groups of N:M in a loop over columns. `prune` is timed as users call it, with uniform sparsity.
-Both sides are timed in turn, after one run to warm up; medians of seconds and of ratios of neighbouring runs.
+Both sides are timed in turn, after one run to warm up; medians of seconds and of ratios of neighboring runs.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SMOLLM2 = {
 }
 
 
-def synchronised_clock(function):
+def synchronized_clock(function):
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -42,9 +42,9 @@ def synchronised_clock(function):
 
 
 def compare(ours, theirs, repeat):
-    """Median seconds of both, and the median of the ratios of neighbouring runs."""
+    """Median seconds of both, and the median of the ratios of neighboring runs."""
     ours(), theirs()
-    pairs = [(synchronised_clock(ours), synchronised_clock(theirs)) for _ in range(repeat)]
+    pairs = [(synchronized_clock(ours), synchronized_clock(theirs)) for _ in range(repeat)]
     a, b = (statistics.median(column) for column in zip(*pairs, strict=True))
     return a, b, statistics.median(x / y for x, y in pairs)
 

@@ -19,13 +19,13 @@ def draw(demo: SpectralReport, healthy: SpectralReport, path: Path, *, dark: boo
         figure = card_figure(3.1)
         axes = figure.subplots()
         line = {"markersize": 6, "linewidth": 1.5}
-        for report, label, colour, marker in (
+        for report, label, color, marker in (
             (healthy, "healthy twin", palette.first, "s"),
             (demo, "blocks 3 and 5 inserted late", palette.second, "o"),
         ):
             estimates = [(block.alpha, block.alpha_stderr) for block in report.blocks]
             index = [block.index for block in report.blocks]
-            draw_estimates(axes, index, estimates, label, color=colour, marker=marker, **line)
+            draw_estimates(axes, index, estimates, label, color=color, marker=marker, **line)
         assert demo.standing_out is not None
         for block in demo.standing_out.blocks:
             alpha = demo.blocks[block.index].alpha
@@ -36,7 +36,7 @@ def draw(demo: SpectralReport, healthy: SpectralReport, path: Path, *, dark: boo
         axes.set_ylabel("alpha ± standard error")
         axes.set_title("A larger alpha means a less trained block", fontsize="medium", loc="left")
         axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
-        depth_axis(axes, colour=palette.grid)
+        depth_axis(axes, color=palette.grid)
         save_figure(figure, path)
 
 

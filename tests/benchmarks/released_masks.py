@@ -26,7 +26,7 @@ from hf_farms.data.calibration import calibration_sequences
 from hf_farms.pruning.methods import pruning_method
 from hf_farms.pruning.patterns import Removal
 
-# Share that goes, and zeros in every so many neighbours.
+# Share that goes, and zeros in every so many neighbors.
 WANDA = {"50": (0.5, None), "60": (0.6, None), "2of4": (0.5, (2, 4)), "4of8": (0.5, (4, 8))}
 SPARSEGPT = {name: WANDA[name] for name in ("50", "2of4", "4of8")}
 ROLES = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]

@@ -45,7 +45,7 @@ def student_t(shape, index, source):
 def heavy_tailed(m, n, index, source, dtype=torch.float32):
     """A stand-in for a trained weight: (G + T diag(s)) / sqrt(2 n).
 
-    G is Gaussian, the noise of the initialisation; T has Student-t(index) entries, and the scales s of the columns are
+    G is Gaussian, the noise of the initialization; T has Student-t(index) entries, and the scales s of the columns are
     Pareto(index), so that large entries share columns as in trained transformers. Entries and columns both put a power
     law on the largest eigenvalues of W W^T, with density exponent 1 + index / 2 for large matrices.
     """
@@ -61,16 +61,16 @@ def pick(items, count):
     return [items[round(i * (len(items) - 1) / max(1, count - 1))] for i in range(count)]
 
 
-def synchronise(device="cpu"):
+def synchronize(device="cpu"):
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
 
 
 def clock(function, device="cpu"):
-    synchronise(device)
+    synchronize(device)
     start = time.perf_counter()
     result = function()
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter() - start, result
 
 
@@ -196,7 +196,7 @@ def spearman(x, y):
 
 
 def slope(x, y):
-    """Of the least-squares line through (ln x, ln y), and between neighbours."""
+    """Of the least-squares line through (ln x, ln y), and between neighbors."""
     x, y = torch.tensor(x, dtype=torch.float64).log(), torch.tensor(y, dtype=torch.float64).log()
     fitted = float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
     local = [float((y2 - y1) / (x2 - x1)) for (x1, y1), (x2, y2) in pairwise(zip(x, y, strict=True))]

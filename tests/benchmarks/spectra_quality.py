@@ -124,12 +124,12 @@ def coverage(options):
             for (size, kind), spectra in found.items():
                 alphas = [spectrum.alpha for spectrum in spectra]
                 errors = [spectrum.alpha_stderr for spectrum in spectra]
-                centre = statistics.fmean(alphas)
-                off = [abs(alpha - centre) / error for alpha, error in zip(alphas, errors, strict=True)]
+                center = statistics.fmean(alphas)
+                off = [abs(alpha - center) / error for alpha, error in zip(alphas, errors, strict=True)]
                 within = [f"{sum(x <= limit for x in off) / len(off):.0%}" for limit in (1, 2)]
                 theory = [f"{_t_coverage(limit, (m // size) * (n // size) - 1, source):.0%}" for limit in (1, 2)]
                 ratio = statistics.fmean(errors) / statistics.stdev(alphas)
-                rows.append((name, f"{spectra[0].num_windows} of {size}, {kind}", centre, ratio, *within, *theory))
+                rows.append((name, f"{spectra[0].num_windows} of {size}, {kind}", center, ratio, *within, *theory))
     header = ("ensemble", "windows", "mean alpha", "mean error / deviation of draws", "within 1", "within 2")
     common.table((*header, "Student t, within 1", "within 2"), rows)
     print(

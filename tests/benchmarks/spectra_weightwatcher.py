@@ -18,7 +18,7 @@ EVALS_THRESH = 1e-5
 
 EXPLANATION = """
 Both search every eigenvalue but the last for the smallest D = max_j |1 - (l_j / l_i)^(1 - alpha) - (j - i) / n|, with
-alpha = 1 + n / sum ln(l_j / l_i), the first of equals, on the unnormalised squared singular values in float64 (theirs
+alpha = 1 + n / sum ln(l_j / l_i), the first of equals, on the unnormalized squared singular values in float64 (theirs
 by scipy's svd, ours by eigvalsh of the Gram matrix). By default `analyze()` fixes no fingers and clips no xmax. So the
 alphas are equal up to rounding. What can differ, from the source of 0.7.7:
 - it leaves out eigenvalues up to 1e-5, whatever the scale of the weight; ours leaves out exact zeros only. It matters

@@ -30,7 +30,7 @@ def clock(function):
 
 
 def compare(ours, theirs, repeat):
-    """Median seconds of both, and the median of the ratios of neighbouring runs."""
+    """Median seconds of both, and the median of the ratios of neighboring runs."""
     ours(), theirs()
     pairs = [(clock(ours), clock(theirs)) for _ in range(repeat)]
     a, b = (statistics.median(column) for column in zip(*pairs, strict=True))

@@ -12,7 +12,7 @@ import torch
 from demo_data import CONTEXT, VOCABULARY
 from planted_conditions import Setting
 from planted_models import new_model
-from planted_rates import Setup, centred, derangement, factors_of, run
+from planted_rates import Setup, centered, derangement, factors_of, run
 from transformers import LlamaForCausalLM
 
 SMALL = Setting(layers=5, hidden=64, width=64)
@@ -53,7 +53,7 @@ def test_an_arm_runs_twice_to_the_same_loss_and_another_arm_to_another(setup: Se
     assert oracle != pytest.approx(first, abs=1e-3)
 
 
-def test_the_oracle_favours_planted_blocks_and_norms_those_that_are_small() -> None:
+def test_the_oracle_favors_planted_blocks_and_norms_those_that_are_small() -> None:
     model = new_model(SMALL, 0)
     with torch.no_grad():
         for weight in model.model.layers[2].parameters():
@@ -63,8 +63,8 @@ def test_the_oracle_favours_planted_blocks_and_norms_those_that_are_small() -> N
     assert max(norm) == norm[2] > 1
 
 
-def test_centred_factors_keep_their_ratios() -> None:
-    low, high = centred([1.0, 4.0])
+def test_centered_factors_keep_their_ratios() -> None:
+    low, high = centered([1.0, 4.0])
     assert (low, high) == pytest.approx((0.5, 2.0))
 
 

@@ -32,7 +32,7 @@ def read_images(path):
 
 
 class Images(Dataset):
-    """Normalised by the mean and deviation of each channel; flipped and shifted at random on request."""
+    """Normalized by the mean and deviation of each channel; flipped and shifted at random on request."""
 
     def __init__(self, pixels, labels, statistics, *, augment=False):
         edge = SHIFT if augment else 0

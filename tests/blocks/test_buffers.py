@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:No layout is known")
 
 
 def litter():
-    """Leave NaN where memory that is not initialised may come from."""
+    """Leave NaN where memory that is not initialized may come from."""
     return [torch.full((size,), float("nan")) for size in (16, 64, 256, 1024, 4096) for _ in range(32)] and None
 
 

@@ -1,4 +1,4 @@
-"""Every family of transformers' auto mappings: saved, analysed, and pruned in memory and from disk.
+"""Every family of transformers' auto mappings: saved, analyzed, and pruned in memory and from disk.
 
 `make test-slow` prints a table; a family that does not build tiny stands in it with the reason.
 """
@@ -53,7 +53,7 @@ def batch_of(kind, model, seed):
 
 
 def litter():
-    """Leave NaN where memory that is not initialised may come from."""
+    """Leave NaN where memory that is not initialized may come from."""
     return [torch.full((size,), float("nan")) for size in (16, 64, 256, 1024, 4096) for _ in range(32)] and None
 
 

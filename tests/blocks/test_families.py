@@ -40,7 +40,7 @@ def test_layers_cover_their_parameters_and_never_overlap(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_can_be_analysed(name):
+def test_every_family_can_be_analyzed(name):
     report = analyze(family_model(name), outside=True)
     assert all(block.alpha is not None for block in report.blocks)
     assert report.from_json(report.to_json()) == report

@@ -185,17 +185,17 @@ def test_layers_on_disk_cannot_be_written(tmp_path):
         layer.write_(layer.read())
 
 
-def test_a_quantisation_that_cannot_be_undone_is_refused(tmp_path):
+def test_a_quantization_that_cannot_be_undone_is_refused(tmp_path):
     save(family_model("llama"), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=r"weights must be plain or quantised by one of .*, got gptq") as refused:
+    with pytest.raises(ModelError, match=r"weights must be plain or quantized by one of .*, got gptq") as refused:
         open_model(tmp_path)
-    assert refused.value.hint == "Name the unquantised model."
+    assert refused.value.hint == "Name the unquantized model."
 
 
-def test_weights_quantised_to_fp8_are_dequantised_by_transformers(tmp_path):
+def test_weights_quantized_to_fp8_are_dequantized_by_transformers(tmp_path):
     """Blocks of 16 x 16 with a scale each, as transformers' own loader reads them."""
     torch.manual_seed(0)
     model = family_model("llama")

@@ -225,7 +225,7 @@ def test_a_checkpoint_without_one_of_its_weights_is_refused(tmp_path):
         load_model(str(folder), tokenizer=False, stream=True)
 
 
-def test_a_quantised_checkpoint_is_not_streamed(tmp_path):
+def test_a_quantized_checkpoint_is_not_streamed(tmp_path):
     folder = saved(tmp_path / "m", tiny("llama"))
     config = transformers.AutoConfig.from_pretrained(folder)
     config.quantization_config = {"quant_method": "fp8"}

@@ -245,7 +245,7 @@ def test_smoothing_mixes_earlier_alphas(tmp_path):
     for keep in (0.0, 0.75):
         # Without effect on the weights, so that both runs measure the same.
         callback = FarmsLRCallback(
-            FarmsLRConfig(start=0, interval=1, smoothing=keep, min_scale=1, max_scale=1, normalise=True)
+            FarmsLRConfig(start=0, interval=1, smoothing=keep, min_scale=1, max_scale=1, normalize=True)
         )
         trainer(tmp_path / str(keep), callback, max_steps=3).train()
         lines = (tmp_path / str(keep) / "farms_lr.jsonl").read_text().splitlines()

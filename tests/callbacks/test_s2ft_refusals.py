@@ -209,12 +209,12 @@ def test_adapters_of_peft(early, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("bits", [4, 8])
-def test_quantised_weights(bits, tmp_path):
+def test_quantized_weights(bits, tmp_path):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     tiny("llama").save_pretrained(tmp_path)
     config = transformers.BitsAndBytesConfig(**{f"load_in_{bits}bit": True})
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config)
-    with pytest.raises(ModelError, match=r"float32, bfloat16 or float16 for S2FT, got a quantised LlamaForCausalLM\."):
+    with pytest.raises(ModelError, match=r"float32, bfloat16 or float16 for S2FT, got a quantized LlamaForCausalLM\."):
         apply_s2ft(model, INDEXED)
 
 

@@ -52,7 +52,7 @@ def test_no_other_file_walks_the_stack_or_reads_the_environment_of_accelerate():
         "sys._getframe": {"callbacks/trainer.py", "config/renamed.py"},
         # Processes that work alone hide that they were launched.
         "ACCELERATE_": {"callbacks/trainer.py", "processes/launched.py"},
-        # Dequantisation is not the Trainer's.
+        # Dequantization is not the Trainer's.
         "transformers.integrations": {"callbacks/trainer.py", "blocks/weights.py"},
     }
 

@@ -36,7 +36,7 @@ def test_an_adapter_of_two_compared_models():
     )
 
 
-def test_an_adapter_of_a_selection_with_a_licence():
+def test_an_adapter_of_a_selection_with_a_license():
     config = json_converter().unstructure(S2FTConfig(budget=0.02, roles=("v", "down")))
     base = BaseModelRecord(repo_id="someone/model", revision=None, license="apache-2.0", card_read=True)
     weights = {"a.weight": {**WEIGHT, "includes_base": False}}

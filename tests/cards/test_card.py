@@ -59,21 +59,21 @@ def test_the_header_is_what_the_hub_reads():
     assert index["results"][0]["dataset"]["config"] == "wikitext-2-raw-v1"
 
 
-def test_a_licence_of_its_own_is_inherited_with_name_and_link():
+def test_a_license_of_its_own_is_inherited_with_name_and_link():
     base = BaseModelRecord(
-        repo_id="a/b", license="other", license_name="b-licence", license_link="https://a.example/licence"
+        repo_id="a/b", license="other", license_name="b-license", license_link="https://a.example/license"
     )
     text = render_card(replace(full(), base=base))
     found = header(text)
-    assert (found["license"], found["license_name"]) == ("other", "b-licence")
-    assert found["license_link"] == "https://a.example/licence"
-    assert "[b-licence](https://a.example/licence)" in section(text, "Licence")
+    assert (found["license"], found["license_name"]) == ("other", "b-license")
+    assert found["license_link"] == "https://a.example/license"
+    assert "[b-license](https://a.example/license)" in section(text, "License")
     assert "Statement of changes: weights of the linear layers were set to zero" in text
     assert "Built with" not in text
 
 
 @pytest.mark.parametrize(
-    ("licence", "display", "notice"),
+    ("license", "display", "notice"),
     [
         ("llama2", None, "LLAMA 2 Community License"),
         ("llama3", "Built with Meta Llama 3", "Meta Llama 3 Community License"),
@@ -82,35 +82,35 @@ def test_a_licence_of_its_own_is_inherited_with_name_and_link():
         ("mit", None, None),
     ],
 )
-def test_the_duties_of_the_licence_are_met(licence, display, notice):
-    text = render_card(replace(full(), base=BaseModelRecord(repo_id="a/b", license=licence, files=("LICENSE",))))
+def test_the_duties_of_the_license_are_met(license, display, notice):
+    text = render_card(replace(full(), base=BaseModelRecord(repo_id="a/b", license=license, files=("LICENSE",))))
     assert (f"\n**{display}**\n" in text) == bool(display)
     assert ("Built with" in text) == bool(display)
-    quoted = [line for line in section(text, "Licence").splitlines() if line.startswith("> ")]
+    quoted = [line for line in section(text, "License").splitlines() if line.startswith("> ")]
     assert len(quoted) == bool(notice)
     assert notice is None or notice in quoted[0]
     assert ("`LICENSE`, `NOTICE`" in text) == bool(notice)
 
 
-def test_only_licence_files_that_lie_there_are_named():
+def test_only_license_files_that_lie_there_are_named():
     text = render_card(full(), checkpoint=Checkpoint(files=frozenset({"LICENSE"})))
-    assert "Licence files in this repository: `LICENSE`.\n" in text
-    assert "Licence files" not in render_card(farms_lr())
+    assert "License files in this repository: `LICENSE`.\n" in text
+    assert "License files" not in render_card(farms_lr())
 
 
-def test_a_card_that_nobody_could_read_is_not_said_to_name_no_licence():
+def test_a_card_that_nobody_could_read_is_not_said_to_name_no_license():
     unread = BaseModelRecord(repo_id="a/b", card_read=False)
-    text = section(render_card(replace(full(), base=unread)), "Licence")
+    text = section(render_card(replace(full(), base=unread)), "License")
     assert "The model card of [a/b](https://huggingface.co/a/b) was not available when this card was written." in text
     assert "see [its page](https://huggingface.co/a/b)." in text
-    assert "names no licence" not in text
-    text = section(render_card(replace(full(), base=replace(unread, card_read=True))), "Licence")
-    assert "The model card of [a/b](https://huggingface.co/a/b) names no licence" in text
-    text = section(render_card(replace(full(), base=replace(unread, license="mit"))), "Licence")
+    assert "names no license" not in text
+    text = section(render_card(replace(full(), base=replace(unread, card_read=True))), "License")
+    assert "The model card of [a/b](https://huggingface.co/a/b) names no license" in text
+    text = section(render_card(replace(full(), base=replace(unread, license="mit"))), "License")
     assert "[MIT License]" in text
 
 
-def test_the_licence_of_a_folder_is_passed_on_and_the_folder_is_no_base_model_on_the_hub(tmp_path):
+def test_the_license_of_a_folder_is_passed_on_and_the_folder_is_no_base_model_on_the_hub(tmp_path):
     (tmp_path / "dense").mkdir()
     (tmp_path / "dense" / "README.md").write_text("---\nlicense: llama3\nlanguage: de\n---\n")
     (tmp_path / "dense" / "LICENSE").write_text("terms")
@@ -120,10 +120,10 @@ def test_the_licence_of_a_folder_is_passed_on_and_the_folder_is_no_base_model_on
     assert (found["license"], found["language"]) == ("llama3", ["de"])
     assert not {"base_model", "base_model_relation"} & set(found)
     assert "\n**Built with Meta Llama 3**\n" in text
-    said = section(text, "Licence")
+    said = section(text, "License")
     link = "[Meta Llama 3 Community License](https://www.llama.com/llama3/license/)"
-    assert f"The licence of `dense` also applies to this model: {link}." in said
-    assert "Licence files in this repository: `LICENSE`, `NOTICE`." in said
+    assert f"The license of `dense` also applies to this model: {link}." in said
+    assert "License files in this repository: `LICENSE`, `NOTICE`." in said
     assert "huggingface.co/dense" not in text
     assert str(tmp_path) not in text
 

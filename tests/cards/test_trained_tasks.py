@@ -39,7 +39,7 @@ def bert(head, **options):
     return getattr(transformers, f"BertFor{head}")(transformers.BertConfig(**TEXT, **options))
 
 
-class Labelled(Dataset):
+class Labeled(Dataset):
     def __init__(self, label):
         self.label = label
 
@@ -70,8 +70,8 @@ def classifier(folder, **options):
     return transformers.Trainer(
         model=bert("SequenceClassification"),
         args=args,
-        train_dataset=Labelled(0),
-        eval_dataset=Labelled(1),
+        train_dataset=Labeled(0),
+        eval_dataset=Labeled(1),
         compute_metrics=accuracy,
         callbacks=[FarmsLRCallback(STILL)],
     )
@@ -349,7 +349,7 @@ def test_adapters_have_the_task_of_the_model_inside(tmp_path):
     run = transformers.Trainer(
         model=model,
         args=arguments(tmp_path, max_steps=1),
-        train_dataset=Labelled(0),
+        train_dataset=Labeled(0),
         callbacks=[FarmsLRCallback(STILL)],
     )
     run.train()

@@ -247,7 +247,7 @@ def test_push_says_that_the_base_model_is_gone(made, client):
     client.hub.repos.clear()
     done = client.cli("adapter", "push", made / "math", "--repo-id", "ada/alone")
     assert done["status"] == 0, done
-    assert "Warning: The card cannot name the licence of the base model" in " ".join(done["stderr"].split())
+    assert "Warning: The card cannot name the license of the base model" in " ".join(done["stderr"].split())
     assert "README.md" in client.hub.files("ada/alone")
 
 

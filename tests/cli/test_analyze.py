@@ -88,6 +88,19 @@ def test_figures_of_one_model(folders, tmp_path):
     assert all(float(line) > 1 for line in done.stdout.splitlines())
 
 
+def test_only_figures_of_ours_are_replaced(folders, tmp_path):
+    figures = tmp_path / "f"
+    assert run("analyze", folders[0], "--figures", figures).exit_code == 0
+    drawn = (figures / "alpha_by_role.png").read_bytes()
+    assert run("analyze", folders[0], "--figures", figures).exit_code == 0
+    (figures / "alpha_by_role.png").write_bytes(theirs := drawn.replace(b"hf-farms", b"gnuplot5"))
+    done = run("analyze", folders[0], "--figures", figures)
+    assert done.exit_code == 1
+    assert "--figures must not replace what others drew" in said(done)
+    assert "Move that file away, or choose another --figures." in said(done)
+    assert (figures / "alpha_by_role.png").read_bytes() == theirs
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -76,6 +76,19 @@ def test_the_card_can_go_elsewhere(folder, tmp_path):
     assert (folder / "README.md").read_text(encoding="utf-8") == before
 
 
+def test_figures_of_others_beside_the_card_are_not_replaced(folder, tmp_path):
+    (tmp_path / "figures").mkdir()
+    (theirs := tmp_path / "figures" / "blocks.png").write_bytes(b"drawn by hand")
+    done = run("card", folder, "-o", tmp_path / "card.md")
+    assert done.exit_code == 1
+    assert "--output must not replace what others drew" in shown(done)
+    assert theirs.read_bytes() == b"drawn by hand"
+    assert not (tmp_path / "card.md").exists()
+    done = run("card", folder, "-o", tmp_path / "card.md", "--yes")
+    assert done.exit_code == 0, done.output
+    assert theirs.read_bytes() != b"drawn by hand"
+
+
 def test_what_others_wrote_is_not_replaced(folder, tmp_path):
     (folder / "README.md").write_text("# Mine\n")
     done = run("card", folder)
@@ -130,13 +143,13 @@ def test_a_folder_that_is_not_there():
 
 @pytest.fixture
 def trained(tmp_path):
-    """The output folder of a training of a model on the Hub, whose licence nobody has asked for."""
+    """The output folder of a training of a model on the Hub, whose license nobody has asked for."""
     (tmp_path / "trained").mkdir()
     replace(farms_lr(), model="meta/Llama-3.2-1B", base=None).save(tmp_path / "trained" / REPORT_NAME)
     return tmp_path / "trained"
 
 
-def test_a_trained_model_inherits_the_licence_of_its_base(trained, tmp_path):
+def test_a_trained_model_inherits_the_license_of_its_base(trained, tmp_path):
     card = b"---\nlicense: llama3.2\nlanguage: [en]\n---\n"
     with LocalHub() as hub, HubClient(hub, tmp_path) as client:
         hub.add("meta/Llama-3.2-1B", {"config.json": b"{}", "README.md": card, "LICENSE.txt": b"terms"})
@@ -154,19 +167,19 @@ def test_a_trained_model_inherits_the_licence_of_its_base(trained, tmp_path):
 def test_without_the_hub_the_card_is_written_with_a_warning(trained):
     done = run("card", trained)  # HF_HUB_OFFLINE is set for all tests
     assert done.exit_code == 0, done.output
-    assert "Warning: The card cannot name the licence of the base model" in shown(done)
+    assert "Warning: The card cannot name the license of the base model" in shown(done)
     text = (trained / "README.md").read_text(encoding="utf-8")
     assert "see [its page](https://huggingface.co/meta/Llama-3.2-1B)" in text
 
 
 @pytest.mark.parametrize("status", [401, 404, 500, 503])
-def test_a_hub_that_fails_costs_the_licence_and_not_the_card(status, trained, tmp_path):
-    """As without a network: the card is written, and says where the licence is named."""
+def test_a_hub_that_fails_costs_the_license_and_not_the_card(status, trained, tmp_path):
+    """As without a network: the card is written, and says where the license is named."""
     with LocalHub() as hub, HubClient(hub, tmp_path) as client:
         hub.add("meta/Llama-3.2-1B", {"config.json": b"{}"})
         hub.fail_next("GET /api/models/meta/Llama-3.2-1B", status=status, times=100)
         done = client.cli("card", trained)
     assert done["status"] == 0, done
-    assert "Warning: The card cannot name the licence of the base model: " in " ".join(done["stderr"].split())
+    assert "Warning: The card cannot name the license of the base model: " in " ".join(done["stderr"].split())
     assert "see [its page]" in (trained / "README.md").read_text(encoding="utf-8")
     assert sorted(path.name for path in trained.iterdir()) == ["README.md", "figures", REPORT_NAME]

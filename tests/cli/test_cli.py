@@ -50,7 +50,7 @@ def test_the_bare_command(pruned_demo):
     assert "Traceback" not in done.stderr
 
 
-def test_artefacts(pruned_demo):
+def test_artifacts(pruned_demo):
     out = pruned_demo[0] / "demo-farms-wanda-50"
     files = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
     assert {
@@ -309,7 +309,7 @@ def test_debug_keeps_the_traceback():
         (["analyze", "demo", "--tail-divisor", "1"], "--tail-divisor must be a number above 1, got 1.0"),
         (
             ["analyze", "demo", "--block-score", "max"],
-            "--block-score must be one of mean, median, trimmed, standardised",
+            "--block-score must be one of mean, median, trimmed, standardized",
         ),
         (["analyze", "demo", "--device", "meta"], "device must exist on this machine"),
         (["analyze", "demo", "--esd", "x"], "esd must come with a folder for the figure, got none"),
@@ -411,11 +411,11 @@ def test_dtype_is_kept_or_changed_as_asked(tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "o").dtype == torch.float32
 
 
-def test_licence_files_of_a_local_model_are_carried(llama, tmp_path):
+def test_license_files_of_a_local_model_are_carried(llama, tmp_path):
     llama.save_pretrained(tmp_path / "m")
     for name in ("LICENSE.txt", "USE_POLICY.md", "Notice"):
         (tmp_path / "m" / name).write_text(name)
-    (tmp_path / "m" / "NOTES").write_text("not a licence")
+    (tmp_path / "m" / "NOTES").write_text("not a license")
     done = run("prune", tmp_path / "m", "--method", "magnitude", "--evaluation", "none", "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
     found = {p.name: p.read_text() for p in (tmp_path / "out").iterdir() if p.name.lower()[:3] in ("lic", "use", "not")}

@@ -100,7 +100,7 @@ def test_hints_are_left_out_if_quiet(capsys):
     assert capsys.readouterr() == ("", "Hint: x[y]\n")
 
 
-def test_colours_are_for_people_at_a_terminal(monkeypatch):
+def test_colors_are_for_people_at_a_terminal(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes anything for a terminal then
     monkeypatch.setenv("TERM", "xterm")
     for shown, styled in (("human", True), ("agent", False), ("json", False)):

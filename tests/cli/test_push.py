@@ -186,15 +186,15 @@ def test_derivatives_of_gated_models_are_private_unless_told_otherwise(client, h
     assert client.cli("push", str(pruned), "--repo-id", "open", "--no-private", "-q")["status"] == 0
 
 
-def test_the_name_follows_the_licence(client, hub, pruned):
+def test_the_name_follows_the_license(client, hub, pruned):
     edit_report(pruned, base={"repo_id": "meta/x", "license": "llama3.1"}, model="meta/x")
     assert client.cli("push", str(pruned), "-q")["stdout"].strip() == f"{hub.endpoint}/ada/Llama-pruned"
     done = client.cli("push", str(pruned), "--repo-id", "mine", "-q")
     assert done["status"] == 0
-    assert "the licence of 'meta/x' requires another name than 'mine', such as 'Llama-mine'." in done["stderr"]
+    assert "the license of 'meta/x' requires another name than 'mine', such as 'Llama-mine'." in done["stderr"]
 
 
-def test_the_licence_of_a_local_folder_goes_with_what_was_made_from_it(client, hub, tmp_path):
+def test_the_license_of_a_local_folder_goes_with_what_was_made_from_it(client, hub, tmp_path):
     dense = tmp_path / "my dense"
     shutil.copytree(demo_model(), dense)
     (dense / "README.md").write_text("---\nlicense: llama3.1\nlanguage: en\n---\n")
@@ -210,7 +210,7 @@ def test_the_licence_of_a_local_folder_goes_with_what_was_made_from_it(client, h
     assert "license: llama3.1\n" in card
     assert "base_model" not in card.split("---")[1]
     assert "**Built with Llama**" in card
-    assert "The licence of `my dense` also applies to this model: [Llama 3.1 Community License]" in card
+    assert "The license of `my dense` also applies to this model: [Llama 3.1 Community License]" in card
     # Nobody else is told the folder's name.
     assert not any("dense" in request for request in hub.requests)
 

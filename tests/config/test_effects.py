@@ -111,7 +111,7 @@ CASES = {
             "map": "sqrt",
             "quantity": "both",
             "shrink": False,
-            "normalise": True,
+            "normalize": True,
             "ends": "apart",
             "min_eigenvalues": 4,
         }.items()

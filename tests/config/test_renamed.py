@@ -1,4 +1,4 @@
-"""`farms` of a config is named `spectra`, `skip_ends` is named `ends`; the old names work wherever they did."""
+"""Renamed: `farms` is `spectra`, `skip_ends` is `ends`, `normalise` is `normalize`; old names work as they did."""
 
 import copy
 import dataclasses
@@ -32,8 +32,11 @@ from hf_farms.s2ft.saving import load_selection
 
 CONFIGS = [PruneConfig, FarmsLRConfig, S2FTConfig]
 SMALL = FarmsConfig(window_rows=8)
-# Files of schema 1 have both old names.
-SKIPS_ENDS = pytest.mark.filterwarnings("ignore:FarmsLRConfig.skip_ends is named ends now:DeprecationWarning")
+# Files of schema 1 have all old names.
+SKIPS_ENDS = pytest.mark.filterwarnings(
+    "ignore:FarmsLRConfig.skip_ends is named ends now:DeprecationWarning",
+    "ignore:FarmsLRConfig.normalise is named normalize now:DeprecationWarning",
+)
 EARLIER = Path(__file__).parents[1] / "golden" / "schema_1"
 
 
@@ -223,6 +226,16 @@ def test_a_wrong_skip_ends_is_refused():
         FarmsLRConfig(skip_ends=True, ends="apart")
     with pytest.raises(DocumentError, match="skip_ends must be true or false, got 'apart'"):
         parse_dataclass(Document({"skip_ends": "apart"}), FarmsLRConfig)
+
+
+def test_normalise_is_an_argument_and_a_key():
+    message = "^FarmsLRConfig.normalise is named normalize now. Replace normalise by normalize; the old name"
+    with pytest.warns(DeprecationWarning, match=message):
+        assert FarmsLRConfig(normalise=True) == FarmsLRConfig(normalize=True)
+    with pytest.warns(DeprecationWarning, match=message):
+        assert parse_dataclass(Document({"normalise": True}), FarmsLRConfig) == FarmsLRConfig(normalize=True)
+    with pytest.warns(DeprecationWarning, match=message):
+        assert FarmsLRConfig(normalize=True).normalise is True
 
 
 def test_files_and_pickles_of_versions_without_a_field_do_what_those_did():

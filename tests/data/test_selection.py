@@ -65,7 +65,7 @@ def test_a_short_text_is_refused(model, tmp_path):
     text.write_text("word " * 199)
     with pytest.raises(DataError, match=r"selection text must have at least 200 tokens \(four sequences, two in each"):
         selection_sequences(SelectionConfig(source=str(text), sequence_length=50), model=model, tokenizer=Letters())
-    with pytest.raises(DataError, match=r"selection text must be tokenised, got a model without a tokenizer"):
+    with pytest.raises(DataError, match=r"selection text must be tokenized, got a model without a tokenizer"):
         selection_sequences(SelectionConfig(), model=model, tokenizer=None)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hf_farms.errors import HfFarmsWarning, OutputError
 from hf_farms.files.own_files import copy_file, describe_kind, find_files, foreign_texts, is_own_file
 from hf_farms.hub.base_model import read_base_model
-from hf_farms.hub.licence_files import copy_licence_files
+from hf_farms.hub.license_files import copy_license_files
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes and links")
 HASH = "a" * 40
@@ -45,21 +45,21 @@ def strange(folder, name, secret):
     yield "a link to another path", lambda: path.symlink_to("/dev/zero")
 
 
-@pytest.mark.parametrize("name", ["LICENSE", "LICENCE.md", "license.txt", "NOTICE", "USE_POLICY.md"])
-def test_a_licence_that_is_no_file_is_left_out_and_said(name, model, secret, tmp_path):
+@pytest.mark.parametrize("name", ["LICENSE", "LICENSE.md", "license.txt", "NOTICE", "USE_POLICY.md"])
+def test_a_license_that_is_no_file_is_left_out_and_said(name, model, secret, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     for kind, make in strange(model, name, secret):
         make()
         with pytest.warns(HfFarmsWarning, match=rf"^{name} of .* is not copied, as it is {kind}\."):
-            assert copy_licence_files(model, out) == ()
+            assert copy_license_files(model, out) == ()
         assert read_base_model(model) is None
         assert list(out.iterdir()) == []
         (model / name).unlink()
     (model / name).write_text("terms")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert copy_licence_files(model, out) == (name,)
+        assert copy_license_files(model, out) == (name,)
 
 
 def test_what_lies_at_the_target_is_not_written_through(model, secret, tmp_path):
@@ -68,7 +68,7 @@ def test_what_lies_at_the_target_is_not_written_through(model, secret, tmp_path)
     (tmp_path / "out" / "LICENSE.tmp").symlink_to(secret)
     (tmp_path / "out" / "LICENSE").symlink_to(secret)
     with pytest.raises(OutputError, match=r"must be a regular file or not exist, got the link .*LICENSE'"):
-        copy_licence_files(model, tmp_path / "out")
+        copy_license_files(model, tmp_path / "out")
     assert secret.read_text() == "geheim"
 
 
@@ -87,34 +87,34 @@ def cached(tmp_path):
 
 
 def test_a_file_of_the_hubs_cache_is_one_of_its_own(tmp_path):
-    _, licence = cached(tmp_path)
-    licence.symlink_to(f"../../blobs/{HASH}")
-    assert is_own_file(licence)
+    _, license = cached(tmp_path)
+    license.symlink_to(f"../../blobs/{HASH}")
+    assert is_own_file(license)
     (tmp_path / "out").mkdir()
-    assert copy_licence_files(licence.parent, tmp_path / "out") == ("LICENSE",)
+    assert copy_license_files(license.parent, tmp_path / "out") == ("LICENSE",)
     assert (tmp_path / "out" / "LICENSE").read_text() == "terms"
     # The whole cache may lie elsewhere.
     (tmp_path / "link").symlink_to(tmp_path / "hub")
-    assert is_own_file(tmp_path / "link" / licence.relative_to(tmp_path / "hub"))
+    assert is_own_file(tmp_path / "link" / license.relative_to(tmp_path / "hub"))
 
 
 def test_what_only_looks_like_the_cache_is_not(tmp_path, secret):
-    repo, licence = cached(tmp_path)
-    licence.symlink_to(f"../../blobs/{'b' * 40}")
-    assert not is_own_file(licence)
+    repo, license = cached(tmp_path)
+    license.symlink_to(f"../../blobs/{'b' * 40}")
+    assert not is_own_file(license)
     (repo / "blobs" / ("b" * 40)).symlink_to(secret)
-    assert not is_own_file(licence)
-    licence.unlink()
-    licence.symlink_to("../../../models--x--y/blobs/" + HASH)
-    assert not is_own_file(licence)
-    licence.unlink()
+    assert not is_own_file(license)
+    license.unlink()
+    license.symlink_to("../../../models--x--y/blobs/" + HASH)
+    assert not is_own_file(license)
+    license.unlink()
     (repo / "blobs" / HASH).unlink()
     (repo / "blobs" / ("b" * 40)).unlink()
     (repo / "blobs").rmdir()
     (repo / "blobs").symlink_to(secret.parent)
     (secret.parent / HASH).write_text("geheim")
-    licence.symlink_to(f"../../blobs/{HASH}")
-    assert not is_own_file(licence)
+    license.symlink_to(f"../../blobs/{HASH}")
+    assert not is_own_file(license)
 
 
 def test_all_kinds_in_a_folder(model, secret):

@@ -1,4 +1,4 @@
-"""Adapters of S2FT on a Hub on this machine: pushed with card and licence, and loaded by their id."""
+"""Adapters of S2FT on a Hub on this machine: pushed with card and license, and loaded by their id."""
 
 import sys
 from dataclasses import replace
@@ -72,7 +72,7 @@ def test_a_pushed_adapter_comes_back(hub, client, model, tmp_path):
     assert "error" not in client("copy_adapter", "ada/Llama-3.1-math", folder=str(tmp_path / "again"), revision=first)
 
 
-def test_a_base_model_without_a_namespace_has_its_licence(hub, client, tmp_path):
+def test_a_base_model_without_a_namespace_has_its_license(hub, client, tmp_path):
     hub.add("gpt2", {"config.json": b"{}", "README.md": b"---\nlicense: mit\n---\n", "LICENSE": b"terms"})
     replace(one_layer([1, 5]), base_model="gpt2").save_pretrained(tmp_path / "saved")
     assert "result" in client("push_adapter", tmp_path / "saved", "math")

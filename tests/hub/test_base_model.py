@@ -1,4 +1,4 @@
-"""The licence of the dense model: asked of a Hub on this machine, by the unmodified client in processes of its own."""
+"""The license of the dense model: asked of a Hub on this machine, by the unmodified client in processes of its own."""
 
 import dataclasses
 import json
@@ -11,29 +11,29 @@ from local_hub import LocalHub
 from processes import finished
 
 from hf_farms.hub.base_model import read_base_model
-from hf_farms.hub.licence_files import copy_licence_files
+from hf_farms.hub.license_files import copy_license_files
 from hf_farms.licences import duties_of, generated_name
 from hf_farms.loading.names import ModelRef
 from hf_farms.reports import BaseModelRecord
 
-# Describe a model, fetch its licence files into a folder, print the record or the error.
+# Describe a model, fetch its license files into a folder, print the record or the error.
 DESCRIBE = """
 import dataclasses, json, pathlib, sys, warnings
-from hf_farms.hub.licence_files import copy_licence_files
+from hf_farms.hub.license_files import copy_license_files
 from hf_farms.hub.base_model import fetch_base_model
 from hf_farms.errors import HfFarmsError
 try:
     with warnings.catch_warnings(record=True) as said:
         base = fetch_base_model(sys.argv[1], revision=sys.argv[2] or None)
     said = [str(warning.message) for warning in said]
-    written = copy_licence_files(base, pathlib.Path(sys.argv[3]))
+    written = copy_license_files(base, pathlib.Path(sys.argv[3]))
     print(json.dumps(dataclasses.asdict(base) | {"written": written, "said": said, "torch": "torch" in sys.modules}))
 except HfFarmsError as error:
     print(type(error).__name__, error, "|", error.hint)
 """
 NO_CARD = (
     "The card of 'meta/m' is not on this machine and the Hub is switched off (HF_HUB_OFFLINE): "
-    "its licence and licence files are not known. Run `hf download meta/m` before."
+    "its license and license files are not known. Run `hf download meta/m` before."
 )
 CARD = b"""---
 license: llama3.2
@@ -74,7 +74,7 @@ def client(hub, tmp_path):
     return run
 
 
-def test_what_the_hub_says_is_recorded_and_licence_files_are_carried(hub, client, tmp_path):
+def test_what_the_hub_says_is_recorded_and_license_files_are_carried(hub, client, tmp_path):
     hub.add("meta/Llama-3.2-1B", FILES)
     found = json.loads(client("meta/Llama-3.2-1B"))
     assert found == {
@@ -193,7 +193,7 @@ def test_what_a_folder_says_of_itself(tmp_path, monkeypatch):
     )
 
 
-def test_demo_and_folders_have_no_record_but_carry_their_licence(tmp_path):
+def test_demo_and_folders_have_no_record_but_carry_their_license(tmp_path):
     assert ModelRef.parse("demo").base_model is None
     assert ModelRef.parse(tmp_path).base_model is None
     dense, out = tmp_path / "dense", tmp_path / "out"
@@ -204,12 +204,12 @@ def test_demo_and_folders_have_no_record_but_carry_their_licence(tmp_path):
             (dense / name).write_bytes(text)
     (dense / "NOTICE.txt").write_text("theirs", encoding="utf-8")
     (dense / "LICENSE-others").mkdir()
-    assert copy_licence_files(dense, out) == ("LICENSE.txt", "NOTICE.txt", "USE_POLICY.md")
+    assert copy_license_files(dense, out) == ("LICENSE.txt", "NOTICE.txt", "USE_POLICY.md")
     assert (out / "NOTICE.txt").read_text(encoding="utf-8") == "theirs"
 
 
 @pytest.mark.parametrize(
-    ("repo_id", "licence", "licence_name", "folder", "name", "display"),
+    ("repo_id", "license", "license_name", "folder", "name", "display"),
     [
         ("meta-llama/Llama-2-7b", "llama2", None, "Llama-2-7b-wanda", "Llama-2-7b-wanda", None),
         ("x/mine", "llama2", None, "mine-wanda", "mine-wanda", None),
@@ -226,20 +226,20 @@ def test_demo_and_folders_have_no_record_but_carry_their_licence(tmp_path):
         ("google/gemma-3-1b", "gemma", None, "gemma-3-1b-w", "gemma-3-1b-w", None),
     ],
 )
-def test_names_and_words_that_a_licence_asks_for(repo_id, licence, licence_name, folder, name, display):
-    base = BaseModelRecord(repo_id=repo_id, license=licence, license_name=licence_name)
+def test_names_and_words_that_a_license_asks_for(repo_id, license, license_name, folder, name, display):
+    base = BaseModelRecord(repo_id=repo_id, license=license, license_name=license_name)
     assert generated_name(base, folder) == name
     duties = duties_of(base)
     assert (duties.display if duties else None) == display
     assert generated_name(None, folder) == folder
 
 
-@pytest.mark.parametrize("licence", ["llama2", "llama3", "gemma"])
-def test_a_notice_is_written_where_the_licence_asks_for_one(licence, tmp_path):
-    base = BaseModelRecord(repo_id="x/y", license=licence)
-    assert copy_licence_files(base, tmp_path) == ("NOTICE",)
-    assert licence[:-1] in (tmp_path / "NOTICE").read_text(encoding="utf-8").lower()
-    assert copy_licence_files(BaseModelRecord(repo_id="x/y", license="mit"), tmp_path) == ()
+@pytest.mark.parametrize("license", ["llama2", "llama3", "gemma"])
+def test_a_notice_is_written_where_the_license_asks_for_one(license, tmp_path):
+    base = BaseModelRecord(repo_id="x/y", license=license)
+    assert copy_license_files(base, tmp_path) == ("NOTICE",)
+    assert license[:-1] in (tmp_path / "NOTICE").read_text(encoding="utf-8").lower()
+    assert copy_license_files(BaseModelRecord(repo_id="x/y", license="mit"), tmp_path) == ()
 
 
 def test_a_readme_without_front_matter_is_no_reason_for_a_remark(tmp_path, caplog):

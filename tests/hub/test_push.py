@@ -122,7 +122,7 @@ def test_a_revision_that_is_not_there(hub, client, llama, tmp_path):
     assert "revision must exist, got one that 'meta/tiny' does not have" in said(done)
 
 
-def test_a_model_of_the_hub_is_analysed_from_its_safetensors_alone(hub, anonymous, llama, tmp_path):
+def test_a_model_of_the_hub_is_analyzed_from_its_safetensors_alone(hub, anonymous, llama, tmp_path):
     llama.save_pretrained(tmp_path / "model", max_shard_size="20KB")
     other = {"pytorch_model.bin": b"not to be fetched", "original/consolidated.safetensors": b"nor this"}
     hub.add("meta/sharded", {**contents(tmp_path / "model"), **other})

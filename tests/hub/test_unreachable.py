@@ -79,8 +79,8 @@ def test_a_dry_run_of_an_adapter_works_too(offline, base, tmp_path, monkeypatch)
     first, *lines = done.stdout.splitlines()
     assert first == "[dry-run] repository: <user>/math (not checked, visibility as the namespace has it, branch main)"
     assert any(line.startswith("[dry-run] file: s2ft_adapter.safetensors (") for line in lines)
-    licence = "the licence of the base model, which may ask for its files and another name"
-    unchecked = [*UNCHECKED, licence] if base else UNCHECKED
+    license = "the license of the base model, which may ask for its files and another name"
+    unchecked = [*UNCHECKED, license] if base else UNCHECKED
     assert lines[-len(unchecked) :] == [
         f"[dry-run] not checked, as the Hub could not be reached: {what}" for what in unchecked
     ]

@@ -45,7 +45,7 @@ SPLIT = {"wq": 0, "wk": 0, "wv": 0, "wo": 1, "w1": 0, "w2": 1, "w3": 0, "output"
 
 
 def pairs_from_halves(weight, head_dim):
-    """Row by row: row i of the first half of a head and row i of the second become neighbours."""
+    """Row by row: row i of the first half of a head and row i of the second become neighbors."""
     rows = []
     for head in range(len(weight) // head_dim):
         for i in range(head_dim // 2):
@@ -128,7 +128,7 @@ def test_a_converted_model_computes_what_the_original_did(shards, embeddings, kv
     assert loaded.notes == (f"{str(folder)!r} has Meta's own layout, without a config.json: it was converted.",)
 
 
-def test_neighbours_rotated_as_complex_numbers_give_the_scores_of_halves():
+def test_neighbors_rotated_as_complex_numbers_give_the_scores_of_halves():
     """Independent of the order of rows above: attention scores by Meta's definition of the rotation."""
     dense = tiny("llama", **SIZES, num_key_value_heads=4)
     wq, wk = torch.randn(2, 32, 32, generator=torch.Generator().manual_seed(0)).unbind()
@@ -148,7 +148,7 @@ def test_neighbours_rotated_as_complex_numbers_give_the_scores_of_halves():
     torch.testing.assert_close(rotated(wq) @ rotated(wk).mT, q @ k.mT, rtol=1e-5, atol=1e-4)
 
 
-def test_what_is_analysed_without_the_model_is_the_same(dense, tmp_path):
+def test_what_is_analyzed_without_the_model_is_the_same(dense, tmp_path):
     folder = write(tmp_path / "m", dense, shards=2)
     with pytest.warns(HfFarmsWarning, match="it was converted"):
         reader = open_model(folder, allow_pickle=True)
@@ -355,8 +355,8 @@ def test_on_the_hub_the_repository_beside_it_is_used(hub, client, dense, tmp_pat
 
 
 def test_the_users_own_line(hub, client, dense, tmp_path):
-    licence = {"README.md": b"---\nlicense: llama2\n---\n", "LICENSE.txt": b"terms", "USE_POLICY.md": b"policy"}
-    hub.add("meta/Llama-2", contents(write(tmp_path / "original", dense)) | licence)
+    license = {"README.md": b"---\nlicense: llama2\n---\n", "LICENSE.txt": b"terms", "USE_POLICY.md": b"policy"}
+    hub.add("meta/Llama-2", contents(write(tmp_path / "original", dense)) | license)
     hub.add("meta/Llama-2-hf", contents(save(dense, tmp_path / "dense")))
     [(status, _, err)] = client("prune meta/Llama-2 --push --method magnitude --evaluation none")
     assert status == 0, err

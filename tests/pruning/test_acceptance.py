@@ -84,7 +84,7 @@ def test_selection_data_is_refused_as_for_a_search(many):
 
 @pytest.mark.parametrize(
     ("selection", "message"),
-    [(5, "got 5. Pass a list"), ("text", "got 'text'. Tokenise"), ({"input_ids": torch.ones(4, 8)}, "got a single")],
+    [(5, "got 5. Pass a list"), ("text", "got 'text'. Tokenize"), ({"input_ids": torch.ones(4, 8)}, "got a single")],
 )
 def test_selection_data_of_another_kind_are_refused(selection, message, many):
     with pytest.raises(DataError, match=f"^selection must be .*{message}"):

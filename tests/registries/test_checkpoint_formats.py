@@ -40,7 +40,7 @@ def test_models_are_opened_and_loaded_with_a_note(toy, folder):
 
 
 @pytest.mark.filterwarnings("default")  # the command decides which warnings are shown
-def test_the_command_line_analyses_plans_prunes_and_describes_it(toy, folder, hf_farms, tmp_path):
+def test_the_command_line_analyzes_plans_prunes_and_describes_it(toy, folder, hf_farms, tmp_path):
     hf_farms("analyze", folder, "-o", tmp_path / "report.json")
     assert len(SpectralReport.load(tmp_path / "report.json").blocks) == 8
     out = tmp_path / "out"

@@ -14,7 +14,7 @@ from hf_farms.reports.standing_out import (
     MIN_BLOCKS,
     find_standing_out,
     standing_out_of,
-    studentised,
+    studentized,
     threshold,
 )
 
@@ -97,14 +97,14 @@ def test_a_lower_alpha_does_not_stand_out():
 def test_a_shift_of_all_alphas_changes_nothing(shift):
     errors = [0.01] * 6
     shifted = [alpha + shift for alpha in with_alphas(b3=2.1)[1:-1]]
-    assert studentised(shifted, errors) == pytest.approx(studentised(with_alphas(b3=2.1)[1:-1], errors))
+    assert studentized(shifted, errors) == pytest.approx(studentized(with_alphas(b3=2.1)[1:-1], errors))
 
 
 @pytest.mark.parametrize("scale", [5.0, 40.0])
 def test_above_the_smallest_spread_a_scale_of_all_alphas_changes_nothing(scale):
     alphas = [0.1, -0.2, 0.15, 1.5, -0.05, 0.0]
-    scaled = studentised([scale * alpha for alpha in alphas], [scale * 0.01] * 6)
-    assert scaled == pytest.approx(studentised(alphas, [0.01] * 6))
+    scaled = studentized([scale * alpha for alpha in alphas], [scale * 0.01] * 6)
+    assert scaled == pytest.approx(studentized(alphas, [0.01] * 6))
 
 
 def test_the_order_of_the_inner_blocks_does_not_matter():
@@ -135,7 +135,7 @@ def test_false_alarms_under_the_null_are_rare_for_every_number_of_blocks(count):
         alarms = 0
         for _ in range(models):
             alphas = [draw.gauss(2.0, spread) for _ in range(count)]
-            alarms += max(studentised(alphas, [0.0] * count)) > threshold(count)
+            alarms += max(studentized(alphas, [0.0] * count)) > threshold(count)
         assert alarms / models < expected + 3 * math.sqrt(expected * (1 - expected) / models)
 
 

@@ -248,7 +248,7 @@ def test_states_that_do_not_fit_are_refused():
     refused(lambda model: one.switch(model, two), model, ModelError, "until it is unmerged")
 
 
-def quantised(model):
+def quantized(model):
     model.is_quantized = True
 
 
@@ -275,7 +275,7 @@ def selective(model):
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        (quantised, ModelError, "got a quantised LlamaForCausalLM"),
+        (quantized, ModelError, "got a quantized LlamaForCausalLM"),
         (adapted, ModelError, "must be without adapters"),
         (sharded, ModelError, f"got one that ZeRO-3 has partitioned in {WEIGHT}"),
         (tied, ModelError, f"must belong to one layer for an adapter, got one that is both .* and {WEIGHT}"),

@@ -310,10 +310,10 @@ def test_models_that_cannot_be_routed(llama):
     offloaded.model.layers[0].mlp.down_proj.forward = nn.Identity().forward
     with pytest.raises(ModelError, match="layers must run their own forward"):
         AdapterRouter(offloaded, adapters)
-    quantised = copy.deepcopy(llama)
-    quantised.is_quantized = True
-    with pytest.raises(ModelError, match="got a quantised LlamaForCausalLM"):
-        AdapterRouter(quantised, adapters)
+    quantized = copy.deepcopy(llama)
+    quantized.is_quantized = True
+    with pytest.raises(ModelError, match="got a quantized LlamaForCausalLM"):
+        AdapterRouter(quantized, adapters)
     AdapterRouter(llama, adapters)
     with pytest.raises(ValueError, match="model must be without a router"):
         AdapterRouter(llama, adapters)

@@ -216,10 +216,10 @@ def test_adapters(llama):
     apply_s2ft(wrapped.merge_and_unload(), S2FTConfig(budget=0.1))
 
 
-def test_quantised(llama):
+def test_quantized(llama):
     llama.is_quantized = True
     refused(
-        llama, "weights must be float32, bfloat16 or float16 for S2FT, got a quantised LlamaForCausalLM", ModelError
+        llama, "weights must be float32, bfloat16 or float16 for S2FT, got a quantized LlamaForCausalLM", ModelError
     )
 
 

@@ -67,7 +67,7 @@ def test_levels_of_the_table(target, levels):
     assert table_levels(Grid((10, 10), target, 200, 0.999)) == levels
 
 
-def test_levels_of_groups_are_the_neighbours_of_the_target():
+def test_levels_of_groups_are_the_neighbors_of_the_target():
     assert table_levels(Grid((16, 16), 0.5, 16, 0.999, grouped=True)) == (6, 7, 8, 9, 10)
     assert table_levels(Grid((32, 32), 0.5, 32, 0.999, grouped=True)) == (8, 13, 16, 19, 22)
 

@@ -52,7 +52,7 @@ def result(llm, run, loras, job):
         except Exception as error:
             return {"refusal": f"{type(error).__name__}: {error}"}
         llm.reset_prefix_cache()
-        synchronise()
+        synchronize()
         seconds = time.perf_counter() - start
     made = {"outputs": outputs(llm, job["prompts"], loras, job["tokens"])}
     if "speed" in job:
@@ -60,7 +60,7 @@ def result(llm, run, loras, job):
     return made
 
 
-def synchronise():
+def synchronize():
     import torch
 
     if torch.cuda.is_available():

@@ -80,7 +80,7 @@ def test_adapters_are_switched_in_an_engine(vllm, base, saved):
         ({"lora": object()}, r"without LoRA .*, got --enable-lora\. Start it without, or request"),
         (
             {"quantization": "fp8"},
-            r"not be quantised to be patched, got fp8\. Export the adapter as a LoRA \(hf-farms adapter export",
+            r"not be quantized to be patched, got fp8\. Export the adapter as a LoRA \(hf-farms adapter export",
         ),
         ({"dtype": torch.float16}, "dtype of the adapter, bfloat16, got float16. Start it with --dtype bfloat16"),
     ],

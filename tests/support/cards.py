@@ -115,7 +115,7 @@ def by_chance():
 
 
 def full():
-    """A gated model with licence duties, more blocks than fit on a page, a baseline, tasks."""
+    """A gated model with license duties, more blocks than fit on a page, a baseline, tasks."""
     depth = 44
     targets = [0.55 + 0.1 * (i % 5) / 4 for i in range(depth)]
     return PruneReport(

@@ -193,7 +193,7 @@ FAMILIES = {
 
 
 def family_model(name, *, seed=0):
-    """A random model, every weight different from 0 (some experts start as zeros or uninitialised)."""
+    """A random model, every weight different from 0 (some experts start as zeros or uninitialized)."""
     torch.manual_seed(seed)
     model, config, options, *_ = FAMILIES[name]
     built = getattr(transformers, model)(getattr(transformers, f"{config}Config")(**options)).eval()

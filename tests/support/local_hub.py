@@ -113,7 +113,7 @@ class LocalHub:
         self.tokens = {"hf_good": "ada"}
         self.roles: dict[str, str] = {}
         self.scopes: dict[str, set[str]] = {}
-        self.orgs: dict[str, set[str]] = {}  # organisation -> members
+        self.orgs: dict[str, set[str]] = {}  # organization -> members
         self.repos: dict[str, Repo] = {}
         self.sizes: dict[str, dict[str, int]] = {}  # of files that are said to be in a repository
         self.datasets: set[str] = set()

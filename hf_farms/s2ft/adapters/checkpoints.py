@@ -20,7 +20,7 @@ from hf_farms.blocks.origins import find_origins
 from hf_farms.errors import ModelError
 from hf_farms.files.names import HISTORY, MODEL_CONFIG, RECIPE, REPORT, SELECTION, WEIGHTS, WEIGHTS_INDEX
 from hf_farms.files.own_files import foreign_texts
-from hf_farms.hub.base_model import LICENCE_FILE
+from hf_farms.hub.base_model import LICENSE_FILE
 from hf_farms.hub.client import hub_errors, with_retries
 from hf_farms.hub.contents import MODEL_FILE, read_contents
 from hf_farms.loading.files import architecture_of, weight_files
@@ -35,7 +35,7 @@ from hf_farms.s2ft.adapters.targets import parameter_names
 
 __all__ = ["StoredCheckpoint", "open_checkpoint"]
 
-# Of a repository: configs, tokenizers and licences.
+# Of a repository: configs, tokenizers and licenses.
 TEXTS = [
     "*.json",
     "*.jinja",
@@ -93,7 +93,7 @@ class StoredCheckpoint:
     def write(
         self, output: str | Path, changes: Mapping[str, Change], *, reads: Reads, progress: Callable[[int, int], None]
     ) -> None:
-        """Write a copy with changed weights, in the same shards, with config, tokenizer and licence files.
+        """Write a copy with changed weights, in the same shards, with config, tokenizer and license files.
 
         Args:
             output: a new folder, which appears when it is complete.
@@ -196,12 +196,12 @@ def _downloaded(ref: ModelRef) -> Path:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a file is copied: config, tokenizer or licence of a model."""
+    """Whether a file is copied: config, tokenizer or license of a model."""
     if name in DESCRIPTIONS or name.endswith((".safetensors", ".index.json", ".py", "_results.json")):
         return False
     if "/" in name and not name.startswith("additional_chat_templates/"):
         return False
-    return MODEL_FILE.fullmatch(name) is not None or LICENCE_FILE.fullmatch(name) is not None
+    return MODEL_FILE.fullmatch(name) is not None or LICENSE_FILE.fullmatch(name) is not None
 
 
 def _check_shape(model: str, tensor: Tensor, patch: WeightPatch) -> None:

@@ -98,7 +98,7 @@ def open_base(base: nn.Module | str | Path) -> BaseModel:
 
     Raises:
         ValueError: neither of them; a model that is compiled or has S2FT on it.
-        ModelError: not found or incomplete; quantised, sharded or with adapters of PEFT.
+        ModelError: not found or incomplete; quantized, sharded or with adapters of PEFT.
     """
     check(isinstance(base, nn.Module | str | Path), "base", "a model, or the folder or Hub id of one", base)
     if isinstance(base, nn.Module):

@@ -227,7 +227,7 @@ def _config(
     targets: list[str],
     transposed: bool,
 ) -> dict[str, Any]:
-    """Return the config of PEFT. Servers refuse a target that is no list, and an initialisation that is a text."""
+    """Return the config of PEFT. Servers refuse a target that is no list, and an initialization that is a text."""
     return {
         "peft_type": "LORA",
         "task_type": None if base is None else base.task_type,

@@ -135,7 +135,7 @@ class S2FTAdapter:
         Raises:
             ValueError: S2FT is on a model, or it is compiled.
             ModelError: equal models; changes outside of linear layers, or in all inputs and all outputs of a weight,
-                with their share; models of other shapes, dtypes or ties; quantised, sharded or offloaded models;
+                with their share; models of other shapes, dtypes or ties; quantized, sharded or offloaded models;
                 changes of tied weights.
         """
         from hf_farms.s2ft.adapters.making import adapter_of_difference
@@ -187,7 +187,7 @@ class S2FTAdapter:
         overwrite: bool = False,
         token: str | None = None,
     ) -> str:
-        """Upload the adapter with a model card and the licence files of the base model.
+        """Upload the adapter with a model card and the license files of the base model.
 
         The token, the name, the content of the repository and write access are checked before anything is created.
 
@@ -234,7 +234,7 @@ class S2FTAdapter:
 
         Raises:
             ValueError: an adapter is merged already, S2FT or an active router is on the model, or it is compiled.
-            ModelError: another base (with the first weight that differs), size or dtype; a model that is quantised,
+            ModelError: another base (with the first weight that differs), size or dtype; a model that is quantized,
                 sharded, offloaded or has adapters of PEFT; weights that several layers share.
         """
         from hf_farms.s2ft.adapters.applying import merge

@@ -59,7 +59,7 @@ class AdapterRouter:
 
     Raises:
         ValueError: no adapters, or things that are none; a compiled model, S2FT or a router on it, an adapter merged.
-        ModelError: a model of another base, size or dtype, quantised, sharded or offloaded; shared weights; layers
+        ModelError: a model of another base, size or dtype, quantized, sharded or offloaded; shared weights; layers
             outside of the text model (of an encoder of images, say), whose inputs are not one for each sample.
     """
 

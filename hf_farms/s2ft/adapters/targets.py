@@ -40,7 +40,7 @@ def find_targets(model: nn.Module, adapter: S2FTAdapter) -> dict[str, tuple[nn.M
     Raises:
         ValueError: S2FT is on the model, or it is compiled.
         ModelError: a model without these weights, or with others of that name (another shape or dtype); a model that is
-            quantised, sharded, offloaded or has adapters of PEFT; a weight that several layers share.
+            quantized, sharded, offloaded or has adapters of PEFT; a weight that several layers share.
     """
     return {name: (module, parameter) for name, (_, module, parameter) in resolve(model, adapter).items()}
 
@@ -173,7 +173,7 @@ def check_patchable(model: nn.Module) -> None:
 
     Raises:
         ValueError: no model in memory, a compiled one, or one with S2FT on it.
-        ModelError: adapters of PEFT, quantised, sharded or offloaded weights.
+        ModelError: adapters of PEFT, quantized, sharded or offloaded weights.
     """
     check_model(model)
     if any("_orig_mod" in module._modules or module._compiled_call_impl is not None for module in model.modules()):

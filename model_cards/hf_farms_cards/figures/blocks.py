@@ -37,8 +37,8 @@ def draw_blocks(report: PruneReport, path: Path, *, dark: bool = False) -> None:
         shares = (3, 2) if spectra else (1,)
         panels = list(figure.subplots(len(shares), 1, sharex=True, height_ratios=shares, squeeze=False).flat)
         size = 5 if len(report.blocks) <= 40 else 3
-        for (spectrum, label), colour, marker in zip(spectra, (palette.first, palette.second), "os", strict=False):
-            style = {"color": colour, "marker": marker, "markersize": size, "linewidth": 1.3}
+        for (spectrum, label), color, marker in zip(spectra, (palette.first, palette.second), "os", strict=False):
+            style = {"color": color, "marker": marker, "markersize": size, "linewidth": 1.3}
             estimates = [(block.alpha, block.alpha_stderr) for block in spectrum.blocks]
             # Shifted sideways, so that neither error bar hides the other.
             shift = 0.06 if label == "pruned" else -0.06
@@ -47,7 +47,7 @@ def draw_blocks(report: PruneReport, path: Path, *, dark: bool = False) -> None:
             panels[0].set_ylabel("alpha ± standard error")
             panels[0].set_title("A larger alpha means a less trained block", fontsize="medium", loc="left")
             panels[0].legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
-            depth_axis(panels[0], label=False, colour=palette.grid)
+            depth_axis(panels[0], label=False, color=palette.grid)
         _draw_sparsity(panels[-1], report, palette)
         save_figure(figure, path)
 
@@ -66,4 +66,4 @@ def _draw_sparsity(axes: Axes, report: PruneReport, palette: Palette) -> None:
     if most <= 0.05:
         axes.text(0.5, 0.62, "the same in every block", ha="center", transform=axes.transAxes, color=palette.muted)
     axes.set_ylabel("zeros (%)")
-    depth_axis(axes, colour=palette.grid)
+    depth_axis(axes, color=palette.grid)

@@ -81,7 +81,7 @@ def alpha_figure(report: SpectralReport) -> Figure:
     )
     axes.set_ylabel("alpha")
     axes.set_title(f"{shorten(report.model)}: a larger alpha means a less trained layer", fontsize="medium", loc="left")
-    depth_axis(axes, colour=LIGHT.grid)
+    depth_axis(axes, color=LIGHT.grid)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
     return figure
 
@@ -92,7 +92,7 @@ def heat_map_figure(report: SpectralReport) -> Figure:
     roles = list(_styles(means))
     rows = [[or_nan(block.get(role, (None, None))[0]) for block in means] for role in roles]
     known = sorted(alpha for row in rows for alpha in row if math.isfinite(alpha))
-    # Clip 2% at each end, so that a few extreme layers do not dominate the colours; the colour bar shows the clipping.
+    # Clip 2% at each end, so that a few extreme layers do not dominate the colors; the color bar shows the clipping.
     clipped = max(1, len(known) // 50) if len(known) >= 20 else 0
     low, high = (known[clipped], known[-1 - clipped]) if known else (0.0, 1.0)
     figure = card_figure(1.5 + 0.36 * max(3, len(roles)))
@@ -125,13 +125,13 @@ def comparison_figure(comparison: SpectralComparison) -> Figure:
     top.set_ylabel("alpha")
     top.set_title("A larger alpha means a less trained block", fontsize="medium", loc="left")
     bottom.axhline(0, color=LIGHT.text, linewidth=0.8)
-    for clear, colour, label in (
+    for clear, color, label in (
         (False, LIGHT.muted, "within two errors of 0"),
         (True, LIGHT.text, "beyond two errors"),
     ):
         chosen = [block for block in blocks if (block.alpha.beyond_two_errors is True) == clear]
         differences = [(block.alpha.difference, block.alpha.stderr) for block in chosen]
-        style = {"color": colour, "marker": "o", "markersize": 4, "linestyle": "none"}
+        style = {"color": color, "marker": "o", "markersize": 4, "linestyle": "none"}
         draw_estimates(bottom, [block.index for block in chosen], differences, label, **style)
     bottom.set_ylabel("second − first")
     bottom.set_title(
@@ -141,7 +141,7 @@ def comparison_figure(comparison: SpectralComparison) -> Figure:
         # Below the points: beside the title there is no room for the names of two models.
         place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.32 if axes is bottom else -0.1)}
         axes.legend(frameon=False, fontsize="small", ncols=2, **place)
-        depth_axis(axes, label=axes is bottom, colour=LIGHT.grid)
+        depth_axis(axes, label=axes is bottom, color=LIGHT.grid)
     return figure
 
 
@@ -149,8 +149,8 @@ def _write_numbers(axes: Axes, rows: Sequence[Sequence[float]], *, dark: float) 
     for y, row in enumerate(rows):
         for x, alpha in enumerate(row):
             if math.isfinite(alpha):
-                colour = "white" if alpha > dark else "black"
-                axes.text(x, y, f"{alpha:.2f}", ha="center", va="center", fontsize="x-small", color=colour)
+                color = "white" if alpha > dark else "black"
+                axes.text(x, y, f"{alpha:.2f}", ha="center", va="center", fontsize="x-small", color=color)
 
 
 def _role_means(block: BlockSpectrum) -> dict[str, Estimate]:

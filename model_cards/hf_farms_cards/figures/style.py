@@ -1,4 +1,4 @@
-"""Colours, figure sizes, axes and error bars shared by all figures."""
+"""Colors, figure sizes, axes and error bars shared by all figures."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_farms.files.atomic_writes import replacing
+from hf_farms.files.names import FIGURE_SOFTWARE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,12 +31,12 @@ __all__ = [
     "shorten",
 ]
 
-# Cool colours for attention, warm colours for the feed-forward network; the same for every model.
-ROLE_COLOURS = {
+# Cool colors for attention, warm colors for the feed-forward network; the same for every model.
+ROLE_COLORS = {
     **{"q": "#3366cc", "k": "#35a7c4", "v": "#2e8b57", "o": "#7d5ba6"},
     **{"gate": "#cc6633", "up": "#d4a72c", "down": "#b5395f"},
 }
-OTHER_COLOURS = ("#8c6d46", "#5f7f8f", "#c77fb5", "#7a9a3a", "#a05a4a", "#4f6fae")
+OTHER_COLORS = ("#8c6d46", "#5f7f8f", "#c77fb5", "#7a9a3a", "#a05a4a", "#4f6fae")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GRID = "#e4e4e4"
 
@@ -46,7 +47,7 @@ CARD_WIDTH = 8.0
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of a figure on a light or dark page.
+    """Colors of a figure on a light or dark page.
 
     Attributes:
         page: background.
@@ -55,7 +56,7 @@ class Palette:
         muted: secondary elements.
         first: first series, or values before pruning.
         second: second series, or values after pruning.
-        heat: name of a colour map; its strong end means less trained.
+        heat: name of a color map; its strong end means less trained.
     """
 
     page: str
@@ -80,18 +81,18 @@ Estimate = tuple[float | None, float | None]
 
 
 def role_styles(roles: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return colour and marker of each role: standard roles first, in their usual order."""
-    others = [role for role in roles if role not in ROLE_COLOURS]
-    colours = {role: colour for role, colour in ROLE_COLOURS.items() if role in roles}
-    colours |= {role: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, role in enumerate(others)}
+    """Return color and marker of each role: standard roles first, in their usual order."""
+    others = [role for role in roles if role not in ROLE_COLORS]
+    colors = {role: color for role, color in ROLE_COLORS.items() if role in roles}
+    colors |= {role: OTHER_COLORS[i % len(OTHER_COLORS)] for i, role in enumerate(others)}
     return {
-        role: {"color": colour, "marker": MARKERS[i % len(MARKERS)]} for i, (role, colour) in enumerate(colours.items())
+        role: {"color": color, "marker": MARKERS[i % len(MARKERS)]} for i, (role, color) in enumerate(colors.items())
     }
 
 
 @contextmanager
 def page(*, dark: bool) -> Iterator[Palette]:
-    """Use the colours of a light or dark page within the context."""
+    """Use the colors of a light or dark page within the context."""
     import matplotlib as mpl
 
     palette = DARK if dark else LIGHT
@@ -114,7 +115,7 @@ def card_figure(height: float) -> Figure:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG file atomically; equal figures give equal bytes."""
     with replacing(Path(path)) as unfinished:
-        figure.savefig(unfinished, format="png", metadata={"Software": None})
+        figure.savefig(unfinished, format="png", metadata={"Software": FIGURE_SOFTWARE})
 
 
 def draw_estimates(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], label: str, **style: Any) -> None:
@@ -124,7 +125,7 @@ def draw_estimates(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate]
     axes.errorbar(x, values, yerr=errors, label=label, elinewidth=0.9, capsize=1.5, **style)
 
 
-def depth_axis(axes: Axes, *, grid: bool = True, label: bool = True, colour: str = GRID) -> None:
+def depth_axis(axes: Axes, *, grid: bool = True, label: bool = True, color: str = GRID) -> None:
     """Label the x axis as block index, with a grid."""
     from matplotlib.ticker import MaxNLocator
 
@@ -132,7 +133,7 @@ def depth_axis(axes: Axes, *, grid: bool = True, label: bool = True, colour: str
     if label:
         axes.set_xlabel("block (0 is nearest to the input)")
     if grid:
-        axes.grid(axis="y", color=colour, linewidth=0.8)
+        axes.grid(axis="y", color=color, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
 

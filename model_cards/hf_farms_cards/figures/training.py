@@ -96,14 +96,14 @@ def draw_training(record: FarmsLRRecord, path: Path, *, dark: bool = False) -> N
         top.set_title(f"The {'brighter' if dark else 'darker'}, the less trained", fontsize="medium")
         depth_axis(top, grid=False, label=False)
         lines = ((history[0], palette.muted, "o"), (history[-1], palette.first, "s"))
-        for line, colour, marker in lines if len(history) > 1 else lines[1:]:
+        for line, color, marker in lines if len(history) > 1 else lines[1:]:
             factors = [(block.factor, None) for block in line.blocks]
-            style = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.3}
+            style = {"color": color, "marker": marker, "markersize": 5, "linewidth": 1.3}
             draw_estimates(bottom, list(range(len(names))), factors, f"step {line.step}", **style)
         bottom.axhline(1, color=palette.text, linewidth=0.8)
         bottom.set_ylabel(f"factor on the {quantity.partition(',')[0]}", fontsize="small")
         bottom.legend(frameon=False, fontsize="small")
-        depth_axis(bottom, colour=palette.grid)
+        depth_axis(bottom, color=palette.grid)
         # Align the points with the columns of the heat map.
         bottom.set_xlim(top.get_xlim())
         save_figure(figure, path)
@@ -132,7 +132,7 @@ def draw_selection(record: S2FTRecord, path: Path, *, dark: bool = False) -> Non
         axes.set_ylabel("trained channels")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, fontsize="small", ncols=min(4, len(kinds)), loc="lower right", bbox_to_anchor=(1, 1))
-        depth_axis(axes, colour=palette.grid)
+        depth_axis(axes, color=palette.grid)
         save_figure(figure, path)
 
 
@@ -142,8 +142,8 @@ def _draw_bars(axes: Any, blocks: dict[str, dict[str, int]], kinds: list[str], p
     for i, kind in enumerate(kinds):
         positions = [index + (i - (len(kinds) - 1) / 2) * width for index in range(len(blocks))]
         counts = [by_kind.get(kind, 0) for by_kind in blocks.values()]
-        colour = (palette.first, palette.second)[i] if len(kinds) <= 2 else styles[kind]["color"]
-        axes.bar(positions, counts, width=width, color=colour, label=kind)
+        color = (palette.first, palette.second)[i] if len(kinds) <= 2 else styles[kind]["color"]
+        axes.bar(positions, counts, width=width, color=color, label=kind)
 
 
 def _split_name(name: str) -> tuple[str, int, str]:

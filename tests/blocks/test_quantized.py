@@ -1,4 +1,4 @@
-"""Weights that a library has quantised are measured as that library dequantises them."""
+"""Weights that a library has quantized are measured as that library dequantizes them."""
 
 import json
 
@@ -16,7 +16,7 @@ from hf_farms.spectra.analysis import analyze
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def quantised(tmp_path, config):
+def quantized(tmp_path, config):
     dense = family_model("llama")
     dense.save_pretrained(tmp_path / "dense")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "dense", quantization_config=config)
@@ -29,21 +29,21 @@ def check(dense, model, tmp_path, error):
     assert found.dtype.is_floating_point
     assert 0 < (found.float() - weight).norm() / weight.norm() < error
     in_memory = analyze(model)
-    model.save_pretrained(tmp_path / "quantised")
-    assert analyze(open_model(tmp_path / "quantised")).blocks == in_memory.blocks
+    model.save_pretrained(tmp_path / "quantized")
+    assert analyze(open_model(tmp_path / "quantized")).blocks == in_memory.blocks
 
 
 @pytest.mark.parametrize(("bits", "error"), [(8, 0.02), (4, 0.25)])
 def test_bitsandbytes(bits, error, tmp_path):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     config = transformers.BitsAndBytesConfig(**{f"load_in_{bits}bit": True})
-    check(*quantised(tmp_path, config), tmp_path, error)
+    check(*quantized(tmp_path, config), tmp_path, error)
 
 
 def test_torchao(tmp_path):
     quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
     config = transformers.TorchAoConfig(quantization.Int8WeightOnlyConfig())
-    check(*quantised(tmp_path, config), tmp_path, 0.02)
+    check(*quantized(tmp_path, config), tmp_path, 0.02)
 
 
 def test_compressed_tensors(tmp_path):
@@ -68,7 +68,7 @@ def test_compressed_tensors(tmp_path):
     assert 0 < (found - weight).norm() / weight.norm() < 0.02
 
 
-def test_dynamically_quantised_tensors_of_torch():
+def test_dynamically_quantized_tensors_of_torch():
     model = family_model("llama")
     layer = model.model.layers[0].mlp.up_proj
     dense = layer.weight.detach().clone()

@@ -1,4 +1,4 @@
-"""Licence files of the dense model, and the NOTICE that its licence requires."""
+"""License files of the dense model, and the NOTICE that its license requires."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 from hf_farms.errors import HfFarmsWarning
 from hf_farms.files.atomic_writes import replacing, writing
 from hf_farms.files.own_files import copy_file, describe_kind, is_own_file
-from hf_farms.hub.base_model import LICENCE_FILE, base_model_of
+from hf_farms.hub.base_model import LICENSE_FILE, base_model_of
 from hf_farms.hub.client import hub_errors, with_retries
 from hf_farms.licences import duties_of
 from hf_farms.reports import BaseModelRecord
 
-__all__ = ["copy_licence_files"]
+__all__ = ["copy_license_files"]
 
 NOTICE = "NOTICE"
 
 
-def copy_licence_files(base: BaseModelRecord | Path, folder: Path, *, token: str | None = None) -> tuple[str, ...]:
-    """Copy the licence files of the dense model into a folder, and write the NOTICE that its licence requires.
+def copy_license_files(base: BaseModelRecord | Path, folder: Path, *, token: str | None = None) -> tuple[str, ...]:
+    """Copy the license files of the dense model into a folder, and write the NOTICE that its license requires.
 
     Only regular files are copied, as a link in a local model may lead anywhere. A warning lists skipped files.
 
@@ -56,12 +56,12 @@ def copy_licence_files(base: BaseModelRecord | Path, folder: Path, *, token: str
 
 
 def _warn_of_left_out(folder: Path) -> None:
-    names = sorted(path.name for path in folder.iterdir() if LICENCE_FILE.fullmatch(path.name))
+    names = sorted(path.name for path in folder.iterdir() if LICENSE_FILE.fullmatch(path.name))
     left = {name: describe_kind(folder / name) for name in names if not is_own_file(folder / name)}
     for name, kind in left.items():
         if kind != "a folder":
             warnings.warn(
-                f"{name} of {str(folder)!r} is not copied, as it is {kind}. If it is the licence, replace it with "
+                f"{name} of {str(folder)!r} is not copied, as it is {kind}. If it is the license, replace it with "
                 "the file itself.",
                 HfFarmsWarning,
                 stacklevel=3,
