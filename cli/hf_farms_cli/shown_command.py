@@ -9,19 +9,26 @@ from hf_farms.privacy.publishing import published_argument
 
 __all__ = ["shown_command"]
 
+# They change what is printed, or what may be replaced, and not the result.
+FLAGS = frozenset({"-q", "--quiet", "--json", "--debug", "-y", "--yes", "--overwrite"})
+# The same with a value; a token is secret besides.
+OPTIONS = ("--token", "--format")
+
 
 def shown_command(argv: Sequence[str]) -> str:
     """Return a command line that is safe to publish: quoted, without the token, secrets and private paths.
+
+    Options that do not change the result are left out.
 
     Args:
         argv: as of `sys.argv`.
     """
     arguments: list[str] = []
-    secret = False
+    left_out = False
     for argument in argv[1:]:
-        if not secret and not argument.startswith("--token="):
+        is_value = left_out
+        left_out = argument in OPTIONS and not is_value
+        joined = argument.startswith(tuple(f"{option}=" for option in OPTIONS))
+        if not (is_value or left_out or joined or argument in FLAGS):
             arguments.append(published_argument(argument))
-        secret = argument == "--token"
-        if secret:
-            arguments.pop()
     return shlex.join(["hf-farms", *arguments])
