@@ -184,6 +184,13 @@ def prune_command(
     calibration_split: Annotated[str, calibrating(help="Split of a Hub dataset.")] = TEXT.split,
     calibration_samples: Annotated[int, calibrating(help="Number of sequences.")] = TEXT.num_sequences,
     calibration_length: Annotated[int, calibrating(help="Tokens per sequence.")] = TEXT.sequence_length,
+    calibration_continuations: Annotated[
+        int,
+        calibrating(
+            help="Number of sequences beside them that the dense model writes, as continuations; for a recovery where "
+            "there is no more text."
+        ),
+    ] = TEXT.num_continuations,
     seed: Annotated[int, calibrating(help="Seed of the calibration sequences.")] = TEXT.seed,
     select_on: Annotated[
         str,

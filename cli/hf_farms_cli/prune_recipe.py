@@ -58,6 +58,7 @@ def _calibration(options: dict[str, Any]) -> CalibrationConfig:
             split=options["calibration_split"],
             num_sequences=options["calibration_samples"],
             sequence_length=options["calibration_length"],
+            num_continuations=options["calibration_continuations"],
             seed=options["seed"],
         )
 

@@ -183,6 +183,7 @@ RULES: tuple[Rule, ...] = (
         when=lambda _, inputs: inputs.calibrates,
         condition=_calibrating,
     ),
+    _rule(CalibrationConfig, "num_continuations", when=lambda c, _: c.source != "self", condition="a text"),
     *_text_rules(CalibrationConfig),
     _rule(
         SelectionConfig,

@@ -24,6 +24,9 @@ class CalibrationConfig:
         num_sequences: number of sequences. The papers use 128; time and memory for hidden states grow with it.
         sequence_length: tokens in each, lowered to the context length of the model. Longer sequences cost time and
             memory in proportion.
+        num_continuations: sequences beside them that the dense model writes, each from the first tokens on of a part of
+            a passage. Set it to three times `num_sequences` for a recovery where there is no more text: it learns less
+            by heart. Real text is better, and free; writing takes minutes on a CPU.
         seed: of the choice of passages, or of the sampling. Change it to see how much the choice of data matters.
     """
 
@@ -33,6 +36,7 @@ class CalibrationConfig:
     split: str = "train"
     num_sequences: int = 32
     sequence_length: int = 512
+    num_continuations: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -40,8 +44,19 @@ class CalibrationConfig:
         _check_place(self.column, self.split)
         check(is_count(self.num_sequences), "num_sequences", "a positive integer", self.num_sequences)
         _check_length("sequence_length", self.sequence_length)
+        check(
+            is_seed(self.num_continuations),
+            "num_continuations",
+            "an integer of at least 0",
+            self.num_continuations,
+        )
         check(is_seed(self.seed), "seed", "an integer of at least 0", self.seed)
         check_fields(self)
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model writes sequences."""
+        return self.source == "self" or self.num_continuations > 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from torch import Tensor
 
 from hf_farms.errors import ModelError
 from hf_farms.pruning.removal_plan import prunable_layers
@@ -17,7 +14,7 @@ from hf_farms.workflows.speed import measure_speed
 if TYPE_CHECKING:
     from hf_farms.blocks import ModelBlockSource
     from hf_farms.workflows.prune_plan import PrunePlan
-    from hf_farms.workflows.texts import EvaluationText
+    from hf_farms.workflows.texts import Calibration, EvaluationText
 
 __all__ = ["estimated_time"]
 
@@ -35,7 +32,7 @@ def estimated_time(
     plan: PrunePlan,
     source: ModelBlockSource,
     *,
-    calibration: Sequence[Tensor],
+    calibration: Calibration,
     evaluation: EvaluationText | None,
 ) -> str | None:
     """Return one line with the expected time of a prune and its parts; None for less than about a minute.
@@ -48,11 +45,11 @@ def estimated_time(
     Args:
         plan: of the prune.
         source: the loaded blocks.
-        calibration: calibration sequences, as far as they are known.
+        calibration: the calibration sequences, of which a model may write some later.
         evaluation: the evaluation text; None without one.
     """
     prune, measurement, output = plan.recipe.prune, plan.recipe.prune.measurement(), plan.output
-    tokens = [ids.flatten() for ids in calibration] or ([evaluation.ids] if evaluation is not None else [])
+    tokens = [ids.flatten() for ids in calibration.known] or ([evaluation.ids] if evaluation is not None else [])
     layers = [layer for i in range(len(source)) for layer in prunable_layers(source.metadata(i).layers)]
     try:
         ids = tokens[0][: evaluation.context_length if evaluation is not None else None] if tokens else None
@@ -64,7 +61,7 @@ def estimated_time(
     work = Work(
         blocks=len(source),
         weights=sum(layer.shape[0] * layer.shape[1] for layer in layers),
-        calibration=sum(ids.numel() for ids in calibration),
+        calibration=calibration.num_tokens,
         evaluation=evaluation.num_tokens if evaluation is not None else 0,
         multiply_adds=cost,
         baseline=plan.baseline and evaluation is not None and prune.allocation != "uniform",

@@ -60,7 +60,7 @@ class PruneStages:
     def __init__(self, plan: PrunePlan, progress: Progress) -> None:
         recipe, self._output = plan.recipe, plan.output
         self._plan, self._recipe, self._progress, self._ranks = plan, recipe, progress, plan.output.ranks
-        writes_itself = recipe.prune.needs_calibration and recipe.calibration.source == "self"
+        writes_itself = recipe.prune.needs_calibration and recipe.calibration.generates
         self._loaded = load_model(
             plan.model,
             **asdict(replace(plan.load, device=plan.load.device or self._ranks.device)),
@@ -158,7 +158,7 @@ class PruneStages:
         return estimated_time(
             self._plan,
             self._loaded.source,
-            calibration=self._calibration.known,
+            calibration=self._calibration,
             evaluation=self._text,
         )
 
@@ -167,12 +167,12 @@ class PruneStages:
 
         The baseline is streamed whatever the model is; its weights are gone before those of the result are written.
         """
-        source, batches = self._loaded.source, self._calibration.known
+        source = self._loaded.source
         weights = sum(parameter.nbytes for parameter in source.model.parameters())
         if not isinstance(source, StreamedBlockSource) and not self._plan.baseline:
             return weights
         recovers = RECOVERIES[self._recipe.prune.recover].needs == "activations"
-        tokens = sum(ids.numel() for ids in batches) + (ACCEPTANCE_TOKENS if recovers else 0)
+        tokens = self._calibration.num_tokens + (ACCEPTANCE_TOKENS if recovers else 0)
         size = tokens * int(getattr(source.config, "hidden_size", 0))
         itemsize = self._loaded.model.dtype.itemsize
         # A recovery keeps the hidden states of the dense model, inputs of a submodule, its targets, and the stream of

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hf_farms.blocks import StreamedBlockSource
-from hf_farms.data.calibration import calibration_sequences, context_limit, require_writer
+from hf_farms.data.calibration import calibration_sequences, context_limit, continued, passages
+from hf_farms.data.generation import first_token, require_writer
 from hf_farms.data.texts import BUILT_IN, read_text, tokenize
 from hf_farms.errors import DataError, HfFarmsWarning
 from hf_farms.metrics.nll import TextNll, require_causal, text_nll
@@ -99,7 +100,7 @@ def load_nll(path: Path) -> TextNll:
 
 
 class Calibration:
-    """The calibration sequences: read from a text at once, or sampled from the model when they are needed.
+    """The calibration sequences: read from a text at once, or written by the model when they are needed.
 
     Args:
         recipe: names the text and the method, which may need none.
@@ -109,46 +110,65 @@ class Calibration:
     def __init__(self, recipe: Recipe, loaded: LoadedModel) -> None:
         self._config, self._loaded = recipe.calibration, loaded
         self._needed = recipe.prune.needs_calibration
-        # Read a text before the analysis, as it may be too short; sample text after it, as the model may have NaN.
-        self._read: tuple[list[Tensor], list[str]] | None = None
+        self._read: tuple[list[Tensor], list[str]] = [], []
         if not self._needed:
-            self._read = [], []
-        elif self._config.source == "self":
-            require_writer(loaded.source.model, loaded.tokenizer)
-            if isinstance(loaded.source, StreamedBlockSource):
-                warnings.warn(
-                    "the model writes its own calibration text while its blocks are on disk: all of them are read for "
-                    "every token. Give a text with `calibration`.",
-                    HfFarmsWarning,
-                    stacklevel=2,
-                )
-        else:
-            self._read = self._sequences()
+            return
+        # Read a text before the analysis, as it may be too short; write text after it, as the model may have NaN.
+        if self._config.generates:
+            self._check_writer()
+        if self._config.source != "self":
+            self._read = passages(self._config, model=loaded.source.model, tokenizer=loaded.tokenizer)
+
+    def _check_writer(self) -> None:
+        source = self._loaded.source
+        require_writer(source.model, self._config)
+        if self._config.source == "self":
+            first_token(source.model, self._loaded.tokenizer)
+        if isinstance(source, StreamedBlockSource):
+            warnings.warn(
+                "the model writes calibration text while its blocks are on disk: all of them are read for every "
+                "token. Give a text with `calibration`, and no `num_continuations`.",
+                HfFarmsWarning,
+                stacklevel=3,
+            )
 
     def _sequences(self) -> tuple[list[Tensor], list[str]]:
-        return calibration_sequences(self._config, model=self._loaded.source.model, tokenizer=self._loaded.tokenizer)
+        model = self._loaded.source.model
+        if self._config.source != "self":
+            return continued(self._read, self._config, model=model)
+        return calibration_sequences(self._config, model=model, tokenizer=self._loaded.tokenizer)
 
     @property
     def known(self) -> list[Tensor]:
         """The sequences that do not need the model; empty for its own text."""
-        return self._read[0] if self._read is not None else []
+        return self._read[0]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all sequences, those that are not written yet included."""
+        if not self._needed:
+            return 0
+        read, config = sum(ids.numel() for ids in self.known), self._config
+        limit = context_limit(self._loaded.source.model) or config.sequence_length
+        count = config.num_sequences if config.source == "self" else config.num_continuations
+        return read + count * min(limit, config.sequence_length)
 
     def batches(self, output: OutputFolder) -> tuple[list[Tensor], list[str]]:
-        """Return the sequences and notes on them; sequences from the model itself are sampled once.
+        """Return the sequences and notes on them; the model writes only once.
 
         Args:
-            output: keeps sampled sequences.
+            output: keeps what the model wrote.
         """
-        if self._read is None:
-            with self._loaded.source.whole():
-                # Sampled by one process: others might sample other tokens.
-                self._read = output.load_or_compute(
-                    "calibration.safetensors",
-                    lambda: from_first_rank(self._sequences, output.ranks),
-                    _save_sequences,
-                    _load_sequences,
-                )
-        return self._read
+        if not (self._needed and self._config.generates):
+            return self._read
+        with self._loaded.source.whole():
+            # Written by one process: others might sample other tokens.
+            return output.load_or_compute(
+                "calibration.safetensors",
+                lambda: from_first_rank(self._sequences, output.ranks),
+                _save_sequences,
+                _load_sequences,
+            )
 
 
 def _save_sequences(sequences: tuple[list[Tensor], list[str]], path: Path) -> None:

@@ -13,6 +13,7 @@ from hf_farms.config import default_output_name
 from hf_farms.registries import ALLOCATIONS, FITS, METHODS, RECOVERIES, REFINEMENTS, RecoveryEntry
 from hf_farms.registries.allocations import AllocationEntry
 from hf_farms.reports import (
+    CalibrationRecord,
     PerplexityRecord,
     PruneReport,
     SearchTrial,
@@ -89,6 +90,7 @@ def pruned_card(
         "calibrated_on": short_source(report.calibration.config.source)
         if report.calibration and report.calibration.config
         else None,
+        "continuations": _continuations(report.calibration),
         "search": _search_rows(report),
         "selected_on": short_source(report.search.selection.source)
         if report.search and report.search.selection
@@ -275,3 +277,9 @@ def _task_row(record: TaskRecord) -> dict[str, Any]:
 
 def _bold(text: Markup) -> Markup:
     return Markup(f"**{text}**")
+
+
+def _continuations(calibration: CalibrationRecord | None) -> int:
+    """Return the number of calibration sequences that continue a passage."""
+    config = calibration.config if calibration is not None else None
+    return config.num_continuations if config is not None and config.source != "self" else 0

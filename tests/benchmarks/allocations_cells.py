@@ -40,13 +40,16 @@ class Cell:
     data: int = 1
     # Of the recovery by submodule; the first rows have this number, and no word of it in their names.
     passes: int = 3
+    # Continuations that the dense model writes, as a multiple of the sequences.
+    written: int = 0
 
     @property
     def name(self) -> str:
         """A name that tells cells apart."""
-        values = [value for name, value in asdict(self).items() if name != "passes"]
+        values = [value for name, value in asdict(self).items() if name not in ("passes", "written")]
         text = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
-        return text if self.passes == 3 else f"{text} {self.passes}-passes"
+        passes = "" if self.passes == 3 else f" {self.passes}-passes"
+        return f"{text}{passes}{f' {self.written}-written' if self.written else ''}"
 
 
 def _cells(sparsity: float, allocations: tuple[str, ...], **options: Any) -> list[Cell]:
@@ -83,6 +86,8 @@ TIERS: dict[str, list[Cell]] = {
     "plain-recovery-60": _cells(0.6, ("uniform", "auto"), recover="submodule"),
     "passes-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=6),
     "passes-60": _cells(0.6, ("auto", "uniform"), recover="submodule", passes=6),
+    "written-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=2, written=3),
+    "written-60": _cells(0.6, ("auto", "uniform"), recover="submodule", passes=2, written=3),
     "plain-most-data-50": _cells(0.5, ("auto", "uniform"), recover="submodule", data=8),
     "zero-shot": _cells(0.5, ("uniform",)) + _cells(0.5, ("uniform", "auto"), refine="swaps", recover="submodule"),
     "more-data-50": _cells(0.5, ("auto", "uniform"), refine="swaps", recover="submodule", data=4),
@@ -130,8 +135,9 @@ def _needed(cell: Cell, folder: Path) -> list[Path]:
 
 
 def _row(subject: Subject, windows: Windows, cell: Cell, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    batches = calibration(subject, options, seed=seed, sequences=options.sequences * cell.data)
     start = time.perf_counter()
+    sequences = options.sequences * cell.data
+    batches = calibration(subject, options, seed=seed, sequences=sequences, continuations=cell.written * sequences)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         report = _pruned(subject, cell, batches, options)

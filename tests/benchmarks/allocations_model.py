@@ -51,11 +51,21 @@ class Subject:
 
 
 def calibration(
-    subject: Subject, options: argparse.Namespace, *, seed: int, sequences: int | None = None
+    subject: Subject,
+    options: argparse.Namespace,
+    *,
+    seed: int,
+    sequences: int | None = None,
+    continuations: int = 0,
 ) -> list[Tensor]:
-    """Sequences of a seed, on the dense model."""
+    """Sequences of a seed, and continuations that the dense model writes."""
     subject.restore()
-    config = CalibrationConfig(source=options.calibration, num_sequences=sequences or options.sequences, seed=seed)
+    config = CalibrationConfig(
+        source=options.calibration,
+        num_sequences=sequences or options.sequences,
+        num_continuations=continuations,
+        seed=seed,
+    )
     return calibration_sequences(config, model=subject.model, tokenizer=subject.tokenizer)[0]
 
 

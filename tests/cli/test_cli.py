@@ -215,6 +215,10 @@ def prepare_bert(folder):
             ["prune", "BERT", "--evaluation", "none", "--calibration", "self"],
             "self-calibration must have a model that generates text",
         ),
+        (
+            ["prune", "BERT", "--evaluation", "none", "--calibration-continuations", "3"],
+            "--calibration-continuations must have a model that generates text, got BertForMaskedLM",
+        ),
         (["prune", "NOTOKENIZER"], "model must have a tokenizer"),
     ],
 )
@@ -249,6 +253,24 @@ def test_a_model_that_writes_its_own_calibration_text_needs_no_tokenizer(stream,
     assert not list((tmp_path / "o").glob("tokenizer*"))
     done = run("prune", tmp_path / "m", *small, "-o", tmp_path / "p")
     assert "model must have a tokenizer" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
+def test_a_model_continues_its_calibration_text(stream, tmp_path):
+    small = ["--calibration-samples", "2", "--calibration-length", "32", "--calibration-continuations", "6"]
+    arguments = ["demo", *small, "--recover", "submodule", "--recover-passes", "1", "--evaluation", "none", stream]
+    done = run("prune", *arguments, "-o", tmp_path / "o", "--format", "human")
+    assert done.exit_code == 0, done.output
+    reads_for_every_token = "writes calibration text while its blocks are on disk" in " ".join(done.stderr.split())
+    assert reads_for_every_token == (stream == "--stream")
+    report = PruneReport.load(tmp_path / "o" / "hf_farms_report.json")
+    assert report.calibration.num_sequences == 8
+    assert report.calibration.config.num_continuations == 6
+    card = (tmp_path / "o" / "README.md").read_text(encoding="utf-8")
+    text = (
+        "Calibration: 8 sequences, 256 tokens of `speeches`, seed 0; 6 of them are continuations that the dense model"
+    )
+    assert text in card
 
 
 def test_debug_keeps_the_traceback():

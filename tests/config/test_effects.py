@@ -136,6 +136,7 @@ CASES = {
             "split": "x",
             "num_sequences": 3,
             "sequence_length": 3,
+            "num_continuations": 3,
             "seed": 3,
         }.items()
     },
@@ -154,6 +155,12 @@ CASES = {
             "sequence_length": 3,
         }.items()
     },
+    "num_continuations": (
+        CalibrationConfig(source="self", num_continuations=3),
+        DATASET,
+        CalibrationConfig(num_continuations=3),
+        DATASET,
+    ),
     "column": (CalibrationConfig(column="x"), PLAIN, CalibrationConfig(column="x"), TABLE),
     "subset": (CalibrationConfig(subset="x"), TABLE, CalibrationConfig(subset="x"), DATASET),
     "split": (CalibrationConfig(split="x"), TABLE, CalibrationConfig(split="x"), BUILT_IN),

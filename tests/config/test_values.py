@@ -70,6 +70,7 @@ FIELDS = {
     (CalibrationConfig, "split"): SPLIT,
     (CalibrationConfig, "num_sequences"): COUNT,
     (CalibrationConfig, "sequence_length"): LENGTH,
+    (CalibrationConfig, "num_continuations"): SEED,
     (CalibrationConfig, "seed"): SEED,
     (SelectionConfig, "source"): ("'speeches', a file or a dataset id", ["", " ", None, 3], ["a.txt"]),
     (SelectionConfig, "column"): COLUMN,

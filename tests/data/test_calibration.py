@@ -135,6 +135,48 @@ def test_self_calibration_is_written_by_the_model(tokenizer):
     assert not torch.equal(got, other)
 
 
+def test_continuations_start_inside_the_passages_and_are_written_by_the_model(tokenizer):
+    model = tiny("llama", vocab_size=2048).train()
+    options = {"model": model, "source": "speeches", "num_sequences": 3, "sequence_length": 40}
+    text, _ = sequences(tokenizer, **options)
+    state = torch.get_rng_state()
+    got, notes = sequences(tokenizer, **options, num_continuations=7)
+    assert not notes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert torch.equal(got[:3], text)
+    written = got[3:]
+    assert written.shape == (7, 40)
+    for i, row in enumerate(written):
+        passage = text[i % 3].tolist()
+        starts = [start for start in range(40 - 16 + 1) if passage[start : start + 16] == row[:16].tolist()]
+        assert starts
+        assert row[16:].tolist() != passage[starts[0] + 16 :][:24]
+    again, _ = sequences(tokenizer, **options, num_continuations=7)
+    other, _ = sequences(tokenizer, **options, num_continuations=7, seed=1)
+    assert torch.equal(got, again)
+    assert not torch.equal(got, other)
+
+
+@pytest.mark.parametrize(("length", "prompt"), [(2, 1), (5, 2), (31, 15), (64, 16)])
+def test_the_prompt_of_a_continuation_is_at_most_half_of_it(tokenizer, length, prompt):
+    got, _ = sequences(tokenizer, source="speeches", num_sequences=1, sequence_length=length, num_continuations=2)
+    assert got.shape == (3, length)
+    text = got[0].tolist()
+    for row in got[1:].tolist():
+        assert any(text[start : start + prompt] == row[:prompt] for start in range(length - prompt + 1))
+
+
+def test_continuations_need_a_model_that_writes(tokenizer):
+    with pytest.raises(
+        DataError,
+        match=r"`num_continuations` must have a model that generates text, got BertForMaskedLM",
+    ):
+        sequences(tokenizer, model=tiny_bert(), source="speeches", sequence_length=16, num_continuations=1)
+    # Nothing is to be written.
+    sequences(tokenizer, model=tiny_bert(), source="speeches", sequence_length=16)
+
+
 def test_self_calibration_follows_the_models_distribution(tokenizer):
     """A model whose head allows two tokens only writes those two, about equally often."""
     model = tiny("llama", vocab_size=2048, tie_word_embeddings=False)

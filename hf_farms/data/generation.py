@@ -1,0 +1,106 @@
+"""Text that the model writes itself: whole sequences, and continuations of passages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_farms.config import CalibrationConfig
+from hf_farms.data.texts import Tokenizer
+from hf_farms.errors import DataError, ModelError
+
+__all__ = ["first_token", "generate", "require_writer"]
+
+# Tokens of a batch of sequences that are written together.
+TOKENS_PER_BATCH = 32768
+
+
+def first_token(model: nn.Module, tokenizer: Tokenizer | None) -> int:
+    """Return the token that starts a text: the BOS token, else the EOS token, which ends the text before."""
+    config = getattr(model, "config", None)
+    for owner in (tokenizer, config):
+        for name in ("bos_token_id", "eos_token_id"):
+            token: Any = getattr(owner, name, None)
+            if token is not None:
+                return int(token[0] if isinstance(token, list) else token)
+    raise DataError(
+        "self-calibration must start from a BOS or EOS token, got a model without one. Give a text instead."
+    )
+
+
+def require_writer(model: nn.Module, config: CalibrationConfig) -> None:
+    """Refuse a model that cannot generate text.
+
+    Args:
+        model: to write calibration text.
+        config: asks for it.
+
+    Raises:
+        DataError: the model does not generate text.
+    """
+    encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    if encoder_decoder or not (hasattr(model, "generate") and getattr(model, "can_generate", lambda: False)()):
+        option = "self-calibration" if config.source == "self" else "`num_continuations`"
+        hint = "Give a text instead." if config.source == "self" else "Leave it at 0, and give more text."
+        raise DataError(f"{option} must have a model that generates text, got {type(model).__name__}.", hint=hint)
+
+
+def generate(model: nn.Module, prompts: Tensor, length: int, *, seed: int, padding: int) -> Tensor:
+    """Continue prompts by samples of the model (temperature 1, no top-k or top-p).
+
+    The caller's random state is not changed.
+
+    Args:
+        model: as of `require_writer`.
+        prompts: token ids `(count, n)`, n < length.
+        length: tokens of each sequence, its prompt included.
+        seed: of the samples.
+        padding: any token; nothing is padded.
+
+    Returns:
+        `(count, length)` token ids on the CPU.
+
+    Raises:
+        ModelError: the model predicts NaN or infinity.
+    """
+    from transformers import GenerationConfig
+
+    device = next(model.parameters()).device
+    # Without an EOS token every sequence reaches the full length.
+    settings = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=length - prompts.shape[1],
+        min_new_tokens=length - prompts.shape[1],
+        bos_token_id=padding,
+        eos_token_id=None,
+        pad_token_id=padding,
+    )
+    generator: Any = model
+    was_training, saved_config = model.training, generator.generation_config
+    model.eval()
+    parts = []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        try:
+            # generate() takes unset values, such as the EOS token, from the model's own config.
+            generator.generation_config = settings
+            for some in prompts.split(max(1, TOKENS_PER_BATCH // length)):
+                prompt = some.to(device)
+                parts.append(
+                    generator.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
+                )
+        except RuntimeError as error:
+            if "inf" not in str(error):
+                raise
+            raise ModelError(
+                "the model must predict finite probabilities, got NaN or infinity during generation."
+            ) from error
+        finally:
+            generator.generation_config = saved_config
+            model.train(was_training)
+    return torch.cat(parts).cpu()
