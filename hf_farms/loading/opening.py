@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,9 @@ from hf_farms.processes import local_process_count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    # Called with a model without weights, and the tokenizer.
+    BeforeWeights = Callable[[PreTrainedModel, PreTrainedTokenizerBase | None], object]
 
 __all__ = ["LoadedModel", "load_model", "open_model"]
 
@@ -74,8 +77,9 @@ def load_model(
     stream: bool | None = False,
     allow_pickle: bool = False,
     head: bool = True,
+    before_weights: BeforeWeights | None = None,
 ) -> LoadedModel:
-    """Load a model and its tokenizer. All options but `tokenizer` and `head` are those of `LoadOptions`.
+    """Load a model and its tokenizer. All options but the last two and `tokenizer` are those of `LoadOptions`.
 
     Args:
         model: `demo`, a folder, or a hub id, in this order; or a `ModelRef`.
@@ -88,6 +92,7 @@ def load_model(
         allow_pickle: read pickled weights (`pytorch_model.bin`) where there are no safetensors, and convert those in
             Meta's own layout (`consolidated.NN.pth`); no code in them is run.
         head: whether the head of a language model is used. A missing head is then an error, otherwise a warning.
+        before_weights: called with the model on the meta device and the tokenizer, before any weights are fetched.
 
     Raises:
         ModelError: not found, weights missing or of other shapes, pickled, no architecture that transformers knows, no
@@ -103,6 +108,8 @@ def load_model(
         method = quantization_of(config)
         if stream and method is not None:
             raise ModelError(f"weights must be plain to be read block by block, got {method} in {name!r}.")
+        if before_weights is not None:
+            before_weights(_without_weights(config), _tokenizer(name, path, revision, tokenizer))
         checkpoint = _Checkpoint(name, path, revision, config, allow_pickle)
         streamed = stream if stream is not None else _is_large(checkpoint.weights, dtype, where)
         files = TensorFiles(checkpoint.weights, mapped=not streamed)
@@ -119,7 +126,7 @@ def load_model(
             loaded.to(where)  # type: ignore[arg-type]
             align_weights(loaded)
             source = ModelBlockSource(loaded)
-    words = load_tokenizer(name, path, revision, needed=tokenizer) if tokenizer is not False else None
+    words = _tokenizer(name, path, revision, tokenizer)
     notes = place.notes
     if absent:
         notes = (*notes, f"The checkpoint has no weights for the head or pooler ({list_names(absent)}).")
@@ -165,12 +172,21 @@ class _Checkpoint:
         except RuntimeError as error:
             if "conversion" in str(error):
                 # transformers refers to a report in its log. Convert again to find the failing weight.
-                with torch.device("meta"):
-                    empty = getattr(architecture, "from_config", architecture)(self._config)
-                StoredTensors(files, empty).check_conversions()
+                StoredTensors(files, _without_weights(self._config)).check_conversions()
             raise
         model.config._name_or_path = self._name
         return model, info
+
+
+def _tokenizer(name: str, path: str, revision: str | None, needed: bool | None) -> PreTrainedTokenizerBase | None:
+    return load_tokenizer(name, path, revision, needed=needed) if needed is not False else None
+
+
+def _without_weights(config: Any) -> PreTrainedModel:
+    architecture = architecture_of(config)
+    with torch.device("meta"):
+        model: PreTrainedModel = getattr(architecture, "from_config", architecture)(config)
+    return model
 
 
 def _restore_padding(model: PreTrainedModel, files: TensorFiles) -> None:

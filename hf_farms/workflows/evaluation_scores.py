@@ -16,6 +16,7 @@ from hf_farms.metrics.task_scores import TaskScore
 from hf_farms.metrics.tasks import TaskSuite
 from hf_farms.progress import Progress, one_stage
 from hf_farms.workflows.evaluation_results import EvaluationScores
+from hf_farms.workflows.text_lengths import checked_before_weights
 from hf_farms.workflows.texts import EvaluationText
 
 __all__ = ["Evaluator"]
@@ -84,6 +85,7 @@ class Evaluator:
             stream=self._load.stream,
             allow_pickle=self._load.allow_pickle,
             head=writes,
+            before_weights=checked_before_weights([self.text]) if with_text and self.text is not None else None,
         )
         if writes:
             hint = "Measure its zeros alone: `metrics=['sparsity']`."

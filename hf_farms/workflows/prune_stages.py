@@ -35,6 +35,7 @@ from hf_farms.workflows.prune_estimate import estimated_time
 from hf_farms.workflows.prune_files import GENERATION, describe, left_out, with_license
 from hf_farms.workflows.prune_plan import PrunePlan
 from hf_farms.workflows.selection import SelectionText
+from hf_farms.workflows.text_lengths import checked_before_weights, texts_of
 from hf_farms.workflows.texts import Calibration, EvaluationText, perplexity_record, same_text_note
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class PruneStages:
             # Copied to the result even if it is not needed.
             tokenizer=recipe.needs_tokenizer or None,
             head=recipe.evaluation.source is not None or writes_itself or recipe.prune.searches or recipe.prune.trains,
+            before_weights=checked_before_weights(texts_of(recipe)),
         )
         check_method(self._loaded.source, recipe.prune)
         self._text = EvaluationText(recipe.evaluation, self._loaded) if recipe.evaluation.source is not None else None

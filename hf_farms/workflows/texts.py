@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_farms.blocks import StreamedBlockSource
 from hf_farms.data.calibration import calibration_sequences, context_limit, continued, passages
 from hf_farms.data.generation import first_token, require_writer
-from hf_farms.data.texts import BUILT_IN, read_text, tokenize
+from hf_farms.data.texts import BUILT_IN, Tokenizer, read_text, tokenize
 from hf_farms.errors import DataError, HfFarmsWarning
 from hf_farms.metrics.nll import TextNll, require_causal, text_nll
 from hf_farms.processes import ONE_PROCESS, WorkingRanks, from_first_rank
@@ -28,7 +28,15 @@ if TYPE_CHECKING:
     from hf_farms.output.folder import OutputFolder
     from hf_farms.output.recipe import Recipe
 
-__all__ = ["Calibration", "EvaluationText", "load_nll", "perplexity_record", "same_text_note", "save_nll"]
+__all__ = [
+    "Calibration",
+    "EvaluationText",
+    "evaluation_tokens",
+    "load_nll",
+    "perplexity_record",
+    "same_text_note",
+    "save_nll",
+]
 
 
 class EvaluationText:
@@ -41,22 +49,13 @@ class EvaluationText:
 
     def __init__(self, config: EvaluationConfig, loaded: LoadedModel) -> None:
         require_causal(loaded.source.model)
-        assert config.source is not None
         assert loaded.tokenizer is not None
-        text = read_text(config.source, column=config.column, subset=config.subset, split=config.split)
-        self.ids = torch.tensor(tokenize(loaded.tokenizer, text))
-        limit = context_limit(loaded.source.model) or config.context_length
-        self.context_length = min(config.context_length, limit)
-        if len(self.ids) < self.context_length:
-            raise DataError(
-                f"evaluation text must have at least {self.context_length} tokens, got {len(self.ids)} in "
-                f"{config.source!r}.",
-                hint="Give a longer text or a smaller `context_length`.",
-            )
+        self.ids, self.context_length = evaluation_tokens(config, model=loaded.source.model, tokenizer=loaded.tokenizer)
         self.max_windows = config.max_windows
-        lowered = self.context_length < config.context_length
+        length = self.context_length
+        lowered = length < config.context_length
         self.notes = (
-            (f"Perplexity uses windows of {limit} tokens, the context length of the model.",) if lowered else ()
+            (f"Perplexity uses windows of {length} tokens, the context length of the model.",) if lowered else ()
         )
 
     @property
@@ -86,6 +85,29 @@ class EvaluationText:
             save_nll,
             load_nll,
         )
+
+
+def evaluation_tokens(config: EvaluationConfig, *, model: nn.Module, tokenizer: Tokenizer) -> tuple[Tensor, int]:
+    """Return the token ids of an evaluation text, and the tokens of a window.
+
+    Args:
+        config: names a text.
+        model: limits the window to its context length.
+        tokenizer: of the model.
+
+    Raises:
+        DataError: the text is missing, or shorter than a window.
+    """
+    assert config.source is not None
+    text = read_text(config.source, column=config.column, subset=config.subset, split=config.split)
+    ids = torch.tensor(tokenize(tokenizer, text))
+    length = min(config.context_length, context_limit(model) or config.context_length)
+    if len(ids) < length:
+        raise DataError(
+            f"evaluation text must have at least {length} tokens, got {len(ids)} in {config.source!r}.",
+            hint="Give a longer text or a smaller `context_length`.",
+        )
+    return ids, length
 
 
 def save_nll(nll: TextNll, path: Path) -> None:

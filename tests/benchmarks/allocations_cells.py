@@ -87,6 +87,8 @@ TIERS: dict[str, list[Cell]] = {
     "passes-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=6),
     "passes-60": _cells(0.6, ("auto", "uniform"), recover="submodule", passes=6),
     "written-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=2, written=3),
+    # Four times the text, for as many steps.
+    "text-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=2, data=4),
     "written-60": _cells(0.6, ("auto", "uniform"), recover="submodule", passes=2, written=3),
     "plain-most-data-50": _cells(0.5, ("auto", "uniform"), recover="submodule", data=8),
     "zero-shot": _cells(0.5, ("uniform",)) + _cells(0.5, ("uniform", "auto"), refine="swaps", recover="submodule"),
