@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 Row = Mapping[str, Any]
 
 # What the rows of a table have in common.
-TABLE = ("sparsity", "pattern", "method", "refine", "recover", "data", "passes")
+TABLE = ("sparsity", "pattern", "method", "refine", "recover", "data", "passes", "written")
 # The row of a table that others are compared with.
 BASE = "uniform"
 
@@ -104,8 +104,8 @@ def read_rows(folder: Path) -> list[Row]:
     """Read the rows of a folder, compressed or not."""
     path = folder / "rows.jsonl"
     text = path.read_bytes() if path.exists() else gzip.decompress(path.with_suffix(".jsonl.gz").read_bytes())
-    # The first rows, of three passes, do not name them.
-    return [{"passes": 3, **json.loads(line)} for line in text.splitlines()]
+    # The first rows, of three passes and no continuations, do not name them.
+    return [{"passes": 3, "written": 0, **json.loads(line)} for line in text.splitlines()]
 
 
 def print_tables(folder: Path) -> None:
@@ -129,6 +129,7 @@ def _title(row: Row) -> str:
     parts += [
         f"{row['data']} x data" if row["data"] > 1 else "",
         f"{row['passes']} passes" if row["passes"] != 3 else "",
+        f"{row['written']} continuations each" if row["written"] else "",
     ]
     return ", ".join(part for part in parts if part)
 
