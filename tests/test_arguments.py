@@ -189,7 +189,7 @@ def test_right_batches_are_taken():
         assert prune(tiny("llama"), PruneConfig(allocation="uniform"), calibration=[batch]).report.sparsity == 0.5
 
 
-def test_other_arguments_of_analyzes(model):
+def test_other_arguments_of_analyze(model):
     with pytest.raises(ValueError, match=r"device must be None or a device such as 'cpu' or 'cuda:0', got 'foo'\."):
         analyze(model, device="foo")
     with pytest.raises(ValueError, match=r"outside must be True or False, got 'yes'\."):

@@ -44,8 +44,8 @@ def card_command(
 ) -> None:
     """Regenerate the model card of a folder, README.md and its figures, from hf_farms_report.json.
 
-    For a training without a report, the card is made from the files that the callbacks wrote. A README.md not written
-    by hf-farms, and figures beside another card, are kept, unless --yes is given.
+    For a training without a report, the card is made from the files that the callbacks wrote. A card, and figures
+    beside a new one, that hf-farms did not write are replaced only with --yes.
 
     Examples:
         hf-farms card ./demo-farms-wanda-50

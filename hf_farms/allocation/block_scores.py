@@ -35,7 +35,7 @@ def block_scores(blocks: Sequence[Sequence[LayerAlpha]], rule: BlockScore) -> li
     Args:
         blocks: for each block, its layers with an alpha.
         rule: "mean" over roles (FARMS and AlphaPruning); "median" over roles; "trimmed", the mean without the lowest
-            and the highest role; "standardized", the mean after scaling every role to the same mean and standard
+            and the highest role; "standardised", the mean after scaling every role to the same mean and standard
             deviation over blocks, so that no single role dominates.
 
     Returns:
@@ -43,7 +43,7 @@ def block_scores(blocks: Sequence[Sequence[LayerAlpha]], rule: BlockScore) -> li
         A layer without an error counts as exact; a block of such layers has no error.
     """
     roles = [_average_by_role(layers) for layers in blocks]
-    if rule == "standardized":
+    if rule == "standardised":
         roles = _standardize(roles)
     if rule not in COMBINE:
         raise ValueError(f"block_score must be one of {', '.join(COMBINE)}, got {rule!r}.")
@@ -99,5 +99,5 @@ def _standardize(blocks: list[dict[str, Estimate]]) -> list[dict[str, Estimate]]
     ]
 
 
-# Once the roles are brought to one scale, "standardized" is a mean.
-COMBINE = {"mean": _mean, "median": _median, "trimmed": _trimmed, "standardized": _mean}
+# Once the roles are brought to one scale, "standardised" is a mean.
+COMBINE = {"mean": _mean, "median": _median, "trimmed": _trimmed, "standardised": _mean}

@@ -81,14 +81,14 @@ def renamed(**changes: str | NewValue) -> Callable[[type[T]], type[T]]:
 def absent_before(**values: Any) -> Callable[[type[T]], type[T]]:
     """Read files and pickles of earlier versions without a field as what they did, whatever its default is.
 
-    It goes above `@renamed`.
+    It goes above `@renamed`, if there is one.
 
     Args:
         values: field -> value that does what versions without the field did.
     """
 
     def decorate(kind: type[T]) -> type[T]:
-        original: Callable[..., None] = vars(kind)["__setstate__"]
+        original: Callable[..., None] = vars(kind).get("__setstate__", _set_state)
 
         def set_state(self: T, state: dict[str, Any]) -> None:
             original(self, state)
@@ -99,6 +99,10 @@ def absent_before(**values: Any) -> Callable[[type[T]], type[T]]:
         return kind
 
     return decorate
+
+
+def _set_state(self: object, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
 
 
 def absent_values(kind: type) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from hf_farms.registries import FITS
 __all__ = ["BLOCK_SCORES", "FITS", "BlockScore", "FarmsConfig", "Fit"]
 
 Fit = Annotated[str, FITS]
-BlockScore = Literal["mean", "median", "trimmed", "standardized"]
+BlockScore = Literal["mean", "median", "trimmed", "standardised"]
 
 BLOCK_SCORES: tuple[BlockScore, ...] = get_args(BlockScore)
 
@@ -37,7 +37,7 @@ class FarmsConfig:
         released_peak_bound: reproduce the units bug of the authors' released "peak" code. Set it only to compare with
             published numbers.
         block_score: how the alphas of a block become one number. "mean" is as published; "median" and "trimmed" resist
-            a single unusual layer; "standardized" gives every role the same weight. None costs time.
+            a single unusual layer; "standardised" gives every role the same weight. None costs time.
     """
 
     window_rows: int | Literal["auto"] | None = "auto"

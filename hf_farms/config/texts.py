@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hf_farms.config.checks import check, check_fields, is_count, is_seed
+from hf_farms.config.renamed import absent_before
 
 __all__ = ["CalibrationConfig", "EvaluationConfig", "SelectionConfig"]
 
 
+@absent_before(num_continuations=0)
 @dataclass(frozen=True, kw_only=True)
 class CalibrationConfig:
     """The sequences that activations are measured on.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,7 +42,11 @@ def context_limit(model: nn.Module) -> int | None:
 
 
 def calibration_sequences(
-    config: CalibrationConfig, *, model: nn.Module, tokenizer: Tokenizer | None
+    config: CalibrationConfig,
+    *,
+    model: nn.Module,
+    tokenizer: Tokenizer | None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Tensor], list[str]]:
     """Return the calibration sequences: passages of a text, sequences that the model writes, or both.
 
@@ -49,6 +54,7 @@ def calibration_sequences(
         config: source, numbers, length and seed.
         model: limits the length to its context length, and writes continuations and the sequences of source "self".
         tokenizer: of the model; not needed for "self" if the model's config has a BOS or EOS token.
+        progress: called with the tokens that the model wrote, and all that it writes.
 
     Returns:
         Batches of `(b, length)` int64 token ids on the CPU, passages first, and notes on differences from the config.
@@ -58,12 +64,13 @@ def calibration_sequences(
         ModelError: the model predicts NaN or infinity while it generates.
     """
     if config.source != "self":
-        return continued(passages(config, model=model, tokenizer=tokenizer), config, model=model)
+        return continued(passages(config, model=model, tokenizer=tokenizer), config, model=model, progress=progress)
     length, notes = _sequence_length(config, model)
-    require_writer(model, config)
+    require_writer(model, config, length=length)
     first = first_token(model, tokenizer)
     prompts = torch.full((config.num_sequences, 1), first)
-    return _batches(generate(model, prompts, length, seed=config.seed, padding=first)), notes
+    written = generate(model, prompts, length, seed=config.seed, padding=first, progress=progress)
+    return _batches(written), notes
 
 
 def passages(
@@ -81,7 +88,11 @@ def passages(
 
 
 def continued(
-    read: tuple[list[Tensor], list[str]], config: CalibrationConfig, *, model: nn.Module
+    read: tuple[list[Tensor], list[str]],
+    config: CalibrationConfig,
+    *,
+    model: nn.Module,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Tensor], list[str]]:
     """Add continuations to passages, in turn, each from tokens at a random place of its passage on.
 
@@ -91,6 +102,7 @@ def continued(
         read: of `passages`.
         config: number and seed.
         model: dense.
+        progress: as of `calibration_sequences`.
 
     Raises:
         DataError: the model cannot generate text.
@@ -99,14 +111,15 @@ def continued(
     batches, notes = read
     if not config.num_continuations:
         return read
-    require_writer(model, config)
     texts = torch.cat(batches)
     length = texts.shape[1]
+    require_writer(model, config, length=length)
     size = max(1, min(PROMPT_TOKENS, length // 2))
     choose = random.Random(config.seed)
     places = [(i % len(texts), choose.randrange(length - size + 1)) for i in range(config.num_continuations)]
     prompts = torch.stack([texts[row, start : start + size] for row, start in places])
-    written = generate(model, prompts, length, seed=config.seed, padding=int(prompts[0, 0]))
+    first = int(prompts[0, 0])
+    written = generate(model, prompts, length, seed=config.seed, padding=first, progress=progress)
     return [*batches, *_batches(written)], notes
 
 

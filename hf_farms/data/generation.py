@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,24 +31,35 @@ def first_token(model: nn.Module, tokenizer: Tokenizer | None) -> int:
     )
 
 
-def require_writer(model: nn.Module, config: CalibrationConfig) -> None:
-    """Refuse a model that cannot generate text.
+def require_writer(model: nn.Module, config: CalibrationConfig, *, length: int) -> None:
+    """Refuse a model that cannot write calibration text.
 
     Args:
         model: to write calibration text.
         config: asks for it.
+        length: tokens of a sequence.
 
     Raises:
-        DataError: the model does not generate text.
+        DataError: the model does not generate text, or its context is one token.
     """
     encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     if encoder_decoder or not (hasattr(model, "generate") and getattr(model, "can_generate", lambda: False)()):
         option = "self-calibration" if config.source == "self" else "`num_continuations`"
         hint = "Give a text instead." if config.source == "self" else "Leave it at 0, and give more text."
         raise DataError(f"{option} must have a model that generates text, got {type(model).__name__}.", hint=hint)
+    if length < 2:
+        raise DataError(f"{option} must have a model with a context of at least 2 tokens, got {length}.", hint=hint)
 
 
-def generate(model: nn.Module, prompts: Tensor, length: int, *, seed: int, padding: int) -> Tensor:
+def generate(
+    model: nn.Module,
+    prompts: Tensor,
+    length: int,
+    *,
+    seed: int,
+    padding: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
     """Continue prompts by samples of the model (temperature 1, no top-k or top-p).
 
     The caller's random state is not changed.
@@ -58,6 +70,7 @@ def generate(model: nn.Module, prompts: Tensor, length: int, *, seed: int, paddi
         length: tokens of each sequence, its prompt included.
         seed: of the samples.
         padding: any token; nothing is padded.
+        progress: called with written tokens of all sequences, and all.
 
     Returns:
         `(count, length)` token ids on the CPU.
@@ -83,7 +96,16 @@ def generate(model: nn.Module, prompts: Tensor, length: int, *, seed: int, paddi
     generator: Any = model
     was_training, saved_config = model.training, generator.generation_config
     model.eval()
-    parts = []
+    parts: list[Tensor] = []
+    report = progress or (lambda done, total: None)
+
+    def tick(ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        """Stop nowhere."""
+        before = sum(len(part) for part in parts)
+        new = ids.shape[1] - prompts.shape[1]
+        report(before * (length - prompts.shape[1]) + len(ids) * new, len(prompts) * (length - prompts.shape[1]))
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         try:
@@ -92,7 +114,12 @@ def generate(model: nn.Module, prompts: Tensor, length: int, *, seed: int, paddi
             for some in prompts.split(max(1, TOKENS_PER_BATCH // length)):
                 prompt = some.to(device)
                 parts.append(
-                    generator.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
+                    generator.generate(
+                        prompt,
+                        attention_mask=torch.ones_like(prompt),
+                        generation_config=settings,
+                        stopping_criteria=[tick],
+                    )
                 )
         except RuntimeError as error:
             if "inf" not in str(error):

@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "FIGURE_SOFTWARE",
-    "HISTORY",
-    "MODEL_CONFIG",
-    "RECIPE",
-    "REPORT",
-    "SELECTED_CHANNELS",
-    "SELECTION",
-    "WEIGHTS",
-    "WEIGHTS_INDEX",
-]
+__all__ = ["HISTORY", "MODEL_CONFIG", "RECIPE", "REPORT", "SELECTED_CHANNELS", "SELECTION", "WEIGHTS", "WEIGHTS_INDEX"]
 
 # Of hf-farms.
 REPORT = "hf_farms_report.json"
@@ -22,8 +12,6 @@ HISTORY = "farms_lr.jsonl"
 # Of S2FT: its config, and the selected channels of each layer.
 SELECTION = "s2ft_config.json"
 SELECTED_CHANNELS = "s2ft_adapter.safetensors"
-# "Software" in the metadata of figures.
-FIGURE_SOFTWARE = "hf-farms"
 # Of transformers.
 MODEL_CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hf_farms.errors import OutputError
-from hf_farms.files.names import FIGURE_SOFTWARE
 from hf_farms.files.paths import kind_of, nearest
 
 __all__ = [
+    "FIGURE_SOFTWARE",
     "check_figures",
     "check_file",
     "check_name",
@@ -24,7 +24,8 @@ __all__ = [
 
 # Bytes reserved for the names of files inside an output folder.
 RESERVED_BYTES = 128
-# PNG: metadata stands in front of the image.
+# "Software" in the metadata of figures, which stands in front of the image of a PNG.
+FIGURE_SOFTWARE = "hf-farms"
 FIGURE_MARK, HEAD_BYTES = b"tEXtSoftware\0" + FIGURE_SOFTWARE.encode(), 512
 CACHED_REPOSITORY = re.compile(r"(models|datasets|spaces)--.+")
 
@@ -84,13 +85,14 @@ def check_within(folder: Path, names: Iterable[str], *, argument: str = "folder"
         check_replaceable(folder / name, argument=Path(name).name)
 
 
-def check_figures(folder: Path, names: Iterable[str], *, argument: str) -> None:
+def check_figures(folder: Path, names: Iterable[str], *, argument: str, overwrite: str = "") -> None:
     """Refuse to replace figures that hf-farms did not draw.
 
     Args:
         folder: for the figures.
         names: of the files, relative to the folder.
         argument: the name of the output in the error.
+        overwrite: the call that replaces such files, if there is one.
 
     Raises:
         OutputError: a file is there, and its metadata do not name hf-farms.
@@ -99,13 +101,18 @@ def check_figures(folder: Path, names: Iterable[str], *, argument: str) -> None:
         if path.is_file() and FIGURE_MARK not in _head(path):
             raise OutputError(
                 f"{argument} must not replace what others drew, got {str(path)!r}, which is not a figure of hf-farms.",
-                hint=f"Move that file away, or choose another `{argument}`.",
+                hint=f"Move that file away, choose another `{argument}`, or replace it with `{overwrite}`."
+                if overwrite
+                else f"Move that file away, or choose another `{argument}`.",
             )
 
 
 def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(HEAD_BYTES)
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except OSError:
+        return b""
 
 
 def check_name(path: Path, *, argument: str = "output", suffix: str = "") -> None:

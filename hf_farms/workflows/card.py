@@ -77,8 +77,9 @@ def write_folder_card(
     if not is_inside(path, own):
         for place in (path, path.parent / "figures"):
             check_apart(place, {"the model": folder})
-        if not overwrite:
-            check_figures(path.parent, figure_files(report), argument="output")
+        if not overwrite and not is_ours(path):
+            call = "write_folder_card(overwrite=True)"
+            check_figures(path.parent, figure_files(report), argument="output", overwrite=call)
     with writing(path.parent):
         if report.base is not stored.base and report.base is not None and target is None:
             copy_license(report.base, folder, token)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from hf_farms.blocks import StreamedBlockSource
@@ -76,6 +77,8 @@ class Evaluator:
         """
         with_text = perplexity and self.text is not None
         writes = with_text or self._suite is not None
+        hint = "Measure its zeros alone: `metrics=['sparsity']`."
+        require = partial(require_causal, what="perplexity" if with_text else "tasks", hint=hint)
         loaded = load_model(
             name,
             dtype=dtype,
@@ -85,11 +88,10 @@ class Evaluator:
             stream=self._load.stream,
             allow_pickle=self._load.allow_pickle,
             head=writes,
-            before_weights=checked_before_weights([self.text]) if with_text and self.text is not None else None,
+            before_weights=checked_before_weights([self.text] if with_text and self.text else [], require=require),
         )
         if writes:
-            hint = "Measure its zeros alone: `metrics=['sparsity']`."
-            require_causal(loaded.source.model, what="perplexity" if with_text else "tasks", hint=hint)
+            require(loaded.source.model)
         short = Path(name).name
         nll = count = None
         if with_text:

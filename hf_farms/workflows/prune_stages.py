@@ -101,7 +101,7 @@ class PruneStages:
         spectra = self._spectra()
         base = from_first_rank(lambda: with_license(self._plan.model, partial), self._ranks)
         dense = text.measure_once(self._loaded, self._progress, "Dense perplexity", output) if text else None
-        batches, notes = self._calibration.batches(output)
+        batches, notes = self._calibration.batches(output, self._progress)
         search = self._selection.search(batches, spectra, output, self._progress)
         scores = (
             list(search.sparsities)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from hf_farms.config import CalibrationConfig, EvaluationConfig, SelectionConfig
 from hf_farms.data.calibration import passages
 from hf_farms.data.selection import selection_sequences
 from hf_farms.data.texts import Tokenizer, read_text, text_kind
+from hf_farms.metrics.nll import require_causal
 from hf_farms.workflows.texts import evaluation_tokens
 
 if TYPE_CHECKING:
@@ -21,24 +22,29 @@ if TYPE_CHECKING:
 __all__ = ["checked_before_weights", "texts_of"]
 
 Text = CalibrationConfig | SelectionConfig | EvaluationConfig
+Require = Callable[[nn.Module], None]
 # A longer text has more than one token in so many characters, whatever the tokenizer: it need not be tokenized twice.
 CHARACTERS = 16
 
 
 def texts_of(recipe: Recipe) -> list[Text]:
-    """Return the texts that a recipe reads."""
+    """Return the texts that a recipe reads, in that order."""
     prune, selection = recipe.prune, recipe.selection
-    texts: list[Text] = [recipe.calibration] if prune.needs_calibration and recipe.calibration.source != "self" else []
-    texts += [selection] if selection is not None and prune.needs_selection else []
-    return [*texts, recipe.evaluation] if recipe.evaluation.source is not None else texts
+    texts: list[Text] = [recipe.evaluation] if recipe.evaluation.source is not None else []
+    texts += [recipe.calibration] if prune.needs_calibration and recipe.calibration.source != "self" else []
+    return [*texts, selection] if selection is not None and prune.needs_selection else texts
 
 
-def checked_before_weights(texts: list[Text]) -> BeforeWeights | None:
+def checked_before_weights(texts: Sequence[Text], *, require: Require = require_causal) -> BeforeWeights | None:
     """Return a check of texts for `load_model`; None if all are long enough, or datasets on the Hub.
 
     The check raises what the stages raise that read these texts.
+
+    Args:
+        texts: to check.
+        require: refuses a model that no evaluation text fits.
     """
-    checks = [found for text in texts if (found := _check_of(text)) is not None]
+    checks = [found for text in texts if (found := _check_of(text, require)) is not None]
     if not checks:
         return None
 
@@ -49,15 +55,20 @@ def checked_before_weights(texts: list[Text]) -> BeforeWeights | None:
     return check
 
 
-def _check_of(text: Text) -> Callable[[nn.Module, Tokenizer | None], object] | None:
+def _check_of(text: Text, require: Require) -> Callable[[nn.Module, Tokenizer | None], object] | None:
     if isinstance(text, CalibrationConfig):
         short = _may_be_short(text, text.sequence_length)
         return (lambda model, words: passages(text, model=model, tokenizer=words)) if short else None
     if isinstance(text, SelectionConfig):
         short = _may_be_short(text, 4 * text.sequence_length)
         return (lambda model, words: selection_sequences(text, model=model, tokenizer=words)) if short else None
-    short = _may_be_short(text, text.context_length)
-    return (lambda model, words: words and evaluation_tokens(text, model=model, tokenizer=words)) if short else None
+
+    def check(model: nn.Module, tokenizer: Tokenizer | None) -> None:
+        require(model)
+        if tokenizer is not None:
+            evaluation_tokens(text, model=model, tokenizer=tokenizer)
+
+    return check if _may_be_short(text, text.context_length) else None
 
 
 def _may_be_short(text: Text, tokens: int) -> bool:

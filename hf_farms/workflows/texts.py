@@ -143,22 +143,25 @@ class Calibration:
 
     def _check_writer(self) -> None:
         source = self._loaded.source
-        require_writer(source.model, self._config)
+        require_writer(source.model, self._config, length=self._length)
         if self._config.source == "self":
             first_token(source.model, self._loaded.tokenizer)
         if isinstance(source, StreamedBlockSource):
+            instead = (
+                "Give a text with `calibration`" if self._config.source == "self" else "Leave out `num_continuations`"
+            )
             warnings.warn(
                 "the model writes calibration text while its blocks are on disk: all of them are read for every "
-                "token. Give a text with `calibration`, and no `num_continuations`.",
+                f"token. {instead}.",
                 HfFarmsWarning,
                 stacklevel=3,
             )
 
-    def _sequences(self) -> tuple[list[Tensor], list[str]]:
-        model = self._loaded.source.model
+    def _sequences(self, progress: Progress) -> tuple[list[Tensor], list[str]]:
+        model, tick = self._loaded.source.model, one_stage(progress, "Writing calibration text")
         if self._config.source != "self":
-            return continued(self._read, self._config, model=model)
-        return calibration_sequences(self._config, model=model, tokenizer=self._loaded.tokenizer)
+            return continued(self._read, self._config, model=model, progress=tick)
+        return calibration_sequences(self._config, model=model, tokenizer=self._loaded.tokenizer, progress=tick)
 
     @property
     def known(self) -> list[Tensor]:
@@ -171,15 +174,20 @@ class Calibration:
         if not self._needed:
             return 0
         read, config = sum(ids.numel() for ids in self.known), self._config
-        limit = context_limit(self._loaded.source.model) or config.sequence_length
         count = config.num_sequences if config.source == "self" else config.num_continuations
-        return read + count * min(limit, config.sequence_length)
+        return read + count * self._length
 
-    def batches(self, output: OutputFolder) -> tuple[list[Tensor], list[str]]:
+    @property
+    def _length(self) -> int:
+        length = self._config.sequence_length
+        return min(length, context_limit(self._loaded.source.model) or length)
+
+    def batches(self, output: OutputFolder, progress: Progress) -> tuple[list[Tensor], list[str]]:
         """Return the sequences and notes on them; the model writes only once.
 
         Args:
             output: keeps what the model wrote.
+            progress: called with the tokens that it wrote.
         """
         if not (self._needed and self._config.generates):
             return self._read
@@ -187,7 +195,7 @@ class Calibration:
             # Written by one process: others might sample other tokens.
             return output.load_or_compute(
                 "calibration.safetensors",
-                lambda: from_first_rank(self._sequences, output.ranks),
+                lambda: from_first_rank(lambda: self._sequences(progress), output.ranks),
                 _save_sequences,
                 _load_sequences,
             )

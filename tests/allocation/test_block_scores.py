@@ -42,7 +42,7 @@ def test_standardized_roles_have_one_mean_and_one_deviation_over_blocks(numbers)
     alphas, errors = numbers
     # A role that does not vary is only shifted, to the mean of all.
     alphas[:, 2] = 3
-    scores = block_scores([layers(a, e) for a, e in zip(alphas, errors, strict=True)], "standardized")
+    scores = block_scores([layers(a, e) for a, e in zip(alphas, errors, strict=True)], "standardised")
     deviations = alphas.std(0)
     scale = np.where(deviations > 0, deviations[deviations > 0].mean() / np.where(deviations > 0, deviations, 1), 0)
     scaled = alphas.mean(0).mean() + scale * (alphas - alphas.mean(0))
@@ -53,7 +53,7 @@ def test_standardized_roles_have_one_mean_and_one_deviation_over_blocks(numbers)
 
 def test_roles_that_do_not_vary_at_all_stay_as_they_are():
     block = layers([2, 4], [0.1, 0.1], ROLES[:2])
-    assert block_scores([block, block], "standardized") == block_scores([block, block], "mean")
+    assert block_scores([block, block], "standardised") == block_scores([block, block], "mean")
 
 
 def test_experts_weigh_as_one_role_and_a_block_without_layers_has_no_score():

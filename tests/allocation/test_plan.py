@@ -65,7 +65,7 @@ def test_the_note_says_what_shrinkage_did(llama):
 
 
 def test_an_unknown_block_score_is_refused():
-    with pytest.raises(ValueError, match="block_score must be one of mean, median, trimmed, standardized, got 'mode'"):
+    with pytest.raises(ValueError, match="block_score must be one of mean, median, trimmed, standardised, got 'mode'"):
         block_scores([[]], "mode")
     assert set(COMBINE) == set(BLOCK_SCORES)
 

@@ -263,6 +263,7 @@ def test_a_model_continues_its_calibration_text(stream, tmp_path):
     assert done.exit_code == 0, done.output
     reads_for_every_token = "writes calibration text while its blocks are on disk" in " ".join(done.stderr.split())
     assert reads_for_every_token == (stream == "--stream")
+    assert "Writing calibration text" in done.stderr
     report = PruneReport.load(tmp_path / "o" / "hf_farms_report.json")
     assert report.calibration.num_sequences == 8
     assert report.calibration.config.num_continuations == 6
@@ -331,7 +332,7 @@ def test_debug_keeps_the_traceback():
         (["analyze", "demo", "--tail-divisor", "1"], "--tail-divisor must be a number above 1, got 1.0"),
         (
             ["analyze", "demo", "--block-score", "max"],
-            "--block-score must be one of mean, median, trimmed, standardized",
+            "--block-score must be one of mean, median, trimmed, standardised",
         ),
         (["analyze", "demo", "--device", "meta"], "device must exist on this machine"),
         (["analyze", "demo", "--esd", "x"], "esd must come with a folder for the figure, got none"),

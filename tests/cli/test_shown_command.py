@@ -13,6 +13,8 @@ from hf_farms_cli.shown_command import shown_command
         (["prune", "demo", "--token"], "hf-farms prune demo"),
         (["prune", "--token", "--token", "demo"], "hf-farms prune demo"),
         (["prune", "demo", "-q", "--overwrite", "--debug", "--push", "-y"], "hf-farms prune demo --push"),
+        (["prune", "demo", "-qyo", "out"], "hf-farms prune demo -o out"),
+        (["prune", "demo", "-qy", "-yoout", "a-queue"], "hf-farms prune demo -oout a-queue"),
         (["prune", "--format", "json", "demo", "--format=agent", "--json"], "hf-farms prune demo"),
     ],
 )

@@ -260,7 +260,8 @@ def test_recipes_and_reports_without_ends_are_as_measured(tmp_path):
     recovering = ("recover", "recover_passes", "recover_rate", "recover_budget")
     recover = {name: getattr(PruneConfig().settled(), name) for name in recovering}
     assert recover["recover"] == "none"
-    assert absent_values(Recipe) == {f"prune.{name}": value for name, value in absent_values(PruneConfig).items()}
+    prune = {f"prune.{name}": value for name, value in absent_values(PruneConfig).items()}
+    assert absent_values(Recipe) == {**prune, "calibration.num_continuations": 0}
     assert absent_values(FarmsLRConfig) == {"ends": "measured"}
     assert absent_values(PruneConfig) == {
         "ends": "measured",

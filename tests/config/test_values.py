@@ -45,7 +45,7 @@ FIELDS = {
     (FarmsConfig, "fit"): choice("mid", "peak", "goodness_of_fit"),
     (FarmsConfig, "tail_divisor"): ("a number above 1", [1, 0.5, NAN, INFINITY, "2", None, True], [1.5, 4]),
     (FarmsConfig, "released_peak_bound"): SWITCH,
-    (FarmsConfig, "block_score"): choice("mean", "median", "trimmed", "standardized"),
+    (FarmsConfig, "block_score"): choice("mean", "median", "trimmed", "standardised"),
     (PruneConfig, "sparsity"): FRACTION,
     (PruneConfig, "method"): choice("magnitude", "wanda", "ria", "sparsegpt"),
     (PruneConfig, "pattern"): ("'unstructured', 'N:M'", ["2:4:8", "", None, 24, ["2:4"], "0:4", "a:b"], ["N:8"]),

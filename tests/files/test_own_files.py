@@ -45,7 +45,7 @@ def strange(folder, name, secret):
     yield "a link to another path", lambda: path.symlink_to("/dev/zero")
 
 
-@pytest.mark.parametrize("name", ["LICENSE", "LICENSE.md", "license.txt", "NOTICE", "USE_POLICY.md"])
+@pytest.mark.parametrize("name", ["LICENSE", "LICENCE.md", "license.txt", "NOTICE", "USE_POLICY.md"])
 def test_a_license_that_is_no_file_is_left_out_and_said(name, model, secret, tmp_path):
     out = tmp_path / "out"
     out.mkdir()

@@ -21,7 +21,15 @@ MODEL = [
     *("additional_chat_templates/tool_use.jinja", "preprocessor_config.json", "processor_config.json"),
     *("video_preprocessor_config.json", "adapter_config.json", "adapter_model.safetensors", "README.md", "recipe.yaml"),
     *("hf_farms_report.json", "farms_lr.jsonl", "s2ft_config.json", "s2ft_adapter.safetensors", "figures/blocks.png"),
-    *("figures/blocks-dark.png", "LICENSE", "LICENSE.txt", "license.md", "NOTICE", "USE_POLICY.md", "LICENSE-MODEL"),
+    *(
+        "figures/blocks-dark.png",
+        "LICENSE",
+        "LICENCE.txt",
+        "license.md",
+        "NOTICE",
+        "USE_POLICY.md",
+        "LICENSE-MODEL",
+    ),
     *("COPYING", "all_results.json", "trainer_state.json", "1_Pooling/config.json", "modules.json", ".gitattributes"),
 ]
 OTHERS = [

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from models import tiny_bert
 
 from hf_farms import (
     CalibrationConfig,
@@ -60,6 +61,23 @@ def test_a_short_text_of_a_prune_is_refused_first(model, short, tmp_path, texts,
 def test_a_short_text_of_an_evaluation_is_refused_first(model, short):
     with pytest.raises(DataError, match="evaluation text must have at least 256 tokens, got"):
         evaluate_checkpoint(model, text=EvaluationConfig(source=short))
+
+
+def by_prune(model, text, folder):
+    prune_checkpoint(model, folder, evaluation=text)
+
+
+def by_evaluation(model, text, folder):
+    evaluate_checkpoint(model, text=text)
+
+
+@pytest.mark.parametrize("measure", [by_prune, by_evaluation])
+def test_a_model_that_fits_no_evaluation_text_is_refused_before_the_text(measure, short, tmp_path):
+    tiny_bert().save_pretrained(tmp_path / "bert")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo_model() / name, tmp_path / "bert")
+    with pytest.raises(ModelError, match="perplexity must be measured on a causal language model"):
+        measure(tmp_path / "bert", EvaluationConfig(source=short), tmp_path / "out")
 
 
 def test_a_text_that_is_not_read_is_not_checked(model, short):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_farms.files.atomic_writes import replacing
-from hf_farms.files.names import FIGURE_SOFTWARE
+from hf_farms.files.path_checks import FIGURE_SOFTWARE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
