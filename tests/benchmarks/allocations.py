@@ -22,9 +22,9 @@ over seeds and windows, minus those of the same seed and window of another row, 
 8. Magnitude: `farms` gains over `uniform` more than for Wanda, and both stay far behind.
 9. Written after the other placebos had run: `first`, the first block as `farms` has it and the others alike, has at
    least half of the gain of `farms` at 50%, and a third of it at 60%.
-10. Written after the selection text with the first eight blocks pruned (KL 0.135 with six passes over 32 sequences,
-    0.120 with two over these and 96 continuations, 0.113 with two over 128): with continuations the recovery of `auto`
-    closes 30 to 33% of the gap at 50% (27% without), and 20 to 25% at 60%; text of their number closes more.
+10. Written after a look at the first eight blocks, on the selection text: with three continuations of each sequence and
+    two passes the recovery of `auto` closes 30 to 33% of the gap at 50% (27% without), and 20 to 25% at 60%; as much
+    text closes more.
 """
 
 from __future__ import annotations
