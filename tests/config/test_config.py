@@ -51,7 +51,6 @@ from hf_farms.config import METHODS, CalibrationConfig, EvaluationConfig, FarmsC
         (lambda: PruneConfig(max_sparsity=0), r"max_sparsity must be above 0 and at most 1, got 0"),
         (lambda: CalibrationConfig(source=""), r"calibration source must be .* got ''"),
         (lambda: CalibrationConfig(num_sequences=0), r"num_sequences must be a positive integer, got 0"),
-        (r"num_continuations must be an integer of at least 0, got -1",),
         (lambda: CalibrationConfig(sequence_length=1), r"sequence_length must be an integer of at least 2, got 1"),
         (lambda: CalibrationConfig(seed=-1), r"seed must be an integer of at least 0, got -1"),
         (lambda: EvaluationConfig(context_length=1), r"context_length must be an integer of at least 2, got 1"),

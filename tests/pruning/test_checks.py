@@ -9,10 +9,10 @@ from hf_farms_cli.app import app
 from typer.testing import CliRunner
 
 from hf_farms.blocks import ModelBlockSource
-from hf_farms.config import PruneConfig
-from hf_farms.data.calibration import require_writer
+from hf_farms.config import CalibrationConfig, PruneConfig
+from hf_farms.data.generation import require_writer
 from hf_farms.demo import demo_model
-from hf_farms.errors import ModelError
+from hf_farms.errors import DataError, ModelError
 from hf_farms.metrics.nll import require_causal
 from hf_farms.pruning import pruner
 from hf_farms.pruning.checks import WITHOUT_ACTIVATIONS, check_method
@@ -46,8 +46,14 @@ def test_an_encoder_with_a_decoder_predicts_no_next_token():
     model = family_model("t5")
     with pytest.raises(ModelError, match="perplexity must be measured on a causal language model, got T5"):
         require_causal(model)
-    with pytest.raises(Exception, match="self-calibration must have a model that generates text, got T5"):
-        require_writer(model, None)
+    with pytest.raises(DataError, match="self-calibration must have a model that generates text, got T5"):
+        require_writer(model, CalibrationConfig(source="self"), length=64)
+
+
+def test_a_context_of_one_token_writes_nothing():
+    for config, name in ((CalibrationConfig(source="self"), "self-calibration"), (CalibrationConfig(), "num_cont")):
+        with pytest.raises(DataError, match=rf"{name}.* must have a model with a context of at least 2 tokens, got 1"):
+            require_writer(family_model("llama"), config, length=1)
 
 
 @pytest.mark.filterwarnings("default")
