@@ -42,10 +42,10 @@ def require_writer(model: nn.Module, config: CalibrationConfig, *, length: int) 
     Raises:
         DataError: the model does not generate text, or its context is one token.
     """
+    option = "self-calibration" if config.source == "self" else "`num_continuations`"
+    hint = "Give a text instead." if config.source == "self" else "Leave it at 0, and give more text."
     encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     if encoder_decoder or not (hasattr(model, "generate") and getattr(model, "can_generate", lambda: False)()):
-        option = "self-calibration" if config.source == "self" else "`num_continuations`"
-        hint = "Give a text instead." if config.source == "self" else "Leave it at 0, and give more text."
         raise DataError(f"{option} must have a model that generates text, got {type(model).__name__}.", hint=hint)
     if length < 2:
         raise DataError(f"{option} must have a model with a context of at least 2 tokens, got {length}.", hint=hint)
