@@ -26,9 +26,9 @@ class CalibrationConfig:
         num_sequences: number of sequences. The papers use 128; time and memory for hidden states grow with it.
         sequence_length: tokens in each, lowered to the context length of the model. Longer sequences cost time and
             memory in proportion.
-        num_continuations: sequences beside them that the dense model writes, each from the first tokens on of a part of
-            a passage. Set it to three times `num_sequences` for a recovery where there is no more text: it learns less
-            by heart. Real text is better, and free; writing takes minutes on a CPU.
+        num_continuations: sequences beside them that the dense model writes, each from a few tokens of a passage on.
+            Set it to three times `num_sequences` for a recovery where there is no more text of the kind that the model
+            will be used on. Writing takes minutes on a CPU.
         seed: of the choice of passages, or of the sampling. Change it to see how much the choice of data matters.
     """
 

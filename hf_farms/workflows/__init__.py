@@ -5,6 +5,7 @@ prune_stages.py         the stages of a prune, which an interrupted run resumes
 prune_plan.py           checks before a prune
 baseline.py             the perplexity of uniform sparsity
 texts.py                calibration and evaluation texts
+text_lengths.py         refuse texts that are too short, before weights are loaded
 adapter_push.py         push an adapter of S²FT
 adapter_folders.py      describe, fuse and export adapters
 adapter_checkpoints.py  merge an adapter into a checkpoint on disk, take it out, make one of two checkpoints
