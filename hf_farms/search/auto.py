@@ -24,7 +24,8 @@ from hf_farms.search.budget import Budget
 from hf_farms.search.levels import code_method, size_text
 from hf_farms.search.moves import Moves
 from hf_farms.search.recording import make_record, search_key
-from hf_farms.search.steps import Search, token_count
+from hf_farms.search.steps import Search
+from hf_farms.search.tokens import token_count
 from hf_farms.search.trials import Trial, Trials
 
 __all__ = ["SearchOptions", "search_auto", "search_sensitivity"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import cast
 
 import torch
 
@@ -14,15 +16,30 @@ from hf_farms.config.effects import given_fields
 from hf_farms.metrics.divergence import Batches, count_tokens, divergences, final_hidden
 from hf_farms.pruning.calibration_pass import Batch
 from hf_farms.pruning.pruner import prune
-from hf_farms.pruning.recovery import block_config
+from hf_farms.pruning.recovery import block_config, single_sequences
 from hf_farms.pruning.removal_plan import prunable_layers
+from hf_farms.registries import RECOVERIES
 
-__all__ = ["can_check", "pruned_loss", "rank_correlation"]
+__all__ = ["can_check", "check_config", "pruned_loss", "rank_correlation", "recovers"]
+
+# A recovery of finalists: passes, and sequences at most. More of both rank plans alike, and take as long as the result.
+CHECK_PASSES, CHECK_SEQUENCES = 1, 32
 
 
 def can_check(source: ModelBlockSource) -> bool:
     """Return whether the model can be pruned and restored: its weights are in memory, and not written anywhere."""
     return source.in_memory and source.results is None
+
+
+def recovers(config: PruneConfig) -> bool:
+    """Return whether the kept weights are fitted after pruning."""
+    return RECOVERIES[config.recover].needs == "activations"
+
+
+def check_config(config: PruneConfig) -> PruneConfig:
+    """Return the config that prunes finalists: with one pass of a recovery of blocks, and no training of the whole."""
+    config = block_config(config)
+    return replace(config, recover_passes=min(CHECK_PASSES, config.effective_passes)) if recovers(config) else config
 
 
 def pruned_loss(
@@ -35,7 +52,8 @@ def pruned_loss(
 ) -> float:
     """Return KL(dense || pruned) in nats per token after sequential pruning; the weights are restored.
 
-    Memory: a copy of the weights of all blocks. Time: a prune, and two forward passes of the batches.
+    Memory: a copy of the weights of all blocks. Time: a prune, with a short recovery if `config` has one (one pass over
+    at most 32 sequences), and two forward passes of the batches.
 
     Args:
         source: the dense model in memory.
@@ -49,8 +67,9 @@ def pruned_loss(
         with _restored(source), warnings.catch_warnings(), given_fields(()):
             # The final prune warns of the same things.
             warnings.simplefilter("ignore")
-            # Not trained as a whole, which takes as long as all of the search.
-            prune(source, block_config(config), calibration=calibration or None, scores=sparsities)
+            if recovers(config):
+                calibration = single_sequences(cast(Batches, calibration))[:CHECK_SEQUENCES]
+            prune(source, check_config(config), calibration=calibration or None, scores=sparsities)
             pruned = [final_hidden(source, batch) for batch in batches]
     total, num_tokens = 0.0, 0
     with source.evaluation(), torch.no_grad():

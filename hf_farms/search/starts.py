@@ -24,7 +24,7 @@ from hf_farms.reports import SpectralReport
 from hf_farms.search.grid import Grid, Plan
 from hf_farms.spectra.analysis import analyze
 
-__all__ = ["Starts", "mixtures"]
+__all__ = ["Starts", "halfway", "mixtures"]
 
 # Multiples of the default spread, for allocations that have one.
 STRENGTHS = (1.0, 0.5, 2.0)
@@ -123,6 +123,11 @@ class Starts:
                 )
             self._reports.append((measurement, known))
         return known
+
+
+def halfway(name: str, plan: Plan, grid: Grid) -> Candidate:
+    """Return the plan halfway to uniform, and its name."""
+    return f"half of {name}", grid.nearest([(level / grid.steps + grid.target) / 2 for level in plan])
 
 
 def mixtures(best: Sequence[Candidate], grid: Grid) -> list[Candidate]:

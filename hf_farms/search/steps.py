@@ -17,15 +17,16 @@ from hf_farms.progress import Progress, no_progress
 from hf_farms.pruning.calibration_pass import Batch
 from hf_farms.reports import SpectralReport
 from hf_farms.search.budget import Budget
-from hf_farms.search.checking import can_check, pruned_loss
+from hf_farms.search.checking import can_check, pruned_loss, recovers
 from hf_farms.search.evaluation import plan_losses
 from hf_farms.search.grid import Grid, Plan
 from hf_farms.search.levels import LevelCodes, build_codes, code_method
 from hf_farms.search.sensitivity import SensitivityTable, measure_sensitivity
-from hf_farms.search.starts import Candidate, Starts, mixtures
+from hf_farms.search.starts import Candidate, Starts, halfway, mixtures
+from hf_farms.search.tokens import spaced, token_count
 from hf_farms.search.trials import Stage, Trial, Trials
 
-__all__ = ["MOVES", "REFINE_TOKENS", "SCREEN_TOKENS", "Search", "split_by_tokens", "token_count"]
+__all__ = ["MOVES", "REFINE_TOKENS", "SCREEN_TOKENS", "Search", "split_by_tokens"]
 
 # Tokens that every plan, and that the finalists are measured on; of the sensitivity table and of pruned finalists.
 SCREEN_TOKENS, REFINE_TOKENS = 2048, 16_384
@@ -93,7 +94,7 @@ class Search:
     def table(self) -> SensitivityTable:
         """Return the sensitivity table: of an earlier run, or measured on the screening tokens."""
         if self.trials.table is None:
-            batches = self._affordable(_spaced(self.screen, TABLE_TOKENS))
+            batches = self._affordable(spaced(self.screen, TABLE_TOKENS))
             table = measure_sensitivity(self.source, self.codes, self.grid, batches, progress=self.progress)
             self.trials.set_table(table)
         return cast(SensitivityTable, self.trials.table)
@@ -152,9 +153,8 @@ class Search:
         self.notes += starts.notes
         if self.budget.over():
             return
-        knapsack = self.table().best_plan(self.grid)
-        half = [(level / self.grid.steps + self.grid.target) / 2 for level in knapsack]
-        self.measure([("sensitivity", knapsack), ("half of sensitivity", self.grid.nearest(half))], "screened")
+        knapsack = ("sensitivity", self.table().best_plan(self.grid))
+        self.measure([knapsack, halfway(*knapsack, self.grid)], "screened")
         best = [(trial.name, trial.plan) for trial in self._screened()]
         self.measure(mixtures([x for x in best if not x[0].startswith(("move", "mixture"))], self.grid), "screened")
 
@@ -193,13 +193,17 @@ class Search:
         return self.trials.ranked(stage="refined")
 
     def check(self, finalists: Sequence[Trial]) -> None:
-        """Prune the best finalists and uniform block by block, and measure them again."""
+        """Prune the best finalists and uniform block by block, and measure them again.
+
+        With a recovery, which evens out much of an allocation's gain, a milder plan takes the place of the second one.
+        """
         if not can_check(self.source):
             self.notes.append("Plans were not pruned block by block before the choice, as the model is not in memory.")
             return
         uniform = self.trials[self.grid.uniform]
-        batches = _spaced(self.refine, CHECK_TOKENS)
-        chosen = list({trial.plan: trial for trial in [*finalists[:1], uniform, *finalists[1:CHECKED]]}.values())
+        batches = spaced(self.refine, CHECK_TOKENS)
+        others = self._milder(finalists) if recovers(self.config) else finalists[1:CHECKED]
+        chosen = list({trial.plan: trial for trial in [*finalists[:1], uniform, *others]}.values())
         for number, trial in enumerate(chosen, 1):
             if self.budget.over():
                 self.notes.append(
@@ -222,6 +226,13 @@ class Search:
             )
             self._show("pruned", number, len(chosen))
 
+    def _milder(self, finalists: Sequence[Trial]) -> list[Trial]:
+        """Measure the plan halfway between the best finalist and uniform, and return its trial."""
+        self.notes.append("The search measured plans without recovery, and the last few with a short one.")
+        half = [halfway(trial.name, trial.plan, self.grid) for trial in finalists[:1]]
+        self.measure(half, "screened")
+        return self.measure(half, "refined")
+
 
 STAGES: dict[Stage, str] = {"screened": "search", "refined": "finalists", "pruned": "check"}
 
@@ -232,21 +243,9 @@ def split_by_tokens(batches: Batches) -> tuple[Batches, Batches]:
     Args:
         batches: one row each.
     """
-    screen = _spaced(batches, SCREEN_TOKENS)
+    screen = spaced(batches, SCREEN_TOKENS)
     rest = [batch for batch in batches if not any(batch is other for other in screen)]
-    refine = _spaced(rest, REFINE_TOKENS) if token_count(rest) >= token_count(screen) else list(batches)
+    refine = spaced(rest, REFINE_TOKENS) if token_count(rest) >= token_count(screen) else list(batches)
     if not screen:
         raise DataError("selection must hold at least one token, got none.")
     return screen, refine
-
-
-def _spaced(batches: Batches, tokens: int) -> Batches:
-    """Return batches of about so many tokens, evenly spaced."""
-    mean = token_count(batches) / max(1, len(batches))
-    count = min(len(batches), max(1, round(tokens / max(1.0, mean))))
-    return [batches[i * len(batches) // count] for i in range(count)]
-
-
-def token_count(batches: Batches) -> int:
-    """Return the number of tokens, masked ones included."""
-    return sum(next(iter(batch.values())).numel() for batch in batches)

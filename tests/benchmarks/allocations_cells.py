@@ -21,7 +21,7 @@ from hf_farms import PruneConfig, prune
 
 PLACEBOS = ("sorted", "reversed", "shuffled")
 TUNED = ("tuned ramp", "tuned owl", "tuned dlp")
-SEARCHED = ("sensitivity", "auto", "random")
+SEARCHED = ("sensitivity", "auto", "auto recovered", "random")
 # Given as sparsities of the blocks.
 GIVEN = ("first", *SEARCHED)
 
@@ -90,6 +90,11 @@ TIERS: dict[str, list[Cell]] = {
     # Four times the text, for as many steps.
     "text-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=2, data=4),
     "written-60": _cells(0.6, ("auto", "uniform"), recover="submodule", passes=2, written=3),
+    # With the plan that `auto` takes for a model that is recovered.
+    "written-auto": [
+        Cell(sparsity=sparsity, allocation="auto recovered", recover="submodule", passes=2, written=3)
+        for sparsity in (0.6, 0.5)
+    ],
     "plain-most-data-50": _cells(0.5, ("auto", "uniform"), recover="submodule", data=8),
     "zero-shot": _cells(0.5, ("uniform",)) + _cells(0.5, ("uniform", "auto"), refine="swaps", recover="submodule"),
     "more-data-50": _cells(0.5, ("auto", "uniform"), refine="swaps", recover="submodule", data=4),
@@ -130,7 +135,7 @@ def _missing(options: argparse.Namespace) -> Iterator[tuple[Cell, int]]:
 
 def _needed(cell: Cell, folder: Path) -> list[Path]:
     """The choices that a cell needs."""
-    name = {"sensitivity": "auto"}.get(cell.allocation, cell.allocation.removeprefix("tuned "))
+    name = {"sensitivity": "auto"}.get(cell.allocation, cell.allocation.removeprefix("tuned ").replace(" ", "-"))
     if cell.allocation not in (*TUNED, *SEARCHED):
         return []
     return [choice_file(folder, name, cell.sparsity, cell.pattern)]

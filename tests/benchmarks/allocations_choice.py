@@ -14,13 +14,17 @@ from allocations_model import Subject, calibration, selection, with_outlier_boun
 
 from hf_farms import PruneConfig
 from hf_farms.blocks import ModelBlockSource
+from hf_farms.data.batches import named_batches
 from hf_farms.data.selection import split_selection
 from hf_farms.pruning.removal_plan import block_targets, plan_targets
 from hf_farms.pruning.scoring import score_blocks
 from hf_farms.pruning.searching import search_sparsities
 from hf_farms.search import evaluation, levels, random_plans
+from hf_farms.search.budget import Budget
 from hf_farms.search.grid import Grid
-from hf_farms.search.steps import split_by_tokens, token_count
+from hf_farms.search.steps import Search, split_by_tokens
+from hf_farms.search.tokens import token_count
+from hf_farms.search.trials import Trials
 
 SPREADS = [
     0.01,
@@ -72,6 +76,8 @@ def _choose_at(subject: Subject, config: PruneConfig, options: argparse.Namespac
         _kept(options.folder, name, config, lambda name=name, spreads=spreads: work.best(work.strengths(name, spreads)))  # type: ignore[misc]
     _kept(options.folder, "owl", config, lambda: work.best(work.owl()))
     _kept(options.folder, "random", config, lambda: work.random(record))
+    recovering = replace(config, recover="submodule")
+    _kept(options.folder, "auto-recovered", config, lambda: _checked(subject, recovering, record, options))
 
 
 def _kept(folder: Path, name: str, config: PruneConfig, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -97,6 +103,24 @@ def _search(subject: Subject, config: PruneConfig, options: argparse.Namespace) 
     found = asdict(record)
     found["sensitivity"] = next((t.sparsities for t in record.trials if t.name == "sensitivity"), None)
     return found
+
+
+def _checked(
+    subject: Subject, config: PruneConfig, found: dict[str, Any], options: argparse.Namespace
+) -> dict[str, Any]:
+    """The choice of `auto` with a recovery: its steps before the last are those without, whose best plan is given."""
+    source = ModelBlockSource(subject.model)
+    batches = named_batches(calibration(subject, options, seed=0), vocabulary=source.vocabulary)
+    halves = split_selection(selection(subject, options), vocabulary=source.vocabulary)
+    search = Search(source, config, batches, halves.search, None, Trials(), Budget(None))
+    measured = [trial for trial in found["trials"] if trial["refined"] is not None]
+    best = min(measured, key=lambda trial: float(trial["refined"]))
+    plan = tuple(round(sparsity * search.grid.steps) for sparsity in best["sparsities"])
+    search.measure([("uniform", search.grid.uniform), (best["name"], plan)], "screened")
+    search.check(search.finalists())
+    tried = [asdict(trial) for trial in search.trials.ranked()]
+    winner = search.grid.sparsities(search.trials.ranked()[0].plan)
+    return {"winner": tried[0]["name"], "sparsities": search.grid.exact(winner), "trials": tried}
 
 
 class _Screening:

@@ -1,6 +1,7 @@
 """The allocations `sensitivity` and `auto` through `prune`."""
 
 import json
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 
 from hf_farms import PruneConfig, prune
 from hf_farms.blocks import ModelBlockSource
-from hf_farms.errors import DataError, OutputError
-from hf_farms.search import steps
+from hf_farms.errors import DataError, HfFarmsWarning, OutputError
+from hf_farms.search import checking, steps
 from hf_farms.search.auto import search_auto, search_sensitivity
 
 
@@ -158,6 +159,30 @@ def test_the_check_prunes_with_refinement_and_granularity_of_the_config(source, 
     assert {"owl, spread 0.08", "dlp"} & {trial.name for trial in record.trials}
     assert record.best.pruned is not None
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_finalists_are_recovered_in_one_pass_over_some_of_the_sequences(
+    source, model, config, calibration, selection, monkeypatch
+):
+    monkeypatch.setattr(checking, "CHECK_SEQUENCES", 2)
+    config = replace(config, recover="submodule", recover_passes=3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HfFarmsWarning)  # of few sequences
+        record = search(source, config, calibration, selection)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    pruned = {trial.name: trial for trial in record.trials if trial.pruned is not None}
+    assert "uniform" in pruned
+    assert any(name.startswith("half of ") for name in pruned)
+    refine = [{"input_ids": ids} for ids in (selection[1], selection[3])]
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", HfFarmsWarning)
+        dense = [model(**batch).logits.log_softmax(dim=-1) for batch in refine]
+        first = [{"input_ids": ids[None]} for ids in calibration[0]["input_ids"]]
+        prune(model, replace(config, recover_passes=1), calibration=first, scores=record.sparsities)
+        recovered = [model(**batch).logits.log_softmax(dim=-1) for batch in refine]
+    losses = [(p.exp() * (p - q)).sum(dim=-1).mean() for p, q in zip(dense, recovered, strict=True)]
+    assert record.best.pruned == pytest.approx(float(sum(losses) / 2), rel=1e-4)
 
 
 def test_magnitude_needs_no_calibration(model, registered, selection):

@@ -1,5 +1,6 @@
 """The steps of a search on losses that are known: the squared distance to a plan."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,8 @@ from hf_farms import PruneConfig
 from hf_farms.errors import DataError
 from hf_farms.search import steps
 from hf_farms.search.budget import Budget
-from hf_farms.search.steps import Search, split_by_tokens, token_count
+from hf_farms.search.steps import Search, split_by_tokens
+from hf_farms.search.tokens import token_count
 from hf_farms.search.trials import Trials
 
 BEST = (90, 100, 110)
@@ -180,6 +182,39 @@ def test_the_best_finalist_uniform_and_the_second_are_pruned_while_there_is_time
         assert search.trials.best.name == ("two" if count == 3 else "uniform")
         stopped = "The time limit (`minutes`) ended the search before all finalists were pruned block by block."
         assert search.notes == ([] if count == 3 else [stopped])
+
+
+def test_a_plan_halfway_to_uniform_is_checked_where_the_model_is_recovered(state, monkeypatch):
+    losses = {"half of one": 1.0, "uniform": 2.0, "one": 3.0}
+    search = state.begin()
+    search.config = replace(search.config, recover="submodule")
+
+    def pruned_loss(source, config, sparsities, *, calibration, batches):
+        name = next(name for name, plan in plans.items() if search.grid.sparsities(plan) == pytest.approx(sparsities))
+        return losses[name]
+
+    plans = {"uniform": (100, 100, 100), "one": (90, 100, 110), "two": (97, 100, 103), "half of one": (95, 100, 105)}
+    monkeypatch.setattr(steps, "pruned_loss", pruned_loss)
+    search.measure([(name, plan) for name, plan in plans.items() if name != "half of one"], "screened")
+    search.check(search.finalists())
+    checked = search.trials.ranked(stage="pruned")
+    assert [(trial.name, trial.losses["pruned"]) for trial in checked] == list(losses.items())
+    assert set(checked[0].losses) == {"screened", "refined", "pruned"}
+    assert search.trials.best is checked[0]
+    assert search.notes == ["The search measured plans without recovery, and the last few with a short one."]
+
+
+def test_uniform_alone_is_checked_where_no_plan_is_better(state, monkeypatch):
+    checked = []
+    monkeypatch.setattr(steps, "pruned_loss", lambda *args, **options: checked.append(args[2]) or 1.0)
+    search = state.begin()
+    search.config = replace(search.config, recover="submodule")
+    monkeypatch.setattr(
+        steps, "plan_losses", lambda source, codes, plans, batches, **_: [1.0 + abs(plan[0] - 100) for plan in plans]
+    )
+    search.measure([("uniform", (100, 100, 100)), ("one", (90, 100, 110))], "screened")
+    search.check(search.finalists())
+    assert [sorted(sparsities) for sparsities in checked] == [[0.5, 0.5, 0.5]]
 
 
 def test_the_table_takes_its_share_of_the_time(state, monkeypatch):
