@@ -2,7 +2,8 @@
 
 `auto` screens all registered allocations, the knapsack's plan and mixtures on 2,048 tokens, improves the best one by
 verified moves, measures the finalists on 16,384 other tokens, and prunes the last few of them block by block, as the
-result is pruned. All losses are KL(dense || pruned) in nats per token on the selection text.
+result is pruned. Before a recovery these are the best plan, uniform, and the plan halfway between them; each is
+recovered in one pass. All losses are KL(dense || pruned) in nats per token on the selection text.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def search_auto(source: BlockSource, config: PruneConfig, **options: Unpack[Sear
     """Search the allocation with the lowest KL to the dense model; the model is not changed.
 
     Without `config.minutes` the work is fixed and so is the result: about 60 plans on 2,048 tokens, a table that costs
-    as much as 5 L / 4 of them for L blocks, 5 plans on 16,384 tokens, and 3 prunes. With it, the search stops after the
-    pass that is running when the time is over.
+    as much as 5 L / 4 of them for L blocks, 5 plans on 16,384 tokens, and 3 prunes (with a recovery, one pass of it over
+    at most 32 sequences). With it, the search stops after the pass that is running when the time is over.
 
     Args:
         source: the dense model.

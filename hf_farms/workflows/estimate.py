@@ -18,6 +18,8 @@ SECONDS_AT_LEAST = 60.0
 TRAINING_PASSES = 3.0
 # Plans of a search that are screened, tokens of each, of the finalists and of the table; pruned finalists.
 PLANS, PLAN_TOKENS, FINALIST_TOKENS, TABLE_TOKENS, CHECKED = 54, 2048, 5 * 16_384, 1024, 3
+# Sequences that pruned finalists are recovered on, in one pass.
+CHECK_SEQUENCES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,7 @@ class Work:
         baseline: whether uniform sparsity is pruned and measured too.
         processes: that share the work.
         left: share of the blocks that an earlier run did not prune.
+        sequences: number of sequences of the calibration data.
         finished: stages that an earlier run finished: "spectra", "dense", "uniform", "search", "scores".
     """
 
@@ -61,6 +64,7 @@ class Work:
     baseline: bool
     processes: int = 1
     left: float = 1.0
+    sequences: int = 1
     finished: frozenset[str] = frozenset()
 
 
@@ -120,7 +124,7 @@ def estimate_prune(config: PruneConfig, work: Work, speed: Speed) -> PruneEstima
     ]
     allocation = ALLOCATIONS[config.allocation]
     if config.searches and "search" not in work.finished:
-        seconds = _search(work, pruning, forward, speed)
+        seconds = _search(config, work, pruning, speed)
         parts.append(("search", 1, min(seconds, 60 * config.minutes) if config.minutes is not None else seconds))
     elif allocation.needs_activations and not config.searches and "scores" not in work.finished:
         parts.append(("scoring", 1, 2 * tokens * forward * shared))
@@ -139,20 +143,29 @@ def _recovery(config: PruneConfig, tokens: int, forward: float, speed: Speed) ->
     if entry.needs != "activations":
         return 0.0, 0.0
     passes = config.effective_passes if entry.first is None else RECOVERIES[entry.first].passes
-    # One of the dense model, three to record inputs and targets, and the fit.
-    blocks = (4 + TRAINING_PASSES * passes) * tokens * forward
+    blocks = _block_passes(passes) * tokens * forward
     if entry.first is None:
         return blocks, 0.0
     # The head computes the predictions of the dense model too.
     return blocks, config.effective_passes * TRAINING_PASSES * tokens * (forward + 2 * speed.head)
 
 
-def _search(work: Work, pruning: float, forward: float, speed: Speed) -> float:
+def _block_passes(passes: int) -> float:
+    """Return the forward passes of a recovery by blocks: of the dense model, to record inputs and targets, the fit."""
+    return 1 + 3 + TRAINING_PASSES * passes
+
+
+def _search(config: PruneConfig, work: Work, pruning: float, speed: Speed) -> float:
     """Return the seconds of a search: codes of all weights, plans, the sensitivity table, and pruned finalists."""
+    forward = work.blocks * speed.block
     screened = PLANS * PLAN_TOKENS + FINALIST_TOKENS
     heads = 5 * work.blocks * TABLE_TOKENS
     passes = screened * (forward + 2 * speed.head) + heads * (forward / 2 + 2 * speed.head)
-    return passes + (1 + CHECKED) * pruning
+    check = pruning
+    if RECOVERIES[config.recover].needs == "activations":
+        share = min(1.0, CHECK_SEQUENCES / work.sequences)
+        check = share * (pruning + _block_passes(1) * work.calibration * forward)
+    return passes + pruning + CHECKED * check
 
 
 def _counted(name: str, count: int) -> str:

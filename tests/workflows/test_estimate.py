@@ -71,6 +71,22 @@ def test_recoveries_and_searches_add_their_passes():
     assert seconds(PruneConfig(refine="swaps"))["pruning"] > plain["pruning"]
 
 
+def test_finalists_of_a_search_are_recovered_in_one_pass_over_32_sequences():
+    def search(work=WORK, **options):
+        return seconds(PruneConfig(allocation="auto", **options), work)["search"]
+
+    forward = 10_000 * 10e-3
+    # Three finalists, each with seven forward passes.
+    assert search(recover="submodule") == pytest.approx(search() + 3 * 7 * forward)
+    assert search(recover="submodule", recover_passes=9) == search(recover="submodule")
+    assert search(recover="distill") == search(recover="submodule")
+    more = replace(WORK, sequences=128)
+    # A quarter of the sequences, also for the masks.
+    assert search(more, recover="submodule") == pytest.approx(
+        search(more) + 3 * ((2 * forward + 10 + 7 * forward) / 4 - 2 * forward - 10)
+    )
+
+
 def planned(tmp_path, method="wanda"):
     recipe = Recipe(
         model="demo",
