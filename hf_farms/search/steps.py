@@ -198,7 +198,8 @@ class Search:
         With a recovery, which evens out much of an allocation's gain, a milder plan takes the place of the second one.
         """
         if not can_check(self.source):
-            self.notes.append("Plans were not pruned block by block before the choice, as the model is not in memory.")
+            done = "pruned block by block or recovered" if recovers(self.config) else "pruned block by block"
+            self.notes.append(f"Plans were not {done} before the choice, as the model is not in memory.")
             return
         uniform = self.trials[self.grid.uniform]
         batches = spaced(self.refine, CHECK_TOKENS)

@@ -7,6 +7,7 @@ from cards import EXAMPLES
 from hf_farms_cards import render_card
 
 from hf_farms.config import PruneConfig
+from hf_farms.reports import SearchRecord, SearchTrial
 
 
 def report(*, by_layer=False, **options):
@@ -49,3 +50,16 @@ def test_maps_for_each_role_are_described_where_they_made_layers_differ():
     options = {"allocation": "dlp", "granularity": "layer", "pattern": "N:8"}
     assert "the same number is kept throughout a layer." in render_card(report(by_layer=True, **options))
     assert "the same number is kept throughout a block." in render_card(report(allocation="dlp", pattern="N:8"))
+
+
+def test_plans_that_were_recovered_before_the_choice_are_said_to_be():
+    trials = tuple(
+        SearchTrial(name=name, sparsities=(0.5,), screened=loss, refined=loss, pruned=loss)
+        for name, loss in (("half of ramp", 0.2), ("uniform", 0.3))
+    )
+    search = SearchRecord(
+        winner="half of ramp", sparsities=(0.5,), trials=trials, screen_tokens=2048, refine_tokens=16_384
+    )
+    for recover, end in (("submodule", ", and recovered."), ("none", ".")):
+        card = render_card(replace(report(allocation="auto", recover=recover), search=search))
+        assert f"and of a few after they were pruned block by block as this model{end}\n" in card

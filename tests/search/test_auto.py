@@ -213,3 +213,6 @@ def test_a_model_that_cannot_be_restored_is_not_pruned_for_a_check(model, config
     assert record.rank_correlation is None
     assert record.refine_tokens == 40
     assert any("not pruned block by block before the choice" in note for note in record.notes)
+    record = search(source, replace(config, recover="submodule"), calibration, selection)
+    unchecked = "Plans were not pruned block by block or recovered before the choice, as the model is not in memory."
+    assert unchecked in record.notes
