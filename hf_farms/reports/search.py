@@ -19,6 +19,8 @@ class SearchTrial:
         screened: with the masks of the search, on the first part of the text.
         refined: with the masks of the search, on the rest of the text; None: it was no finalist.
         pruned: after sequential pruning, as the result is pruned, on text of `refined`; None: not measured.
+        recovered: after sequential pruning and one pass of the recovery over at most 32 sequences, on the same text;
+            None: not measured.
     """
 
     name: str
@@ -26,6 +28,7 @@ class SearchTrial:
     screened: float
     refined: float | None = None
     pruned: float | None = None
+    recovered: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +42,9 @@ class SearchRecord:
         table_sparsities: sparsities at which each block was pruned alone.
         table: KL of each block at each of them.
         screen_tokens: tokens of the selection text behind `screened`.
-        refine_tokens: tokens behind `refined` and `pruned`; 0: nothing was refined.
-        rank_correlation: between `refined` and `pruned` over the plans that have both; None for fewer than three.
+        refine_tokens: tokens behind `refined`; 0: nothing was refined.
+        rank_correlation: between `refined` and `recovered`, or `pruned`, over the plans that have both; None for fewer
+            than three.
         complete: whether all planned work was done; False: the time was over.
         selection: the selection text; None: batches of the caller.
         notes: what a reader must know.
@@ -69,6 +73,7 @@ class SearchRecord:
         if best is None or uniform is None:
             return f"Plan: {self.winner}."
         stages = (
+            (best.recovered, uniform.recovered, "after pruning and one pass of recovery"),
             (best.pruned, uniform.pruned, "after pruning"),
             (best.refined, uniform.refined, f"on {self.refine_tokens:,} tokens"),
             (best.screened, uniform.screened, f"on {self.screen_tokens:,} tokens"),
@@ -79,11 +84,10 @@ class SearchRecord:
             f"({other:.4g} with uniform sparsity)."
         )
         if self.rank_correlation is not None:
-            compared = sum(trial.pruned is not None and trial.refined is not None for trial in self.trials)
-            text += (
-                f" Rank correlation of the search with sequential pruning over {compared} plans: "
-                f"{self.rank_correlation:.2f}."
-            )
+            recovered = sum(trial.recovered is not None for trial in self.trials)
+            compared = recovered or sum(trial.pruned is not None for trial in self.trials)
+            check = "sequential pruning and recovery" if recovered else "sequential pruning"
+            text += f" Rank correlation of the search with {check} over {compared} plans: {self.rank_correlation:.2f}."
         return text
 
     @property

@@ -22,6 +22,7 @@ from hf_farms.pruning.calibration_pass import Batch
 from hf_farms.registries import METHODS
 from hf_farms.reports import SearchRecord, SpectralReport
 from hf_farms.search.budget import Budget
+from hf_farms.search.checking import recovers
 from hf_farms.search.levels import code_method, size_text
 from hf_farms.search.moves import Moves
 from hf_farms.search.recording import make_record, search_key
@@ -58,8 +59,9 @@ def search_auto(source: BlockSource, config: PruneConfig, **options: Unpack[Sear
     """Search the allocation with the lowest KL to the dense model; the model is not changed.
 
     Without `config.minutes` the work is fixed and so is the result: about 60 plans on 2,048 tokens, a table that costs
-    as much as 5 L / 4 of them for L blocks, 5 plans on 16,384 tokens, and 3 prunes (with a recovery, one pass of it over
-    at most 32 sequences). With it, the search stops after the pass that is running when the time is over.
+    as much as 5 L / 4 of them for L blocks, 5 plans on 16,384 tokens, and 3 prunes; with a recovery, a sixth plan, and
+    one pass of the recovery over at most 32 sequences in each prune. With it, the search stops after the pass that is
+    running when the time is over.
 
     Args:
         source: the dense model.
@@ -125,6 +127,8 @@ def _search(
         )
     if config.refine != "none":
         search.notes.append(f"The search used masks as they are before refinement by {config.refine!r}.")
+    if recovers(config):
+        search.notes.append("The search measured plans without recovery.")
     progress(f"levels ({size_text(search.grid)})", 0, len(source))
     return search
 

@@ -19,10 +19,12 @@ from hf_farms.pruning.pruner import prune
 from hf_farms.pruning.recovery import block_config, single_sequences
 from hf_farms.pruning.removal_plan import prunable_layers
 from hf_farms.registries import RECOVERIES
+from hf_farms.search.tokens import evenly
 
-__all__ = ["can_check", "check_config", "pruned_loss", "rank_correlation", "recovers"]
+__all__ = ["CHECK_SEQUENCES", "can_check", "check_config", "pruned_loss", "rank_correlation", "recovers"]
 
-# A recovery of finalists: passes, and sequences at most. More of both rank plans alike, and take as long as the result.
+# Passes of the recovery of a plan that is compared with others, and sequences at most. With the defaults of a recovery
+# the check would take several times as long as the search.
 CHECK_PASSES, CHECK_SEQUENCES = 1, 32
 
 
@@ -37,9 +39,8 @@ def recovers(config: PruneConfig) -> bool:
 
 
 def check_config(config: PruneConfig) -> PruneConfig:
-    """Return the config that prunes finalists: with one pass of a recovery of blocks, and no training of the whole."""
-    config = block_config(config)
-    return replace(config, recover_passes=min(CHECK_PASSES, config.effective_passes)) if recovers(config) else config
+    """Return the config that prunes finalists: one pass of a recovery of blocks, and no training of the whole model."""
+    return replace(block_config(config), recover_passes=CHECK_PASSES) if recovers(config) else config
 
 
 def pruned_loss(
@@ -52,8 +53,9 @@ def pruned_loss(
 ) -> float:
     """Return KL(dense || pruned) in nats per token after sequential pruning; the weights are restored.
 
-    Memory: a copy of the weights of all blocks. Time: a prune, with a short recovery if `config` has one (one pass over
-    at most 32 sequences), and two forward passes of the batches.
+    If `config` has a recovery, masks are made and weights fitted on at most 32 of the calibration sequences, in one
+    pass; some of them decide whether a fit is kept. Memory: a copy of the weights of all blocks, and that of `prune`.
+    Time: a prune with that recovery, and two forward passes of the batches.
 
     Args:
         source: the dense model in memory.
@@ -68,7 +70,7 @@ def pruned_loss(
             # The final prune warns of the same things.
             warnings.simplefilter("ignore")
             if recovers(config):
-                calibration = single_sequences(cast(Batches, calibration))[:CHECK_SEQUENCES]
+                calibration = evenly(single_sequences(cast(Batches, calibration)), CHECK_SEQUENCES)
             prune(source, check_config(config), calibration=calibration or None, scores=sparsities)
             pruned = [final_hidden(source, batch) for batch in batches]
     total, num_tokens = 0.0, 0

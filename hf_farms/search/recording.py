@@ -15,10 +15,12 @@ from hf_farms.reports import SearchRecord, SearchTrial
 from hf_farms.search.checking import rank_correlation
 from hf_farms.search.grid import Grid
 from hf_farms.search.sensitivity import SensitivityTable
-from hf_farms.search.trials import Trial
+from hf_farms.search.trials import Stage, Trial
 
 __all__ = ["make_record", "search_key"]
 
+# Stages that some plans reach.
+LATER: tuple[Stage, ...] = ("refined", "pruned", "recovered")
 # JSON has no infinity.
 LARGEST = 1e30
 
@@ -44,7 +46,8 @@ def make_record(
         complete: whether all planned work was done.
         notes: what a reader must know.
     """
-    both = [trial.losses for trial in trials if {"refined", "pruned"} <= set(trial.losses)]
+    last: Stage = "recovered" if any("recovered" in trial.losses for trial in trials) else "pruned"
+    both = [trial.losses for trial in trials if {"refined", last} <= set(trial.losses)]
     return SearchRecord(
         winner=winner.name,
         sparsities=tuple(grid.exact(grid.sparsities(winner.plan))),
@@ -53,8 +56,7 @@ def make_record(
                 name=trial.name,
                 sparsities=tuple(grid.sparsities(trial.plan)),
                 screened=_finite(trial.losses["screened"]),
-                refined=_finite(trial.losses["refined"]) if "refined" in trial.losses else None,
-                pruned=_finite(trial.losses["pruned"]) if "pruned" in trial.losses else None,
+                **{stage: _finite(trial.losses[stage]) for stage in LATER if stage in trial.losses},
             )
             for trial in trials
             if "screened" in trial.losses
@@ -63,7 +65,7 @@ def make_record(
         table=tuple(tuple(map(_finite, losses)) for losses in table.losses) if table else (),
         screen_tokens=tokens[0],
         refine_tokens=tokens[1] if any("refined" in trial.losses for trial in trials) else 0,
-        rank_correlation=rank_correlation([x["refined"] for x in both], [x["pruned"] for x in both]),
+        rank_correlation=rank_correlation([x["refined"] for x in both], [x[last] for x in both]),
         complete=complete,
         notes=tuple(dict.fromkeys(notes)),
     )

@@ -126,7 +126,9 @@ class Starts:
 
 
 def halfway(name: str, plan: Plan, grid: Grid) -> Candidate:
-    """Return the plan halfway to uniform, and its name."""
+    """Return the plan halfway to uniform, and its name; uniform stays as it is."""
+    if plan == grid.uniform:
+        return name, plan
     return f"half of {name}", grid.nearest([(level / grid.steps + grid.target) / 2 for level in plan])
 
 

@@ -11,22 +11,21 @@ from typing import cast
 
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.config import PruneConfig
-from hf_farms.errors import DataError
 from hf_farms.metrics.divergence import Batches
 from hf_farms.progress import Progress, no_progress
 from hf_farms.pruning.calibration_pass import Batch
 from hf_farms.reports import SpectralReport
 from hf_farms.search.budget import Budget
-from hf_farms.search.checking import can_check, pruned_loss, recovers
+from hf_farms.search.checking import CHECK_SEQUENCES, can_check, pruned_loss, recovers
 from hf_farms.search.evaluation import plan_losses
 from hf_farms.search.grid import Grid, Plan
 from hf_farms.search.levels import LevelCodes, build_codes, code_method
 from hf_farms.search.sensitivity import SensitivityTable, measure_sensitivity
 from hf_farms.search.starts import Candidate, Starts, halfway, mixtures
-from hf_farms.search.tokens import spaced, token_count
+from hf_farms.search.tokens import spaced, split_by_tokens
 from hf_farms.search.trials import Stage, Trial, Trials
 
-__all__ = ["MOVES", "REFINE_TOKENS", "SCREEN_TOKENS", "Search", "split_by_tokens"]
+__all__ = ["MOVES", "REFINE_TOKENS", "SCREEN_TOKENS", "Search"]
 
 # Tokens that every plan, and that the finalists are measured on; of the sensitivity table and of pruned finalists.
 SCREEN_TOKENS, REFINE_TOKENS = 2048, 16_384
@@ -73,7 +72,7 @@ class Search:
         # Plans of this run in its order: a continued search takes the same steps, with losses from the file.
         self._visited: dict[Plan, Trial] = {}
         self.grid = Grid.of(self.source, self.config)
-        self.screen, self.refine = split_by_tokens(self.selection)
+        self.screen, self.refine = split_by_tokens(self.selection, SCREEN_TOKENS, REFINE_TOKENS)
         self._codes: LevelCodes | None = None
 
     @property
@@ -110,6 +109,18 @@ class Search:
 
     def measure(self, candidates: Sequence[Candidate], stage: Stage) -> list[Trial]:
         """Measure candidates that were not measured, a few per pass, while there is time."""
+        measured: list[Trial] = []
+        for start in range(0, len(candidates), STARTS_AT_ONCE):
+            if self.budget.over() and self.trials.best is not None:
+                break
+            tried = self.trials.measure(candidates[start : start + STARTS_AT_ONCE], stage, self._losses(stage))
+            self._visited |= {trial.plan: trial for trial in tried}
+            measured += tried
+            self._show(stage, min(len(candidates), start + STARTS_AT_ONCE), len(candidates))
+        return measured
+
+    def _losses(self, stage: Stage) -> Callable[[list[Plan]], list[float]]:
+        """Return the function that measures plans on cached levels."""
         batches = self.screen if stage == "screened" else self.refine
 
         def losses(plans: list[Plan]) -> list[float]:
@@ -117,15 +128,7 @@ class Search:
             work = partial(plan_losses, self.source, codes, plans, batches)
             return self.budget.timed(work, plans=len(plans) * len(batches) / len(self.screen))
 
-        measured: list[Trial] = []
-        for start in range(0, len(candidates), STARTS_AT_ONCE):
-            if self.budget.over() and self.trials.best is not None:
-                break
-            tried = self.trials.measure(candidates[start : start + STARTS_AT_ONCE], stage, losses)
-            self._visited |= {trial.plan: trial for trial in tried}
-            measured += tried
-            self._show(stage, min(len(candidates), start + STARTS_AT_ONCE), len(candidates))
-        return measured
+        return losses
 
     def _screened(self) -> list[Trial]:
         """Return the plans of this run, the best first."""
@@ -190,63 +193,64 @@ class Search:
         }
         if len(chosen) > 1:
             self.measure([(trial.name, trial.plan) for trial in chosen.values()], "refined")
-        return self.trials.ranked(stage="refined")
+        # Not all of the file: an earlier run may have measured more.
+        return sorted(
+            (trial for trial in chosen.values() if "refined" in trial.losses), key=lambda trial: trial.losses["refined"]
+        )
 
     def check(self, finalists: Sequence[Trial]) -> None:
         """Prune the best finalists and uniform block by block, and measure them again.
 
-        With a recovery, which evens out much of an allocation's gain, a milder plan takes the place of the second one.
+        A recovery evens out much of what an allocation gains. With one, plans are also recovered, in one pass, and the
+        plan halfway between the best finalist and uniform takes the place of the second finalist.
         """
+        recovering = recovers(self.config)
         if not can_check(self.source):
-            done = "pruned block by block or recovered" if recovers(self.config) else "pruned block by block"
-            self.notes.append(f"Plans were not {done} before the choice, as the model is not in memory.")
+            missing = "pruned block by block or recovered" if recovering else "pruned block by block"
+            self.notes.append(f"Plans were not {missing} before the choice, as the model is not in memory.")
             return
-        uniform = self.trials[self.grid.uniform]
-        batches = spaced(self.refine, CHECK_TOKENS)
-        others = self._milder(finalists) if recovers(self.config) else finalists[1:CHECKED]
-        chosen = list({trial.plan: trial for trial in [*finalists[:1], uniform, *others]}.values())
-        for number, trial in enumerate(chosen, 1):
+        stage: Stage = "recovered" if recovering else "pruned"
+        done, plans = 0, self._to_check(finalists)
+        for plan, name in plans.items():
             if self.budget.over():
                 self.notes.append(
                     "The time limit (`minutes`) ended the search before all finalists were pruned block by block."
                 )
                 break
-            self.trials.measure(
-                [(trial.name, trial.plan)],
-                "pruned",
-                lambda plans: [
-                    pruned_loss(
-                        self.source,
-                        self.config,
-                        self.grid.exact(self.grid.sparsities(plan)),
-                        calibration=self.calibration,
-                        batches=batches,
-                    )
-                    for plan in plans
-                ],
+            self._prune((name, plan), stage)
+            done += 1
+            self._show(stage, done, len(plans))
+        if recovering and done:
+            self.notes.append(
+                f"{done} of the plans were also pruned block by block and recovered, in one pass over at most "
+                f"{CHECK_SEQUENCES} sequences."
             )
-            self._show("pruned", number, len(chosen))
 
-    def _milder(self, finalists: Sequence[Trial]) -> list[Trial]:
-        """Measure the plan halfway between the best finalist and uniform, and return its trial."""
-        self.notes.append("The search measured plans without recovery, and the last few with a short one.")
-        half = [halfway(trial.name, trial.plan, self.grid) for trial in finalists[:1]]
-        self.measure(half, "screened")
-        return self.measure(half, "refined")
+    def _to_check(self, finalists: Sequence[Trial]) -> dict[Plan, str]:
+        """Return the plans that are pruned block by block, with their names."""
+        trials = [*finalists[:1], self.trials[self.grid.uniform], *finalists[1:CHECKED]]
+        candidates = [(trial.name, trial.plan) for trial in trials]
+        if recovers(self.config):
+            candidates.insert(2, halfway(*candidates[0], self.grid))
+        named = {plan: name for name, plan in reversed(candidates)}
+        plans = list(dict.fromkeys(plan for _, plan in candidates))[: CHECKED + 1]
+        return {plan: named[plan] for plan in plans}
+
+    def _prune(self, candidate: Candidate, stage: Stage) -> None:
+        """Prune a plan block by block, and measure it; a new one is screened and refined first."""
+        for earlier in EARLIER:
+            self.trials.measure([candidate], earlier, self._losses(earlier))
+        prune = partial(
+            pruned_loss,
+            self.source,
+            self.config,
+            calibration=self.calibration,
+            batches=spaced(self.refine, CHECK_TOKENS),
+        )
+        exact = self.grid.exact(self.grid.sparsities(candidate[1]))
+        self.trials.measure([candidate], stage, lambda plans: [prune(exact) for _ in plans])
 
 
-STAGES: dict[Stage, str] = {"screened": "search", "refined": "finalists", "pruned": "check"}
-
-
-def split_by_tokens(batches: Batches) -> tuple[Batches, Batches]:
-    """Return batches of 2,048 tokens for all plans and others of 16,384 for the finalists; all of them in a short text.
-
-    Args:
-        batches: one row each.
-    """
-    screen = spaced(batches, SCREEN_TOKENS)
-    rest = [batch for batch in batches if not any(batch is other for other in screen)]
-    refine = spaced(rest, REFINE_TOKENS) if token_count(rest) >= token_count(screen) else list(batches)
-    if not screen:
-        raise DataError("selection must hold at least one token, got none.")
-    return screen, refine
+STAGES: dict[Stage, str] = {"screened": "search", "refined": "finalists", "pruned": "check", "recovered": "check"}
+# Losses that a plan has before it is pruned.
+EARLIER: tuple[Stage, ...] = ("screened", "refined")

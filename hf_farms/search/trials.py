@@ -16,7 +16,7 @@ from hf_farms.search.sensitivity import SensitivityTable
 
 __all__ = ["Stage", "Trial", "Trials"]
 
-Stage = Literal["screened", "refined", "pruned"]
+Stage = Literal["screened", "refined", "pruned", "recovered"]
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Trial:
 
     def rank(self) -> tuple[float, ...]:
         """Return a sort key: the losses of later stages count first; a plan that reached none comes after."""
-        return tuple(self.losses.get(stage, math.inf) for stage in ("pruned", "refined", "screened"))
+        return tuple(self.losses.get(stage, math.inf) for stage in reversed(get_args(Stage)))
 
 
 class Trials:

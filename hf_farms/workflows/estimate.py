@@ -17,7 +17,7 @@ SECONDS_AT_LEAST = 60.0
 # Forward passes of a step of training: forward, backward and optimizer.
 TRAINING_PASSES = 3.0
 # Plans of a search that are screened, tokens of each, of the finalists and of the table; pruned finalists.
-PLANS, PLAN_TOKENS, FINALIST_TOKENS, TABLE_TOKENS, CHECKED = 54, 2048, 5 * 16_384, 1024, 3
+PLANS, PLAN_TOKENS, FINALISTS, FINALIST_TOKENS, TABLE_TOKENS, CHECKED = 54, 2048, 5, 16_384, 1024, 3
 # Sequences that pruned finalists are recovered on, in one pass.
 CHECK_SEQUENCES = 32
 
@@ -110,7 +110,7 @@ def estimate_prune(config: PruneConfig, work: Work, speed: Speed) -> PruneEstima
     shared = 1 / work.processes
     forward = work.blocks * speed.block
     tokens = work.calibration
-    pruning = _pruning_passes(config) * tokens * forward * shared + work.weights * speed.weight
+    pruning = _pruning(config, tokens, work, speed) * shared + work.weights * speed.weight
     perplexity = work.evaluation * (forward + speed.head) * shared
     recovery, distilling = _recovery(config, tokens, forward, speed)
     uniform = work.baseline and "uniform" not in work.finished
@@ -124,17 +124,18 @@ def estimate_prune(config: PruneConfig, work: Work, speed: Speed) -> PruneEstima
     ]
     allocation = ALLOCATIONS[config.allocation]
     if config.searches and "search" not in work.finished:
-        seconds = _search(config, work, pruning, speed)
+        seconds = _search(config, work, speed)
         parts.append(("search", 1, min(seconds, 60 * config.minutes) if config.minutes is not None else seconds))
     elif allocation.needs_activations and not config.searches and "scores" not in work.finished:
         parts.append(("scoring", 1, 2 * tokens * forward * shared))
     return PruneEstimate(tuple(parts), baseline=uniform * (pruning + recovery + distilling + perplexity))
 
 
-def _pruning_passes(config: PruneConfig) -> float:
-    """Return the passes of the calibration data, and those that method and refinement take as long as."""
+def _pruning(config: PruneConfig, tokens: float, work: Work, speed: Speed) -> float:
+    """Return the seconds of passes of the calibration data, and of what method and refinement take as long as."""
     method = METHODS[config.method]
-    return 2.0 * (method.needs == "activations") + method.passes + REFINEMENTS[config.refine].passes
+    passes = 2.0 * (method.needs == "activations") + method.passes + REFINEMENTS[config.refine].passes
+    return passes * tokens * work.blocks * speed.block
 
 
 def _recovery(config: PruneConfig, tokens: int, forward: float, speed: Speed) -> tuple[float, float]:
@@ -155,17 +156,24 @@ def _block_passes(passes: int) -> float:
     return 1 + 3 + TRAINING_PASSES * passes
 
 
-def _search(config: PruneConfig, work: Work, pruning: float, speed: Speed) -> float:
-    """Return the seconds of a search: codes of all weights, plans, the sensitivity table, and pruned finalists."""
-    forward = work.blocks * speed.block
-    screened = PLANS * PLAN_TOKENS + FINALIST_TOKENS
+def _search(config: PruneConfig, work: Work, speed: Speed) -> float:
+    """Return the seconds of a search: codes of all weights, plans, the sensitivity table, and pruned finalists.
+
+    One process does all of it.
+    """
+    forward, tokens = work.blocks * speed.block, float(work.calibration)
+    codes = check = _pruning(config, tokens, work, speed) + work.weights * speed.weight
+    finalists = FINALISTS
+    if RECOVERIES[config.recover].needs == "activations":
+        # A plan halfway to uniform is one more.
+        finalists += 1
+        tokens *= min(1.0, CHECK_SEQUENCES / work.sequences)
+        check = _pruning(config, tokens, work, speed) + work.weights * speed.weight
+        check += _block_passes(1) * tokens * forward
+    screened = PLANS * PLAN_TOKENS + finalists * FINALIST_TOKENS
     heads = 5 * work.blocks * TABLE_TOKENS
     passes = screened * (forward + 2 * speed.head) + heads * (forward / 2 + 2 * speed.head)
-    check = pruning
-    if RECOVERIES[config.recover].needs == "activations":
-        share = min(1.0, CHECK_SEQUENCES / work.sequences)
-        check = share * (pruning + _block_passes(1) * work.calibration * forward)
-    return passes + pruning + CHECKED * check
+    return passes + codes + CHECKED * check
 
 
 def _counted(name: str, count: int) -> str:

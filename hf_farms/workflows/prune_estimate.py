@@ -66,7 +66,7 @@ def estimated_time(
         multiply_adds=cost,
         baseline=plan.baseline and evaluation is not None and prune.allocation != "uniform",
         processes=output.ranks.count,
-        sequences=plan.recipe.calibration.num_sequences + plan.recipe.calibration.num_continuations,
+        sequences=max(1, calibration.num_sequences),
         left=1 - _finished_blocks(output.state / "blocks") / max(1, len(source)),
         finished=frozenset(name for file, name in FINISHED.items() if (output.state / file).exists()),
     )

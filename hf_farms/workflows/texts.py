@@ -173,9 +173,16 @@ class Calibration:
         """Tokens of all sequences, those that are not written yet included."""
         if not self._needed:
             return 0
-        read, config = sum(ids.numel() for ids in self.known), self._config
-        count = config.num_sequences if config.source == "self" else config.num_continuations
-        return read + count * self._length
+        return sum(ids.numel() for ids in self.known) + self._unwritten * self._length
+
+    @property
+    def num_sequences(self) -> int:
+        """Number of all sequences, those that are not written yet included."""
+        return sum(len(ids) for ids in self.known) + self._unwritten if self._needed else 0
+
+    @property
+    def _unwritten(self) -> int:
+        return self._config.num_sequences if self._config.source == "self" else self._config.num_continuations
 
     @property
     def _length(self) -> int:

@@ -90,11 +90,8 @@ TIERS: dict[str, list[Cell]] = {
     # Four times the text, for as many steps.
     "text-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=2, data=4),
     "written-60": _cells(0.6, ("auto", "uniform"), recover="submodule", passes=2, written=3),
-    # With the plan that `auto` takes for a model that is recovered.
-    "written-auto": [
-        Cell(sparsity=sparsity, allocation="auto recovered", recover="submodule", passes=2, written=3)
-        for sparsity in (0.6, 0.5)
-    ],
+    # With the plan that `auto` takes for a model that is recovered; at 50% it is the plan without recovery.
+    "written-auto": _cells(0.6, ("auto recovered",), recover="submodule", passes=2, written=3),
     "plain-most-data-50": _cells(0.5, ("auto", "uniform"), recover="submodule", data=8),
     "zero-shot": _cells(0.5, ("uniform",)) + _cells(0.5, ("uniform", "auto"), refine="swaps", recover="submodule"),
     "more-data-50": _cells(0.5, ("auto", "uniform"), refine="swaps", recover="submodule", data=4),

@@ -22,8 +22,8 @@ from hf_farms.pruning.searching import search_sparsities
 from hf_farms.search import evaluation, levels, random_plans
 from hf_farms.search.budget import Budget
 from hf_farms.search.grid import Grid
-from hf_farms.search.steps import Search, split_by_tokens
-from hf_farms.search.tokens import token_count
+from hf_farms.search.steps import REFINE_TOKENS, SCREEN_TOKENS, Search
+from hf_farms.search.tokens import split_by_tokens, token_count
 from hf_farms.search.trials import Trials
 
 SPREADS = [
@@ -130,7 +130,9 @@ class _Screening:
         self._subject, self._config, self._options = subject, config, options
         self._source = ModelBlockSource(subject.model)
         self._grid = Grid.of(self._source, config)
-        self._screen, self._refine = split_by_tokens(split_selection(selection(subject, options)).search)
+        self._screen, self._refine = split_by_tokens(
+            split_selection(selection(subject, options)).search, SCREEN_TOKENS, REFINE_TOKENS
+        )
         self._batches = calibration(subject, options, seed=0)
         self._codes: levels.LevelCodes | None = None
 

@@ -52,14 +52,18 @@ def test_maps_for_each_role_are_described_where_they_made_layers_differ():
     assert "the same number is kept throughout a block." in render_card(report(allocation="dlp", pattern="N:8"))
 
 
-def test_plans_that_were_recovered_before_the_choice_are_said_to_be():
+@pytest.mark.parametrize(
+    ("stage", "end"), [("recovered", " and recovered in one pass."), ("pruned", " as this model.")]
+)
+def test_the_table_of_plans_says_what_was_done_before_the_choice(stage, end):
     trials = tuple(
-        SearchTrial(name=name, sparsities=(0.5,), screened=loss, refined=loss, pruned=loss)
+        SearchTrial(name=name, sparsities=(0.5,), screened=loss, refined=loss, **{stage: loss / 4})
         for name, loss in (("half of ramp", 0.2), ("uniform", 0.3))
     )
     search = SearchRecord(
         winner="half of ramp", sparsities=(0.5,), trials=trials, screen_tokens=2048, refine_tokens=16_384
     )
-    for recover, end in (("submodule", ", and recovered."), ("none", ".")):
-        card = render_card(replace(report(allocation="auto", recover=recover), search=search))
-        assert f"and of a few after they were pruned block by block as this model{end}\n" in card
+    card = render_card(replace(report(allocation="auto", recover="submodule"), search=search))
+    assert f"| plan | KL, screened | KL, refined | KL, {stage} |\n" in card
+    assert "| half of ramp | 0.2000 | 0.2000 | 0.0500 |\n" in card
+    assert f"and of a few after they were pruned block by block{end}\n" in card

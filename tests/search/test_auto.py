@@ -12,6 +12,7 @@ from hf_farms.blocks import ModelBlockSource
 from hf_farms.errors import DataError, HfFarmsWarning, OutputError
 from hf_farms.search import checking, steps
 from hf_farms.search.auto import search_auto, search_sensitivity
+from hf_farms.search.checking import check_config
 
 
 @pytest.fixture
@@ -171,18 +172,57 @@ def test_finalists_are_recovered_in_one_pass_over_some_of_the_sequences(
         warnings.simplefilter("ignore", HfFarmsWarning)  # of few sequences
         record = search(source, config, calibration, selection)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    pruned = {trial.name: trial for trial in record.trials if trial.pruned is not None}
-    assert "uniform" in pruned
-    assert any(name.startswith("half of ") for name in pruned)
+    recovered = {trial.name: trial for trial in record.trials if trial.recovered is not None}
+    assert not [trial for trial in record.trials if trial.pruned is not None]
+    assert "uniform" in recovered
+    assert any(name.startswith("half of ") for name in recovered)
+    assert record.best.recovered == min(trial.recovered for trial in recovered.values())
     refine = [{"input_ids": ids} for ids in (selection[1], selection[3])]
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", HfFarmsWarning)
         dense = [model(**batch).logits.log_softmax(dim=-1) for batch in refine]
-        first = [{"input_ids": ids[None]} for ids in calibration[0]["input_ids"]]
-        prune(model, replace(config, recover_passes=1), calibration=first, scores=record.sparsities)
-        recovered = [model(**batch).logits.log_softmax(dim=-1) for batch in refine]
-    losses = [(p.exp() * (p - q)).sum(dim=-1).mean() for p, q in zip(dense, recovered, strict=True)]
-    assert record.best.pruned == pytest.approx(float(sum(losses) / 2), rel=1e-4)
+        # Of three sequences, evenly spaced.
+        two = [{"input_ids": calibration[0]["input_ids"][:1]}, {"input_ids": calibration[0]["input_ids"][1:]}]
+        prune(model, replace(config, recover_passes=1), calibration=two, scores=record.sparsities)
+        after = [model(**batch).logits.log_softmax(dim=-1) for batch in refine]
+    losses = [(p.exp() * (p - q)).sum(dim=-1).mean() for p, q in zip(dense, after, strict=True)]
+    assert record.best.recovered == pytest.approx(float(sum(losses) / 2), rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::hf_farms.errors.HfFarmsWarning")
+def test_a_check_of_recovered_plans_continues_and_passes_over_other_losses(
+    model, config, calibration, selection, tmp_path
+):
+    config, file = replace(config, recover="submodule"), tmp_path / "trials.json"
+    whole = search(ModelBlockSource(model), config, calibration, selection)
+
+    def interrupt(stage, done, total):
+        if stage.startswith("check"):
+            raise KeyboardInterrupt("as Ctrl-C does")
+
+    with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"):
+        search(ModelBlockSource(model), config, calibration, selection, trials=file, progress=interrupt)
+    kept = json.loads(file.read_text())
+    assert sum("recovered" in trial["losses"] for trial in kept["trials"]) == 1
+    # Earlier versions kept losses after all passes as those of pruned plans.
+    kept["trials"][-1]["losses"]["pruned"] = 0.0
+    file.write_text(json.dumps(kept))
+    continued = search(ModelBlockSource(model), config, calibration, selection, trials=file)
+    assert (continued.winner, continued.sparsities) == (whole.winner, whole.sparsities)
+    again = search(ModelBlockSource(model), config, calibration, selection, trials=file)
+    assert (again.winner, len(again.trials)) == (whole.winner, len(whole.trials))
+    checked = [trial.recovered is not None for trial in whole.trials]
+    assert [trial.recovered is not None for trial in again.trials] == checked
+    assert checked[: sum(checked)] == [True] * sum(checked)
+
+
+def test_finalists_are_not_trained_as_a_whole():
+    assert check_config(PruneConfig(recover="none", refine="swaps")) == PruneConfig(recover="none", refine="swaps")
+    for recover in ("submodule", "distill"):
+        config = PruneConfig(recover=recover, recover_passes=7, recover_rate=0.1)
+        checked = check_config(config)
+        assert (checked.recover, checked.recover_passes) == ("submodule", 1)
+        assert checked.recover_rate == (0.1 if recover == "submodule" else None)
 
 
 def test_magnitude_needs_no_calibration(model, registered, selection):
@@ -215,4 +255,4 @@ def test_a_model_that_cannot_be_restored_is_not_pruned_for_a_check(model, config
     assert any("not pruned block by block before the choice" in note for note in record.notes)
     record = search(source, replace(config, recover="submodule"), calibration, selection)
     unchecked = "Plans were not pruned block by block or recovered before the choice, as the model is not in memory."
-    assert unchecked in record.notes
+    assert record.notes == ("The search measured plans without recovery.", unchecked)

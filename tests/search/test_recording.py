@@ -43,6 +43,22 @@ def test_a_record_has_all_measured_trials_in_their_order():
     assert record.rank_correlation == pytest.approx(1)
 
 
+def test_losses_after_a_recovery_are_those_that_count():
+    trials = [
+        Trial("half", (95, 105), {"screened": 0.3, "refined": 0.2, "recovered": 0.1}),
+        Trial("uniform", (100, 100), {"screened": 0.2, "refined": 0.3, "recovered": 0.2}),
+        Trial("best", (90, 110), {"screened": 0.4, "refined": 0.1, "pruned": 0.01, "recovered": 0.3}),
+    ]
+    record = make_record(GRID, None, winner=trials[0], trials=trials, tokens=(40, 60))
+    assert [(x.pruned, x.recovered) for x in record.trials] == [(None, 0.1), (None, 0.2), (0.01, 0.3)]
+    assert record.rank_correlation == pytest.approx(-0.5)
+    assert record.sentence == (
+        "Best of 3 plans: half, KL to the dense model 0.1 nats per token after pruning and one pass of recovery (0.2 "
+        "with uniform sparsity). Rank correlation of the search with sequential pruning and recovery over 3 plans: "
+        "-0.50."
+    )
+
+
 def test_nothing_is_refined_where_no_trial_is():
     record = make_record(GRID, None, winner=Trial("sensitivity", (90, 110)), tokens=(40, 60))
     assert (record.trials, record.table, record.table_sparsities) == ((), (), ())

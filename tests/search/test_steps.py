@@ -9,8 +9,8 @@ from hf_farms import PruneConfig
 from hf_farms.errors import DataError
 from hf_farms.search import steps
 from hf_farms.search.budget import Budget
-from hf_farms.search.steps import Search, split_by_tokens
-from hf_farms.search.tokens import token_count
+from hf_farms.search.steps import Search
+from hf_farms.search.tokens import evenly, split_by_tokens, token_count
 from hf_farms.search.trials import Trials
 
 BEST = (90, 100, 110)
@@ -197,14 +197,47 @@ def test_a_plan_halfway_to_uniform_is_checked_where_the_model_is_recovered(state
     monkeypatch.setattr(steps, "pruned_loss", pruned_loss)
     search.measure([(name, plan) for name, plan in plans.items() if name != "half of one"], "screened")
     search.check(search.finalists())
-    checked = search.trials.ranked(stage="pruned")
-    assert [(trial.name, trial.losses["pruned"]) for trial in checked] == list(losses.items())
-    assert set(checked[0].losses) == {"screened", "refined", "pruned"}
+    checked = search.trials.ranked(stage="recovered")
+    assert [(trial.name, trial.losses["recovered"]) for trial in checked] == list(losses.items())
+    assert set(checked[0].losses) == {"screened", "refined", "recovered"}
     assert search.trials.best is checked[0]
-    assert search.notes == ["The search measured plans without recovery, and the last few with a short one."]
+    assert search.notes == [
+        "3 of the plans were also pruned block by block and recovered, in one pass over at most 32 sequences."
+    ]
+    stages = [stage.partition(":")[0] for stage, *_ in state.stages]
+    assert stages == ["search", "finalists", "check", "check", "check"]
+    # The same search on the same trials takes the same plans, though one more was refined.
+    assert [trial.name for trial in search.finalists()] == ["one", "two", "uniform"]
 
 
-def test_uniform_alone_is_checked_where_no_plan_is_better(state, monkeypatch):
+def test_the_halfway_plan_comes_last_when_there_is_no_time_for_it(state, monkeypatch):
+    def pruned_loss(source, config, sparsities, *, calibration, batches):
+        state.seconds += 60
+        return 1.0
+
+    monkeypatch.setattr(steps, "pruned_loss", pruned_loss)
+    plans = [("uniform", (100, 100, 100)), ("one", (90, 100, 110))]
+    for minutes, names in ((1.5, ["one", "uniform"]), (0.5, ["one"])):
+        search = state.begin(minutes)
+        search.config = replace(search.config, recover="submodule")
+        search.measure(plans, "screened")
+        search.check(search.finalists())
+        assert sorted(trial.name for trial in search.trials.ranked(stage="recovered")) == names
+        assert "half of one" not in {trial.name for trial in search.trials.ranked()}
+        assert search.notes[1].startswith(f"{len(names)} of the plans were also pruned block by block and recovered")
+
+
+def test_the_second_finalist_is_checked_where_no_plan_lies_halfway(state, monkeypatch):
+    monkeypatch.setattr(steps, "pruned_loss", lambda *args, **options: 1.0)
+    search = state.begin()
+    search.config = replace(search.config, recover="submodule")
+    monkeypatch.setattr(steps, "halfway", lambda name, plan, grid: (f"half of {name}", grid.uniform))
+    search.measure([("uniform", (100, 100, 100)), ("one", (90, 100, 110)), ("two", (88, 100, 112))], "screened")
+    search.check(search.finalists())
+    assert {trial.name for trial in search.trials.ranked(stage="recovered")} == {"one", "uniform", "two"}
+
+
+def test_no_plan_lies_halfway_where_uniform_is_the_best(state, monkeypatch):
     checked = []
     monkeypatch.setattr(steps, "pruned_loss", lambda *args, **options: checked.append(args[2]) or 1.0)
     search = state.begin()
@@ -214,7 +247,8 @@ def test_uniform_alone_is_checked_where_no_plan_is_better(state, monkeypatch):
     )
     search.measure([("uniform", (100, 100, 100)), ("one", (90, 100, 110))], "screened")
     search.check(search.finalists())
-    assert [sorted(sparsities) for sparsities in checked] == [[0.5, 0.5, 0.5]]
+    assert [sorted(sparsities) for sparsities in checked] == [[0.5, 0.5, 0.5], [0.45, 0.5, 0.55]]
+    assert {trial.name for trial in search.trials.ranked()} == {"uniform", "one"}
 
 
 def test_the_table_takes_its_share_of_the_time(state, monkeypatch):
@@ -235,11 +269,13 @@ def test_the_table_takes_its_share_of_the_time(state, monkeypatch):
 
 def test_tokens_of_screening_and_of_finalists_are_apart_where_the_text_is_long_enough(state, selection):
     batches = [{"input_ids": ids} for ids in selection]
-    screen, refine = split_by_tokens(batches)
+    screen, refine = split_by_tokens(batches, 40, 120)
     assert (token_count(screen), token_count(refine)) == (40, 120)
     assert [next(i for i, batch in enumerate(batches) if batch is other) for other in screen] == [0, 4]
     assert not any(batch is other for batch in screen for other in refine)
-    screen, refine = split_by_tokens(batches[:3])
+    screen, refine = split_by_tokens(batches[:3], 40, 120)
     assert (token_count(screen), refine) == (40, batches[:3])
     with pytest.raises(DataError, match="selection must hold at least one token, got none"):
-        split_by_tokens([])
+        split_by_tokens([], 40, 120)
+    assert evenly(batches, 4) == batches[::2]
+    assert evenly(batches, 9) == batches

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 from hf_farms import EvaluationConfig, PruneConfig
 from hf_farms.config import CalibrationConfig
 from hf_farms.output.recipe import Recipe
-from hf_farms.workflows import prune_estimate
+from hf_farms.search import checking
+from hf_farms.workflows import estimate, prune_estimate
 from hf_farms.workflows.estimate import Speed, Work, estimate_prune
 from hf_farms.workflows.prune import run_prune
 from hf_farms.workflows.prune_plan import plan_prune
@@ -76,15 +77,17 @@ def test_finalists_of_a_search_are_recovered_in_one_pass_over_32_sequences():
         return seconds(PruneConfig(allocation="auto", **options), work)["search"]
 
     forward = 10_000 * 10e-3
-    # Three finalists, each with seven forward passes.
-    assert search(recover="submodule") == pytest.approx(search() + 3 * 7 * forward)
+    # One more plan is measured, and each of three finalists is recovered in seven forward passes.
+    plan = 16_384 * (10 + 2 * 2) * 1e-3
+    assert search(recover="submodule") == pytest.approx(search() + plan + 3 * 7 * forward)
     assert search(recover="submodule", recover_passes=9) == search(recover="submodule")
     assert search(recover="distill") == search(recover="submodule")
     more = replace(WORK, sequences=128)
-    # A quarter of the sequences, also for the masks.
-    assert search(more, recover="submodule") == pytest.approx(
-        search(more) + 3 * ((2 * forward + 10 + 7 * forward) / 4 - 2 * forward - 10)
-    )
+    # A quarter of the sequences, also for the masks; the weights are as many.
+    saved = 3 * (2 + 7) * forward * 3 / 4
+    assert search(more, recover="submodule") == pytest.approx(search(recover="submodule") - saved)
+    assert search(replace(WORK, processes=4)) == search()
+    assert estimate.CHECK_SEQUENCES == checking.CHECK_SEQUENCES
 
 
 def planned(tmp_path, method="wanda"):
@@ -115,6 +118,7 @@ def test_a_run_tells_it_once_before_its_first_step(tmp_path, monkeypatch):
     ((work, speed),) = works
     assert (work.blocks, work.calibration, work.evaluation, work.baseline) == (8, 4 * 256, 2 * 256, True)
     assert work.weights == 811_008
+    assert work.sequences == 4
     assert 0 < speed.block < 1
     assert 0 < speed.head < 1
 
