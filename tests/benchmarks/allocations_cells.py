@@ -85,7 +85,7 @@ TIERS: dict[str, list[Cell]] = {
     "plain-recovery": _cells(0.5, AFTER, recover="submodule"),
     "plain-recovery-60": _cells(0.6, ("uniform", "auto"), recover="submodule"),
     "passes-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=6),
-    "passes-60": _cells(0.6, ("auto", "uniform"), recover="submodule", passes=6),
+    "passes-60": _cells(0.6, ("auto", "auto recovered", "uniform"), recover="submodule", passes=6),
     "written-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=2, written=3),
     # Four times the text, for as many steps.
     "text-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=2, data=4),
