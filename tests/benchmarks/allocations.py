@@ -28,8 +28,8 @@ over seeds and windows, minus those of the same seed and window of another row, 
 11. Written after three plans were recovered in one pass at 60%, on the selection text: `auto` that compares recovered
     plans takes the one halfway to uniform at 50 and 60%. With continuations, minus uniform, it is between -0.03 and
     0.01 at 60% and between -0.02 and 0 at 50%: a longer recovery leaves less to an allocation.
-12. Written after 11 had failed at 60% (+0.016): with the default recovery, six passes over 32 sequences, the plan halfway
-    is between -0.03 and 0.01 there.
+12. Written after 11 had failed at 60% (+0.016): with the default recovery, six passes over 32 sequences, the plan
+    halfway is between -0.03 and 0.01 there.
 """
 
 from __future__ import annotations
