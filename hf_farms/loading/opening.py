@@ -79,8 +79,9 @@ def load_model(
     head: bool = True,
     before_weights: BeforeWeights | None = None,
 ) -> LoadedModel:
-    """Load a model and its tokenizer. `dtype`, `device`, `revision`, `stream` and `allow_pickle` are
-    those of `LoadOptions`.
+    """Load a model and its tokenizer.
+
+    `dtype`, `device`, `revision`, `stream` and `allow_pickle` are those of `LoadOptions`.
 
     Args:
         model: `demo`, a folder, or a hub id, in this order; or a `ModelRef`.

@@ -108,7 +108,7 @@ def _search(subject: Subject, config: PruneConfig, options: argparse.Namespace) 
 def _checked(
     subject: Subject, config: PruneConfig, found: dict[str, Any], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """The choice of `auto` with a recovery: its steps before the last are those without, whose best plan is given."""
+    """Choose as `auto` does before a recovery: only its last step differs, and starts from the plan already found."""
     source = ModelBlockSource(subject.model)
     batches = named_batches(calibration(subject, options, seed=0), vocabulary=source.vocabulary)
     halves = split_selection(selection(subject, options), vocabulary=source.vocabulary)
