@@ -92,6 +92,11 @@ TIERS: dict[str, list[Cell]] = {
     "written-60": _cells(0.6, ("auto", "uniform"), recover="submodule", passes=2, written=3),
     # With the plan that `auto` takes for a model that is recovered; at 50% it is the plan without recovery.
     "written-auto": _cells(0.6, ("auto recovered",), recover="submodule", passes=2, written=3),
+    # The blocks are fitted to the sequences, the whole model to the continuations.
+    "distilled-written": [
+        Cell(sparsity=sparsity, allocation=allocation, recover="distill", written=3)
+        for sparsity, allocation in ((0.5, "uniform"), (0.5, "auto"), (0.6, "uniform"), (0.6, "auto recovered"))
+    ],
     "plain-most-data-50": _cells(0.5, ("auto", "uniform"), recover="submodule", data=8),
     "zero-shot": _cells(0.5, ("uniform",)) + _cells(0.5, ("uniform", "auto"), refine="swaps", recover="submodule"),
     "more-data-50": _cells(0.5, ("auto", "uniform"), refine="swaps", recover="submodule", data=4),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -58,14 +59,28 @@ def calibration(
     sequences: int | None = None,
     continuations: int = 0,
 ) -> list[Tensor]:
-    """Sequences of a seed, and continuations that the dense model writes."""
-    subject.restore()
+    """Sequences of a seed, and continuations that the dense model writes once for all cells of the folder."""
     config = CalibrationConfig(
         source=options.calibration,
         num_sequences=sequences or options.sequences,
         num_continuations=continuations,
         seed=seed,
     )
+    if not continuations:
+        return _written(subject, config)
+    path = options.folder / f"text-{seed}-{config.num_sequences}-{continuations}.pt"
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            unfinished = path.with_suffix(".tmp")
+            torch.save(_written(subject, config), unfinished)
+            unfinished.replace(path)
+    batches: list[Tensor] = torch.load(path)
+    return batches
+
+
+def _written(subject: Subject, config: CalibrationConfig) -> list[Tensor]:
+    subject.restore()
     return calibration_sequences(config, model=subject.model, tokenizer=subject.tokenizer)[0]
 
 
