@@ -84,6 +84,11 @@ TIERS: dict[str, list[Cell]] = {
     "placebos": [cell for sparsity in (0.5, 0.6) for cell in _cells(sparsity, ("first", "reversed", "shuffled"))],
     "plain-recovery": _cells(0.5, AFTER, recover="submodule"),
     "plain-recovery-60": _cells(0.6, ("uniform", "auto"), recover="submodule"),
+    # As `auto` compares plans before a recovery.
+    "pass-1": [
+        *_cells(0.5, ("auto", "uniform"), recover="submodule", passes=1),
+        *_cells(0.6, ("auto", "auto recovered", "uniform"), recover="submodule", passes=1),
+    ],
     "passes-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=6),
     "passes-60": _cells(0.6, ("auto", "auto recovered", "uniform"), recover="submodule", passes=6),
     "written-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=2, written=3),

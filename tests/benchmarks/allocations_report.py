@@ -108,14 +108,24 @@ def read_rows(folder: Path) -> list[Row]:
     return [{"passes": 3, "written": 0, **json.loads(line)} for line in text.splitlines()]
 
 
-def print_tables(folder: Path) -> None:
-    """Print one table for each setting, and comparisons of two allocations."""
+def print_tables(folder: Path, others: Sequence[Path] = ()) -> None:
+    """Print one table for each setting, and comparisons of two allocations.
+
+    Args:
+        folder: its rows have the tables.
+        others: folders of rows without recovery, whose gaps those of `folder` close, where it has none of their name.
+    """
     rows = read_rows(folder)
     dense = next(row for row in rows if row["name"] == "dense")
-    rows = [row for row in rows if row is not dense]
+    rows = [row for row in rows if row["name"] != "dense"]
     print(f"Dense: perplexity {math.exp(np.mean(dense['nll'])):.2f}, {len(dense['nll'])} windows.")
     for setting in dict.fromkeys(_setting(row) for row in rows):
         _print_table([row for row in rows if _setting(row) == setting])
+    names = {row["name"] for row in rows}
+    for other in others:
+        more = [row for row in read_rows(other) if row["name"] not in names | {"dense"}]
+        rows += [row for row in more if row["recover"] == "none"]
+        names |= {row["name"] for row in more}
     _print_gaps(rows, dense)
 
 
