@@ -91,6 +91,8 @@ TIERS: dict[str, list[Cell]] = {
     ],
     "passes-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=6),
     "passes-60": _cells(0.6, ("auto", "auto recovered", "uniform"), recover="submodule", passes=6),
+    # The default allocation, where a recovery follows.
+    "farms-recovered": [Cell(sparsity=s, allocation="farms", recover="submodule", passes=6) for s in (0.5, 0.6)],
     "written-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=2, written=3),
     # Four times the text, for as many steps.
     "text-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=2, data=4),
