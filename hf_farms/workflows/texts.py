@@ -173,7 +173,12 @@ class Calibration:
         """Tokens of all sequences, those that are not written yet included."""
         if not self._needed:
             return 0
-        return sum(ids.numel() for ids in self.known) + self._unwritten * self._length
+        return sum(ids.numel() for ids in self.known) + self.num_written_tokens
+
+    @property
+    def num_written_tokens(self) -> int:
+        """Tokens of the sequences that the model writes."""
+        return self._unwritten * self._length if self._needed else 0
 
     @property
     def num_sequences(self) -> int:

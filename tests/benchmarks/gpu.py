@@ -30,6 +30,8 @@ from typing import Any
 import torch
 import transformers
 
+from hf_farms.reports import json_converter
+
 FULL = {
     "width": 4096,
     "depth": 32,
@@ -247,6 +249,7 @@ def main():
     options = argparse.Namespace(**sizes, device=chosen.device, small=chosen.small)
     for section in SECTIONS.values():
         importlib.import_module(section.function.partition(":")[0])
+    json_converter()  # of what is imported late: a section would miss it only at its end
     rows, status = run_section("__main__:environment", 60, options, {}, show_row)
     if status != "done":
         sys.exit(status)

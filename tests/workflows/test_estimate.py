@@ -4,16 +4,19 @@ from dataclasses import replace
 
 import pytest
 from hf_farms_cli.app import app
+from hf_farms_cli.messages import in_options
 from typer.testing import CliRunner
 
 from hf_farms import EvaluationConfig, PruneConfig
 from hf_farms.config import CalibrationConfig
+from hf_farms.loading.opening import load_model
 from hf_farms.output.recipe import Recipe
 from hf_farms.search import checking
 from hf_farms.workflows import estimate, prune_estimate
 from hf_farms.workflows.estimate import Speed, Work, estimate_prune
 from hf_farms.workflows.prune import run_prune
 from hf_farms.workflows.prune_plan import plan_prune
+from hf_farms.workflows.texts import Calibration, EvaluationText
 
 # A token takes 1 ms in each of 10 blocks and 2 ms in the head, 10**9 multiply-adds of a spectrum a second.
 SPEED = Speed(block=1e-3, head=2e-3, weight=1e-7, multiply_add=1e-9)
@@ -90,13 +93,21 @@ def test_finalists_of_a_search_are_recovered_in_one_pass_over_32_sequences():
     assert estimate.CHECK_SEQUENCES == checking.CHECK_SEQUENCES
 
 
-def planned(tmp_path, method="wanda"):
+def test_text_that_the_model_writes_takes_time_until_it_is_written():
+    work = replace(WORK, written=1000)
+    assert seconds(work=work)["text written by the model"] == pytest.approx(4 * 1000 * (10 + 2) * 1e-3)
+    assert "text written by the model" not in seconds(work=replace(work, finished=frozenset({"text"})))
+    assert "text written by the model" not in seconds()
+    assert ", 1 text written by the model; " in estimate_prune(PruneConfig(), work, SPEED).sentence
+
+
+def planned(tmp_path, method="wanda", *, recover="none", num_sequences=4, **calibration):
     recipe = Recipe(
         model="demo",
         revision=None,
         dtype="auto",
-        prune=PruneConfig(method=method),
-        calibration=CalibrationConfig(num_sequences=4),
+        prune=PruneConfig(method=method, recover=recover),
+        calibration=CalibrationConfig(num_sequences=num_sequences, **calibration),
         evaluation=EvaluationConfig(max_windows=2),
     )
     return plan_prune(recipe, tmp_path / "out")
@@ -121,6 +132,45 @@ def test_a_run_tells_it_once_before_its_first_step(tmp_path, monkeypatch):
     assert work.sequences == 4
     assert 0 < speed.block < 1
     assert 0 < speed.head < 1
+
+
+def line(plan, monkeypatch, stream=False):
+    """The line of a plan whose model is slow."""
+    monkeypatch.setattr(prune_estimate, "measure_speed", lambda *_: replace(SPEED, block=0.05))
+    model = load_model(plan.model, stream=stream)
+    return prune_estimate.estimated_time(
+        plan, model.source, calibration=Calibration(plan.recipe, model), evaluation=EvaluationText(EVALUATION, model)
+    )
+
+
+EVALUATION = EvaluationConfig(max_windows=2)
+
+
+def test_a_recovery_of_few_sequences_is_told_of_text_that_the_model_writes(tmp_path, monkeypatch):
+    few = planned(tmp_path, recover="submodule")
+    told = line(few, monkeypatch)
+    assert told.endswith(
+        "; a recovery gains more from text that the model writes than from passes: "
+        "`calibration.num_continuations=12`, `recover_passes=2`"
+    )
+    assert in_options(told).replace("`", "").endswith(": --calibration-continuations 12, --recover-passes 2")
+    for other in (
+        planned(tmp_path),
+        planned(tmp_path, recover="distill"),
+        planned(tmp_path, recover="submodule", num_sequences=64),
+        planned(tmp_path, recover="submodule", num_continuations=12),
+        planned(tmp_path, recover="submodule", source="self"),
+    ):
+        assert "a recovery gains" not in line(other, monkeypatch)
+    assert "a recovery gains" not in line(few, monkeypatch, stream=True)
+
+
+def test_written_tokens_are_counted_until_the_file_is_there(tmp_path, monkeypatch):
+    plan = planned(tmp_path, num_continuations=12)
+    assert "1 text written by the model" in line(plan, monkeypatch)
+    plan.output.state.mkdir(parents=True)
+    (plan.output.state / "calibration.safetensors").touch()
+    assert "written by the model" not in line(plan, monkeypatch)
 
 
 def test_the_command_names_its_option_and_is_silent_for_short_work(tmp_path, monkeypatch):
