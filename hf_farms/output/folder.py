@@ -207,6 +207,11 @@ class OutputFolder:
         result = compute()
         return from_first_rank(lambda: self._saved(path, result, save), self.ranks)
 
+    def load_saved(self, name: str, load: Callable[[Path], T]) -> T | None:
+        """Load the result of a stage that was saved before; None without one. Arguments: `load_or_compute`."""
+        path = self.state / name
+        return from_first_rank(lambda: load(path) if path.exists() else None, self.ranks)
+
     def _saved(self, path: Path, result: T, save: Callable[[T, Path], None]) -> T:
         with writing(self.partial):
             if not (self.state / "fingerprint.json").exists():

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hf_farms.metrics.nll import TextNll
     from hf_farms.progress import Progress
     from hf_farms.workflows.prune_plan import PrunePlan
+    from hf_farms.workflows.recovered_choice import RecoveredChoice
 
 __all__ = ["uniform_nll"]
 
@@ -31,6 +32,7 @@ def uniform_nll(
     batches: Sequence[Tensor],
     *,
     selection: Sequence[Tensor],
+    choice: RecoveredChoice,
     progress: Progress,
 ) -> TextNll | None:
     """Measure the NLL with uniform sparsity; None, with a warning, if the model cannot be streamed.
@@ -59,6 +61,7 @@ def uniform_nll(
             ranks=output.ranks,
             progress=lambda stage, done, total: progress(f"{stage} (uniform)", done, total),
         )
+        choice.measure_uniform(loaded)
         return text.measure(loaded, progress, "Uniform perplexity", output.ranks)
 
     try:

@@ -130,6 +130,9 @@ def estimate_prune(config: PruneConfig, work: Work, speed: Speed) -> PruneEstima
     if work.written and "text" not in work.finished:
         parts.append(("text written by the model", 1, WRITING_PASSES * work.written * (forward + speed.head)))
     allocation = ALLOCATIONS[config.allocation]
+    if config.searches and work.baseline and RECOVERIES[config.recover].needs == "activations":
+        seconds = (1 + uniform) * FINALIST_TOKENS * (forward + speed.head) * shared
+        parts.append(("comparison with uniform sparsity", 1, seconds))
     if config.searches and "search" not in work.finished:
         seconds = _search(config, work, speed)
         parts.append(("search", 1, min(seconds, 60 * config.minutes) if config.minutes is not None else seconds))

@@ -34,6 +34,7 @@ from hf_farms.workflows.baseline import uniform_nll
 from hf_farms.workflows.prune_estimate import estimated_time
 from hf_farms.workflows.prune_files import GENERATION, describe, left_out, with_license
 from hf_farms.workflows.prune_plan import PrunePlan
+from hf_farms.workflows.recovered_choice import RecoveredChoice
 from hf_farms.workflows.selection import SelectionText
 from hf_farms.workflows.text_lengths import checked_before_weights, texts_of
 from hf_farms.workflows.texts import Calibration, EvaluationText, perplexity_record, same_text_note
@@ -75,6 +76,7 @@ class PruneStages:
         self._calibration = Calibration(recipe, self._loaded)
         self._selection = SelectionText(recipe, self._loaded)
         self._selection.check_apart(self._calibration.known)
+        self._choice = RecoveredChoice(recipe.prune, self._selection.batches, self._output, progress)
 
     def finish(
         self, *, repo_id: str | None, command: str | None, on_estimate: Callable[[str], None] | None = None
@@ -114,6 +116,7 @@ class PruneStages:
         pruned = _pruned_nll(text, self._loaded, self._progress, self._ranks) if text else None
         if even and self._plan.baseline and recipe.prune.allocation != "uniform":
             uniform = pruned
+        compared = self._choice.note(self._loaded) if pruned is not None else None
         texts = (*(text.notes if text else ()), *same_text_note(recipe))
         if text and pruned is None:
             texts = (*texts, "The perplexity of the pruned model is not finite.")
@@ -128,6 +131,7 @@ class PruneStages:
                 *notes,
                 *self._selection.notes,
                 *(search.notes if search is not None else ()),
+                *((compared,) if compared is not None else ()),
                 *texts,
                 *spectra.notes,
             ),
@@ -194,7 +198,9 @@ class PruneStages:
         if self._text is None or not self._plan.baseline:
             return None
         selection = self._selection.batches
-        return uniform_nll(self._plan, self._text, batches, selection=selection, progress=self._progress)
+        return uniform_nll(
+            self._plan, self._text, batches, selection=selection, choice=self._choice, progress=self._progress
+        )
 
     def _prune(
         self,

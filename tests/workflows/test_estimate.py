@@ -101,6 +101,19 @@ def test_text_that_the_model_writes_takes_time_until_it_is_written():
     assert ", 1 text written by the model; " in estimate_prune(PruneConfig(), work, SPEED).sentence
 
 
+def test_a_recovered_plan_is_compared_with_the_baseline_on_the_tokens_of_finalists():
+    name, config = "comparison with uniform sparsity", PruneConfig(allocation="auto", recover="submodule")
+    one = 16_384 * (10 + 2) * 1e-3
+    assert seconds(config)[name] == pytest.approx(2 * one)
+    assert seconds(config, replace(WORK, finished=frozenset({"uniform"})))[name] == pytest.approx(one)
+    for other, work in (
+        (PruneConfig(allocation="auto"), WORK),
+        (PruneConfig(recover="submodule"), WORK),
+        (config, replace(WORK, baseline=False)),
+    ):
+        assert name not in seconds(other, work)
+
+
 def planned(tmp_path, method="wanda", *, recover="none", num_sequences=4, **calibration):
     recipe = Recipe(
         model="demo",
