@@ -61,8 +61,9 @@ def uniform_nll(
             ranks=output.ranks,
             progress=lambda stage, done, total: progress(f"{stage} (uniform)", done, total),
         )
+        nll = text.measure(loaded, progress, "Uniform perplexity", output.ranks)
         choice.measure_uniform(loaded)
-        return text.measure(loaded, progress, "Uniform perplexity", output.ranks)
+        return nll
 
     try:
         # On several processes all of them get the error, and go on without the baseline.

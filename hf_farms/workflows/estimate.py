@@ -130,15 +130,17 @@ def estimate_prune(config: PruneConfig, work: Work, speed: Speed) -> PruneEstima
     if work.written and "text" not in work.finished:
         parts.append(("text written by the model", 1, WRITING_PASSES * work.written * (forward + speed.head)))
     allocation = ALLOCATIONS[config.allocation]
+    comparison = 0.0
     if config.searches and work.baseline and RECOVERIES[config.recover].needs == "activations":
-        seconds = (1 + uniform) * FINALIST_TOKENS * (forward + speed.head) * shared
-        parts.append(("comparison with uniform sparsity", 1, seconds))
+        comparison = (1 + uniform) * FINALIST_TOKENS * (forward + speed.head) * shared
+        parts.append(("comparison with uniform sparsity", 1, comparison))
     if config.searches and "search" not in work.finished:
         seconds = _search(config, work, speed)
         parts.append(("search", 1, min(seconds, 60 * config.minutes) if config.minutes is not None else seconds))
     elif allocation.needs_activations and not config.searches and "scores" not in work.finished:
         parts.append(("scoring", 1, 2 * tokens * forward * shared))
-    return PruneEstimate(tuple(parts), baseline=uniform * (pruning + recovery + distilling + perplexity))
+    baseline = uniform * (pruning + recovery + distilling + perplexity) + comparison
+    return PruneEstimate(tuple(parts), baseline=baseline)
 
 
 def _pruning(config: PruneConfig, tokens: float, work: Work, speed: Speed) -> float:

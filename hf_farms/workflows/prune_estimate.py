@@ -45,7 +45,7 @@ def estimated_time(
     Counted are parameters, tokens and multiply-adds; their speed is measured on one block, the head, one comparison of
     weights and one spectrum, in at most a few seconds. BENCHMARKS.md has estimates beside the times that prunes took.
     `ria`, searches, distillation, text that the model writes and GPUs were not checked. Files that are read and written
-    are left out. Where a recovery has few sequences, the line says that text which the model writes helps.
+    are left out, and text that a streamed model writes. Where a recovery has few sequences, the line advises more text.
 
     Args:
         plan: of the prune.
@@ -72,16 +72,17 @@ def estimated_time(
         baseline=plan.baseline and evaluation is not None and prune.allocation != "uniform",
         processes=output.ranks.count,
         sequences=max(1, calibration.num_sequences),
-        written=calibration.num_written_tokens,
+        written=calibration.num_written_tokens if source.in_memory else 0,
         left=1 - _finished_blocks(output.state / "blocks") / max(1, len(source)),
         finished=frozenset(name for file, name in FINISHED.items() if (output.state / file).exists()),
     )
     sentence = estimate_prune(prune, work, speed).sentence
-    if sentence is None or not _gains_from_text(plan, source, calibration):
+    begun = bool(work.finished) or work.left < 1
+    if sentence is None or begun or not _gains_from_text(plan, source, calibration):
         return sentence
     return (
-        f"{sentence}; a recovery gains more from text that the model writes than from passes: "
-        f"`calibration.num_continuations={CONTINUATIONS * calibration.num_sequences}`, `recover_passes={PASSES}`"
+        f"{sentence}; a recovery often gains more from text than from passes: give more, or let the model write some "
+        f"(`calibration.num_continuations={CONTINUATIONS * calibration.num_sequences}`, `recover_passes={PASSES}`)"
     )
 
 
@@ -90,7 +91,8 @@ def _gains_from_text(plan: PrunePlan, source: ModelBlockSource, calibration: Cal
     prune = plan.recipe.prune
     fits_blocks = RECOVERIES[prune.recover].needs == "activations" and not prune.trains
     few = calibration.num_sequences < 2 * BLOCK_SEQUENCES and not plan.recipe.calibration.generates
-    return fits_blocks and few and source.in_memory and getattr(source.model, "can_generate", lambda: False)()
+    many = prune.effective_passes > PASSES
+    return fits_blocks and few and many and source.in_memory and getattr(source.model, "can_generate", lambda: False)()
 
 
 def _finished_blocks(records: Path) -> int:

@@ -7,7 +7,8 @@
 **Choose**, on the selection text with calibration seed 0 and KL to the dense model: `auto` and `sensitivity` as `prune`
 runs them; the best of random plans that need as many forward passes as `auto`; the strength of `ramp`, `dlp` (alpha)
 and `owl` (M and lambda), 20 trials each, as many as the defaults of `farms` had. **Measure**: calibration seeds 1 to 5,
-used for nothing else; KL and NLL of every window of the test text. Several processes share the work. **Report**: means
+used for nothing else; KL and NLL of every window of the test text. Several processes share the work. A folder belongs
+to one model, its dtype and its texts: continuations are written once for each seed, and kept there. **Report**: means
 over seeds and windows, minus those of the same seed and window of another row, with a standard error of both.
 
 **Predictions**, written before any of it was run (SmolLM2-135M, bfloat16):

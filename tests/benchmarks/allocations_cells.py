@@ -151,9 +151,9 @@ def _needed(cell: Cell, folder: Path) -> list[Path]:
 
 
 def _row(subject: Subject, windows: Windows, cell: Cell, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    start = time.perf_counter()
     sequences = options.sequences * cell.data
     batches = calibration(subject, options, seed=seed, sequences=sequences, continuations=cell.written * sequences)
+    start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         report = _pruned(subject, cell, batches, options)

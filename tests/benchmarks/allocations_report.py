@@ -113,7 +113,7 @@ def print_tables(folder: Path, others: Sequence[Path] = ()) -> None:
 
     Args:
         folder: its rows have the tables.
-        others: folders of rows without recovery, whose gaps those of `folder` close, where it has none of their name.
+        others: folders of rows without recovery, whose gaps are closed; of a name and seed the first counts.
     """
     rows = read_rows(folder)
     dense = next(row for row in rows if row["name"] == "dense")
@@ -121,11 +121,10 @@ def print_tables(folder: Path, others: Sequence[Path] = ()) -> None:
     print(f"Dense: perplexity {math.exp(np.mean(dense['nll'])):.2f}, {len(dense['nll'])} windows.")
     for setting in dict.fromkeys(_setting(row) for row in rows):
         _print_table([row for row in rows if _setting(row) == setting])
-    names = {row["name"] for row in rows}
     for other in others:
-        more = [row for row in read_rows(other) if row["name"] not in names | {"dense"}]
-        rows += [row for row in more if row["recover"] == "none"]
-        names |= {row["name"] for row in more}
+        known = {(row["name"], row["seed"]) for row in rows}
+        more = [row for row in read_rows(other) if row["name"] != "dense" and row["recover"] == "none"]
+        rows += [row for row in more if (row["name"], row["seed"]) not in known]
     _print_gaps(rows, dense)
 
 

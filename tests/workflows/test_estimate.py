@@ -105,6 +105,8 @@ def test_a_recovered_plan_is_compared_with_the_baseline_on_the_tokens_of_finalis
     name, config = "comparison with uniform sparsity", PruneConfig(allocation="auto", recover="submodule")
     one = 16_384 * (10 + 2) * 1e-3
     assert seconds(config)[name] == pytest.approx(2 * one)
+    compared, alone = (estimate_prune(config, replace(WORK, baseline=given), SPEED) for given in (True, False))
+    assert compared.seconds - alone.seconds == pytest.approx(compared.baseline)
     assert seconds(config, replace(WORK, finished=frozenset({"uniform"})))[name] == pytest.approx(one)
     for other, work in (
         (PruneConfig(allocation="auto"), WORK),
@@ -114,12 +116,12 @@ def test_a_recovered_plan_is_compared_with_the_baseline_on_the_tokens_of_finalis
         assert name not in seconds(other, work)
 
 
-def planned(tmp_path, method="wanda", *, recover="none", num_sequences=4, **calibration):
+def planned(tmp_path, method="wanda", *, recover="none", recover_passes=None, num_sequences=4, **calibration):
     recipe = Recipe(
         model="demo",
         revision=None,
         dtype="auto",
-        prune=PruneConfig(method=method, recover=recover),
+        prune=PruneConfig(method=method, recover=recover, recover_passes=recover_passes),
         calibration=CalibrationConfig(num_sequences=num_sequences, **calibration),
         evaluation=EvaluationConfig(max_windows=2),
     )
@@ -163,24 +165,30 @@ def test_a_recovery_of_few_sequences_is_told_of_text_that_the_model_writes(tmp_p
     few = planned(tmp_path, recover="submodule")
     told = line(few, monkeypatch)
     assert told.endswith(
-        "; a recovery gains more from text that the model writes than from passes: "
-        "`calibration.num_continuations=12`, `recover_passes=2`"
+        "; a recovery often gains more from text than from passes: give more, or let the model write some "
+        "(`calibration.num_continuations=12`, `recover_passes=2`)"
     )
-    assert in_options(told).replace("`", "").endswith(": --calibration-continuations 12, --recover-passes 2")
+    assert in_options(told).replace("`", "").endswith(" (--calibration-continuations 12, --recover-passes 2)")
     for other in (
         planned(tmp_path),
         planned(tmp_path, recover="distill"),
+        planned(tmp_path, recover="submodule", recover_passes=2),
         planned(tmp_path, recover="submodule", num_sequences=64),
         planned(tmp_path, recover="submodule", num_continuations=12),
         planned(tmp_path, recover="submodule", source="self"),
     ):
-        assert "a recovery gains" not in line(other, monkeypatch)
-    assert "a recovery gains" not in line(few, monkeypatch, stream=True)
+        assert "a recovery" not in line(other, monkeypatch)
+    assert "a recovery" not in line(few, monkeypatch, stream=True)
+    # The settings of a run that has begun stay as they are.
+    few.output.state.mkdir(parents=True)
+    (few.output.state / "spectra.json").touch()
+    assert "a recovery" not in line(few, monkeypatch)
 
 
 def test_written_tokens_are_counted_until_the_file_is_there(tmp_path, monkeypatch):
     plan = planned(tmp_path, num_continuations=12)
     assert "1 text written by the model" in line(plan, monkeypatch)
+    assert "written by the model" not in line(plan, monkeypatch, stream=True)
     plan.output.state.mkdir(parents=True)
     (plan.output.state / "calibration.safetensors").touch()
     assert "written by the model" not in line(plan, monkeypatch)

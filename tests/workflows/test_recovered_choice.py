@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_farms import CalibrationConfig, EvaluationConfig, PruneConfig, SelectionConfig, prune_checkpoint
 from hf_farms.data.selection import selection_sequences, split_selection
+from hf_farms.errors import HfFarmsWarning, ModelError
 from hf_farms.loading.names import ModelRef
 from hf_farms.loading.opening import load_model
 from hf_farms.metrics.nll import TextNll, text_nll
@@ -39,7 +40,7 @@ def measured(folder):
     """The NLL of the first four sequences, measured on the finished model."""
     model = load_model(ModelRef.parse("demo", None))
     batches, _ = selection_sequences(OPTIONS["selection"], model=model.model, tokenizer=model.tokenizer)
-    rows = torch.cat([row["input_ids"] for row in split_selection(batches).search])[:4]
+    rows = torch.cat([row["input_ids"] for row in split_selection(batches).acceptance])[:4]
     pruned = AutoModelForCausalLM.from_pretrained(folder)
     assert pruned.config.vocab_size == model.model.config.vocab_size
     return text_nll(pruned, rows.flatten(), context_length=256)
@@ -55,7 +56,7 @@ def test_both_are_measured_on_finished_models_and_a_run_that_was_killed_knows_th
     report = prune_checkpoint("demo", tmp_path / "auto", config=CONFIG, **OPTIONS)
     prune_checkpoint("demo", tmp_path / "uniform", config=replace(CONFIG, allocation="uniform"), **OPTIONS)
     expected = recovered_choice.comparison(measured(tmp_path / "auto"), measured(tmp_path / "uniform"))
-    assert expected.startswith(f"{BEGIN}1,020 tokens of the selection text is ")
+    assert expected.startswith(f"{BEGIN}1,020 tokens of the selection text, on which no plan was chosen, is ")
     assert notes(report) == [expected]
     assert expected in (tmp_path / "auto" / "README.md").read_text()
 
@@ -70,16 +71,30 @@ def nll(*windows):
     return TextNll(windows, context_length=64, num_tokens=63 * len(windows))
 
 
-def test_the_sentence_names_uniform_sparsity_where_it_is_better_by_two_errors():
-    base = nll(3.0, 3.2, 3.4)
-    said = (
-        "With the whole recovery, the NLL of 189 tokens of the selection text is {} with the plan of the search and {} "
+def test_the_sentence_tells_of_uniform_sparsity_that_is_better_by_two_errors():
+    base, worse = nll(*[3.0, 3.2, 3.4] * 3), nll(*[3.1, 3.3, 3.51] * 3)
+    assert recovered_choice.comparison(worse, base) == (
+        "With the whole recovery, the NLL of 567 tokens of the selection text, on which no plan was chosen, is 3.303 "
+        "with the plan of the search and 3.200 with uniform sparsity (+0.103 ± 0.002): uniform sparsity was better on "
+        "this text, try `allocation='uniform'`."
     )
-    assert recovered_choice.comparison(nll(3.1, 3.3, 3.51), base) == (
-        said.format("3.303", "3.200")
-        + "with uniform sparsity (+0.103 ± 0.003): uniform sparsity is better here, prune "
-        "with `allocation='uniform'`."
+    assert recovered_choice.comparison(base, worse).endswith(" with uniform sparsity (-0.103 ± 0.002).")
+    assert recovered_choice.comparison(nll(*[3.1, 3.1, 3.5] * 3), nll(*[3.0, 3.3, 3.4] * 3)).endswith(
+        "(+0.000 ± 0.050)."
     )
-    assert recovered_choice.comparison(base, nll(3.1, 3.3, 3.51)).endswith(" with uniform sparsity (-0.103 ± 0.003).")
-    assert recovered_choice.comparison(nll(3.1, 3.1, 3.5), base).endswith(" with uniform sparsity (+0.033 ± 0.067).")
+    # Too few sequences to rely on.
+    assert recovered_choice.comparison(nll(3.1, 3.3, 3.51), nll(3.0, 3.2, 3.4)).endswith("(+0.103 ± 0.003).")
     assert recovered_choice.comparison(nll(3.1), nll(3.0)).endswith(" and 3.000 with uniform sparsity.")
+
+
+def test_a_comparison_that_fails_keeps_the_baseline(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise ModelError("the model predicts NaN.")
+
+    monkeypatch.setattr(recovered_choice, "text_nll", fails)
+    with pytest.warns(
+        HfFarmsWarning, match="^The result is not compared with uniform sparsity: the model predicts NaN"
+    ):
+        report = prune_checkpoint("demo", tmp_path / "auto", config=CONFIG, **OPTIONS)
+    assert report.perplexity.uniform is not None
+    assert notes(report) == []
