@@ -208,7 +208,7 @@ class OutputFolder:
         return from_first_rank(lambda: self._saved(path, result, save), self.ranks)
 
     def load_saved(self, name: str, load: Callable[[Path], T]) -> T | None:
-        """Load the result of a stage that was saved before; None without one. Arguments: `load_or_compute`."""
+        """Load the result of a stage that was saved before; None without one. Arguments as of `load_or_compute`."""
         path = self.state / name
         return from_first_rank(lambda: load(path) if path.exists() else None, self.ranks)
 

@@ -20,8 +20,8 @@ TRAINING_PASSES = 3.0
 PLANS, PLAN_TOKENS, FINALISTS, FINALIST_TOKENS, TABLE_TOKENS, CHECKED = 54, 2048, 5, 16_384, 1024, 3
 # Sequences that pruned finalists are recovered on, in one pass.
 CHECK_SEQUENCES = 32
-# Forward passes that a token takes which the model writes, one after another in batches of 64 sequences: 2.3 (float32)
-# to 3.9 (bfloat16) for SmolLM2-135M on a CPU, more in long sequences.
+# Forward passes that a token takes which the model writes: a rough figure for CPUs, where tokens come one after another
+# in batches of up to 64 sequences.
 WRITING_PASSES = 4.0
 
 
