@@ -21,7 +21,7 @@ from hf_farms import PruneConfig, prune
 
 PLACEBOS = ("sorted", "reversed", "shuffled")
 TUNED = ("tuned ramp", "tuned owl", "tuned dlp")
-SEARCHED = ("sensitivity", "auto", "auto recovered", "random")
+SEARCHED = ("sensitivity", "auto", "auto recovered", "auto quarter", "random")
 # Given as sparsities of the blocks.
 GIVEN = ("first", *SEARCHED)
 
@@ -93,6 +93,11 @@ TIERS: dict[str, list[Cell]] = {
     "passes-60": _cells(0.6, ("auto", "auto recovered", "uniform"), recover="submodule", passes=6),
     # The default allocation, where a recovery follows.
     "farms-recovered": [Cell(sparsity=s, allocation="farms", recover="submodule", passes=6) for s in (0.5, 0.6)],
+    "quarter-1": [Cell(sparsity=s, allocation="auto quarter", recover="submodule", passes=1) for s in (0.6, 0.5)],
+    "quarter": [Cell(sparsity=s, allocation="auto quarter", recover="submodule", passes=6) for s in (0.6, 0.5)],
+    "farms-1": [Cell(sparsity=s, allocation="farms", recover="submodule", passes=1) for s in (0.6, 0.5)],
+    "farms-60": [Cell(sparsity=0.6, allocation="farms", recover="submodule", passes=6)],
+    "quarter-60": [Cell(sparsity=0.6, allocation="auto quarter", recover="submodule", passes=6)],
     "written-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=2, written=3),
     # Four times the text, for as many steps.
     "text-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=2, data=4),
@@ -144,7 +149,7 @@ def _missing(options: argparse.Namespace) -> Iterator[tuple[Cell, int]]:
 
 def _needed(cell: Cell, folder: Path) -> list[Path]:
     """The choices that a cell needs."""
-    name = {"sensitivity": "auto"}.get(cell.allocation, cell.allocation.removeprefix("tuned ").replace(" ", "-"))
+    name = {"sensitivity": "auto", "auto quarter": "auto"}.get(cell.allocation, cell.allocation.removeprefix("tuned ").replace(" ", "-"))
     if cell.allocation not in (*TUNED, *SEARCHED):
         return []
     return [choice_file(folder, name, cell.sparsity, cell.pattern)]
@@ -209,6 +214,8 @@ def _pruned(subject: Subject, cell: Cell, batches: list[Any], options: argparse.
             )
         else:
             given["scores"] = chosen["sensitivity" if name == "sensitivity" else "sparsities"]
+            if name == "auto quarter":
+                given["scores"] = [config.sparsity + (value - config.sparsity) / 4 for value in given["scores"]]
     subject.restore()
     with with_outlier_bound(bound) if bound else nullcontext():
         return prune(subject.model, config, calibration=batches, **given).report
