@@ -10,6 +10,7 @@ moves.py        changes of a plan that are tried
 trials.py       the file of the plans that were tried
 budget.py       the time of a search
 steps.py        starts, moves, finalists
+final_check.py  prune the last plans block by block, recover them, and measure again
 tokens.py       batches of a number of tokens
 auto.py         the allocations `sensitivity` and `auto`
 checking.py     KL after sequential pruning, and rank correlation

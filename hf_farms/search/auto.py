@@ -59,9 +59,9 @@ def search_auto(source: BlockSource, config: PruneConfig, **options: Unpack[Sear
     """Search the allocation with the lowest KL to the dense model; the model is not changed.
 
     Without `config.minutes` the work is fixed and so is the result: about 60 plans on 2,048 tokens, a table that costs
-    as much as 5 L / 4 of them for L blocks, 5 plans on 16,384 tokens, and 3 prunes; with a recovery, a sixth plan, and
-    one pass of the recovery over at most 32 sequences in each prune. With it, the search stops after the pass that is
-    running when the time is over.
+    as much as 5 L / 4 of them for L blocks, 5 plans on 16,384 tokens, and 3 prunes; with a recovery, two more plans and
+    one more prune, and one pass of the recovery over at most 32 sequences in each prune. With it, the search stops
+    after the pass that is running when the time is over.
 
     Args:
         source: the dense model.

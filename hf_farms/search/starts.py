@@ -24,12 +24,14 @@ from hf_farms.reports import SpectralReport
 from hf_farms.search.grid import Grid, Plan
 from hf_farms.spectra.analysis import analyze
 
-__all__ = ["Starts", "halfway", "mixtures"]
+__all__ = ["Starts", "between", "mixtures"]
 
 # Multiples of the default spread, for allocations that have one.
 STRENGTHS = (1.0, 0.5, 2.0)
 # Beside `config.ends`: a healthy first or last block with a light tail may turn a gain into a loss.
 OTHER_ENDS: tuple[Ends, ...] = ("measured", "apart")
+# Names of plans between uniform and another.
+SHARES = {0.25: "a quarter", 0.5: "half", 0.75: "three quarters"}
 # Pairs of the best starts are mixed.
 MIXED = 3
 
@@ -125,11 +127,12 @@ class Starts:
         return known
 
 
-def halfway(name: str, plan: Plan, grid: Grid) -> Candidate:
-    """Return the plan halfway to uniform, and its name; uniform stays as it is."""
+def between(name: str, plan: Plan, grid: Grid, *, share: float) -> Candidate:
+    """Return the plan a share of the way from uniform to a plan, and its name; uniform stays as it is."""
     if plan == grid.uniform:
         return name, plan
-    return f"half of {name}", grid.nearest([(level / grid.steps + grid.target) / 2 for level in plan])
+    sparsities = [grid.target + share * (level / grid.steps - grid.target) for level in plan]
+    return f"{SHARES[share]} of {name}", grid.nearest(sparsities)
 
 
 def mixtures(best: Sequence[Candidate], grid: Grid) -> list[Candidate]:

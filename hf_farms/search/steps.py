@@ -16,26 +16,25 @@ from hf_farms.progress import Progress, no_progress
 from hf_farms.pruning.calibration_pass import Batch
 from hf_farms.reports import SpectralReport
 from hf_farms.search.budget import Budget
-from hf_farms.search.checking import CHECK_SEQUENCES, can_check, pruned_loss, recovers
 from hf_farms.search.evaluation import plan_losses
+from hf_farms.search.final_check import FinalCheck
 from hf_farms.search.grid import Grid, Plan
 from hf_farms.search.levels import LevelCodes, build_codes, code_method
 from hf_farms.search.sensitivity import SensitivityTable, measure_sensitivity
-from hf_farms.search.starts import Candidate, Starts, halfway, mixtures
+from hf_farms.search.starts import Candidate, Starts, between, mixtures
 from hf_farms.search.tokens import spaced, split_by_tokens
 from hf_farms.search.trials import Stage, Trial, Trials
 
 __all__ = ["MOVES", "REFINE_TOKENS", "SCREEN_TOKENS", "Search"]
 
-# Tokens that every plan, and that the finalists are measured on; of the sensitivity table and of pruned finalists.
-SCREEN_TOKENS, REFINE_TOKENS = 2048, 16_384
-TABLE_TOKENS, CHECK_TOKENS = 1024, 8192
+# Tokens that every plan, and that the finalists are measured on; those of the sensitivity table.
+SCREEN_TOKENS, REFINE_TOKENS, TABLE_TOKENS = 2048, 16_384, 1024
 # Verified moves, and how many are measured in one pass; the best of a pass is where the next one starts.
 MOVES, MOVES_AT_ONCE = 30, 6
 # Plans measured in one pass, so that the time is looked at in between.
 STARTS_AT_ONCE = 6
-# Finalists beside uniform, and those that are pruned block by block.
-FINALISTS, CHECKED = 4, 2
+# Finalists beside uniform.
+FINALISTS = 4
 # Share of the time left that the sensitivity table may take.
 TABLE_SHARE = 0.4
 
@@ -113,14 +112,14 @@ class Search:
         for start in range(0, len(candidates), STARTS_AT_ONCE):
             if self.budget.over() and self.trials.best is not None:
                 break
-            tried = self.trials.measure(candidates[start : start + STARTS_AT_ONCE], stage, self._losses(stage))
+            tried = self.trials.measure(candidates[start : start + STARTS_AT_ONCE], stage, self.losses(stage))
             self._visited |= {trial.plan: trial for trial in tried}
             measured += tried
-            self._show(stage, min(len(candidates), start + STARTS_AT_ONCE), len(candidates))
+            self.show(stage, min(len(candidates), start + STARTS_AT_ONCE), len(candidates))
         return measured
 
-    def _losses(self, stage: Stage) -> Callable[[list[Plan]], list[float]]:
-        """Return the function that measures plans on cached levels."""
+    def losses(self, stage: Stage) -> Callable[[list[Plan]], list[float]]:
+        """Return a function that measures plans on cached levels."""
         batches = self.screen if stage == "screened" else self.refine
 
         def losses(plans: list[Plan]) -> list[float]:
@@ -134,7 +133,8 @@ class Search:
         """Return the plans of this run, the best first."""
         return sorted(self._visited.values(), key=lambda trial: trial.losses["screened"])
 
-    def _show(self, stage: Stage, done: int, total: int) -> None:
+    def show(self, stage: Stage, done: int, total: int) -> None:
+        """Tell the progress of a stage, with the best plan so far."""
         self.trials.seconds = self.budget.used()
         best = self.trials.best
         named = f": best so far {best.name}, KL {best.loss:.4g}" if best is not None else ""
@@ -157,7 +157,7 @@ class Search:
         if self.budget.over():
             return
         knapsack = ("sensitivity", self.table().best_plan(self.grid))
-        self.measure([knapsack, halfway(*knapsack, self.grid)], "screened")
+        self.measure([knapsack, between(*knapsack, self.grid, share=0.5)], "screened")
         best = [(trial.name, trial.plan) for trial in self._screened()]
         self.measure(mixtures([x for x in best if not x[0].startswith(("move", "mixture"))], self.grid), "screened")
 
@@ -199,58 +199,8 @@ class Search:
         )
 
     def check(self, finalists: Sequence[Trial]) -> None:
-        """Prune the best finalists and uniform block by block, and measure them again.
-
-        A recovery evens out much of what an allocation gains. With one, plans are also recovered, in one pass, and the
-        plan halfway between the best finalist and uniform takes the place of the second finalist.
-        """
-        recovering = recovers(self.config)
-        if not can_check(self.source):
-            missing = "pruned block by block or recovered" if recovering else "pruned block by block"
-            self.notes.append(f"Plans were not {missing} before the choice, as the model is not in memory.")
-            return
-        stage: Stage = "recovered" if recovering else "pruned"
-        done, plans = 0, self._to_check(finalists)
-        for plan, name in plans.items():
-            if self.budget.over():
-                self.notes.append(
-                    "The time limit (`minutes`) ended the search before all finalists were pruned block by block."
-                )
-                break
-            self._prune((name, plan), stage)
-            done += 1
-            self._show(stage, done, len(plans))
-        if recovering and done:
-            self.notes.append(
-                f"{done} of the plans were also pruned block by block and recovered, in one pass over at most "
-                f"{CHECK_SEQUENCES} sequences."
-            )
-
-    def _to_check(self, finalists: Sequence[Trial]) -> dict[Plan, str]:
-        """Return the plans that are pruned block by block, with their names."""
-        trials = [*finalists[:1], self.trials[self.grid.uniform], *finalists[1:CHECKED]]
-        candidates = [(trial.name, trial.plan) for trial in trials]
-        if recovers(self.config):
-            candidates.insert(2, halfway(*candidates[0], self.grid))
-        named = {plan: name for name, plan in reversed(candidates)}
-        plans = list(dict.fromkeys(plan for _, plan in candidates))[: CHECKED + 1]
-        return {plan: named[plan] for plan in plans}
-
-    def _prune(self, candidate: Candidate, stage: Stage) -> None:
-        """Prune a plan block by block, and measure it; a new one is screened and refined first."""
-        for earlier in EARLIER:
-            self.trials.measure([candidate], earlier, self._losses(earlier))
-        prune = partial(
-            pruned_loss,
-            self.source,
-            self.config,
-            calibration=self.calibration,
-            batches=spaced(self.refine, CHECK_TOKENS),
-        )
-        exact = self.grid.exact(self.grid.sparsities(candidate[1]))
-        self.trials.measure([candidate], stage, lambda plans: [prune(exact) for _ in plans])
+        """Prune the best finalists and uniform block by block, with one pass of a recovery, and measure them again."""
+        FinalCheck(self, finalists).run()
 
 
 STAGES: dict[Stage, str] = {"screened": "search", "refined": "finalists", "pruned": "check", "recovered": "check"}
-# Losses that a plan has before it is pruned.
-EARLIER: tuple[Stage, ...] = ("screened", "refined")

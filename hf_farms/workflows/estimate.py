@@ -175,17 +175,17 @@ def _search(config: PruneConfig, work: Work, speed: Speed) -> float:
     """
     forward, tokens = work.blocks * speed.block, float(work.calibration)
     codes = check = _pruning(config, tokens, work, speed) + work.weights * speed.weight
-    finalists = FINALISTS
+    finalists, checked = FINALISTS, CHECKED
     if RECOVERIES[config.recover].needs == "activations":
-        # A plan halfway to uniform is one more.
-        finalists += 1
+        # Two plans between the best and uniform, of which one takes the place of a finalist.
+        finalists, checked = finalists + 2, checked + 1
         tokens *= min(1.0, CHECK_SEQUENCES / work.sequences)
         check = _pruning(config, tokens, work, speed) + work.weights * speed.weight
         check += _block_passes(1) * tokens * forward
     screened = PLANS * PLAN_TOKENS + finalists * FINALIST_TOKENS
     heads = 5 * work.blocks * TABLE_TOKENS
     passes = screened * (forward + 2 * speed.head) + heads * (forward / 2 + 2 * speed.head)
-    return passes + codes + CHECKED * check
+    return passes + codes + checked * check
 
 
 def _counted(name: str, count: int) -> str:

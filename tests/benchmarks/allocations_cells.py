@@ -149,7 +149,9 @@ def _missing(options: argparse.Namespace) -> Iterator[tuple[Cell, int]]:
 
 def _needed(cell: Cell, folder: Path) -> list[Path]:
     """The choices that a cell needs."""
-    name = {"sensitivity": "auto", "auto quarter": "auto"}.get(cell.allocation, cell.allocation.removeprefix("tuned ").replace(" ", "-"))
+    name = {"sensitivity": "auto", "auto quarter": "auto"}.get(
+        cell.allocation, cell.allocation.removeprefix("tuned ").replace(" ", "-")
+    )
     if cell.allocation not in (*TUNED, *SEARCHED):
         return []
     return [choice_file(folder, name, cell.sparsity, cell.pattern)]

@@ -5,9 +5,13 @@ import pytest
 import torch
 from models import tiny
 
-from hf_farms import FarmsConfig
+from hf_farms import FarmsConfig, PruneConfig
 from hf_farms.blocks import ModelBlockSource
 from hf_farms.registries import ALLOCATIONS, AllocationEntry
+from hf_farms.search import steps
+from hf_farms.search.budget import Budget
+from hf_farms.search.steps import Search
+from hf_farms.search.trials import Trials
 
 
 def tokens(rows, length, seed):
@@ -65,3 +69,37 @@ def failing(blocks, config):
 def many():
     """More tokens than any tiny layer has inputs."""
     return [{"input_ids": tokens(8, 40, 2)}]
+
+
+# The plan with the lowest loss in `state`.
+BEST = (90, 100, 110)
+
+
+def distance(plan):
+    return float(sum((level - best) ** 2 for level, best in zip(plan, BEST, strict=True)))
+
+
+@pytest.fixture
+def state(source, selection, monkeypatch):
+    """A search whose losses are known; `seconds` is its clock, and each plan takes one."""
+    state = SimpleNamespace(seconds=0.0, passes=[], stages=[])
+
+    def plan_losses(source, codes, plans, batches, **options):
+        state.passes.append((list(plans), len(batches)))
+        state.seconds += len(plans) * len(batches) / 2
+        return [distance(plan) for plan in plans]
+
+    for name, value in {"SCREEN_TOKENS": 40, "REFINE_TOKENS": 120, "TABLE_TOKENS": 40}.items():
+        monkeypatch.setattr(steps, name, value)
+    monkeypatch.setattr(steps, "plan_losses", plan_losses)
+
+    def begin(minutes=None):
+        budget = Budget(minutes, clock=lambda: state.seconds)
+        batches = [{"input_ids": ids} for ids in selection]
+        config = PruneConfig(allocation="auto")
+        search = Search(source, config, [], batches, None, Trials(), budget, lambda *stage: state.stages.append(stage))
+        search._codes = object()
+        return search
+
+    state.begin = begin
+    return state

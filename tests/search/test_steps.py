@@ -1,49 +1,12 @@
 """The steps of a search on losses that are known: the squared distance to a plan."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from hf_farms import PruneConfig
 from hf_farms.errors import DataError
 from hf_farms.search import steps
-from hf_farms.search.budget import Budget
-from hf_farms.search.steps import Search
 from hf_farms.search.tokens import evenly, split_by_tokens, token_count
-from hf_farms.search.trials import Trials
-
-BEST = (90, 100, 110)
-
-
-def distance(plan):
-    return float(sum((level - best) ** 2 for level, best in zip(plan, BEST, strict=True)))
-
-
-@pytest.fixture
-def state(source, selection, monkeypatch):
-    """A search whose losses are known; `seconds` is its clock, and each plan takes one."""
-    state = SimpleNamespace(seconds=0.0, passes=[], stages=[])
-
-    def plan_losses(source, codes, plans, batches, **options):
-        state.passes.append((list(plans), len(batches)))
-        state.seconds += len(plans) * len(batches) / 2
-        return [distance(plan) for plan in plans]
-
-    for name, value in {"SCREEN_TOKENS": 40, "REFINE_TOKENS": 120, "TABLE_TOKENS": 40}.items():
-        monkeypatch.setattr(steps, name, value)
-    monkeypatch.setattr(steps, "plan_losses", plan_losses)
-
-    def begin(minutes=None):
-        budget = Budget(minutes, clock=lambda: state.seconds)
-        batches = [{"input_ids": ids} for ids in selection]
-        config = PruneConfig(allocation="auto")
-        search = Search(source, config, [], batches, None, Trials(), budget, lambda *stage: state.stages.append(stage))
-        search._codes = object()
-        return search
-
-    state.begin = begin
-    return state
 
 
 def test_plans_are_measured_a_few_at_a_time_while_there_is_time(state):
@@ -157,98 +120,6 @@ def test_finalists_are_the_best_plans_the_best_start_and_uniform(state):
     assert few.finalists() == []
     few.measure(starts[1:2], "screened")
     assert [trial.name for trial in few.finalists()] == ["farms", "uniform"]
-
-
-def test_the_best_finalist_uniform_and_the_second_are_pruned_while_there_is_time(state, monkeypatch):
-    pruned = []
-
-    def pruned_loss(source, config, sparsities, *, calibration, batches):
-        pruned.append(([round(sparsity, 3) for sparsity in sparsities], token_count(batches)))
-        state.seconds += 60
-        return 1.0 / len(pruned)
-
-    monkeypatch.setattr(steps, "pruned_loss", pruned_loss)
-    monkeypatch.setattr(steps, "CHECK_TOKENS", 60)
-    plans = [("uniform", (100, 100, 100)), ("one", (90, 100, 110)), ("two", (95, 100, 105)), ("three", (97, 100, 103))]
-    for minutes, count in ((None, 3), (1.5, 2)):
-        search = state.begin(minutes)
-        search.measure(plans, "screened")
-        pruned.clear()
-        state.stages.clear()
-        search.check(search.finalists())
-        assert pruned == [([0.45, 0.5, 0.55], 60), ([0.5, 0.5, 0.5], 60), ([0.475, 0.5, 0.525], 60)][:count]
-        stages = [(stage.partition(":")[0], done, total) for stage, done, total in state.stages if "check" in stage]
-        assert stages == [("check", 1, 3), ("check", 2, 3), ("check", 3, 3)][:count]
-        assert search.trials.best.name == ("two" if count == 3 else "uniform")
-        stopped = "The time limit (`minutes`) ended the search before all finalists were pruned block by block."
-        assert search.notes == ([] if count == 3 else [stopped])
-
-
-def test_a_plan_halfway_to_uniform_is_checked_where_the_model_is_recovered(state, monkeypatch):
-    losses = {"half of one": 1.0, "uniform": 2.0, "one": 3.0}
-    search = state.begin()
-    search.config = replace(search.config, recover="submodule")
-
-    def pruned_loss(source, config, sparsities, *, calibration, batches):
-        name = next(name for name, plan in plans.items() if search.grid.sparsities(plan) == pytest.approx(sparsities))
-        return losses[name]
-
-    plans = {"uniform": (100, 100, 100), "one": (90, 100, 110), "two": (97, 100, 103), "half of one": (95, 100, 105)}
-    monkeypatch.setattr(steps, "pruned_loss", pruned_loss)
-    search.measure([(name, plan) for name, plan in plans.items() if name != "half of one"], "screened")
-    search.check(search.finalists())
-    checked = search.trials.ranked(stage="recovered")
-    assert [(trial.name, trial.losses["recovered"]) for trial in checked] == list(losses.items())
-    assert set(checked[0].losses) == {"screened", "refined", "recovered"}
-    assert search.trials.best is checked[0]
-    assert search.notes == [
-        "3 of the plans were also pruned block by block and recovered, in one pass over at most 32 sequences."
-    ]
-    stages = [stage.partition(":")[0] for stage, *_ in state.stages]
-    assert stages == ["search", "finalists", "check", "check", "check"]
-    # The same search on the same trials takes the same plans, though one more was refined.
-    assert [trial.name for trial in search.finalists()] == ["one", "two", "uniform"]
-
-
-def test_the_halfway_plan_comes_last_when_there_is_no_time_for_it(state, monkeypatch):
-    def pruned_loss(source, config, sparsities, *, calibration, batches):
-        state.seconds += 60
-        return 1.0
-
-    monkeypatch.setattr(steps, "pruned_loss", pruned_loss)
-    plans = [("uniform", (100, 100, 100)), ("one", (90, 100, 110))]
-    for minutes, names in ((1.5, ["one", "uniform"]), (0.5, ["one"])):
-        search = state.begin(minutes)
-        search.config = replace(search.config, recover="submodule")
-        search.measure(plans, "screened")
-        search.check(search.finalists())
-        assert sorted(trial.name for trial in search.trials.ranked(stage="recovered")) == names
-        assert "half of one" not in {trial.name for trial in search.trials.ranked()}
-        assert search.notes[1].startswith(f"{len(names)} of the plans were also pruned block by block and recovered")
-
-
-def test_the_second_finalist_is_checked_where_no_plan_lies_halfway(state, monkeypatch):
-    monkeypatch.setattr(steps, "pruned_loss", lambda *args, **options: 1.0)
-    search = state.begin()
-    search.config = replace(search.config, recover="submodule")
-    monkeypatch.setattr(steps, "halfway", lambda name, plan, grid: (f"half of {name}", grid.uniform))
-    search.measure([("uniform", (100, 100, 100)), ("one", (90, 100, 110)), ("two", (88, 100, 112))], "screened")
-    search.check(search.finalists())
-    assert {trial.name for trial in search.trials.ranked(stage="recovered")} == {"one", "uniform", "two"}
-
-
-def test_no_plan_lies_halfway_where_uniform_is_the_best(state, monkeypatch):
-    checked = []
-    monkeypatch.setattr(steps, "pruned_loss", lambda *args, **options: checked.append(args[2]) or 1.0)
-    search = state.begin()
-    search.config = replace(search.config, recover="submodule")
-    monkeypatch.setattr(
-        steps, "plan_losses", lambda source, codes, plans, batches, **_: [1.0 + abs(plan[0] - 100) for plan in plans]
-    )
-    search.measure([("uniform", (100, 100, 100)), ("one", (90, 100, 110))], "screened")
-    search.check(search.finalists())
-    assert [sorted(sparsities) for sparsities in checked] == [[0.5, 0.5, 0.5], [0.45, 0.5, 0.55]]
-    assert {trial.name for trial in search.trials.ranked()} == {"uniform", "one"}
 
 
 def test_the_table_takes_its_share_of_the_time(state, monkeypatch):

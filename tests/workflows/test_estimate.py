@@ -81,14 +81,14 @@ def test_finalists_of_a_search_are_recovered_in_one_pass_over_32_sequences():
         return seconds(PruneConfig(allocation="auto", **options), work)["search"]
 
     forward = 10_000 * 10e-3
-    # One more plan is measured, and each of three finalists is recovered in seven forward passes.
-    plan = 16_384 * (10 + 2 * 2) * 1e-3
-    assert search(recover="submodule") == pytest.approx(search() + plan + 3 * 7 * forward)
+    # Two more plans are measured, one more is pruned, and each of four is recovered in seven forward passes.
+    plan, pruned = 16_384 * (10 + 2 * 2) * 1e-3, 2 * forward + 10
+    assert search(recover="submodule") == pytest.approx(search() + 2 * plan + pruned + 4 * 7 * forward)
     assert search(recover="submodule", recover_passes=9) == search(recover="submodule")
     assert search(recover="distill") == search(recover="submodule")
     more = replace(WORK, sequences=128)
     # A quarter of the sequences, also for the masks; the weights are as many.
-    saved = 3 * (2 + 7) * forward * 3 / 4
+    saved = 4 * (2 + 7) * forward * 3 / 4
     assert search(more, recover="submodule") == pytest.approx(search(recover="submodule") - saved)
     assert search(replace(WORK, processes=4)) == search()
     assert estimate.CHECK_SEQUENCES == checking.CHECK_SEQUENCES

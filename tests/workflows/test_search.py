@@ -10,7 +10,7 @@ from hf_farms.data.texts import read_text
 from hf_farms.errors import DataError, NoEffectWarning
 from hf_farms.output.recipe import Recipe
 from hf_farms.reports import PruneReport
-from hf_farms.search import steps
+from hf_farms.search import final_check, steps
 from hf_farms.workflows.prune_plan import plan_prune
 
 CONFIG = PruneConfig(allocation="auto")
@@ -20,9 +20,10 @@ NONE = EvaluationConfig(source=None)
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
-    sizes = {"SCREEN_TOKENS": 128, "REFINE_TOKENS": 128, "TABLE_TOKENS": 64, "CHECK_TOKENS": 64, "MOVES": 6}
+    sizes = {"SCREEN_TOKENS": 128, "REFINE_TOKENS": 128, "TABLE_TOKENS": 64, "MOVES": 6}
     for name, value in sizes.items():
         monkeypatch.setattr(steps, name, value)
+    monkeypatch.setattr(final_check, "CHECK_TOKENS", 64)
 
 
 @pytest.mark.parametrize("stream", [False, True])

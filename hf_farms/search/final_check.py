@@ -1,0 +1,102 @@
+"""The last step of a search: prune the best plans block by block, recover them, and measure them again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from hf_farms.search.checking import CHECK_SEQUENCES, can_check, pruned_loss, recovers
+from hf_farms.search.starts import Candidate, between
+from hf_farms.search.tokens import spaced
+from hf_farms.search.trials import Stage, Trial
+
+if TYPE_CHECKING:
+    from hf_farms.search.steps import Search
+
+__all__ = ["FinalCheck"]
+
+# Plans that are pruned, uniform among them; with a recovery there is one more.
+CHECKED = 3
+CHECK_TOKENS = 8192
+# Losses that a plan has before it is pruned.
+EARLIER: tuple[Stage, ...] = ("screened", "refined")
+
+
+class FinalCheck:
+    """Prune the best finalist, uniform and the second finalist block by block, and measure them again.
+
+    A recovery evens out much of what an allocation gains, so that milder plans may be better. With one, plans are also
+    recovered, in one pass, and those between the best finalist and uniform take the place of the second finalist: the
+    one halfway, then the one between the best of these three and its better neighbor.
+
+    Args:
+        search: its trials get the losses.
+        finalists: the best first.
+    """
+
+    def __init__(self, search: Search, finalists: Sequence[Trial]) -> None:
+        self._search, self._finalists = search, finalists
+        self._recovers = recovers(search.config)
+        self._stage: Stage = "recovered" if self._recovers else "pruned"
+
+    def run(self) -> None:
+        """Prune the plans while there is time."""
+        search, done = self._search, 0
+        if not can_check(search.source):
+            missing = "pruned block by block or recovered" if self._recovers else "pruned block by block"
+            search.notes.append(f"Plans were not {missing} before the choice, as the model is not in memory.")
+            return
+        first = self._first()
+        halves = self._recovers and between(*first[0], search.grid, share=0.5) in first[2:]
+        for candidate in chain(first, self._last(first) if halves else ()):
+            if search.budget.over():
+                search.notes.append(
+                    "The time limit (`minutes`) ended the search before all finalists were pruned block by block."
+                )
+                break
+            self._prune(candidate)
+            done += 1
+            search.show(self._stage, done, len(first) + halves)
+        if self._recovers and done:
+            search.notes.append(
+                f"{done} of the plans were also pruned block by block and recovered, in one pass over at most "
+                f"{CHECK_SEQUENCES} sequences."
+            )
+
+    def _first(self) -> list[Candidate]:
+        """Return the plans that are pruned in any case, the best finalist first."""
+        uniform = self._search.trials[self._search.grid.uniform]
+        trials = [*self._finalists[:1], uniform, *self._finalists[1:2]]
+        candidates = [(trial.name, trial.plan) for trial in trials]
+        if self._recovers:
+            candidates.insert(2, between(*candidates[0], self._search.grid, share=0.5))
+        distinct = {plan: (name, plan) for name, plan in reversed(candidates)}
+        return [distinct[plan] for plan in dict.fromkeys(plan for _, plan in candidates)][:CHECKED]
+
+    def _last(self, first: Sequence[Candidate]) -> Iterator[Candidate]:
+        """Yield the plan between the best of three and its better neighbor, if the levels have one."""
+        losses = [self._search.trials[plan].losses[self._stage] for _, plan in first]
+        # The whole plan, uniform and the one halfway: the first two have only the last one beside them.
+        shares = [1.0, 0.0, 0.5]
+        ranked = [share for _, share in sorted(zip(losses, shares, strict=True))]
+        neighbor = ranked[1] if ranked[0] == 0.5 else 0.5
+        name, plan = between(*first[0], self._search.grid, share=(ranked[0] + neighbor) / 2)
+        if plan not in [other for _, other in first]:
+            yield name, plan
+
+    def _prune(self, candidate: Candidate) -> None:
+        """Prune a plan block by block, and measure it; a new one is screened and refined first."""
+        search = self._search
+        for earlier in EARLIER:
+            search.trials.measure([candidate], earlier, search.losses(earlier))
+        prune = partial(
+            pruned_loss,
+            search.source,
+            search.config,
+            calibration=search.calibration,
+            batches=spaced(search.refine, CHECK_TOKENS),
+        )
+        exact = search.grid.exact(search.grid.sparsities(candidate[1]))
+        search.trials.measure([candidate], self._stage, lambda plans: [prune(exact) for _ in plans])
