@@ -15,7 +15,7 @@ from torch import Tensor
 from hf_farms.blocks import TensorFiles
 from hf_farms.files.atomic_writes import replacing, write_text, writing
 from hf_farms.files.names import WEIGHTS, WEIGHTS_INDEX
-from hf_farms.files.path_checks import check_within
+from hf_farms.files.path_checks import check_replaceable, check_within
 from hf_farms.output.code_references import drop_code_references
 
 if TYPE_CHECKING:
@@ -76,6 +76,30 @@ class CheckpointWriter:
     def tensors(self, index: int) -> TensorFiles:
         """Return the weights of a finished block."""
         return TensorFiles([self._folder / self._shard_name(index)], mapped=False)
+
+    def adopt(self, other: CheckpointWriter) -> None:
+        """Move the blocks that another writer finished here, in place of those of this one.
+
+        A move that was interrupted goes on: files that were moved before stay.
+
+        Args:
+            other: a writer of the same model in another folder of the same disk.
+
+        Raises:
+            OutputError: a file could not be moved, or is a link or device.
+        """
+        with writing(self._folder):
+            self._records.mkdir(parents=True, exist_ok=True)
+            for index in range(self._shards - 1):
+                name = self._shard_name(index)
+                moves = {
+                    other._folder / name: self._folder / name,
+                    other._record_path(index): self._record_path(index),
+                }
+                for source, target in moves.items():
+                    if source.exists():
+                        check_replaceable(target)
+                        source.replace(target)
 
     def finish(self, tokenizer: PreTrainedTokenizerBase | None, blocks: Collection[str]) -> None:
         """Write the weights outside the blocks, the index, the configs and the tokenizer.

@@ -153,7 +153,12 @@ def ineffective_note(removals: Sequence[Sequence[Removal]], sizes: Sequence[int]
         config: as for `pattern_note`.
     """
     numbers = {removal.group for block in removals for removal in block}
-    return pattern_note(removals, sizes, config) if len(numbers) == 1 and config.allocation != "uniform" else None
+    return pattern_note(removals, sizes, config) if len(numbers) == 1 and not _may_be_even(config) else None
+
+
+def _may_be_even(config: PruneConfig) -> bool:
+    """Whether equal sparsities are no fault: they are asked for, or a search may find nothing better."""
+    return config.allocation == "uniform" or config.searches
 
 
 def pattern_note(removals: Sequence[Sequence[Removal]], sizes: Sequence[int], config: PruneConfig) -> str | None:
@@ -176,7 +181,7 @@ def pattern_note(removals: Sequence[Sequence[Removal]], sizes: Sequence[int], co
         f"Pattern {config.pattern}: {unit} keep {span} of every {size} weights, which "
         f"removes {reached:.6g} of all, the closest to {config.sparsity:g} that this pattern allows."
     )
-    if min(numbers) < max(numbers) or config.allocation == "uniform":
+    if min(numbers) < max(numbers) or _may_be_even(config):
         return note
     return (
         f"{note} `allocation={config.allocation!r}` has no effect: its sparsities differ by less than 1/{size}. Choose "

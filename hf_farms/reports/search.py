@@ -36,7 +36,9 @@ class SearchRecord:
     """The plans that a search tried.
 
     Attributes:
-        winner: name of the plan that was taken.
+        winner: name of the best plan.
+        taken: `uniform`, where the result has that in place of the best plan, as it was better after the whole
+            recovery; None: the result has the best plan.
         sparsities: of each block, exact in total.
         trials: all plans, the best first.
         table_sparsities: sparsities at which each block was pruned alone.
@@ -61,6 +63,7 @@ class SearchRecord:
     complete: bool = True
     selection: SelectionConfig | None = None
     notes: tuple[str, ...] = ()
+    taken: str | None = None
 
     def trial(self, name: str) -> SearchTrial | None:
         """Return the trial of this name; None: there is none."""
@@ -70,8 +73,11 @@ class SearchRecord:
     def sentence(self) -> str:
         """The plan that won, and by how much, on the text of the latest stage."""
         best, uniform = self.best, self.trial("uniform")
+        replaced = ""
+        if self.taken is not None:
+            replaced = f" The result has {self.taken} sparsity instead, which was better after the whole recovery."
         if best is None or uniform is None:
-            return f"Plan: {self.winner}."
+            return f"Plan: {self.winner}.{replaced}"
         stages = (
             (best.recovered, uniform.recovered, "after pruning and one pass of recovery"),
             (best.pruned, uniform.pruned, "after pruning"),
@@ -88,7 +94,7 @@ class SearchRecord:
             compared = recovered or sum(trial.pruned is not None for trial in self.trials)
             check = "sequential pruning and recovery" if recovered else "sequential pruning"
             text += f" Rank correlation of the search with {check} over {compared} plans: {self.rank_correlation:.2f}."
-        return text
+        return text + replaced
 
     @property
     def best(self) -> SearchTrial | None:

@@ -2,6 +2,7 @@
 
 prune.py                prune a model into a folder
 prune_stages.py         the stages of a prune, which an interrupted run resumes
+prune_result.py         prune into the folder, and keep the better of two results
 prune_plan.py           checks before a prune
 baseline.py             the perplexity of uniform sparsity
 recovered_choice.py     compare the plan of a search with uniform sparsity, both with the whole recovery

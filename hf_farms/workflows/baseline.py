@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from hf_farms.errors import HfFarmsWarning, ModelError
 from hf_farms.loading.opening import load_model
-from hf_farms.output.checkpoint import CheckpointWriter
 from hf_farms.pruning.pruner import prune
 from hf_farms.workflows.texts import EvaluationText, load_nll, save_nll
 
@@ -37,20 +35,19 @@ def uniform_nll(
 ) -> TextNll | None:
     """Measure the NLL with uniform sparsity; None, with a warning, if the model cannot be streamed.
 
-    The dense blocks are read from disk one at a time, and the pruned ones are kept on disk until they are measured. The
-    cost is one more pass of pruning and of measuring, and temporary disk space of the size of the model. For a recovery
-    that trains the whole model, it is in memory instead, next to the dense one.
+    The dense blocks are read from disk one at a time, and the pruned ones are kept on disk until they are measured, or
+    compared with the result. The cost is one more pass of pruning and of measuring, and temporary disk space of the
+    size of the model. For a recovery that trains the whole model, it is in memory instead, next to the dense one.
     """
     output = plan.output
-    folder = output.state / "uniform"
+    folder = choice.folder
 
     def measure() -> TextNll:
         config = replace(plan.recipe.prune, allocation="uniform")
         load = replace(plan.load, stream=not config.trains, device=plan.load.device or output.ranks.device)
         loaded = load_model(plan.model, **asdict(load), tokenizer=False)
         source = loaded.source
-        writer = CheckpointWriter(loaded.model, folder, len(source), records=folder / "blocks")
-        source.attach(writer, keep_dense=config.trains)
+        source.attach(choice.uniform_writer(loaded), keep_dense=config.trains)
         prune(
             source,
             config,
@@ -73,6 +70,6 @@ def uniform_nll(
         # The baseline is for comparison only: its failure must not prevent the result.
         warnings.warn(f"Uniform sparsity was not measured: {error}", HfFarmsWarning, stacklevel=2)
         nll = None
-    if output.ranks.index == 0:
-        shutil.rmtree(folder, ignore_errors=True)
+    if nll is None or not choice.can_take_uniform:
+        choice.forget()
     return nll

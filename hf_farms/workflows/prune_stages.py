@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -12,28 +10,25 @@ from typing import TYPE_CHECKING, cast
 from hf_farms.blocks import BlockSource, StreamedBlockSource
 from hf_farms.config import PruneConfig
 from hf_farms.data.selection import ACCEPTANCE_TOKENS
-from hf_farms.errors import HfFarmsWarning, ModelError
 from hf_farms.files.atomic_writes import write_text
-from hf_farms.loading.opening import LoadedModel, load_model
-from hf_farms.output.checkpoint import CheckpointWriter
+from hf_farms.loading.opening import load_model
 from hf_farms.output.fingerprint import fingerprint
 from hf_farms.output.local_paths import save_local_paths
 from hf_farms.output.merging import merge_shards
-from hf_farms.processes import WorkingRanks, from_first_rank
+from hf_farms.processes import from_first_rank
 from hf_farms.progress import Progress, one_stage
 from hf_farms.pruning.checks import check_method
-from hf_farms.pruning.pruner import prune
 from hf_farms.pruning.recovery import training_disk_bytes
 from hf_farms.pruning.removal_plan import plan_removals, plan_targets
 from hf_farms.pruning.scoring import score_blocks
-from hf_farms.pruning.sharing import commit
 from hf_farms.registries import ALLOCATIONS, RECOVERIES
-from hf_farms.reports import PruneReport, SpectralReport, json_converter
+from hf_farms.reports import PruneReport, SpectralReport
 from hf_farms.spectra.analysis import analyze
 from hf_farms.workflows.baseline import uniform_nll
 from hf_farms.workflows.prune_estimate import estimated_time
-from hf_farms.workflows.prune_files import GENERATION, describe, left_out, with_license
+from hf_farms.workflows.prune_files import describe, left_out, with_license
 from hf_farms.workflows.prune_plan import PrunePlan
+from hf_farms.workflows.prune_result import ResultStage, activations_folder, block_writer
 from hf_farms.workflows.recovered_choice import RecoveredChoice
 from hf_farms.workflows.selection import SelectionText
 from hf_farms.workflows.text_lengths import checked_before_weights, texts_of
@@ -77,6 +72,16 @@ class PruneStages:
         self._selection = SelectionText(recipe, self._loaded)
         self._selection.check_apart(self._calibration.known)
         self._choice = RecoveredChoice(recipe.prune, self._selection.batches, self._output, progress)
+        self._result = ResultStage(
+            recipe,
+            self._loaded,
+            self._output,
+            text=self._text,
+            choice=self._choice,
+            selection=self._selection.batches,
+            left=left_out(plan.model),
+            progress=progress,
+        )
 
     def finish(
         self, *, repo_id: str | None, command: str | None, on_estimate: Callable[[str], None] | None = None
@@ -88,16 +93,15 @@ class PruneStages:
         partial = self._begin()
         if on_estimate is not None and (estimate := self._estimate()) is not None:
             on_estimate(estimate)
-        left = left_out(self._plan.model)
         # When the shards are merged, single blocks cannot be read any more.
         report = output.load_or_compute(
-            "report.json", lambda: self._report(partial, left), lambda report, path: report.save(path), PruneReport.load
+            "report.json", lambda: self._report(partial), lambda report, path: report.save(path), PruneReport.load
         )
         report = replace(report, command=command)
         from_first_rank(lambda: self._write(partial, report, repo_id), self._ranks)
         return report
 
-    def _report(self, partial: Path, left: Sequence[str]) -> PruneReport:
+    def _report(self, partial: Path) -> PruneReport:
         """Run all stages that measure and prune."""
         output, text, recipe = self._output, self._text, self._recipe
         spectra = self._spectra()
@@ -112,11 +116,12 @@ class PruneStages:
         )
         even = _is_even(self._loaded.source, recipe.prune, spectra, scores)
         uniform = None if even else self._uniform(batches)
-        report = self._prune(batches, spectra, scores, left=left)
-        pruned = _pruned_nll(text, self._loaded, self._progress, self._ranks) if text else None
+        result = self._result.make(batches, spectra, scores, uniform=uniform)
+        report, pruned = result.report, result.nll
         if even and self._plan.baseline and recipe.prune.allocation != "uniform":
             uniform = pruned
-        compared = self._choice.note(self._loaded) if pruned is not None else None
+        if search is not None and result.uniform:
+            search = replace(search, taken="uniform")
         texts = (*(text.notes if text else ()), *same_text_note(recipe))
         if text and pruned is None:
             texts = (*texts, "The perplexity of the pruned model is not finite.")
@@ -131,7 +136,7 @@ class PruneStages:
                 *notes,
                 *self._selection.notes,
                 *(search.notes if search is not None else ()),
-                *((compared,) if compared is not None else ()),
+                *((result.note,) if result.note is not None else ()),
                 *texts,
                 *spectra.notes,
             ),
@@ -140,7 +145,7 @@ class PruneStages:
     def _write(self, partial: Path, report: PruneReport, repo_id: str | None) -> None:
         """Merge the shards, write everything else, and rename the folder."""
         state = self._output.state
-        shards = self._writer(partial, state / "blocks").shards
+        shards = block_writer(self._loaded, partial, records=state / "blocks").shards
         merge_shards(partial, state / "merged", shards, progress=one_stage(self._progress, "Merging shards"))
         describe(partial, self._recipe, report, repo_id)
         self._output.finish()
@@ -171,10 +176,13 @@ class PruneStages:
     def _bytes_needed(self) -> int:
         """Bytes on disk: the weights, and of a streamed model the hidden states of the calibration data.
 
-        The baseline is streamed whatever the model is; its weights are gone before those of the result are written.
+        The baseline is streamed whatever the model is; its weights are gone before those of the result are written,
+        unless both are compared.
         """
         source = self._loaded.source
         weights = sum(parameter.nbytes for parameter in source.model.parameters())
+        if self._plan.baseline and self._choice.can_take_uniform:
+            weights *= 2
         if not isinstance(source, StreamedBlockSource) and not self._plan.baseline:
             return weights
         recovers = RECOVERIES[self._recipe.prune.recover].needs == "activations"
@@ -202,60 +210,6 @@ class PruneStages:
             self._plan, self._text, batches, selection=selection, choice=self._choice, progress=self._progress
         )
 
-    def _prune(
-        self,
-        batches: Sequence[Tensor],
-        spectra: SpectralReport,
-        scores: Scores | Sequence[float | None] | None,
-        *,
-        left: Sequence[str],
-    ) -> PruneReport:
-        """Prune the model into `DIR.partial`, and measure it again."""
-        loaded, output, config = self._loaded, self._output, self._recipe.prune
-        source = loaded.source
-        writer = self._writer(output.partial, output.state / "blocks")
-        # Blocks that are trained afterwards: a run that is killed starts the training from them again.
-        pruned = output.state / "pruned"
-        first = self._writer(pruned, pruned / "records") if config.trains else writer
-        source.attach(first, keep_dense=RECOVERIES[config.recover].needs == "activations")
-        report = prune(
-            source,
-            config,
-            calibration=batches,
-            spectra=spectra,
-            scores=scores,
-            selection=self._selection.batches or None,
-            activations=_activations(source, output),
-            checkpoints=output.state / "distill" if config.trains else None,
-            ranks=self._ranks,
-            progress=self._progress,
-        ).report
-        if config.trains:
-            source.results = writer
-            for block in report.blocks:
-                commit(source, block.index, json_converter().unstructure(block), self._ranks)
-        # Of the files that are left out, all but the generation config make the tokenizer.
-        tokenizer = None if set(left) - {GENERATION} else loaded.tokenizer
-        names = [source.metadata(index).name for index in range(len(source))]
-        from_first_rank(lambda: writer.finish(tokenizer, names), self._ranks)
-        if GENERATION in left and self._ranks.index == 0:
-            (output.partial / GENERATION).unlink(missing_ok=True)
-        tick = one_stage(self._progress, "Measuring spectra again")
-        recipe = self._recipe
-        seen = replace(report.calibration, config=recipe.calibration) if report.calibration else None
-        accepted = replace(report.acceptance, config=recipe.selection) if report.acceptance else None
-        after = analyze(source, config.measurement(), ranks=self._ranks, progress=tick)
-        return replace(report, model=recipe.model, after=after, calibration=seen, acceptance=accepted)
-
-    def _writer(self, folder: Path, records: Path) -> CheckpointWriter:
-        loaded = self._loaded
-        return CheckpointWriter(loaded.model, folder, len(loaded.source), records=records, absent=loaded.absent)
-
-
-def _activations(source: BlockSource, output: OutputFolder) -> Path | None:
-    """Return the folder for the hidden states of the calibration data; None keeps them in memory."""
-    return output.state / "activations" if isinstance(source, StreamedBlockSource) else None
-
 
 def _scores(
     source: BlockSource, config: PruneConfig, batches: Sequence[Tensor], output: OutputFolder, progress: Progress
@@ -263,7 +217,7 @@ def _scores(
     """Return scores of the dense blocks, loaded or computed; None if the allocation needs no activations."""
     if not ALLOCATIONS[config.allocation].needs_activations:
         return None
-    activations = _activations(source, output)
+    activations = activations_folder(source, output)
     return output.load_or_compute(
         "scores.json",
         lambda: score_blocks(source, config, batches, activations=activations, ranks=output.ranks, progress=progress),
@@ -279,17 +233,3 @@ def _is_even(
     uniform = replace(config, allocation="uniform")
     cuts = plan_removals(source, plan_targets(source, config, spectra=spectra, scores=scores), config)
     return cuts == plan_removals(source, plan_targets(source, uniform), uniform)
-
-
-def _pruned_nll(text: EvaluationText, loaded: LoadedModel, progress: Progress, ranks: WorkingRanks) -> TextNll | None:
-    """Measure the NLL of the pruned model; None, with a warning, if it is not finite."""
-    try:
-        with ranks.failing_together():
-            nll = text.measure(loaded, progress, "Pruned perplexity", ranks)
-    except ModelError as error:
-        warnings.warn(f"The pruned model has no perplexity: {error}", HfFarmsWarning, stacklevel=2)
-        return None
-    if math.isfinite(nll.perplexity):
-        return nll
-    warnings.warn("The pruned model has no finite perplexity: too much was removed.", HfFarmsWarning, stacklevel=2)
-    return None

@@ -2,13 +2,16 @@
 
 A search recovers its last plans in one pass, and a longer recovery leaves less to an allocation. The baseline has the
 whole recovery, so that the comparison needs no more pruning, only two forward passes of up to 16,384 tokens (or two
-sequences, if these are longer). They are of the second half of the text, on which no plan was chosen.
+sequences, if these are longer). They are of the second half of the text, on which no plan was chosen. The blocks of the
+baseline stay on disk until then: where they are better, they are the result.
 """
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +20,8 @@ from hf_farms.blocks import StreamedBlockSource
 from hf_farms.data.selection import split_selection
 from hf_farms.errors import HfFarmsWarning, ModelError
 from hf_farms.metrics.nll import TextNll, text_nll
+from hf_farms.output.checkpoint import CheckpointWriter
+from hf_farms.processes import from_first_rank
 from hf_farms.progress import Progress, one_stage
 from hf_farms.registries import RECOVERIES
 from hf_farms.workflows.estimate import FINALIST_TOKENS
@@ -31,12 +36,45 @@ if TYPE_CHECKING:
     from hf_farms.loading.opening import LoadedModel
     from hf_farms.output.folder import OutputFolder
 
-__all__ = ["RecoveredChoice"]
+__all__ = ["Comparison", "RecoveredChoice"]
 
-# Fewer sequences give no advice: the errors of a few are too small too often.
-SEQUENCES_AT_LEAST = 8
 # In the state folder of unfinished work.
 UNIFORM_NAME = "uniform_selection.json"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """NLL of the selection text with the plan of a search and with uniform sparsity."""
+
+    plan: TextNll
+    uniform: TextNll
+
+    @property
+    def uniform_is_better(self) -> bool:
+        """Whether uniform sparsity has the lower NLL."""
+        return self.uniform.nll < self.plan.nll
+
+    def sentence(self, *, taken: bool = False) -> str:
+        """Return both NLLs and their paired difference.
+
+        The error is that over sequences; another choice of calibration passages moves the difference too.
+
+        Args:
+            taken: whether uniform sparsity, which is better, is the result.
+        """
+        difference, error = self.plan.difference(self.uniform)
+        text = (
+            f"With the whole recovery, the NLL of {self.plan.num_tokens:,} tokens of the selection text, on which no "
+            f"plan was chosen, is {self.plan.nll:.3f} with the plan of the search and {self.uniform.nll:.3f} with "
+            "uniform sparsity"
+        )
+        if error is not None:
+            text += f" ({difference:+.3f} ± {error:.3f})"
+        if taken:
+            text += ": the result has uniform sparsity"
+        elif self.uniform_is_better:
+            text += ": uniform sparsity was better on this text, try `allocation='uniform'`"
+        return f"{text}."
 
 
 class RecoveredChoice:
@@ -45,15 +83,38 @@ class RecoveredChoice:
     Args:
         config: of the prune; for an allocation that searches nothing, or without a recovery, nothing is measured.
         selection: the selection text; its second half is measured.
-        output: keeps the NLL of uniform sparsity.
+        output: keeps the blocks with uniform sparsity, and their NLL.
         progress: called with every step.
+
+    Attributes:
+        folder: of the blocks with uniform sparsity.
+        can_take_uniform: whether these blocks are kept until the comparison. Training of the whole model leaves none
+            on disk.
     """
 
     def __init__(
         self, config: PruneConfig, selection: Sequence[Tensor], output: OutputFolder, progress: Progress
     ) -> None:
         self._needed = config.searches and RECOVERIES[config.recover].needs == "activations"
+        self.can_take_uniform = self._needed and not config.trains
         self._selection, self._output, self._progress = selection, output, progress
+        self.folder = output.state / "uniform"
+
+    def uniform_writer(self, loaded: LoadedModel) -> CheckpointWriter:
+        """Return the writer of the blocks with uniform sparsity."""
+        return CheckpointWriter(loaded.model, self.folder, len(loaded.source), records=self.folder / "blocks")
+
+    def keeps_uniform(self, loaded: LoadedModel) -> bool:
+        """Return whether all blocks with uniform sparsity are on disk."""
+        writer = self.uniform_writer(loaded)
+        return self.can_take_uniform and from_first_rank(
+            lambda: all(writer.record(index) is not None for index in range(len(loaded.source))), self._output.ranks
+        )
+
+    def forget(self) -> None:
+        """Delete the blocks with uniform sparsity."""
+        if self._output.ranks.index == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def measure_uniform(self, loaded: LoadedModel) -> None:
         """Measure the model that was pruned with uniform sparsity and recovered, and keep the result."""
@@ -63,12 +124,12 @@ class RecoveredChoice:
         with self._warned():
             self._output.load_or_compute(UNIFORM_NAME, lambda: self._measure(loaded, stage), save_nll, load_nll)
 
-    def note(self, loaded: LoadedModel) -> str | None:
+    def compare(self, loaded: LoadedModel) -> Comparison | None:
         """Measure the result, and compare it with uniform sparsity; None where that was not measured."""
         uniform = self._output.load_saved(UNIFORM_NAME, load_nll) if self._needed else None
         if uniform is not None:
             with self._warned():
-                return comparison(self._measure(loaded, "The result on the selection text"), uniform)
+                return Comparison(self._measure(loaded, "The result on the selection text"), uniform)
         return None
 
     @contextmanager
@@ -92,21 +153,3 @@ class RecoveredChoice:
             ranks=self._output.ranks,
             progress=one_stage(self._progress, stage),
         )
-
-
-def comparison(found: TextNll, uniform: TextNll) -> str:
-    """Return a sentence with both NLLs and their paired difference; it tells of uniform sparsity that is better.
-
-    The error is that over sequences; another choice of calibration passages moves the difference too.
-    """
-    difference, error = found.difference(uniform)
-    text = (
-        f"With the whole recovery, the NLL of {found.num_tokens:,} tokens of the selection text, on which no plan was "
-        f"chosen, is {found.nll:.3f} with the plan of the search and {uniform.nll:.3f} with uniform sparsity"
-    )
-    if error is None:
-        return f"{text}."
-    text += f" ({difference:+.3f} ± {error:.3f})"
-    if difference > 2 * error and len(found.windows) >= SEQUENCES_AT_LEAST:
-        text += ": uniform sparsity was better on this text, try `allocation='uniform'`"
-    return f"{text}."

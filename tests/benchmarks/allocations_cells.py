@@ -97,6 +97,7 @@ TIERS: dict[str, list[Cell]] = {
     "quarter": [Cell(sparsity=s, allocation="auto quarter", recover="submodule", passes=6) for s in (0.6, 0.5)],
     "farms-1": [Cell(sparsity=s, allocation="farms", recover="submodule", passes=1) for s in (0.6, 0.5)],
     "farms-60": [Cell(sparsity=0.6, allocation="farms", recover="submodule", passes=6)],
+    "auto-60": [Cell(sparsity=0.6, allocation="auto recovered", recover="submodule", passes=6)],
     "quarter-60": [Cell(sparsity=0.6, allocation="auto quarter", recover="submodule", passes=6)],
     "written-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=2, written=3),
     # Four times the text, for as many steps.

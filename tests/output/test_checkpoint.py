@@ -11,7 +11,7 @@ from models import FAMILIES, tiny, tiny_opt
 from safetensors import safe_open
 
 from hf_farms.blocks import ModelBlockSource
-from hf_farms.errors import ModelError
+from hf_farms.errors import ModelError, OutputError
 from hf_farms.loading.opening import load_model
 from hf_farms.output.checkpoint import CheckpointWriter
 
@@ -139,3 +139,31 @@ def test_a_full_disk_leaves_only_the_partial_folder(tmp_path, size, left, messag
     assert done.stdout.split() == left
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_blocks_of_another_writer_replace_those_of_this_one(llama, tmp_path):
+    writers = {}
+    for value, name in enumerate(("own", "other")):
+        (tmp_path / name).mkdir()
+        source = ModelBlockSource(llama)
+        writers[name] = CheckpointWriter(llama, tmp_path / name, len(source), records=tmp_path / name / "records")
+        source.attach(writers[name])
+        for index in range(len(source)):
+            with torch.no_grad():
+                source.open(index).module.mlp.down_proj.weight.fill_(value)
+            if name == "own" or index < 2:
+                source.commit(index, {"from": name})
+    # A link in the place of a shard is not followed.
+    shard = tmp_path / "own" / "model-00001-of-00004.safetensors"
+    kept = shard.rename(tmp_path / "kept")
+    shard.symlink_to(kept)
+    with pytest.raises(OutputError, match="path must be a regular file or not exist, got the link"):
+        writers["own"].adopt(writers["other"])
+    shard.unlink()
+    writers["own"].adopt(writers["other"])
+    assert [writers["own"].record(index)["from"] for index in range(3)] == ["other", "other", "own"]
+    for index in range(3):
+        tensors = writers["own"].tensors(index)
+        weight = tensors.read(f"model.layers.{index}.mlp.down_proj.weight")
+        assert float(weight.float().mean()) == (1 if index < 2 else 0)
+    assert [writers["other"].record(index) for index in range(3)] == [None] * 3

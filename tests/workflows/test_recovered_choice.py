@@ -1,19 +1,23 @@
-"""The plan of a search is compared with uniform sparsity on the selection text, both with the whole recovery."""
+"""A search before a recovery: the result is its plan or uniform sparsity, whichever is better after the recovery."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from hf_farms import CalibrationConfig, EvaluationConfig, PruneConfig, SelectionConfig, prune_checkpoint
+from hf_farms import CalibrationConfig, EvaluationConfig, LoadOptions, PruneConfig, SelectionConfig, prune_checkpoint
 from hf_farms.data.selection import selection_sequences, split_selection
 from hf_farms.errors import HfFarmsWarning, ModelError
 from hf_farms.loading.names import ModelRef
 from hf_farms.loading.opening import load_model
 from hf_farms.metrics.nll import TextNll, text_nll
+from hf_farms.output.existing_results import STATE
 from hf_farms.reports import SearchRecord
-from hf_farms.workflows import recovered_choice, selection
+from hf_farms.workflows import prune_result, recovered_choice, selection
+from hf_farms.workflows.recovered_choice import Comparison
 
 CONFIG = PruneConfig(allocation="auto", recover="submodule", recover_passes=1)
 OPTIONS = {
@@ -21,15 +25,18 @@ OPTIONS = {
     "evaluation": EvaluationConfig(max_windows=2),
     "selection": SelectionConfig(sequence_length=256),
 }
+# Better and worse than uniform sparsity of the demo model.
+GOOD, BAD = (0.4, 0.6) * 4, (0.1, 0.9) * 4
 BEGIN = "With the whole recovery, the NLL of "
 
 
 @pytest.fixture(autouse=True)
 def found(monkeypatch):
     """What a search found: it has tests of its own, and would take a minute."""
-    record = SearchRecord(winner="move 1", sparsities=(0.4, 0.6) * 4)
-    monkeypatch.setattr(selection, "search_sparsities", lambda *_, **__: record)
+    record = {"sparsities": GOOD}
+    monkeypatch.setattr(selection, "search_sparsities", lambda *_, **__: SearchRecord(winner="move 1", **record))
     monkeypatch.setattr(recovered_choice, "FINALIST_TOKENS", 1024)
+    return record
 
 
 def notes(report):
@@ -46,7 +53,16 @@ def measured(folder):
     return text_nll(pruned, rows.flatten(), context_length=256)
 
 
-def test_both_are_measured_on_finished_models_and_a_run_that_was_killed_knows_the_first(tmp_path):
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_better_plan_is_the_result_and_a_run_that_was_killed_knows_the_baseline(tmp_path):
     def interrupt(stage, done, total):
         if stage == "Measuring spectra again":
             raise KeyboardInterrupt("as Ctrl-C does")
@@ -55,10 +71,96 @@ def test_both_are_measured_on_finished_models_and_a_run_that_was_killed_knows_th
         prune_checkpoint("demo", tmp_path / "auto", config=CONFIG, progress=interrupt, **OPTIONS)
     report = prune_checkpoint("demo", tmp_path / "auto", config=CONFIG, **OPTIONS)
     prune_checkpoint("demo", tmp_path / "uniform", config=replace(CONFIG, allocation="uniform"), **OPTIONS)
-    expected = recovered_choice.comparison(measured(tmp_path / "auto"), measured(tmp_path / "uniform"))
-    assert expected.startswith(f"{BEGIN}1,020 tokens of the selection text, on which no plan was chosen, is ")
-    assert notes(report) == [expected]
-    assert expected in (tmp_path / "auto" / "README.md").read_text()
+    expected = Comparison(measured(tmp_path / "auto"), measured(tmp_path / "uniform"))
+    assert not expected.uniform_is_better
+    assert expected.sentence().startswith(
+        f"{BEGIN}1,020 tokens of the selection text, on which no plan was chosen, is "
+    )
+    assert notes(report) == [expected.sentence()]
+    assert report.search.taken is None
+    assert [block.target for block in report.blocks] == pytest.approx(GOOD)
+    assert expected.sentence() in (tmp_path / "auto" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_uniform_sparsity_is_the_result_where_it_is_better_also_if_the_run_is_killed_in_between(
+    tmp_path, monkeypatch, found, stream
+):
+    found["sparsities"] = BAD
+    rename, moved = Path.replace, []
+
+    def killed(path, target):
+        kept = tmp_path / "auto.partial" / STATE / "uniform"
+        if path.is_relative_to(kept) and not Path(target).is_relative_to(kept):
+            moved.append(path.name)
+            if len(moved) == 4:
+                raise KeyboardInterrupt("as Ctrl-C does")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    options = {**OPTIONS, "config": CONFIG, "load": LoadOptions(stream=stream)}
+    with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"):
+        prune_checkpoint("demo", tmp_path / "auto", **options)
+    report = prune_checkpoint("demo", tmp_path / "auto", **options)
+    uniform = prune_checkpoint(
+        "demo", tmp_path / "uniform", **{**options, "config": replace(CONFIG, allocation="uniform")}
+    )
+    assert same(weights(tmp_path / "auto"), weights(tmp_path / "uniform"))
+    assert report.blocks == uniform.blocks
+    assert report.after.blocks == uniform.after.blocks
+    assert report.perplexity.pruned == report.perplexity.uniform == uniform.perplexity.pruned
+    (note,) = notes(report)
+    assert note.endswith("): the result has uniform sparsity.")
+    assert (report.search.winner, report.search.taken) == ("move 1", "uniform")
+    card = (tmp_path / "auto" / "README.md").read_text()
+    assert note in card
+    assert "Plan: move 1. The result has uniform sparsity instead, which was better after the whole recovery." in card
+    assert not [path for path in (tmp_path / "auto").rglob("*") if "uniform" in path.name]
+
+
+def test_blocks_that_an_earlier_version_deleted_are_advised(tmp_path, monkeypatch, found):
+    found["sparsities"] = BAD
+    monkeypatch.setattr(recovered_choice.RecoveredChoice, "keeps_uniform", lambda *_: False)
+    report = prune_checkpoint("demo", tmp_path / "auto", config=CONFIG, **OPTIONS)
+    (note,) = notes(report)
+    assert note.endswith("): uniform sparsity was better on this text, try `allocation='uniform'`.")
+    assert report.search.taken is None
+    assert [block.target for block in report.blocks] == pytest.approx(BAD)
+
+
+def test_training_leaves_no_blocks_to_take(tmp_path, found):
+    found["sparsities"] = BAD
+    config = replace(CONFIG, recover="distill")
+    with pytest.warns(HfFarmsWarning):
+        report = prune_checkpoint("demo", tmp_path / "auto", config=config, **OPTIONS)
+    (note,) = notes(report)
+    assert note.endswith("): uniform sparsity was better on this text, try `allocation='uniform'`.")
+
+
+def test_uniform_sparsity_is_the_result_where_the_plan_has_no_finite_perplexity(tmp_path, monkeypatch):
+    measured, stages = prune_result.ResultStage._nll, []
+    monkeypatch.setattr(prune_result.ResultStage, "_nll", lambda stage: stages.append(measured(stage)))
+    report = prune_checkpoint("demo", tmp_path / "auto", config=CONFIG, **OPTIONS)
+    assert len(stages) == 1
+    assert prune_result.NOT_FINITE in report.notes
+    assert report.perplexity.pruned == report.perplexity.uniform
+    assert {block.target for block in report.blocks} == {0.5}
+
+
+def test_the_disk_must_have_space_for_both(tmp_path, monkeypatch):
+    needed = []
+    monkeypatch.setattr("hf_farms.output.folder.OutputFolder._check_space", lambda folder, size: needed.append(size))
+
+    def stop(stage, done, total):
+        raise KeyboardInterrupt("nothing else is of interest")
+
+    for allocation in ("auto", "farms"):
+        with pytest.raises(KeyboardInterrupt, match="nothing else is of interest"):
+            prune_checkpoint(
+                "demo", tmp_path / "a", config=replace(CONFIG, allocation=allocation), progress=stop, **OPTIONS
+            )
+    model = load_model(ModelRef.parse("demo", None)).model
+    assert needed[1] - needed[3] == sum(parameter.nbytes for parameter in model.parameters())
 
 
 def test_nothing_is_compared_without_a_baseline_or_a_recovery(tmp_path):
@@ -71,20 +173,21 @@ def nll(*windows):
     return TextNll(windows, context_length=64, num_tokens=63 * len(windows))
 
 
-def test_the_sentence_tells_of_uniform_sparsity_that_is_better_by_two_errors():
+def test_the_sentence_tells_what_is_better_and_what_is_taken():
     base, worse = nll(*[3.0, 3.2, 3.4] * 3), nll(*[3.1, 3.3, 3.51] * 3)
-    assert recovered_choice.comparison(worse, base) == (
+    begin = (
         "With the whole recovery, the NLL of 567 tokens of the selection text, on which no plan was chosen, is 3.303 "
-        "with the plan of the search and 3.200 with uniform sparsity (+0.103 ± 0.002): uniform sparsity was better on "
-        "this text, try `allocation='uniform'`."
+        "with the plan of the search and 3.200 with uniform sparsity (+0.103 ± 0.002)"
     )
-    assert recovered_choice.comparison(base, worse).endswith(" with uniform sparsity (-0.103 ± 0.002).")
-    assert recovered_choice.comparison(nll(*[3.1, 3.1, 3.5] * 3), nll(*[3.0, 3.3, 3.4] * 3)).endswith(
-        "(+0.000 ± 0.050)."
-    )
-    # Too few sequences to rely on.
-    assert recovered_choice.comparison(nll(3.1, 3.3, 3.51), nll(3.0, 3.2, 3.4)).endswith("(+0.103 ± 0.003).")
-    assert recovered_choice.comparison(nll(3.1), nll(3.0)).endswith(" and 3.000 with uniform sparsity.")
+    compared = Comparison(worse, base)
+    assert compared.uniform_is_better
+    assert compared.sentence() == f"{begin}: uniform sparsity was better on this text, try `allocation='uniform'`."
+    assert compared.sentence(taken=True) == f"{begin}: the result has uniform sparsity."
+    other = Comparison(base, worse)
+    assert not other.uniform_is_better
+    assert other.sentence().endswith(" with uniform sparsity (-0.103 ± 0.002).")
+    assert Comparison(nll(3.0), nll(3.1)).sentence().endswith(" and 3.100 with uniform sparsity.")
+    assert not Comparison(base, base).uniform_is_better
 
 
 def test_a_comparison_that_fails_keeps_the_baseline(tmp_path, monkeypatch):
