@@ -60,8 +60,9 @@ class FinalCheck:
             done += 1
             search.show(self._stage, done, len(first) + halves)
         if self._recovers and done:
+            were = "was" if done == 1 else "were"
             search.notes.append(
-                f"{done} of the plans were also pruned block by block and recovered, in one pass over at most "
+                f"{done} of the plans {were} also pruned block by block and recovered, in one pass over at most "
                 f"{CHECK_SEQUENCES} sequences."
             )
 

@@ -92,7 +92,10 @@ def test_the_best_and_uniform_come_first_when_there_is_little_time(recovered):
         assert {*names(search)} == checked
         assert {trial.name for trial in search.trials.ranked()} == {"one", "uniform"} | checked
         assert search.notes[0].startswith("The time limit (`minutes`) ended the search")
-        assert search.notes[1].startswith(f"{len(checked)} of the plans were also pruned block by block and recovered")
+        verb = "was" if len(checked) == 1 else "were"
+        assert search.notes[1].startswith(
+            f"{len(checked)} of the plans {verb} also pruned block by block and recovered"
+        )
 
 
 def test_the_second_finalist_is_checked_where_no_level_lies_between(recovered, monkeypatch):

@@ -55,3 +55,15 @@ def distilled_settings():
         "calibration": CalibrationConfig(num_sequences=3, sequence_length=64),
         "evaluation": EvaluationConfig(source=None),
     }
+
+
+def searched_settings(allocation="auto"):
+    """The same with a recovery, after a search that is to find `BAD_PLAN`."""
+    return demo_settings() | {
+        "config": PruneConfig(allocation=allocation, recover="submodule", recover_passes=1),
+        "calibration": CalibrationConfig(num_sequences=2, sequence_length=64),
+    }
+
+
+# Of the demo model, and worse than uniform sparsity.
+BAD_PLAN = (0.1, 0.9) * 4

@@ -5,7 +5,7 @@ import json
 import pytest
 from launch import run_script
 from safetensors.torch import load_file
-from shared_pruning import demo_settings, distilled_settings
+from shared_pruning import demo_settings, distilled_settings, searched_settings
 
 from hf_farms import LoadOptions, PruneReport, prune_checkpoint
 from hf_farms.data import calibration
@@ -15,12 +15,13 @@ TOKENS_PER_BATCH = 128
 SCRIPT = f"""
 import json, os, shutil, sys
 from pathlib import Path
-from shared_pruning import demo_settings, distilled_settings
+from shared_pruning import BAD_PLAN, demo_settings, distilled_settings, searched_settings
 from hf_farms import EvaluationConfig, FarmsConfig, LoadOptions, analyze_checkpoint, prune_checkpoint
 from hf_farms.data import calibration
 from hf_farms.errors import DataError
 from hf_farms.pruning import block_loop
-from hf_farms.workflows import prune_plan
+from hf_farms.reports import SearchRecord
+from hf_farms.workflows import prune_plan, selection
 from hf_farms_cli.__main__ import main
 calibration.TOKENS_PER_BATCH = {TOKENS_PER_BATCH}
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
@@ -51,6 +52,8 @@ if rank == 0:
 attempt("streamed", load=stream, baseline=False)
 attempt("in memory")
 attempt("distilled", settings=distilled_settings)
+selection.search_sparsities = lambda *args, **options: SearchRecord(winner="bad", sparsities=BAD_PLAN)
+prune_checkpoint("demo", folder / "searched", **searched_settings())
 def by_rank():
     return demo_settings() | dict(evaluation=EvaluationConfig(context_length=64 + rank, max_windows=5))
 try:
@@ -161,6 +164,16 @@ def test_the_first_process_trains_and_the_others_get_its_weights(two, tmp_path):
     # Both processes measured the spectra of the trained weights, each of some layers.
     assert [block.name for block in shared.after.blocks] == [block.name for block in report.after.blocks]
     assert [b.alpha for b in shared.after.blocks] == pytest.approx([b.alpha for b in report.after.blocks], rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::hf_farms.errors.HfFarmsWarning")
+def test_both_take_uniform_sparsity_where_the_plan_of_a_search_is_worse(two, tmp_path):
+    uniform = prune_checkpoint("demo", tmp_path / "uniform", **searched_settings("uniform"))
+    assert_alike(two / "searched", tmp_path / "uniform")
+    report = PruneReport.load(two / "searched" / "hf_farms_report.json")
+    assert report.search.taken == "uniform"
+    assert [block.sparsity for block in report.blocks] == [block.sparsity for block in uniform.blocks]
+    assert [b.alpha for b in report.after.blocks] == pytest.approx([b.alpha for b in uniform.after.blocks], rel=1e-3)
 
 
 def test_arguments_that_differ_between_processes(two):

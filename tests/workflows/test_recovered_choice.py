@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from shared_pruning import BAD_PLAN
 from transformers import AutoModelForCausalLM
 
 from hf_farms import CalibrationConfig, EvaluationConfig, LoadOptions, PruneConfig, SelectionConfig, prune_checkpoint
@@ -25,8 +26,8 @@ OPTIONS = {
     "evaluation": EvaluationConfig(max_windows=2),
     "selection": SelectionConfig(sequence_length=256),
 }
-# Better and worse than uniform sparsity of the demo model.
-GOOD, BAD = (0.4, 0.6) * 4, (0.1, 0.9) * 4
+# Better than uniform sparsity of the demo model, as BAD_PLAN is worse.
+GOOD = (0.4, 0.6) * 4
 BEGIN = "With the whole recovery, the NLL of "
 
 
@@ -86,7 +87,7 @@ def test_a_better_plan_is_the_result_and_a_run_that_was_killed_knows_the_baselin
 def test_uniform_sparsity_is_the_result_where_it_is_better_also_if_the_run_is_killed_in_between(
     tmp_path, monkeypatch, found, stream
 ):
-    found["sparsities"] = BAD
+    found["sparsities"] = BAD_PLAN
     rename, moved = Path.replace, []
 
     def killed(path, target):
@@ -119,17 +120,17 @@ def test_uniform_sparsity_is_the_result_where_it_is_better_also_if_the_run_is_ki
 
 
 def test_blocks_that_an_earlier_version_deleted_are_advised(tmp_path, monkeypatch, found):
-    found["sparsities"] = BAD
+    found["sparsities"] = BAD_PLAN
     monkeypatch.setattr(recovered_choice.RecoveredChoice, "keeps_uniform", lambda *_: False)
     report = prune_checkpoint("demo", tmp_path / "auto", config=CONFIG, **OPTIONS)
     (note,) = notes(report)
     assert note.endswith("): uniform sparsity was better on this text, try `allocation='uniform'`.")
     assert report.search.taken is None
-    assert [block.target for block in report.blocks] == pytest.approx(BAD)
+    assert [block.target for block in report.blocks] == pytest.approx(BAD_PLAN)
 
 
 def test_training_leaves_no_blocks_to_take(tmp_path, found):
-    found["sparsities"] = BAD
+    found["sparsities"] = BAD_PLAN
     config = replace(CONFIG, recover="distill")
     with pytest.warns(HfFarmsWarning):
         report = prune_checkpoint("demo", tmp_path / "auto", config=config, **OPTIONS)
