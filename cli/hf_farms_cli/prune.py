@@ -229,12 +229,13 @@ def prune_command(
             help="Replace an earlier result or unfinished work of other settings; never files of others.",
         ),
     ] = False,
-    # Not a setting of the recipe: the weights are the same.
+    # Not a setting of the recipe: the weights are the same, but for a search with a recovery, where a note says so.
     baseline: Annotated[
         bool,
         writing(
             "--baseline/--no-baseline",
-            help="Also measure the perplexity of uniform sparsity, for comparison; prunes a second time.",
+            help="Also measure the perplexity of uniform sparsity; prunes a second time. After a search with a "
+            "recovery by submodule, the better of both is the result.",
         ),
     ] = True,
     push: Annotated[bool, pushing("--push", help="Upload the result to the Hub.")] = False,

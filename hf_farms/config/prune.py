@@ -82,8 +82,9 @@ class PruneConfig:
             outliers less (arXiv 2310.05175), "dlp" blocks with a low median score (arXiv 2505.23807); both need
             calibration data and a pass over it. "sensitivity" prunes each block alone and adds up the losses; "auto"
             compares all allocations, mixtures of them and changes of the best on a selection text, which takes many
-            times as long. "uniform" measures nothing and is the baseline. A sum such as "ramp+farms" is the mean of
-            several, "ramp:0.7+farms:0.3" one with weights: try it where two of them help.
+            times as long. Before a recovery by submodule, the result of both is uniform sparsity where that is better.
+            "uniform" measures nothing and is the baseline. A sum such as "ramp+farms" is the mean of several,
+            "ramp:0.7+farms:0.3" one with weights: try it where two of them help.
         spread: how far block sparsities may lie apart. None is the default of the allocation, and in a mixture that of
             each part. "farms", "alpha" and "ramp" (0.1): within (1 - spread) / (1 + spread) of each other, whatever the
             total is. "owl" (0.16) and "dlp" (0.3): the difference between the highest and the lowest, as published,

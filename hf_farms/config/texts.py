@@ -101,6 +101,8 @@ class EvaluationConfig:
 class SelectionConfig:
     """The text of choices: a search scores plans on its first half, a recovery keeps what is better on its second.
 
+    So does a search before a recovery: its plan, or uniform sparsity.
+
     It must be neither the calibration text nor the evaluation text.
 
     Attributes:

@@ -145,7 +145,7 @@ def _removals_of_groups(
 
 
 def ineffective_note(removals: Sequence[Sequence[Removal]], sizes: Sequence[int], config: PruneConfig) -> str | None:
-    """Return the note of a pattern that gives every block the same N, whatever the allocation is; None for others.
+    """Return the note of a pattern that gives every block the same N, though the allocation was to differ, or None.
 
     Args:
         removals: as for `pattern_note`.

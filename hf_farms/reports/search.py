@@ -39,7 +39,7 @@ class SearchRecord:
         winner: name of the best plan.
         taken: `uniform`, where the result has that in place of the best plan, as it was better after the whole
             recovery; None: the result has the best plan.
-        sparsities: of each block, exact in total.
+        sparsities: of each block with the best plan, exact in total.
         trials: all plans, the best first.
         table_sparsities: sparsities at which each block was pruned alone.
         table: KL of each block at each of them.
@@ -75,7 +75,7 @@ class SearchRecord:
         best, uniform = self.best, self.trial("uniform")
         replaced = ""
         if self.taken is not None:
-            replaced = f" The result has {self.taken} sparsity instead, which was better after the whole recovery."
+            replaced = f" The result has {self.taken} sparsity instead: see the notes."
         if best is None or uniform is None:
             return f"Plan: {self.winner}.{replaced}"
         stages = (

@@ -2,8 +2,8 @@
 
 `auto` screens all registered allocations, the knapsack's plan and mixtures on 2,048 tokens, improves the best one by
 verified moves, measures the finalists on 16,384 other tokens, and prunes the last few of them block by block, as the
-result is pruned. Before a recovery these are the best plan, uniform, and the plan halfway between them; each is
-recovered in one pass. All losses are KL(dense || pruned) in nats per token on the selection text.
+result is pruned. Before a recovery these are the best plan, uniform, and two plans between them; each is recovered in
+one pass. All losses are KL(dense || pruned) in nats per token on the selection text.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from hf_farms.search.checking import CHECK_SEQUENCES, can_check, pruned_loss, recovers
@@ -43,28 +42,40 @@ class FinalCheck:
 
     def run(self) -> None:
         """Prune the plans while there is time."""
-        search, done = self._search, 0
+        search = self._search
         if not can_check(search.source):
             missing = "pruned block by block or recovered" if self._recovers else "pruned block by block"
             search.notes.append(f"Plans were not {missing} before the choice, as the model is not in memory.")
             return
         first = self._first()
         halves = self._recovers and between(*first[0], search.grid, share=0.5) in first[2:]
-        for candidate in chain(first, self._last(first) if halves else ()):
-            if search.budget.over():
-                search.notes.append(
-                    "The time limit (`minutes`) ended the search before all finalists were pruned block by block."
-                )
-                break
-            self._prune(candidate)
-            done += 1
-            search.show(self._stage, done, len(first) + halves)
+        done = self._prune_all(first, 0, len(first) + halves)
+        if halves and done == len(first):
+            last = self._last(first)
+            done = self._prune_all(last, done, done + len(last))
         if self._recovers and done:
             were = "was" if done == 1 else "were"
             search.notes.append(
                 f"{done} of the plans {were} also pruned block by block and recovered, in one pass over at most "
                 f"{CHECK_SEQUENCES} sequences."
             )
+
+    def _prune_all(self, candidates: Sequence[Candidate], done: int, total: int) -> int:
+        """Prune plans while there is time; return how many are done, those before included."""
+        search = self._search
+        for candidate in candidates:
+            if search.budget.over():
+                search.notes.append(
+                    "The time limit (`minutes`) ended the search before all finalists were pruned block by block."
+                )
+                return done
+            self._prune(candidate)
+            done += 1
+            search.show(self._stage, done, total)
+        if not candidates:
+            # The bar ends where one more plan was expected.
+            search.show(self._stage, done, total)
+        return done
 
     def _first(self) -> list[Candidate]:
         """Return the plans that are pruned in any case, the best finalist first."""
@@ -76,16 +87,15 @@ class FinalCheck:
         distinct = {plan: (name, plan) for name, plan in reversed(candidates)}
         return [distinct[plan] for plan in dict.fromkeys(plan for _, plan in candidates)][:CHECKED]
 
-    def _last(self, first: Sequence[Candidate]) -> Iterator[Candidate]:
-        """Yield the plan between the best of three and its better neighbor, if the levels have one."""
+    def _last(self, first: Sequence[Candidate]) -> list[Candidate]:
+        """Return the plan between the best of three and its better neighbor, if the levels have one."""
         losses = [self._search.trials[plan].losses[self._stage] for _, plan in first]
         # The whole plan, uniform and the one halfway: the first two have only the last one beside them.
         shares = [1.0, 0.0, 0.5]
         ranked = [share for _, share in sorted(zip(losses, shares, strict=True))]
         neighbor = ranked[1] if ranked[0] == 0.5 else 0.5
-        name, plan = between(*first[0], self._search.grid, share=(ranked[0] + neighbor) / 2)
-        if plan not in [other for _, other in first]:
-            yield name, plan
+        candidate = between(*first[0], self._search.grid, share=(ranked[0] + neighbor) / 2)
+        return [candidate] if candidate[1] not in [plan for _, plan in first] else []
 
     def _prune(self, candidate: Candidate) -> None:
         """Prune a plan block by block, and measure it; a new one is screened and refined first."""

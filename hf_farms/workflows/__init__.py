@@ -5,7 +5,7 @@ prune_stages.py         the stages of a prune, which an interrupted run resumes
 prune_result.py         prune into the folder, and keep the better of two results
 prune_plan.py           checks before a prune
 baseline.py             the perplexity of uniform sparsity
-recovered_choice.py     compare the plan of a search with uniform sparsity, both with the whole recovery
+recovered_choice.py     the plan of a search or uniform sparsity, both with the whole recovery
 texts.py                calibration and evaluation texts
 text_lengths.py         refuse texts that are too short, before weights are loaded
 adapter_push.py         push an adapter of S²FT

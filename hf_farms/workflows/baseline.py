@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from hf_farms.errors import HfFarmsWarning, ModelError
 from hf_farms.loading.opening import load_model
 from hf_farms.pruning.pruner import prune
+from hf_farms.workflows.recovered_choice import UNIFORM_PERPLEXITY
 from hf_farms.workflows.texts import EvaluationText, load_nll, save_nll
 
 if TYPE_CHECKING:
@@ -58,6 +60,9 @@ def uniform_nll(
             ranks=output.ranks,
             progress=lambda stage, done, total: progress(f"{stage} (uniform)", done, total),
         )
+        # The blocks may stay for a while; the hidden states are not needed any more.
+        if output.ranks.index == 0:
+            shutil.rmtree(folder / "activations", ignore_errors=True)
         nll = text.measure(loaded, progress, "Uniform perplexity", output.ranks)
         choice.measure_uniform(loaded)
         return nll
@@ -65,7 +70,7 @@ def uniform_nll(
     try:
         # On several processes all of them get the error, and go on without the baseline.
         with output.ranks.failing_together():
-            nll = output.load_or_compute("uniform_perplexity.json", measure, save_nll, load_nll)
+            nll = output.load_or_compute(UNIFORM_PERPLEXITY, measure, save_nll, load_nll)
     except ModelError as error:
         # The baseline is for comparison only: its failure must not prevent the result.
         warnings.warn(f"Uniform sparsity was not measured: {error}", HfFarmsWarning, stacklevel=2)

@@ -54,7 +54,8 @@ def prune_checkpoint(
         evaluation: the text that perplexity is measured on; `EvaluationConfig(source=None)` for none.
         selection: the text that a search chooses, and a recovery accepts, on.
         load: dtype, device, streaming and revision.
-        baseline: measure the perplexity of uniform sparsity too, for comparison; takes a second pruning.
+        baseline: measure the perplexity of uniform sparsity too; takes a second pruning. After a search with a
+            recovery by submodule, the better of both is the result.
         overwrite: replace an earlier result, and unfinished work of other settings; never the files of others.
         progress: called with the name of a stage, finished steps and total steps.
 

@@ -21,6 +21,8 @@ from hf_farms.registries import RECOVERIES
 from hf_farms.reports import PruneReport, SpectralReport, json_converter
 from hf_farms.spectra.analysis import analyze
 from hf_farms.workflows.prune_files import GENERATION
+from hf_farms.workflows.recovered_choice import UNIFORM_PERPLEXITY
+from hf_farms.workflows.texts import load_nll
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,14 +34,13 @@ if TYPE_CHECKING:
     from hf_farms.metrics.nll import TextNll
     from hf_farms.output.folder import OutputFolder
     from hf_farms.output.recipe import Recipe
-    from hf_farms.workflows.recovered_choice import RecoveredChoice
+    from hf_farms.workflows.recovered_choice import Comparison, RecoveredChoice
     from hf_farms.workflows.texts import EvaluationText
 
-__all__ = ["PrunedResult", "ResultStage", "activations_folder", "block_writer"]
+__all__ = ["TAKEN_NAME", "PrunedResult", "ResultStage", "activations_folder", "block_writer"]
 
 # In the state folder of unfinished work: why uniform sparsity took the place of the plan.
 TAKEN_NAME = "uniform_taken.json"
-NOT_FINITE = "With the plan of the search the perplexity is not finite: the result has uniform sparsity."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,17 +108,19 @@ class ResultStage:
         output = self._output
         taken = output.load_saved(TAKEN_NAME, _load_text)
         if taken is None:
-            result = self._measured(batches, spectra, scores)
-            if result.nll is not None:
-                compared = self._choice.compare(self._loaded)
-                better = compared is not None and compared.uniform_is_better
-            else:
-                compared, better = None, uniform is not None
+            report = self._prune(batches, spectra, scores)
+            nll, fault = self._nll()
+            compared = self._choice.compare(self._loaded) if nll is not None else None
+            better = compared.uniform_is_better if compared else fault is not None and uniform is not None
             if not (better and self._choice.keeps_uniform(self._loaded)):
                 self._choice.forget()
-                return replace(result, note=compared.sentence() if compared else None)
-            reason = compared.sentence(taken=True) if compared else NOT_FINITE
+                if fault is not None:
+                    warnings.warn(fault, HfFarmsWarning, stacklevel=2)
+                return PrunedResult(report=report, nll=nll, note=compared.sentence() if compared else None)
+            reason = _reason(compared, nll)
             taken = output.load_or_compute(TAKEN_NAME, lambda: reason, _save_text, _load_text)
+        # A run that goes on may leave out the baseline that the earlier one measured.
+        uniform = uniform or output.load_saved(UNIFORM_PERPLEXITY, load_nll)
         return PrunedResult(report=self._take_uniform(batches, spectra), nll=uniform, note=taken, uniform=True)
 
     def _take_uniform(self, batches: Sequence[Tensor], spectra: SpectralReport) -> PruneReport:
@@ -129,12 +132,6 @@ class ResultStage:
             # The same as of the plan.
             warnings.simplefilter("ignore", HfFarmsWarning)
             return self._prune(batches, spectra, [self._recipe.prune.sparsity] * len(self._loaded.source))
-
-    def _measured(
-        self, batches: Sequence[Tensor], spectra: SpectralReport, scores: Scores | Sequence[float | None] | None
-    ) -> PrunedResult:
-        report = self._prune(batches, spectra, scores)
-        return PrunedResult(report=report, nll=self._nll())
 
     def _prune(
         self, batches: Sequence[Tensor], spectra: SpectralReport, scores: Scores | Sequence[float | None] | None
@@ -181,20 +178,26 @@ class ResultStage:
     def _writer(self) -> CheckpointWriter:
         return block_writer(self._loaded, self._output.partial, records=self._output.state / "blocks")
 
-    def _nll(self) -> TextNll | None:
-        """Measure the NLL of the pruned model; None, with a warning, if it is not finite."""
+    def _nll(self) -> tuple[TextNll | None, str | None]:
+        """Measure the NLL of the pruned model; None, with a sentence, if it is not finite."""
         if self._text is None:
-            return None
+            return None, None
         try:
             with self._output.ranks.failing_together():
                 nll = self._text.measure(self._loaded, self._progress, "Pruned perplexity", self._output.ranks)
         except ModelError as error:
-            warnings.warn(f"The pruned model has no perplexity: {error}", HfFarmsWarning, stacklevel=2)
-            return None
+            return None, f"The pruned model has no perplexity: {error}"
         if math.isfinite(nll.perplexity):
-            return nll
-        warnings.warn("The pruned model has no finite perplexity: too much was removed.", HfFarmsWarning, stacklevel=2)
-        return None
+            return nll, None
+        return None, "The pruned model has no finite perplexity: too much was removed."
+
+
+def _reason(compared: Comparison | None, nll: TextNll | None) -> str:
+    """Return the note of a result that has uniform sparsity in place of a plan."""
+    if compared is None or nll is None:
+        return "With the plan of the search the perplexity is not finite: the result has uniform sparsity."
+    text = compared.sentence(taken=True)
+    return f"{text} With the plan of the search the perplexity of the evaluation text was {nll.perplexity:.2f}."
 
 
 def block_writer(loaded: LoadedModel, folder: Path, *, records: Path) -> CheckpointWriter:

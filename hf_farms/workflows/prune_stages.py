@@ -28,7 +28,7 @@ from hf_farms.workflows.baseline import uniform_nll
 from hf_farms.workflows.prune_estimate import estimated_time
 from hf_farms.workflows.prune_files import describe, left_out, with_license
 from hf_farms.workflows.prune_plan import PrunePlan
-from hf_farms.workflows.prune_result import ResultStage, activations_folder, block_writer
+from hf_farms.workflows.prune_result import TAKEN_NAME, ResultStage, activations_folder, block_writer
 from hf_farms.workflows.recovered_choice import RecoveredChoice
 from hf_farms.workflows.selection import SelectionText
 from hf_farms.workflows.text_lengths import checked_before_weights, texts_of
@@ -44,6 +44,11 @@ if TYPE_CHECKING:
     from hf_farms.output.folder import OutputFolder
 
 __all__ = ["PruneStages"]
+
+NOT_COMPARED = (
+    "The result was not compared with uniform sparsity after the whole recovery, for lack of a baseline: with one, "
+    "uniform sparsity is the result where it is better."
+)
 
 
 class PruneStages:
@@ -122,6 +127,8 @@ class PruneStages:
             uniform = pruned
         if search is not None and result.uniform:
             search = replace(search, taken="uniform")
+        if self._choice.can_take_uniform and not even and uniform is None and result.note is None:
+            result = replace(result, note=NOT_COMPARED)
         texts = (*(text.notes if text else ()), *same_text_note(recipe))
         if text and pruned is None:
             texts = (*texts, "The perplexity of the pruned model is not finite.")
@@ -181,7 +188,8 @@ class PruneStages:
         """
         source = self._loaded.source
         weights = sum(parameter.nbytes for parameter in source.model.parameters())
-        if self._plan.baseline and self._choice.can_take_uniform:
+        compares = self._text is not None and self._plan.baseline and self._choice.can_take_uniform
+        if compares and not (self._output.state / TAKEN_NAME).exists():
             weights *= 2
         if not isinstance(source, StreamedBlockSource) and not self._plan.baseline:
             return weights

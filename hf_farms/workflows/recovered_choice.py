@@ -2,8 +2,8 @@
 
 A search recovers its last plans in one pass, and a longer recovery leaves less to an allocation. The baseline has the
 whole recovery, so that the comparison needs no more pruning, only two forward passes of up to 16,384 tokens (or two
-sequences, if these are longer). They are of the second half of the text, on which no plan was chosen. The blocks of the
-baseline stay on disk until then: where they are better, they are the result.
+sequences, if these are longer). They are of the second half of the text, which the search did not see. The blocks of
+the baseline stay on disk until then: where they are better, they are the result.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "RecoveredChoice"]
 
-# In the state folder of unfinished work.
-UNIFORM_NAME = "uniform_selection.json"
+# In the state folder of unfinished work: NLL of uniform sparsity on the selection text and on the evaluation text.
+UNIFORM_NAME, UNIFORM_PERPLEXITY = "uniform_selection.json", "uniform_perplexity.json"
+# Fewer sequences give no advice: the errors of a few are too small too often.
+SEQUENCES_AT_LEAST = 8
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,14 @@ class Comparison:
         """
         difference, error = self.plan.difference(self.uniform)
         text = (
-            f"With the whole recovery, the NLL of {self.plan.num_tokens:,} tokens of the selection text, on which no "
-            f"plan was chosen, is {self.plan.nll:.3f} with the plan of the search and {self.uniform.nll:.3f} with "
-            "uniform sparsity"
+            f"With the whole recovery, the NLL of {self.plan.num_tokens:,} tokens of the selection text, which the "
+            f"search did not see, is {self.plan.nll:.3f} with its plan and {self.uniform.nll:.3f} with uniform sparsity"
         )
         if error is not None:
             text += f" ({difference:+.3f} ± {error:.3f})"
         if taken:
             text += ": the result has uniform sparsity"
-        elif self.uniform_is_better:
+        elif error is not None and difference > 2 * error and len(self.plan.windows) >= SEQUENCES_AT_LEAST:
             text += ": uniform sparsity was better on this text, try `allocation='uniform'`"
         return f"{text}."
 

@@ -71,6 +71,8 @@ def pruned_card(
     zeros = [block.sparsity for block in report.blocks]
     by_layer = any(layer.target is not None for block in report.blocks for layer in block.layers)
     even = not by_layer and (not zeros or max(zeros) - min(zeros) < EQUAL_SPARSITY)
+    # A pattern may round the same target to different sparsities.
+    even = even or (report.search is not None and report.search.taken == "uniform")
     values = {
         "report": report,
         "method": method,

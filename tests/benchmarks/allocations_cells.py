@@ -21,7 +21,8 @@ from hf_farms import PruneConfig, prune
 
 PLACEBOS = ("sorted", "reversed", "shuffled")
 TUNED = ("tuned ramp", "tuned owl", "tuned dlp")
-SEARCHED = ("sensitivity", "auto", "auto recovered", "auto quarter", "random")
+# "auto recovered" recovered its last plans, "auto half" one plan less; "auto quarter" is a quarter of `auto`.
+SEARCHED = ("sensitivity", "auto", "auto recovered", "auto half", "auto quarter", "random")
 # Given as sparsities of the blocks.
 GIVEN = ("first", *SEARCHED)
 
@@ -86,25 +87,20 @@ TIERS: dict[str, list[Cell]] = {
     "plain-recovery-60": _cells(0.6, ("uniform", "auto"), recover="submodule"),
     # As `auto` compares plans before a recovery.
     "pass-1": [
-        *_cells(0.5, ("auto", "uniform"), recover="submodule", passes=1),
-        *_cells(0.6, ("auto", "auto recovered", "uniform"), recover="submodule", passes=1),
+        *_cells(0.5, ("auto", "uniform", "auto quarter", "farms"), recover="submodule", passes=1),
+        *_cells(0.6, ("auto", "auto half", "uniform", "auto quarter", "farms"), recover="submodule", passes=1),
     ],
     "passes-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=6),
-    "passes-60": _cells(0.6, ("auto", "auto recovered", "uniform"), recover="submodule", passes=6),
+    "passes-60": _cells(0.6, ("auto recovered", "auto", "auto half", "uniform"), recover="submodule", passes=6),
+    "quarter-60": _cells(0.6, ("auto quarter", "farms"), recover="submodule", passes=6),
     # The default allocation, where a recovery follows.
     "farms-recovered": [Cell(sparsity=s, allocation="farms", recover="submodule", passes=6) for s in (0.5, 0.6)],
-    "quarter-1": [Cell(sparsity=s, allocation="auto quarter", recover="submodule", passes=1) for s in (0.6, 0.5)],
-    "quarter": [Cell(sparsity=s, allocation="auto quarter", recover="submodule", passes=6) for s in (0.6, 0.5)],
-    "farms-1": [Cell(sparsity=s, allocation="farms", recover="submodule", passes=1) for s in (0.6, 0.5)],
-    "farms-60": [Cell(sparsity=0.6, allocation="farms", recover="submodule", passes=6)],
-    "auto-60": [Cell(sparsity=0.6, allocation="auto recovered", recover="submodule", passes=6)],
-    "quarter-60": [Cell(sparsity=0.6, allocation="auto quarter", recover="submodule", passes=6)],
     "written-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=2, written=3),
     # Four times the text, for as many steps.
     "text-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=2, data=4),
     "written-60": _cells(0.6, ("auto", "uniform"), recover="submodule", passes=2, written=3),
-    # With the plan that `auto` takes for a model that is recovered; at 50% it is the plan without recovery.
-    "written-auto": _cells(0.6, ("auto recovered",), recover="submodule", passes=2, written=3),
+    # With the plan that `auto` takes for a model that is recovered, and an earlier choice.
+    "written-auto": _cells(0.6, ("auto recovered", "auto half"), recover="submodule", passes=2, written=3),
     # The blocks are fitted to the sequences, the whole model to the continuations.
     "distilled-written": [
         Cell(sparsity=sparsity, allocation=allocation, recover="distill", written=3)
@@ -218,7 +214,7 @@ def _pruned(subject: Subject, cell: Cell, batches: list[Any], options: argparse.
         else:
             given["scores"] = chosen["sensitivity" if name == "sensitivity" else "sparsities"]
             if name == "auto quarter":
-                given["scores"] = [config.sparsity + (value - config.sparsity) / 4 for value in given["scores"]]
+                given["scores"] = [cell.sparsity + (value - cell.sparsity) / 4 for value in given["scores"]]
     subject.restore()
     with with_outlier_bound(bound) if bound else nullcontext():
         return prune(subject.model, config, calibration=batches, **given).report

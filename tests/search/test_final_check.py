@@ -104,11 +104,12 @@ def test_the_second_finalist_is_checked_where_no_level_lies_between(recovered, m
     assert {*names(search)} == {"one", "uniform", "three"}
 
 
-def test_a_last_plan_that_was_checked_before_is_left_out(recovered):
-    # Levels are whole: a quarter of a change by two is the same as half of it.
-    near = ("near", (99, 100, 101))
-    search = recovered(lambda sparsity: -sparsity, (UNIFORM, near))
-    assert {*names(search)} == {"near", "uniform"}
+def test_a_last_plan_that_was_checked_before_is_left_out(recovered, state):
+    # Levels are whole: between a change by two and half of it there is none.
+    search = recovered(lambda sparsity: -sparsity, (UNIFORM, ("near", (98, 100, 102))))
+    assert {*names(search)} == {"near", "uniform", "half of near"}
+    steps = [(done, total) for stage, done, total in state.stages if stage.startswith("check")]
+    assert steps == [(1, 4), (2, 4), (3, 4), (3, 3)]
 
 
 def test_no_plan_lies_between_where_uniform_is_the_best(recovered, monkeypatch):

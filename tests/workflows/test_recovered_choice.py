@@ -1,5 +1,6 @@
 """A search before a recovery: the result is its plan or uniform sparsity, whichever is better after the recovery."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hf_farms.metrics.nll import TextNll, text_nll
 from hf_farms.output.existing_results import STATE
 from hf_farms.reports import SearchRecord
 from hf_farms.workflows import prune_result, recovered_choice, selection
+from hf_farms.workflows.prune_stages import NOT_COMPARED
 from hf_farms.workflows.recovered_choice import Comparison
 
 CONFIG = PruneConfig(allocation="auto", recover="submodule", recover_passes=1)
@@ -75,7 +77,7 @@ def test_a_better_plan_is_the_result_and_a_run_that_was_killed_knows_the_baselin
     expected = Comparison(measured(tmp_path / "auto"), measured(tmp_path / "uniform"))
     assert not expected.uniform_is_better
     assert expected.sentence().startswith(
-        f"{BEGIN}1,020 tokens of the selection text, on which no plan was chosen, is "
+        f"{BEGIN}1,020 tokens of the selection text, which the search did not see, is "
     )
     assert notes(report) == [expected.sentence()]
     assert report.search.taken is None
@@ -111,11 +113,15 @@ def test_uniform_sparsity_is_the_result_where_it_is_better_also_if_the_run_is_ki
     assert report.after.blocks == uniform.after.blocks
     assert report.perplexity.pruned == report.perplexity.uniform == uniform.perplexity.pruned
     (note,) = notes(report)
-    assert note.endswith("): the result has uniform sparsity.")
+    end = (
+        r"\): the result has uniform sparsity\. With the plan of the search the perplexity of the evaluation text was "
+    )
+    plan = re.search(end + r"([0-9.]+)\.$", note)
+    assert float(plan[1]) > report.perplexity.pruned
     assert (report.search.winner, report.search.taken) == ("move 1", "uniform")
     card = (tmp_path / "auto" / "README.md").read_text()
     assert note in card
-    assert "Plan: move 1. The result has uniform sparsity instead, which was better after the whole recovery." in card
+    assert "Plan: move 1. The result has uniform sparsity instead: see the notes." in card
     assert not [path for path in (tmp_path / "auto").rglob("*") if "uniform" in path.name]
 
 
@@ -123,8 +129,7 @@ def test_blocks_that_an_earlier_version_deleted_are_advised(tmp_path, monkeypatc
     found["sparsities"] = BAD_PLAN
     monkeypatch.setattr(recovered_choice.RecoveredChoice, "keeps_uniform", lambda *_: False)
     report = prune_checkpoint("demo", tmp_path / "auto", config=CONFIG, **OPTIONS)
-    (note,) = notes(report)
-    assert note.endswith("): uniform sparsity was better on this text, try `allocation='uniform'`.")
+    assert len(notes(report)) == 1
     assert report.search.taken is None
     assert [block.target for block in report.blocks] == pytest.approx(BAD_PLAN)
 
@@ -134,16 +139,35 @@ def test_training_leaves_no_blocks_to_take(tmp_path, found):
     config = replace(CONFIG, recover="distill")
     with pytest.warns(HfFarmsWarning):
         report = prune_checkpoint("demo", tmp_path / "auto", config=config, **OPTIONS)
+    # Four sequences are too few for advice.
     (note,) = notes(report)
-    assert note.endswith("): uniform sparsity was better on this text, try `allocation='uniform'`.")
+    assert re.search(r"with uniform sparsity \(\+[0-9.]+ ± [0-9.]+\)\.$", note)
+    assert report.search.taken is None
+
+
+def test_a_run_that_goes_on_without_a_baseline_knows_that_of_before(tmp_path, found):
+    found["sparsities"] = BAD_PLAN
+
+    def interrupt(stage, done, total):
+        if stage == "Merging shards":
+            raise KeyboardInterrupt("as Ctrl-C does")
+
+    with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"):
+        prune_checkpoint("demo", tmp_path / "auto", config=CONFIG, progress=interrupt, **OPTIONS)
+    (tmp_path / "auto.partial" / STATE / "report.json").unlink()
+    report = prune_checkpoint("demo", tmp_path / "auto", config=CONFIG, baseline=False, **OPTIONS)
+    assert report.search.taken == "uniform"
+    assert report.perplexity.pruned is not None
+    assert report.perplexity.uniform is None
 
 
 def test_uniform_sparsity_is_the_result_where_the_plan_has_no_finite_perplexity(tmp_path, monkeypatch):
-    measured, stages = prune_result.ResultStage._nll, []
-    monkeypatch.setattr(prune_result.ResultStage, "_nll", lambda stage: stages.append(measured(stage)))
+    monkeypatch.setattr(prune_result.ResultStage, "_nll", lambda stage: (None, "The model is broken."))
+    # No warning: the result has a perplexity.
     report = prune_checkpoint("demo", tmp_path / "auto", config=CONFIG, **OPTIONS)
-    assert len(stages) == 1
-    assert prune_result.NOT_FINITE in report.notes
+    reason = "With the plan of the search the perplexity is not finite: the result has uniform sparsity."
+    assert reason in report.notes
+    assert "The perplexity of the pruned model is not finite." not in report.notes
     assert report.perplexity.pruned == report.perplexity.uniform
     assert {block.target for block in report.blocks} == {0.5}
 
@@ -166,6 +190,7 @@ def test_the_disk_must_have_space_for_both(tmp_path, monkeypatch):
 
 def test_nothing_is_compared_without_a_baseline_or_a_recovery(tmp_path):
     alone = prune_checkpoint("demo", tmp_path / "alone", config=CONFIG, baseline=False, **OPTIONS)
+    assert NOT_COMPARED in alone.notes
     plain = replace(CONFIG, recover="none", recover_passes=None)
     assert notes(alone) == notes(prune_checkpoint("demo", tmp_path / "plain", config=plain, **OPTIONS)) == []
 
@@ -177,8 +202,8 @@ def nll(*windows):
 def test_the_sentence_tells_what_is_better_and_what_is_taken():
     base, worse = nll(*[3.0, 3.2, 3.4] * 3), nll(*[3.1, 3.3, 3.51] * 3)
     begin = (
-        "With the whole recovery, the NLL of 567 tokens of the selection text, on which no plan was chosen, is 3.303 "
-        "with the plan of the search and 3.200 with uniform sparsity (+0.103 ± 0.002)"
+        "With the whole recovery, the NLL of 567 tokens of the selection text, which the search did not see, is 3.303 "
+        "with its plan and 3.200 with uniform sparsity (+0.103 ± 0.002)"
     )
     compared = Comparison(worse, base)
     assert compared.uniform_is_better
@@ -189,6 +214,11 @@ def test_the_sentence_tells_what_is_better_and_what_is_taken():
     assert other.sentence().endswith(" with uniform sparsity (-0.103 ± 0.002).")
     assert Comparison(nll(3.0), nll(3.1)).sentence().endswith(" and 3.100 with uniform sparsity.")
     assert not Comparison(base, base).uniform_is_better
+    # Within two errors, or of too few sequences to rely on, nothing is advised.
+    near = Comparison(nll(*[3.1, 3.1, 3.51] * 3), nll(*[3.0, 3.3, 3.4] * 3))
+    assert near.uniform_is_better
+    assert near.sentence().endswith(" with uniform sparsity (+0.003 ± 0.051).")
+    assert Comparison(nll(3.1, 3.3, 3.51), nll(3.0, 3.2, 3.4)).sentence().endswith("(+0.103 ± 0.003).")
 
 
 def test_a_comparison_that_fails_keeps_the_baseline(tmp_path, monkeypatch):
