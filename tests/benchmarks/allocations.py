@@ -70,7 +70,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--sparsities", type=float, nargs="*", default=[0.5, 0.6, 0.3], help="of the choices")
     parser.add_argument("--tiers", nargs="+", choices=sorted(allocations_cells.TIERS), help="default: all, in order")
-    parser.add_argument("--others", type=Path, nargs="+", default=[], help="of a report: more folders of rows")
+    parser.add_argument("--others", type=Path, nargs="+", default=[], help="of a report: folders with more rows")
     parser.add_argument("--save", type=Path, help="also write each measured model into this folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     options = parser.parse_args()

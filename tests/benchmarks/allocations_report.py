@@ -112,20 +112,22 @@ def print_tables(folder: Path, others: Sequence[Path] = ()) -> None:
     """Print one table for each setting, and comparisons of two allocations.
 
     Args:
-        folder: its rows have the tables.
-        others: folders of rows without recovery, whose gaps are closed; of a name and seed the first counts.
+        folder: its settings have tables.
+        others: folders with more rows of these settings, and of those whose gaps are closed; of a name and seed the
+            first counts.
     """
     rows = read_rows(folder)
     dense = next(row for row in rows if row["name"] == "dense")
     rows = [row for row in rows if row["name"] != "dense"]
     print(f"Dense: perplexity {math.exp(np.mean(dense['nll'])):.2f}, {len(dense['nll'])} windows.")
-    for setting in dict.fromkeys(_setting(row) for row in rows):
-        _print_table([row for row in rows if _setting(row) == setting])
+    settings = dict.fromkeys(_setting(row) for row in rows)
     for other in others:
         known = {(row["name"], row["seed"]) for row in rows}
-        more = [row for row in read_rows(other) if row["name"] != "dense" and row["recover"] == "none"]
+        more = [row for row in read_rows(other) if row["name"] != "dense"]
         rows += [row for row in more if (row["name"], row["seed"]) not in known]
-    _print_gaps(rows, dense)
+    for setting in settings:
+        _print_table([row for row in rows if _setting(row) == setting])
+    _print_gaps([row for row in rows if row["recover"] == "none" or _setting(row) in settings], dense)
 
 
 def _setting(row: Row) -> tuple[Any, ...]:
@@ -165,6 +167,8 @@ PAIRS = (
     ("auto", "tuned ramp"),
     ("auto", "random"),
     ("auto", "sensitivity"),
+    ("auto recovered", "farms"),
+    ("auto recovered", "auto half"),
     ("farms", "sorted"),
     ("farms", "shuffled"),
     ("farms", "reversed"),
