@@ -90,7 +90,7 @@ TIERS: dict[str, list[Cell]] = {
         *_cells(0.5, ("auto", "uniform", "auto quarter", "farms"), recover="submodule", passes=1),
         *_cells(0.6, ("auto", "auto half", "uniform", "auto quarter", "farms"), recover="submodule", passes=1),
     ],
-    "passes-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=6),
+    "passes-50": _cells(0.5, ("auto recovered", "auto", "uniform"), recover="submodule", passes=6),
     "passes-60": _cells(0.6, ("auto recovered", "auto", "auto half", "uniform"), recover="submodule", passes=6),
     "quarter-60": _cells(0.6, ("auto quarter", "farms"), recover="submodule", passes=6),
     # The default allocation, where a recovery follows.
