@@ -39,6 +39,7 @@ def found(monkeypatch):
     record = {"sparsities": GOOD}
     monkeypatch.setattr(selection, "search_sparsities", lambda *_, **__: SearchRecord(winner="move 1", **record))
     monkeypatch.setattr(recovered_choice, "FINALIST_TOKENS", 1024)
+    monkeypatch.setattr("hf_farms.data.selection.ACCEPTANCE_TOKENS", 512)
     return record
 
 
