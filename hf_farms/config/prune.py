@@ -82,7 +82,8 @@ class PruneConfig:
             outliers less (arXiv 2310.05175), "dlp" blocks with a low median score (arXiv 2505.23807); both need
             calibration data and a pass over it. "sensitivity" prunes each block alone and adds up the losses; "auto"
             compares all allocations, mixtures of them and changes of the best on a selection text, which takes many
-            times as long. Before a recovery by submodule, the result of both is uniform sparsity where that is better.
+            times as long. After a recovery by submodule, `prune_checkpoint` compares the plan of both with its uniform
+            baseline, and the better one is the result; `prune` of a model in memory keeps the plan.
             "uniform" measures nothing and is the baseline. A sum such as "ramp+farms" is the mean of several,
             "ramp:0.7+farms:0.3" one with weights: try it where two of them help.
         spread: how far block sparsities may lie apart. None is the default of the allocation, and in a mixture that of

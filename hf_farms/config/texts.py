@@ -101,7 +101,7 @@ class EvaluationConfig:
 class SelectionConfig:
     """The text of choices: a search scores plans on its first half, a recovery keeps what is better on its second.
 
-    So does a search before a recovery: its plan, or uniform sparsity.
+    On the second half `prune_checkpoint` also compares the plan of a search with uniform sparsity after a recovery.
 
     It must be neither the calibration text nor the evaluation text.
 
