@@ -65,7 +65,10 @@ __all__ = ["prune_command"]
 PRUNE, TEXT, TEST, SELECT = PruneConfig(), CalibrationConfig(), EvaluationConfig(), SelectionConfig()
 SPREADS = ", ".join(f"{entry.spread:g} for {name}" for name, entry in ALLOCATIONS.items() if "spread" in entry.options)
 RECOVERING = {name: entry for name, entry in RECOVERIES.items() if "recover_passes" in entry.options}
-PASSES = ", ".join(f"{entry.passes} for {name}" for name, entry in RECOVERING.items())
+PASSES = ", ".join(
+    f"{entry.passes} for {name}{', fewer over more than 32 sequences' if entry.steps else ''}"
+    for name, entry in RECOVERING.items()
+)
 RATES = ", ".join(f"{entry.rate:g} for {name}" for name, entry in RECOVERING.items())
 
 pruning, calibrating, selecting, evaluating, writing, pushing = (
@@ -185,10 +188,11 @@ def prune_command(
     calibration_samples: Annotated[int, calibrating(help="Number of sequences.")] = TEXT.num_sequences,
     calibration_length: Annotated[int, calibrating(help="Tokens per sequence.")] = TEXT.sequence_length,
     calibration_continuations: Annotated[
-        int,
+        int | None,
         calibrating(
-            help="Number of sequences beside them that the dense model writes, as continuations; for a recovery where "
-            "there is no more text."
+            help="Number of sequences beside them that the dense model writes, as continuations  [default: for a "
+            "recovery by submodule three of each, up to 128 sequences in all; 0 if the model is streamed or cannot "
+            "generate text, and for all else]"
         ),
     ] = TEXT.num_continuations,
     seed: Annotated[int, calibrating(help="Seed of the calibration sequences.")] = TEXT.seed,

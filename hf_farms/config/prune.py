@@ -119,9 +119,10 @@ class PruneConfig:
             then trains all kept weights together to predict as the dense model does: slower still, in the memory of
             full fine-tuning, for causal language models that are not streamed. "none" keeps the weights that the method
             left.
-        recover_passes: passes of the fit over the calibration data; None is the default of the recovery, 6 for
-            "submodule" and 2 for the training of "distill". Time grows in proportion: lower it where that counts.
-            With more of the data rather than more passes, less of it is learned by heart.
+        recover_passes: passes of the fit over the calibration data; None is the default of the recovery, 2 for the
+            training of "distill", and for "submodule" 6 over up to 32 sequences, with more of them fewer, to 2 over 96
+            or more. Time grows in proportion: lower it where that counts. With more of the data rather than more
+            passes, less of it is learned by heart.
         recover_rate: largest learning rate of the fit, as a fraction of the root mean square of each matrix; None is
             the default of the recovery, 0.01 for "submodule" and 0.001 for "distill". Lower it if the report says that
             weights were left as they were.
@@ -184,28 +185,31 @@ class PruneConfig:
         assert spread is not None, "a mixture has no spread but that of its parts"
         return spread
 
-    @property
-    def effective_passes(self) -> int:
-        """The passes of the recovery, its default in place of None."""
-        return RECOVERIES[self.recover].passes if self.recover_passes is None else self.recover_passes
+    def passes_over(self, sequences: int) -> int:
+        """Return the passes of the recovery over a number of sequences, its default in place of None."""
+        return self.recover_passes or RECOVERIES[self.recover].default_passes(sequences)
 
     @property
     def effective_rate(self) -> float:
         """The learning rate of the recovery, its default in place of None."""
         return RECOVERIES[self.recover].rate if self.recover_rate is None else self.recover_rate
 
-    def settled(self) -> PruneConfig:
+    def settled(self, sequences: int = 1) -> PruneConfig:
         """Return the config with the numbers of defaults, as recipes and reports hold them: defaults may change.
 
         A mixture keeps None for its spread, which stands for the default of each part.
+
+        Args:
+            sequences: of the calibration data.
         """
         spread = ALLOCATIONS[self.allocation].spread if self.spread is None else self.spread
-        return replace(self, spread=spread, recover_passes=self.effective_passes, recover_rate=self.effective_rate)
+        passes = self.passes_over(sequences)
+        return replace(self, spread=spread, recover_passes=passes, recover_rate=self.effective_rate)
 
-    def unsettled(self) -> PruneConfig:
-        """Return the config with None in place of the numbers of defaults."""
+    def unsettled(self, sequences: int = 1) -> PruneConfig:
+        """Return the config with None in place of the numbers of defaults; argument as of `settled`."""
         options = ("spread", "recover_passes", "recover_rate")
-        defaults = replace(self, **dict.fromkeys(options)).settled()  # type: ignore[arg-type]
+        defaults = replace(self, **dict.fromkeys(options)).settled(sequences)  # type: ignore[arg-type]
         same = [name for name in options if getattr(self, name) == getattr(defaults, name)]
         return replace(self, **dict.fromkeys(same))  # type: ignore[arg-type]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hf_farms.config.checks import check, check_fields, is_count, is_seed
 from hf_farms.config.renamed import absent_before
@@ -27,8 +27,9 @@ class CalibrationConfig:
         sequence_length: tokens in each, lowered to the context length of the model. Longer sequences cost time and
             memory in proportion.
         num_continuations: sequences beside them that the dense model writes, each from a few tokens of a passage on.
-            Set it to three times `num_sequences` for a recovery where there is no more text of the kind that the model
-            will be used on. Writing takes minutes on a CPU.
+            None: for the recovery "submodule" three of each, up to 128 sequences in all, if the model is in memory and
+            generates text; else 0. Writing takes minutes on a CPU: set it to 0 where that counts, and give more text
+            of the kind that the model will be used on where you have it.
         seed: of the choice of passages, or of the sampling. Change it to see how much the choice of data matters.
     """
 
@@ -38,7 +39,7 @@ class CalibrationConfig:
     split: str = "train"
     num_sequences: int = 32
     sequence_length: int = 512
-    num_continuations: int = 0
+    num_continuations: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -47,18 +48,27 @@ class CalibrationConfig:
         check(is_count(self.num_sequences), "num_sequences", "a positive integer", self.num_sequences)
         _check_length("sequence_length", self.sequence_length)
         check(
-            is_seed(self.num_continuations),
+            self.num_continuations is None or is_seed(self.num_continuations),
             "num_continuations",
-            "an integer of at least 0",
+            "None or an integer of at least 0",
             self.num_continuations,
         )
         check(is_seed(self.seed), "seed", "an integer of at least 0", self.seed)
         check_fields(self)
 
+    def settled(self) -> CalibrationConfig:
+        """Return the config with 0 in place of a default number of continuations: a recovery decides on another one."""
+        return replace(self, num_continuations=self.num_continuations or 0)
+
     @property
     def generates(self) -> bool:
-        """Whether the model writes sequences."""
-        return self.source == "self" or self.num_continuations > 0
+        """Whether the model writes sequences; those of a default that is not decided yet do not count."""
+        return self.source == "self" or self.total_sequences > self.num_sequences
+
+    @property
+    def total_sequences(self) -> int:
+        """Number of sequences with continuations; those of a default that is not decided yet do not count."""
+        return self.num_sequences + ((self.num_continuations or 0) if self.source != "self" else 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,14 +109,15 @@ def continued(
         ModelError: it predicts NaN or infinity.
     """
     batches, notes = read
-    if not config.num_continuations:
+    count = config.total_sequences - config.num_sequences
+    if not count:
         return read
     texts = torch.cat(batches)
     length = texts.shape[1]
     require_writer(model, config, length=length)
     size = max(1, min(PROMPT_TOKENS, length // 2))
     choose = random.Random(config.seed)
-    places = [(i % len(texts), choose.randrange(length - size + 1)) for i in range(config.num_continuations)]
+    places = [(i % len(texts), choose.randrange(length - size + 1)) for i in range(count)]
     prompts = torch.stack([texts[row, start : start + size] for row, start in places])
     first = int(prompts[0, 0])
     written = generate(model, prompts, length, seed=config.seed, padding=first, progress=progress)

@@ -12,10 +12,11 @@ from hf_farms.config import CalibrationConfig
 from hf_farms.data.texts import Tokenizer
 from hf_farms.errors import DataError, ModelError
 
-__all__ = ["first_token", "generate", "require_writer"]
+__all__ = ["can_write", "first_token", "generate", "require_writer", "rows_at_once"]
 
-# Tokens of a batch of sequences that are written together.
-TOKENS_PER_BATCH = 32768
+# Tokens of a batch of sequences that are written together, and bytes of their keys and values. Free memory does not
+# count: the sampled tokens depend on the batches.
+TOKENS_PER_BATCH, CACHE_BYTES = 32768, 2 * 2**30
 
 
 def first_token(model: nn.Module, tokenizer: Tokenizer | None) -> int:
@@ -31,6 +32,13 @@ def first_token(model: nn.Module, tokenizer: Tokenizer | None) -> int:
     )
 
 
+def can_write(model: nn.Module, length: int) -> bool:
+    """Return whether a model can write sequences of this length, prompt included: a decoder that generates text."""
+    encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    generates = hasattr(model, "generate") and getattr(model, "can_generate", lambda: False)()
+    return bool(generates) and not encoder_decoder and length >= 2
+
+
 def require_writer(model: nn.Module, config: CalibrationConfig, *, length: int) -> None:
     """Refuse a model that cannot write calibration text.
 
@@ -44,8 +52,7 @@ def require_writer(model: nn.Module, config: CalibrationConfig, *, length: int) 
     """
     option = "self-calibration" if config.source == "self" else "`num_continuations`"
     hint = "Give a text instead." if config.source == "self" else "Leave it at 0, and give more text."
-    encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    if encoder_decoder or not (hasattr(model, "generate") and getattr(model, "can_generate", lambda: False)()):
+    if not can_write(model, length=2):
         raise DataError(f"{option} must have a model that generates text, got {type(model).__name__}.", hint=hint)
     if length < 2:
         raise DataError(f"{option} must have a model with a context of at least 2 tokens, got {length}.", hint=hint)
@@ -111,7 +118,7 @@ def generate(
         try:
             # generate() takes unset values, such as the EOS token, from the model's own config.
             generator.generation_config = settings
-            for some in prompts.split(max(1, TOKENS_PER_BATCH // length)):
+            for some in prompts.split(rows_at_once(model, length)):
                 prompt = some.to(device)
                 parts.append(
                     generator.generate(
@@ -131,3 +138,18 @@ def generate(
             generator.generation_config = saved_config
             model.train(was_training)
     return torch.cat(parts).cpu()
+
+
+def rows_at_once(model: nn.Module, length: int) -> int:
+    """Return how many sequences are written together; configs without these numbers have no limit but the tokens."""
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    layers, width, heads, shared, size = (
+        getattr(config, name, None)
+        for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    )
+    # Channels of keys: as many as of queries, where heads do not share them.
+    channels = (shared or heads or 1) * (size or (width or 0) / (heads or 1))
+    cache = 2 * (layers or 0) * channels * next(model.parameters()).element_size()
+    tokens = min(TOKENS_PER_BATCH, CACHE_BYTES // max(1, int(cache)))
+    return max(1, tokens // length)

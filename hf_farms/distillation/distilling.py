@@ -74,7 +74,8 @@ def distill(
     trained = KeptWeights(source) if config.recover_budget is None else SelectedChannels(source, config.recover_budget)
     if folder is not None:
         TrainingFolder(folder, config, batches).mark(pruned_weights(source))
-    stage = f"distill ({passes_text(config.effective_passes)}, up to {trained.num_bytes / 2**30:.2f} GiB)"
+    passes = config.passes_over(len(calibration))
+    stage = f"distill ({passes_text(passes)}, up to {trained.num_bytes / 2**30:.2f} GiB)"
     before = _divergence(source, batches, dense, held_out)
     if not math.isfinite(before):
         raise ModelError(
@@ -82,9 +83,7 @@ def distill(
             hint="Load the model in bfloat16 or float32, or choose a lower sparsity.",
         )
     bfloat16 = fit_dtype(source.model) == torch.bfloat16
-    settings = TrainingSettings(
-        passes=config.effective_passes, rate=config.effective_rate, bfloat16=bfloat16, folder=folder
-    )
+    settings = TrainingSettings(passes=passes, rate=config.effective_rate, bfloat16=bfloat16, folder=folder)
     progress(f"{stage}: KL {before:.4g}", 0, len(fitted) * settings.passes)
     with trained.training() as weights, torch.enable_grad():
         steps = train(

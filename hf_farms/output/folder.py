@@ -168,18 +168,28 @@ class OutputFolder:
         self._fingerprint = fingerprint
         return self.partial
 
-    def _differences(self, fingerprint: Mapping[str, object]) -> list[str] | None:
-        """List differences from the fingerprint of the unfinished work; None if no work is unfinished."""
+    def begun_with(self, name: str) -> object | None:
+        """Return a setting of the unfinished work, by its dotted name; None if no work is unfinished."""
+        previous = self._previous()
+        return None if previous is None else (absent_values(Recipe) | previous).get(name)
+
+    def _previous(self) -> dict[str, object] | None:
+        """Return the fingerprint of the unfinished work; None if no work is unfinished."""
         try:
             previous = json.loads((self.state / "fingerprint.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         if not isinstance(previous, dict):  # damaged
             return None
-        current = json.loads(json.dumps(fingerprint))
         # Earlier releases wrote the build too, as in 2.13.0+cpu.
         previous = {key: str(v).partition("+")[0] if key.startswith("versions.") else v for key, v in previous.items()}
-        previous = {current_name(Recipe, key): value for key, value in previous.items()}
+        return {current_name(Recipe, key): value for key, value in previous.items()}
+
+    def _differences(self, fingerprint: Mapping[str, object]) -> list[str] | None:
+        """List differences from the fingerprint of the unfinished work; None if no work is unfinished."""
+        if (previous := self._previous()) is None:
+            return None
+        current = json.loads(json.dumps(fingerprint))
         previous = {name: v for name, v in absent_values(Recipe).items() if name in current} | previous
         keys = dict.fromkeys((*current, *previous))
         return [

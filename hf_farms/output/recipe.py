@@ -15,6 +15,7 @@ from hf_farms.files.dataclass_parsing import parse_dataclass
 from hf_farms.files.documents import DocumentError, read_text
 from hf_farms.output.existing_results import RECIPE_NAME
 from hf_farms.privacy.publishing import is_local, local_path, published_path, same_place
+from hf_farms.registries import RECOVERIES
 
 if TYPE_CHECKING:
     from cattrs.preconf.pyyaml import PyyamlConverter
@@ -48,9 +49,37 @@ class Recipe:
         check(bool(self.model), "model", "a hub id, a folder or `demo`", self.model)
         check(self.dtype in DTYPES, "dtype", "auto, float32, bfloat16 or float16", self.dtype)
         # The recipe determines the result, whatever the defaults of a later version are.
-        object.__setattr__(self, "prune", self.prune.settled())
+        calibration, passes = self.calibration, self.prune.recover_passes
+        if calibration.num_continuations is None and self._default_continuations == 0:
+            object.__setattr__(self, "calibration", calibration.settled())
+        object.__setattr__(self, "prune", self.prune.settled(self.calibration.total_sequences))
+        if not self.is_decided:
+            object.__setattr__(self, "prune", replace(self.prune, recover_passes=passes))
         if self.prune.needs_selection and self.selection is None:
             object.__setattr__(self, "selection", SelectionConfig())
+
+    @property
+    def _default_continuations(self) -> int:
+        """Continuations by default, if the model can write them."""
+        if self.calibration.source == "self":
+            return 0
+        return RECOVERIES[self.prune.recover].default_continuations(self.calibration.num_sequences)
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether no setting is a default that depends on the model."""
+        return self.calibration.num_continuations is not None
+
+    def decided(self, *, writes: bool) -> Recipe:
+        """Return the recipe with a number in place of each default that depends on the model.
+
+        Args:
+            writes: whether the model is in memory and can generate text.
+        """
+        if self.is_decided:
+            return self
+        count = self._default_continuations if writes else 0
+        return replace(self, calibration=replace(self.calibration, num_continuations=count))
 
     def save(self, path: Path) -> None:
         """Write the recipe as YAML, with paths relative to the working folder or cut to their last part."""
@@ -131,7 +160,12 @@ class Recipe:
 
     def describe(self) -> list[str]:
         """Return the settings that have an effect, as lines "name: value"."""
-        return [f"{key}: {value}" for key, value in _flat(self.effective()).items()]
+        settings, others = (_flat(self.decided(writes=writes).effective()) for writes in (True, False))
+        unless = " (where the model is streamed, or cannot generate text: {})"
+        return [
+            f"{key}: {value}{unless.format(others[key]) if others[key] != value else ''}"
+            for key, value in settings.items()
+        ]
 
     def effective(self) -> dict[str, object]:
         """Return the settings that have an effect, as mappings."""

@@ -116,7 +116,7 @@ class _Loop:
             _warn_of_few_tokens(source, config, self._data.num_tokens(len(batches)))
         self._whole = block_targets(source, targets, config)
         self._by_layer = any(len(set(roles.values())) > 1 for roles in targets)
-        stage = recovery_stage(source, config, self._data.hidden.num_bytes) if batches else None
+        stage = recovery_stage(source, config, self._data.hidden.num_bytes, len(batches)) if batches else None
         self._stages, self._progress = ["prune", *([stage] if stage else [])], progress
 
     def run(self) -> list[BlockSparsity]:
@@ -155,7 +155,8 @@ class _Loop:
         pruned = _prune_block(block, self._whole[index], removals[index], self._config, measured, self._ranks)
         if self._by_layer:
             pruned = _with_targets(pruned, block, targets[index])
-        return replace(pruned, recovery=recovery.fit(measured[:fitted], block_config(self._config), acceptance))
+        config = block_config(self._config, len(measured))
+        return replace(pruned, recovery=recovery.fit(measured[:fitted], config, acceptance))
 
 
 def _prune_block(

@@ -75,12 +75,12 @@ def prune(
     Time: two forward passes of the calibration data through the blocks (one to measure, one to propagate). Memory: its
     hidden states, and the statistics of one block; SparseGPT and `refine="swaps"` need n x n float64 for each distinct
     input of n channels (both together twice that), for experts at most 4 GiB at once. Recovery by submodule: about 22
-    more forward passes (one of the dense model, three to record inputs, three for each of six passes of the fit); the
-    hidden states of the calibration data four more times, three of them in float32; the dense weights of one block, and
-    five times the weights of its attention or of its feed-forward network in float32. `recover="distill"` adds, for
-    each pass over the calibration data, a forward and a backward pass of the model, and needs the memory of full
-    fine-tuning: the model, gradients and two moments of Adam in float32, the weights before, and the hidden states of
-    the dense model.
+    more forward passes (one of the dense model, three to record inputs, three for each of six passes of the fit; with
+    96 sequences or more, two passes, so ten); the hidden states of the calibration data four more times, three of them
+    in float32; the dense weights of one block, and five times the weights of its attention or of its feed-forward
+    network in float32. `recover="distill"` adds, for each pass over the calibration data, a forward and a backward pass
+    of the model, and needs the memory of full fine-tuning: the model, gradients and two moments of Adam in float32, the
+    weights before, and the hidden states of the dense model.
 
     Args:
         model: a model; or a hub id, a folder or `demo`, which is loaded, and not written anywhere (for a folder on
@@ -88,7 +88,7 @@ def prune(
         config: method, sparsity, pattern, allocation.
         calibration: token ids `(b, n)` or `(n,)`, or mappings of model inputs, each of any length; required by Wanda,
             SparseGPT and recovery. Tokens masked by an `attention_mask` are not counted. None: for a model loaded by
-            name, the sequences of `CalibrationConfig()`.
+            name, the sequences of `CalibrationConfig()`, with the continuations that it writes for a recovery.
         spectra: spectra of this model, measured with `config.measurement()`; None to measure them now.
         scores: scores of this model's blocks before pruning, for an allocation that needs activations: one for each
             block, or as `score_blocks` returns them; for one that searches, the sparsities of an earlier search. None

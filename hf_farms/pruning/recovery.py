@@ -89,10 +89,16 @@ class NoRecovery:
         return ()
 
 
-def block_config(config: PruneConfig) -> PruneConfig:
-    """Return the config of the recovery of single blocks: a recovery that trains the whole model starts from one."""
+def block_config(config: PruneConfig, count: int) -> PruneConfig:
+    """Return the config of the recovery of single blocks: a recovery that trains the whole model starts from one.
+
+    Args:
+        config: names the recovery.
+        count: calibration sequences.
+    """
     first = RECOVERIES[config.recover].first
-    return config if first is None else replace(config, recover=first, recover_passes=None, recover_rate=None)
+    blocks = config if first is None else replace(config, recover=first, recover_passes=None, recover_rate=None)
+    return replace(blocks, recover_passes=blocks.passes_over(fitted_by_blocks(count, config)))
 
 
 def fitted_by_blocks(count: int, config: PruneConfig) -> int:
@@ -107,17 +113,18 @@ def fitted_by_blocks(count: int, config: PruneConfig) -> int:
 
 def block_recovery(block: Block, config: PruneConfig, folder: Path | None = None) -> BlockRecovery:
     """Return the recovery of a block that is not pruned yet; arguments as of `BlockRecovery`."""
-    recovery: BlockRecovery = RECOVERIES[block_config(config).recover].load()(block, folder)
+    recovery: BlockRecovery = RECOVERIES[RECOVERIES[config.recover].first or config.recover].load()(block, folder)
     return recovery
 
 
-def recovery_stage(source: BlockSource, config: PruneConfig, hidden_bytes: int) -> str | None:
+def recovery_stage(source: BlockSource, config: PruneConfig, hidden_bytes: int, count: int) -> str | None:
     """Return the name of the stage for progress, with an upper bound of the memory; None without a recovery.
 
     Args:
         source: the blocks.
         config: names the recovery.
         hidden_bytes: size of the hidden states of calibration and acceptance sequences.
+        count: calibration sequences.
     """
     if RECOVERIES[config.recover].needs == "nothing":
         return None
@@ -127,7 +134,7 @@ def recovery_stage(source: BlockSource, config: PruneConfig, hidden_bytes: int) 
     itemsize = getattr(torch, source.dtype).itemsize
     # Dense weights and five float32 copies; two times hidden states as they are, and three times in float32.
     num_bytes = max(sizes) * (itemsize + 5 * 4) + hidden_bytes * (2 + 3 * 4 / itemsize)
-    passes = passes_text(block_config(config).effective_passes)
+    passes = passes_text(block_config(config, count).passes_over(count))
     return f"recover ({passes}, up to {num_bytes / 2**30:.2f} GiB)"
 
 

@@ -157,7 +157,7 @@ def _minimize(
     """
     rates = [config.effective_rate * root_mean_square(weight) for weight in weights.values()]
     optimizer = _adam(weights)
-    order = list(indices) * config.effective_passes
+    order = list(indices) * config.passes_over(len(indices))
     for step, index in enumerate(order):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * (1 + math.cos(math.pi * step / len(order))) / 2

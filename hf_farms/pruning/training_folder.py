@@ -33,7 +33,9 @@ class TrainingFolder:
     def __init__(self, path: Path, config: PruneConfig, sequences: Sequence[Mapping[str, Tensor]]) -> None:
         self._path = path
         tensors = [(name, value) for batch in sequences for name, value in batch.items()]
-        self._data = _digest((config.effective_passes, config.effective_rate, config.recover_budget), tensors)
+        self._data = _digest(
+            (config.passes_over(len(sequences)), config.effective_rate, config.recover_budget), tensors
+        )
 
     def check(self) -> None:
         """Refuse a folder of other settings or data, before the model is pruned.

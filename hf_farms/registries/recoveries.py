@@ -8,6 +8,9 @@ from hf_farms.registries.base import Entry, Registry, check_path
 
 __all__ = ["RECOVERIES", "RecoveryEntry"]
 
+# Calibration sequences that continuations are added up to, and passes over them at least.
+CALIBRATION_SEQUENCES, FEWEST_PASSES = 128, 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecoveryEntry(Entry):
@@ -20,7 +23,11 @@ class RecoveryEntry(Entry):
     Attributes:
         first: name of the recovery of single blocks that the training of the whole model starts from; None for a
             recovery of single blocks.
-        passes: default of the option `recover_passes`.
+        passes: default of the option `recover_passes`, for few sequences.
+        steps: with more sequences the default passes over them fall, to two at least, so that they stay within so many
+            steps of one sequence; None: they do not fall.
+        continuations: by default a dense model in memory writes so many continuations of each calibration sequence, up
+            to `CALIBRATION_SEQUENCES` in all.
         rate: default of the option `recover_rate`.
         check: import path of a function that gets the blocks and the config, and raises before anything is pruned; None
             accepts all models.
@@ -29,6 +36,8 @@ class RecoveryEntry(Entry):
 
     first: str | None = None
     passes: int = 3
+    steps: int | None = None
+    continuations: int = 0
     rate: float = 0.01
     check: str | None = None
     citation: str = ""
@@ -39,6 +48,16 @@ class RecoveryEntry(Entry):
             raise ValueError(f"needs must be 'nothing' or 'activations' for a recovery, got {self.needs!r}.")
         if self.check is not None:
             check_path("check", self.check)
+
+    def default_passes(self, sequences: int) -> int:
+        """Return the default of `recover_passes` for a number of calibration sequences."""
+        if self.steps is None:
+            return self.passes
+        return min(self.passes, max(FEWEST_PASSES, self.steps // max(1, sequences)))
+
+    def default_continuations(self, sequences: int) -> int:
+        """Return the default of `num_continuations` for a number of passages, where the model can write them."""
+        return max(0, min(self.continuations * sequences, CALIBRATION_SEQUENCES - sequences))
 
     def describe(self, config: object) -> str:
         """Return the sentence with the trained weights in the place of `{trained}`."""
@@ -85,6 +104,10 @@ RECOVERIES: Registry[RecoveryEntry] = Registry(
             # tokens): 0.406 after three passes, 0.391 after six. On its first eight blocks, twelve passes were no
             # better, nor was half or twice the rate.
             passes=6,
+            # Six passes over 32 sequences. Of 128 sequences two passes close more of the gap to the dense model, where
+            # 96 of them are continuations of the others (BENCHMARKS.md, "Allocations, masks and recovery").
+            steps=6 * 32,
+            continuations=3,
             options=("recover_passes", "recover_rate"),
             citation=RETRAINING,
         ),

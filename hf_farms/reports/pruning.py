@@ -243,7 +243,8 @@ class PruneReport(Report):
     def __post_init__(self) -> None:
         super().__post_init__()
         # A report says what was done, whatever the defaults of a later version are.
-        object.__setattr__(self, "config", self.config.settled())
+        sequences = self.calibration.num_sequences if self.calibration is not None else 1
+        object.__setattr__(self, "config", self.config.settled(sequences))
 
     @property
     def num_ties(self) -> int | None:

@@ -40,7 +40,7 @@ def recovers(config: PruneConfig) -> bool:
 
 def check_config(config: PruneConfig) -> PruneConfig:
     """Return the config that prunes finalists: one pass of a recovery of blocks, and no training of the whole model."""
-    return replace(block_config(config), recover_passes=CHECK_PASSES) if recovers(config) else config
+    return replace(block_config(config, CHECK_SEQUENCES), recover_passes=CHECK_PASSES) if recovers(config) else config
 
 
 def pruned_loss(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hf_farms.pruning.recovery import block_config, fitted_by_blocks
 from hf_farms.registries import ALLOCATIONS, METHODS, RECOVERIES, REFINEMENTS
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def estimate_prune(config: PruneConfig, work: Work, speed: Speed) -> PruneEstima
     tokens = work.calibration
     pruning = _pruning(config, tokens, work, speed) * shared + work.weights * speed.weight
     perplexity = work.evaluation * (forward + speed.head) * shared
-    recovery, distilling = _recovery(config, tokens, forward, speed)
+    recovery, distilling = _recovery(config, work, forward, speed)
     uniform = work.baseline and "uniform" not in work.finished
     measurements = 1 if "spectra" in work.finished else 2
     perplexities = (1 + ("dense" not in work.finished) + uniform) if work.evaluation else 0
@@ -150,17 +151,19 @@ def _pruning(config: PruneConfig, tokens: float, work: Work, speed: Speed) -> fl
     return passes * tokens * work.blocks * speed.block
 
 
-def _recovery(config: PruneConfig, tokens: int, forward: float, speed: Speed) -> tuple[float, float]:
+def _recovery(config: PruneConfig, work: Work, forward: float, speed: Speed) -> tuple[float, float]:
     """Return the seconds of the recovery of all blocks, and of the training of the whole model."""
     entry = RECOVERIES[config.recover]
     if entry.needs != "activations":
         return 0.0, 0.0
-    passes = config.effective_passes if entry.first is None else RECOVERIES[entry.first].passes
-    blocks = _block_passes(passes) * tokens * forward
+    fitted = fitted_by_blocks(work.sequences, config)
+    passes = block_config(config, work.sequences).passes_over(fitted)
+    blocks = _block_passes(passes) * work.calibration * fitted / work.sequences * forward
     if entry.first is None:
         return blocks, 0.0
     # The head computes the predictions of the dense model too.
-    return blocks, config.effective_passes * TRAINING_PASSES * tokens * (forward + 2 * speed.head)
+    trained = config.passes_over(work.sequences) * work.calibration
+    return blocks, trained * TRAINING_PASSES * (forward + 2 * speed.head)
 
 
 def _block_passes(passes: int) -> float:

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_farms.errors import ModelError
-from hf_farms.pruning.recovery import BLOCK_SEQUENCES
 from hf_farms.pruning.removal_plan import prunable_layers
-from hf_farms.registries import RECOVERIES
 from hf_farms.spectra.analysis import analysis_cost, model_rows
 from hf_farms.workflows.estimate import Work, estimate_prune
 from hf_farms.workflows.speed import measure_speed
@@ -29,8 +27,6 @@ FINISHED = {
     "scores.json": "scores",
     "calibration.safetensors": "text",
 }
-# Continuations of each passage that a recovery gains from.
-CONTINUATIONS, PASSES = 3, 2
 
 
 def estimated_time(
@@ -45,7 +41,7 @@ def estimated_time(
     Counted are parameters, tokens and multiply-adds; their speed is measured on one block, the head, one comparison of
     weights and one spectrum, in at most a few seconds. BENCHMARKS.md has estimates beside the times that prunes took.
     `ria`, searches, distillation, text that the model writes and GPUs were not checked. Files that are read and written
-    are left out, and text that a streamed model writes. Where a recovery has few sequences, the line advises more text.
+    are left out, and text that a streamed model writes.
 
     Args:
         plan: of the prune.
@@ -76,23 +72,7 @@ def estimated_time(
         left=1 - _finished_blocks(output.state / "blocks") / max(1, len(source)),
         finished=frozenset(name for file, name in FINISHED.items() if (output.state / file).exists()),
     )
-    sentence = estimate_prune(prune, work, speed).sentence
-    begun = bool(work.finished) or work.left < 1
-    if sentence is None or begun or not _gains_from_text(plan, source, calibration):
-        return sentence
-    return (
-        f"{sentence}; a recovery often gains more from text than from passes: give more, or let the model write some "
-        f"(`calibration.num_continuations={CONTINUATIONS * calibration.num_sequences}`, `recover_passes={PASSES}`)"
-    )
-
-
-def _gains_from_text(plan: PrunePlan, source: ModelBlockSource, calibration: Calibration) -> bool:
-    """Whether blocks are fitted to so few sequences that they learn them by heart, and the model can write more."""
-    prune = plan.recipe.prune
-    fits_blocks = RECOVERIES[prune.recover].needs == "activations" and not prune.trains
-    few = calibration.num_sequences < 2 * BLOCK_SEQUENCES and not plan.recipe.calibration.generates
-    many = prune.effective_passes > PASSES
-    return fits_blocks and few and many and source.in_memory and getattr(source.model, "can_generate", lambda: False)()
+    return estimate_prune(prune, work, speed).sentence
 
 
 def _finished_blocks(records: Path) -> int:

@@ -192,7 +192,10 @@ def _finished(recipe: Recipe, folder: Path, *, baseline: bool) -> PruneReport | 
         return None
     places = load_local_paths(folder)
     given = recipe.absolute() if places else recipe
-    different = given.differences(Recipe.load(folder / RECIPE_NAME).located(places))
+    saved = Recipe.load(folder / RECIPE_NAME).located(places)
+    # A default that depends on the model is known only when that is loaded.
+    candidates = (given.decided(writes=writes) for writes in (True, False))
+    different = min((candidate.differences(saved) for candidate in candidates), key=len)
     if different:
         raise OutputError(
             f"output must be a new folder, got {str(folder)!r} with other settings ({'; '.join(different)}).",

@@ -25,6 +25,7 @@ from hf_farms.registries import ALLOCATIONS, RECOVERIES
 from hf_farms.reports import PruneReport, SpectralReport
 from hf_farms.spectra.analysis import analyze
 from hf_farms.workflows.baseline import uniform_nll
+from hf_farms.workflows.default_text import decide_text
 from hf_farms.workflows.prune_estimate import estimated_time
 from hf_farms.workflows.prune_files import describe, left_out, with_license
 from hf_farms.workflows.prune_plan import PrunePlan
@@ -61,7 +62,7 @@ class PruneStages:
 
     def __init__(self, plan: PrunePlan, progress: Progress) -> None:
         recipe, self._output = plan.recipe, plan.output
-        self._plan, self._recipe, self._progress, self._ranks = plan, recipe, progress, plan.output.ranks
+        self._progress, self._ranks = progress, plan.output.ranks
         writes_itself = recipe.prune.needs_calibration and recipe.calibration.generates
         self._loaded = load_model(
             plan.model,
@@ -72,6 +73,8 @@ class PruneStages:
             before_weights=checked_before_weights(texts_of(recipe)),
         )
         check_method(self._loaded.source, recipe.prune)
+        self._plan, self._notes = decide_text(plan, self._loaded)
+        self._recipe = recipe = self._plan.recipe
         self._text = EvaluationText(recipe.evaluation, self._loaded) if recipe.evaluation.source is not None else None
         self._calibration = Calibration(recipe, self._loaded)
         self._selection = SelectionText(recipe, self._loaded)
@@ -113,7 +116,8 @@ class PruneStages:
         base = from_first_rank(lambda: with_license(self._plan.model, partial), self._ranks)
         dense = text.measure_once(self._loaded, self._progress, "Dense perplexity", output) if text else None
         batches, notes = self._calibration.batches(output, self._progress)
-        search = self._selection.search(batches, spectra, output, self._progress)
+        # Passages are enough to rank plans, and a search over more takes several times as long.
+        search = self._selection.search(self._calibration.known or batches, spectra, output, self._progress)
         scores = (
             list(search.sparsities)
             if search is not None
@@ -139,6 +143,7 @@ class PruneStages:
             base=base,
             notes=(
                 *self._loaded.notes,
+                *self._notes,
                 *report.notes,
                 *notes,
                 *self._selection.notes,

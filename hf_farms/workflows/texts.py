@@ -148,7 +148,7 @@ class Calibration:
             first_token(source.model, self._loaded.tokenizer)
         if isinstance(source, StreamedBlockSource):
             instead = (
-                "Give a text with `calibration`" if self._config.source == "self" else "Leave out `num_continuations`"
+                "Give a text with `calibration`" if self._config.source == "self" else "Set `num_continuations` to 0"
             )
             warnings.warn(
                 "the model writes calibration text while its blocks are on disk: all of them are read for every "
@@ -187,7 +187,8 @@ class Calibration:
 
     @property
     def _unwritten(self) -> int:
-        return self._config.num_sequences if self._config.source == "self" else self._config.num_continuations
+        config = self._config
+        return config.num_sequences if config.source == "self" else config.total_sequences - config.num_sequences
 
     @property
     def _length(self) -> int:

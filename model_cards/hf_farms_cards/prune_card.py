@@ -132,7 +132,8 @@ def _call(report: PruneReport) -> str:
     batches = ", calibration=batches" if report.config.needs_calibration else ""
     batches += ", selection=other_batches" if report.config.needs_selection else ""
     # Reports hold the numbers of defaults, which a call leaves out.
-    call = as_call(report.config.unsettled())
+    sequences = report.calibration.num_sequences if report.calibration else 1
+    call = as_call(report.config.unsettled(sequences))
     return f"from hf_farms import PruneConfig, prune\n\nprune(model, {call}{batches})"
 
 
@@ -284,4 +285,4 @@ def _bold(text: Markup) -> Markup:
 def _continuations(calibration: CalibrationRecord | None) -> int:
     """Return the number of calibration sequences that continue a passage."""
     config = calibration.config if calibration is not None else None
-    return config.num_continuations if config is not None and config.source != "self" else 0
+    return config.total_sequences - config.num_sequences if config is not None else 0

@@ -70,7 +70,11 @@ FIELDS = {
     (CalibrationConfig, "split"): SPLIT,
     (CalibrationConfig, "num_sequences"): COUNT,
     (CalibrationConfig, "sequence_length"): LENGTH,
-    (CalibrationConfig, "num_continuations"): SEED,
+    (CalibrationConfig, "num_continuations"): (
+        "None or an integer of at least 0",
+        [-1, 0.5, True, "1", 2**63],
+        [None, 0, 7],
+    ),
     (CalibrationConfig, "seed"): SEED,
     (SelectionConfig, "source"): ("'speeches', a file or a dataset id", ["", " ", None, 3], ["a.txt"]),
     (SelectionConfig, "column"): COLUMN,

@@ -3,9 +3,12 @@ import json
 import pytest
 import torch
 from models import tiny, tiny_bert
+from transformers import T5Config, T5ForConditionalGeneration
 
 from hf_farms.config import CalibrationConfig
+from hf_farms.data import generation
 from hf_farms.data.calibration import calibration_sequences
+from hf_farms.data.generation import can_write, rows_at_once
 from hf_farms.demo import demo_model
 from hf_farms.errors import DataError, ModelError
 
@@ -165,6 +168,27 @@ def test_the_prompt_of_a_continuation_is_at_most_half_of_it(tokenizer, length, p
     text = got[0].tolist()
     for row in got[1:].tolist():
         assert any(text[start : start + prompt] == row[:prompt] for start in range(length - prompt + 1))
+
+
+def test_models_that_can_write():
+    assert can_write(tiny("llama"), 2)
+    assert not can_write(tiny("llama"), 1)
+    assert not can_write(tiny("llama").model, 16)
+    assert not can_write(tiny_bert(), 16)
+    assert not can_write(T5ForConditionalGeneration(T5Config(vocab_size=8, d_model=8, d_ff=8, num_layers=1)), 16)
+
+
+def test_few_sequences_of_a_large_model_are_written_together(monkeypatch):
+    model = tiny("llama")
+    config = model.config
+    # Keys and values of a token, in float32.
+    size = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    assert rows_at_once(model, 512) == 64
+    monkeypatch.setattr(generation, "CACHE_BYTES", 3 * 512 * size)
+    assert [rows_at_once(model, length) for length in (512, 513, 10_000)] == [3, 2, 1]
+    assert rows_at_once(model.half(), 512) == 6
+    # Without heads in its config.
+    assert rows_at_once(torch.nn.Linear(2, 2), 512) == 64
 
 
 def test_continuations_need_a_model_that_writes(tokenizer):

@@ -84,6 +84,45 @@ def test_what_is_saved_is_loaded(path):
         assert Recipe.load(path) == recipe
 
 
+def test_continuations_and_passes_of_a_recovery_are_open_until_the_model_is_known(path):
+    recovers = PruneConfig(recover="submodule")
+    recipe = replace(RECIPE, prune=recovers, calibration=CalibrationConfig())
+    assert not recipe.is_decided
+    assert (recipe.calibration.num_continuations, recipe.prune.recover_passes) == (None, None)
+    recipe.save(path)
+    assert Recipe.load(path) == recipe
+    written, read = recipe.decided(writes=True), recipe.decided(writes=False)
+    assert (written.calibration.num_continuations, written.prune.recover_passes) == (96, 2)
+    assert (read.calibration.num_continuations, read.prune.recover_passes) == (0, 6)
+    assert written.decided(writes=False) == written
+    described = [line for line in recipe.describe() if "(" in line]
+    assert described == [
+        "prune.recover_passes: 2 (where the model is streamed, or cannot generate text: 6)",
+        "calibration.num_continuations: 96 (where the model is streamed, or cannot generate text: 0)",
+    ]
+    chosen = replace(recipe, prune=replace(recovers, recover_passes=5))
+    assert [chosen.decided(writes=writes).prune.recover_passes for writes in (True, False)] == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("recover", "calibration", "passes"),
+    [
+        ("submodule", CalibrationConfig(num_sequences=128), 2),
+        ("submodule", CalibrationConfig(num_continuations=0), 6),
+        ("submodule", CalibrationConfig(num_continuations=32), 3),
+        ("submodule", CalibrationConfig(source="self"), 6),
+        ("distill", CalibrationConfig(), 2),
+        ("none", CalibrationConfig(), 3),
+    ],
+)
+def test_recipes_without_a_default_that_depends_on_the_model(recover, calibration, passes):
+    recipe = replace(RECIPE, prune=PruneConfig(recover=recover), calibration=calibration)
+    assert recipe.is_decided
+    assert recipe.prune.recover_passes == passes
+    assert recipe.calibration.num_continuations == (calibration.num_continuations or 0)
+    assert recipe.decided(writes=True) == recipe
+
+
 def test_a_recipe_of_the_first_release_is_read(path):
     path.write_text(FIRST_RELEASE)
     with pytest.warns(DeprecationWarning, match="PruneConfig.farms is named spectra now"):

@@ -75,7 +75,7 @@ def slow_fit(pruned, inputs, targets, config):
     scale = (rows - rows.mean(dim=0)).square().mean()
     sizes = [weight[~zero].square().mean().sqrt().item() for weight, zero in zip(weights, zeros, strict=True)]
     optimizer = torch.optim.Adam([{"params": [weight]} for weight in weights], eps=1e-15)
-    train = [i for i in range(len(inputs)) if i % 8 != 7] * config.effective_passes
+    train = [i for i in range(len(inputs)) if i % 8 != 7] * config.passes_over(len(inputs))
     for step, i in enumerate(train):
         for group, size in zip(optimizer.param_groups, sizes, strict=True):
             group["lr"] = config.effective_rate * size * (1 + math.cos(math.pi * step / len(train))) / 2

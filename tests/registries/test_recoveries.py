@@ -6,6 +6,7 @@ from models import tiny
 
 from hf_farms import PruneConfig, PruneReport, prune
 from hf_farms.errors import NoEffectWarning
+from hf_farms.pruning.recovery import block_config
 from hf_farms.registries import RECOVERIES, RecoveryEntry
 
 DOUBLE = RecoveryEntry(
@@ -55,3 +56,17 @@ def test_options_of_another_recovery_have_no_effect(double, ids):
 def test_what_it_needs_must_be_measured():
     with pytest.raises(ValueError, match="needs must be 'nothing' or 'activations' for a recovery, got 'windows'"):
         RecoveryEntry(needs="windows", function="a:b", sentence="")
+
+
+def test_passes_fall_with_the_number_of_sequences_and_continuations_fill_up_to_128():
+    passes = {1: 6, 32: 6, 33: 5, 48: 4, 64: 3, 96: 2, 128: 2, 1000: 2}
+    assert {count: RECOVERIES["submodule"].default_passes(count) for count in passes} == passes
+    assert {count: PruneConfig(recover="submodule").passes_over(count) for count in passes} == passes
+    assert PruneConfig(recover="submodule", recover_passes=4).passes_over(1000) == 4
+    continuations = {1: 3, 4: 12, 32: 96, 33: 95, 100: 28, 128: 0, 200: 0}
+    assert {n: RECOVERIES["submodule"].default_continuations(n) for n in continuations} == continuations
+    for name in ("none", "distill"):
+        assert RECOVERIES[name].default_passes(1) == RECOVERIES[name].default_passes(1000)
+        assert RECOVERIES[name].default_continuations(32) == 0
+    # The first stage of a training, over 32 of 64 sequences, or over a quarter of them.
+    assert [block_config(PruneConfig(recover="distill"), n).recover_passes for n in (20, 64, 192, 800)] == [6, 6, 4, 2]

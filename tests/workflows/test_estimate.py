@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 from hf_farms_cli.app import app
-from hf_farms_cli.messages import in_options
 from typer.testing import CliRunner
 
 from hf_farms import EvaluationConfig, PruneConfig
@@ -160,30 +159,6 @@ def line(plan, monkeypatch, stream=False):
 
 
 EVALUATION = EvaluationConfig(max_windows=2)
-
-
-def test_a_recovery_of_few_sequences_is_told_of_text_that_the_model_writes(tmp_path, monkeypatch):
-    few = planned(tmp_path, recover="submodule")
-    told = line(few, monkeypatch)
-    assert told.endswith(
-        "; a recovery often gains more from text than from passes: give more, or let the model write some "
-        "(`calibration.num_continuations=12`, `recover_passes=2`)"
-    )
-    assert in_options(told).replace("`", "").endswith(" (--calibration-continuations 12, --recover-passes 2)")
-    for other in (
-        planned(tmp_path),
-        planned(tmp_path, recover="distill"),
-        planned(tmp_path, recover="submodule", recover_passes=2),
-        planned(tmp_path, recover="submodule", num_sequences=64),
-        planned(tmp_path, recover="submodule", num_continuations=12),
-        planned(tmp_path, recover="submodule", source="self"),
-    ):
-        assert "a recovery" not in line(other, monkeypatch)
-    assert "a recovery" not in line(few, monkeypatch, stream=True)
-    # The settings of a run that has begun stay as they are.
-    few.output.state.mkdir(parents=True)
-    (few.output.state / "spectra.json").touch()
-    assert "a recovery" not in line(few, monkeypatch)
 
 
 def test_written_tokens_are_counted_until_the_file_is_there(tmp_path, monkeypatch):

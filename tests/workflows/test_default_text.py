@@ -1,0 +1,123 @@
+"""Continuations that the dense model writes by default for a recovery, and the passes over them."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from models import tiny
+from safetensors.torch import load_file
+
+import hf_farms.demo
+from hf_farms import CalibrationConfig, EvaluationConfig, LoadOptions, PruneConfig, SelectionConfig, prune_checkpoint
+from hf_farms.errors import HfFarmsWarning, NoEffectWarning
+from hf_farms.loading.names import ModelRef
+from hf_farms.loading.opening import load_model
+from hf_farms.output.recipe import Recipe
+from hf_farms.reports import SearchRecord
+from hf_farms.workflows import selection
+from hf_farms.workflows.default_text import STREAMED, decide_text
+from hf_farms.workflows.prune_plan import plan_prune
+
+CONFIG = PruneConfig(allocation="uniform", method="magnitude", recover="submodule")
+TEXT = CalibrationConfig(num_sequences=2, sequence_length=32)
+OPTIONS = {"evaluation": EvaluationConfig(source=None), "selection": SelectionConfig(sequence_length=128)}
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr("hf_farms.data.selection.ACCEPTANCE_TOKENS", 256)
+
+
+def numbers(folder):
+    recipe = Recipe.load(folder / "recipe.yaml")
+    return recipe.calibration.num_continuations, recipe.prune.recover_passes
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def same(one, other):
+    one, other = weights(one), weights(other)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_they_are_written_and_the_recipe_has_their_number(tmp_path):
+    report = prune_checkpoint("demo", tmp_path / "default", config=CONFIG, calibration=TEXT, **OPTIONS)
+    assert numbers(tmp_path / "default") == (6, 6)
+    assert report.calibration.num_sequences == 8
+    assert report.calibration.config.num_continuations == 6
+    assert report.config.recover_passes == 6
+    assert STREAMED not in report.notes
+    card = (tmp_path / "default" / "README.md").read_text()
+    assert (
+        "8 sequences, 256 tokens of `speeches`, seed 0; 6 of them are continuations that the dense model wrote" in card
+    )
+    # The same default is the same run, whatever the model turned out to do.
+    with pytest.warns(NoEffectWarning, match="finished already: nothing was pruned"):
+        prune_checkpoint("demo", tmp_path / "default", config=CONFIG, calibration=TEXT, **OPTIONS)
+    recipe = Recipe.load(tmp_path / "default" / "recipe.yaml")
+    prune_checkpoint("demo", tmp_path / "again", config=recipe.prune, calibration=recipe.calibration, **OPTIONS)
+    assert same(tmp_path / "default", tmp_path / "again")
+
+
+def test_a_streamed_model_writes_none_and_a_run_goes_on_as_it_began(tmp_path):
+    def interrupt(stage, done, total):
+        if stage.startswith("recover") and done == 1:
+            raise KeyboardInterrupt("as Ctrl-C does")
+
+    options = {**OPTIONS, "config": CONFIG, "calibration": TEXT}
+    with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"):
+        prune_checkpoint("demo", tmp_path / "out", load=LoadOptions(stream=True), progress=interrupt, **options)
+    # Now it fits into memory.
+    report = prune_checkpoint("demo", tmp_path / "out", load=LoadOptions(stream=False), **options)
+    assert numbers(tmp_path / "out") == (0, 6)
+    assert STREAMED not in report.notes
+    whole = prune_checkpoint("demo", tmp_path / "whole", load=LoadOptions(stream=True), **options)
+    assert STREAMED in whole.notes
+    assert same(tmp_path / "out", tmp_path / "whole")
+
+
+def test_a_run_that_wrote_some_goes_on_with_them_where_it_must_be_streamed(tmp_path):
+    def interrupt(stage, done, total):
+        if stage.startswith("recover") and done == 1:
+            raise KeyboardInterrupt("as Ctrl-C does")
+
+    options = {**OPTIONS, "config": CONFIG, "calibration": TEXT}
+    with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"):
+        prune_checkpoint("demo", tmp_path / "out", progress=interrupt, **options)
+    with pytest.warns(HfFarmsWarning, match="all of them are read for every token"):
+        report = prune_checkpoint("demo", tmp_path / "out", load=LoadOptions(stream=True), **options)
+    assert numbers(tmp_path / "out") == (6, 6)
+    assert STREAMED not in report.notes
+
+
+@pytest.mark.filterwarnings("ignore:.* lacks .* of the head")
+@pytest.mark.parametrize("headless", [False, True])
+def test_a_model_without_its_head_writes_none(tmp_path, headless):
+    model = tiny("llama", vocab_size=2048, tie_word_embeddings=False)
+    (model.model if headless else model).save_pretrained(tmp_path / "model")
+    for path in Path(hf_farms.demo.__file__).parent.glob("model/tokenizer*"):
+        shutil.copy(path, tmp_path / "model")
+    recipe = Recipe(
+        model=str(tmp_path / "model"), revision=None, dtype="auto", prune=CONFIG, calibration=TEXT, **OPTIONS
+    )
+    loaded = load_model(ModelRef.parse(recipe.model, None), head=False)
+    plan, notes = decide_text(plan_prune(recipe, tmp_path / "out"), loaded)
+    assert notes == ()
+    assert plan.recipe.calibration.num_continuations == (0 if headless else 6)
+
+
+def test_a_search_uses_the_passages_alone(tmp_path, monkeypatch):
+    seen = []
+
+    def search(source, config, calibration, *_, **__):
+        seen.append(torch.cat(list(calibration)).shape)
+        return SearchRecord(winner="uniform", sparsities=(0.5,) * 8)
+
+    monkeypatch.setattr(selection, "search_sparsities", search)
+    config = PruneConfig(allocation="auto", recover="submodule", recover_passes=1)
+    report = prune_checkpoint("demo", tmp_path / "out", config=config, calibration=TEXT, **OPTIONS)
+    assert seen == [(2, 32)]
+    assert report.calibration.num_sequences == 8
