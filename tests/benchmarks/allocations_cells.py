@@ -95,12 +95,18 @@ TIERS: dict[str, list[Cell]] = {
     "quarter-60": _cells(0.6, ("auto quarter", "farms"), recover="submodule", passes=6),
     # The default allocation, where a recovery follows.
     "farms-recovered": [Cell(sparsity=s, allocation="farms", recover="submodule", passes=6) for s in (0.5, 0.6)],
+    "farms-written": [
+        Cell(sparsity=s, allocation="farms", recover="submodule", passes=2, written=3) for s in (0.6, 0.5)
+    ],
     "written-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=2, written=3),
     # Four times the text, for as many steps.
     "text-50": _cells(0.5, ("auto", "uniform"), recover="submodule", passes=2, data=4),
     "written-60": _cells(0.6, ("auto", "uniform"), recover="submodule", passes=2, written=3),
     # With the plan that `auto` takes for a model that is recovered, and an earlier choice.
-    "written-auto": _cells(0.6, ("auto recovered", "auto half"), recover="submodule", passes=2, written=3),
+    "written-auto": [
+        *_cells(0.6, ("auto recovered", "auto half"), recover="submodule", passes=2, written=3),
+        *_cells(0.5, ("auto recovered",), recover="submodule", passes=2, written=3),
+    ],
     # The blocks are fitted to the sequences, the whole model to the continuations.
     "distilled-written": [
         Cell(sparsity=sparsity, allocation=allocation, recover="distill", written=3)
