@@ -7,6 +7,7 @@ prune_plan.py           checks before a prune
 baseline.py             the perplexity of uniform sparsity
 recovered_choice.py     the plan of a search or uniform sparsity, both with the whole recovery
 texts.py                calibration and evaluation texts
+default_text.py         decide whether the dense model writes calibration text for a recovery
 text_lengths.py         refuse texts that are too short, before weights are loaded
 adapter_push.py         push an adapter of S²FT
 adapter_folders.py      describe, fuse and export adapters
