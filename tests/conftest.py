@@ -1,3 +1,4 @@
+import gc
 import os
 
 # Before any import of a library that reads them: nothing here may reach the network by accident.
@@ -11,6 +12,12 @@ import torch
 from models import tiny
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_collection_finish():
+    """What was imported stays; collections of garbage, such as that of every Trainer, need not walk through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -28,3 +35,18 @@ def ids():
     """Two batches of token ids of different shapes."""
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(0, 100, (2, 17), generator=generator), torch.randint(0, 100, (31,), generator=generator)]
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures have one pixel: drawing takes longer than the work on a tiny model."""
+    from hf_farms_cards import card
+    from hf_farms_cards.figures import training
+    from PIL import Image
+
+    def draw(record, path, **options):
+        Image.new("RGB", (1, 1)).save(path)
+
+    for place, name in ((training, "draw_training"), (card, "draw_training"), (card, "draw_selection")):
+        monkeypatch.setattr(place, name, draw)
+    monkeypatch.setattr(card, "draw_blocks", draw)
