@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from figures import one_pixel
 from models import tiny
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -38,15 +39,7 @@ def ids():
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
-    """Figures have one pixel: drawing takes longer than the work on a tiny model."""
-    from hf_farms_cards import card
-    from hf_farms_cards.figures import training
-    from PIL import Image
-
-    def draw(record, path, **options):
-        Image.new("RGB", (1, 1)).save(path)
-
-    for place, name in ((training, "draw_training"), (card, "draw_training"), (card, "draw_selection")):
-        monkeypatch.setattr(place, name, draw)
-    monkeypatch.setattr(card, "draw_blocks", draw)
+def undrawn():
+    """See `one_pixel`."""
+    with one_pixel():
+        yield
