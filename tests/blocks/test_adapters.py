@@ -19,7 +19,10 @@ from hf_farms.spectra.analysis import analyze
 peft = pytest.importorskip("peft", reason="peft is not installed")
 
 # Between PEFT 0.21 and transformers 5.23.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+    pytest.mark.usefixtures("undrawn"),
+]
 
 
 def adapted(name="llama", **options):

@@ -2,6 +2,17 @@ import pytest
 
 
 @pytest.fixture
+def drawn():
+    """For tests of figures; all others do without."""
+
+
+@pytest.fixture(autouse=True)
+def _figures(request):
+    if "drawn" not in request.fixturenames:
+        request.getfixturevalue("undrawn")
+
+
+@pytest.fixture
 def wandb(tmp_path, monkeypatch):
     """wandb without its server: all of it below the folder of the test, its process ends with the test."""
     wandb = pytest.importorskip("wandb", reason="wandb is not installed")

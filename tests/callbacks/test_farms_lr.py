@@ -312,7 +312,7 @@ def test_wandb_gets_the_numbers(tmp_path, wandb):
     assert 0 < summary["train/farms_lr/share_of_time"] < 1
 
 
-def test_history_figure_and_section_are_written(tmp_path):
+def test_history_figure_and_section_are_written(tmp_path, drawn):
     trainer(tmp_path, FarmsLRCallback(FAST)).train()
     lines = [json.loads(line) for line in (tmp_path / "farms_lr.jsonl").read_text().splitlines()]
     assert len(lines) == 4
@@ -327,7 +327,7 @@ def test_history_figure_and_section_are_written(tmp_path):
     ("quantity", "said"),
     [("weight_decay", "factor on the weight decay."), ("constant_decay", "factor on the learning rate, its product")],
 )
-def test_the_section_says_what_was_scaled(quantity, said, tmp_path):
+def test_the_section_says_what_was_scaled(quantity, said, tmp_path, drawn):
     block = {"name": "0", "alpha": 2.0, "alpha_stderr": None, "factor": 1.5}
     history = [{"step": 3, "epoch": 0.1, "seconds": 1.0, "blocks": [block, {**block, "name": "1", "factor": 0.5}]}]
     entries = [LRHistoryEntry.from_line(json.dumps(line)) for line in history]

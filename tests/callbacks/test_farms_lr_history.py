@@ -87,7 +87,7 @@ def search(folder, monkeypatch, trial, *, name=None, **options):
     return run, SimpleNamespace(number=trial, params={"learning_rate": 1e-3 * (trial + 1)})
 
 
-def test_every_trial_of_a_search_has_its_own_folder(tmp_path, monkeypatch):
+def test_every_trial_of_a_search_has_its_own_folder(tmp_path, monkeypatch, drawn):
     for number in (0, 1):
         run, trial = search(tmp_path, monkeypatch, number, save_strategy="steps", save_steps=2)
         run.train(trial=trial)

@@ -59,7 +59,7 @@ def test_options_of_factors_have_no_effect_on_monitoring():
 
 
 @pytest.mark.parametrize("unit", ["block", "layer"])
-def test_tensorboard_gets_effective_rates_and_a_figure(unit, tmp_path):
+def test_tensorboard_gets_effective_rates_and_a_figure(unit, tmp_path, drawn):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     callback = FarmsLRCallback(FarmsLRConfig(start=0, interval=4, unit=unit, shrink=False))
     with warnings.catch_warnings():
@@ -97,7 +97,7 @@ def test_figures_are_drawn_for_trackers_only_and_not_for_every_measurement(tmp_p
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_wandb_gets_effective_rates_and_a_figure(tmp_path, wandb):
+def test_wandb_gets_effective_rates_and_a_figure(tmp_path, wandb, drawn):
     run = trainer(tmp_path, FarmsLRCallback(FAST), report_to=["wandb"])
     run.train()
     summary = dict(wandb.run.summary)

@@ -25,9 +25,14 @@ from hf_farms.reports.folders import load_report, training_report
 from hf_farms.reports.metrics import best_step, trained_metrics
 from hf_farms.reports.recording import record_training
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*pin_memory.*", "ignore:.*lr_scheduler.step.*before.*:UserWarning", "ignore:FarmsLRCallback had no effect"
-)
+pytestmark = [
+    pytest.mark.filterwarnings(
+        "ignore:.*pin_memory.*",
+        "ignore:.*lr_scheduler.step.*before.*:UserWarning",
+        "ignore:FarmsLRCallback had no effect",
+    ),
+    pytest.mark.usefixtures("undrawn"),
+]
 
 STILL = FarmsLRConfig(start=0, frozen=True)
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}

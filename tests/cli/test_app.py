@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from forked import Commands
 from hf_farms_cli.app import app
 from processes import at, finished
 from typer.testing import CliRunner
@@ -181,9 +182,8 @@ def test_completion_is_installed_into_the_shell_that_runs(tmp_path):
     assert "hf-farms" in (tmp_path / ".bashrc").read_text()
 
 
-def interrupt(command, folder, **moment):
-    """Ctrl-C at a moment; what was said after the last line of progress."""
-    done = finished(command, cwd=folder, env={**os.environ, **at(signal.SIGINT, **moment)})
+def interrupted(done):
+    """What a command said at Ctrl-C, after the last line of progress."""
     assert done.returncode == 130, done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
@@ -205,18 +205,23 @@ def test_ctrl_c_inside_generated_code_keeps_the_status(tmp_path):
 
 @pytest.mark.parametrize("module", ["hf_farms_cli.app", "typer", "torch", "torch.nn.functional", "transformers"])
 def test_ctrl_c_before_there_is_work_is_one_line(module, tmp_path):
-    assert interrupt([*RUN, "prune", "demo", "-q"], tmp_path, imports=module) == "Interrupted."
+    variables = {**os.environ, **at(signal.SIGINT, imports=module)}
+    assert interrupted(finished([*RUN, "prune", "demo", "-q"], cwd=tmp_path, env=variables)) == "Interrupted."
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_ctrl_c_names_the_unfinished_work_and_the_same_command_goes_on(tmp_path):
-    command = [*RUN, "prune", "demo", "--no-baseline", "-q"]
+    command = (tmp_path, "prune", "demo", "--no-baseline", "-q")
     partial = tmp_path / "demo-farms-wanda-50.partial"
-    for stage in ("spectra.json", "dense_perplexity.json", "blocks/*"):
-        said = interrupt(command, tmp_path, made=f"*/.hf-farms-unfinished/{stage}")
-        assert said == f"Interrupted. Unfinished work is in {partial.name}. Run the same command again to resume."
-        assert [path.name for path in tmp_path.iterdir()] == [partial.name]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "demo-farms-wanda-50"
+    with Commands() as commands:
+        for stage in ("spectra.json", "dense_perplexity.json", "blocks/*"):
+            commands.start(*command, signal=signal.SIGINT, made=f"*/.hf-farms-unfinished/{stage}")
+            said = interrupted(commands.ended())
+            assert said == f"Interrupted. Unfinished work is in {partial.name}. Run the same command again to resume."
+            assert [path.name for path in tmp_path.iterdir()] == [partial.name]
+        commands.start(*command)
+        done = commands.ended()
+    assert (done.returncode, done.stdout.strip()) == (0, "demo-farms-wanda-50")
     report = json.loads((Path(tmp_path) / "demo-farms-wanda-50" / "hf_farms_report.json").read_text())
     assert report["sparsity"] == 0.5

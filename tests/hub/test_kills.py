@@ -6,9 +6,10 @@ import signal
 import sys
 
 import pytest
+from forked import Commands
 from hub_client import contents, environment
 from local_hub import LocalHub
-from processes import Process, at, finished
+from processes import finished
 
 TOKEN = "hf_SecretOfAda"
 RUN = [sys.executable, "-c", "from hf_farms_cli.app import main; main()"]
@@ -27,28 +28,24 @@ print(torch.equal(pulled, kept), sum(int((p == 0).sum()) for p in Model.from_pre
 class Killed:
     """The command in a folder, killed at moments of its work or by the Hub."""
 
-    def __init__(self, hub, folder):
-        self.hub, self.folder = hub, folder
+    def __init__(self, hub, folder, commands):
+        self.hub, self.folder, self.commands = hub, folder, commands
         self.said = ""
 
-    def start(self, **variables):
-        self.process = Process(
-            [*RUN, *COMMAND],
-            cwd=self.folder,
-            env=environment(self.hub.endpoint, self.folder / "home", token=None, OMP_NUM_THREADS="1", **variables),
-        )
+    def start(self, **moment):
+        self.process = self.commands.start(self.folder, *COMMAND, **moment)
 
     def kill(self):
-        os.kill(self.process.pid, signal.SIGKILL)
+        os.kill(self.process, signal.SIGKILL)
 
     def end(self):
-        done = self.process.ended()
+        done = self.commands.ended()
         self.said += done.stdout + done.stderr
         return done
 
     def kill_at_change(self, number):
         """Of a file or folder."""
-        self.start(**at(signal.SIGKILL, change=number))
+        self.start(change=number)
         done = self.end()
         assert done.returncode == -signal.SIGKILL, done.stderr
 
@@ -66,11 +63,13 @@ def check_no_half_folder(folder):
         assert not [name for name in names if name.endswith(".tmp")]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_five_times_and_completed(tmp_path):
     chance = random.Random(7)
-    with LocalHub() as hub:
+    variables = {"home": tmp_path / "home", "token": None}
+    with LocalHub() as hub, Commands(environment(hub.endpoint, **variables)) as commands:
         hub.tokens = {TOKEN: "ada"}
-        work = Killed(hub, tmp_path)
+        work = Killed(hub, tmp_path, commands)
         moments = [
             lambda: work.kill_at_change(chance.randint(1, 20)),
             lambda: work.kill_at_change(chance.randint(20, 35)),
@@ -90,8 +89,8 @@ def test_killed_five_times_and_completed(tmp_path):
         assert ".hf-farms-unfinished" not in {path.name for path in (tmp_path / NAME).iterdir()}
         # Sent whole at most once, though the command ran six times.
         assert len(hub.uploads) == len(set(hub.uploads))
-        variables = environment(hub.endpoint, tmp_path / "home", token=None)
-        pulled = finished([sys.executable, "-c", PULL, f"ada/{NAME}", tmp_path / NAME], env=variables)
+        pulled = [sys.executable, "-c", PULL, f"ada/{NAME}", tmp_path / NAME]
+        pulled = finished(pulled, env=environment(hub.endpoint, **variables))
         assert pulled.stdout.split() == ["True", "True"], pulled.stderr
         places = {**contents(tmp_path), **hub.files(f"ada/{NAME}"), "output": work.said.encode()}
         assert [name for name, data in places.items() if TOKEN.encode() in data] == []

@@ -3,14 +3,12 @@
 import json
 import os
 import pickle
-import sys
 
 import pytest
 import torch
-from hub_client import contents, environment
+from hub_client import HubClient, contents
 from local_hub import LocalHub
 from models import tiny
-from processes import finished
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -21,20 +19,6 @@ from hf_farms.loading.meta_layout import find_meta_checkpoint
 from hf_farms.loading.names import ModelRef
 from hf_farms.loading.opening import load_model, open_model
 
-# Commands, one after the other in one process: status, stdout and stderr of each.
-RUN = """
-import contextlib, io, json, sys
-from hf_farms_cli.app import main
-for arguments in json.loads(sys.argv[1]):
-    sys.argv = ["hf-farms", *arguments]
-    status, streams = 0, (io.StringIO(), io.StringIO())
-    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code or 0
-    print(json.dumps([status, streams[0].getvalue(), " ".join(streams[1].getvalue().split())]))
-"""
 # dim 32: int(8 * 32 / 3) = 85, times 1.3 is 110, rounded up to a multiple of 16.
 SIZES = {"intermediate_size": 112, "num_hidden_layers": 2, "rms_norm_eps": 1e-5}
 PARAMS = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "multiple_of": 16, "ffn_dim_multiplier": 1.3}
@@ -318,38 +302,55 @@ def test_a_tokenizer_that_is_missing_or_of_another_kind_is_named(dense, tmp_path
         load_model(str(folder), allow_pickle=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def hub():
     with LocalHub() as server:
         yield server
 
 
-@pytest.fixture
-def client(hub, tmp_path):
-    def run(*commands, **variables):
-        variables = environment(hub.endpoint, tmp_path / "home", **variables)
-        command = [sys.executable, "-c", RUN, json.dumps([line.split() for line in commands])]
-        done = finished(command, env=variables, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()]
-
-    return run
+@pytest.fixture(autouse=True)
+def asked_for(request):
+    """Requests of other tests are forgotten."""
+    if "hub" in request.fixturenames:
+        request.getfixturevalue("hub").requests.clear()
 
 
-def downloads(hub):
-    return [request.partition("/resolve/")[2] for request in hub.requests if request.startswith("GET /meta/m")]
+@pytest.fixture(scope="module")
+def client(hub, tmp_path_factory):
+    with HubClient(hub, tmp_path_factory.mktemp("work")) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def without_a_hub(hub, tmp_path_factory):
+    """The user of an endpoint that does not answer."""
+    with HubClient(hub, tmp_path_factory.mktemp("dead"), HF_ENDPOINT="http://127.0.0.1:9") as client:
+        yield client
+
+
+def run(client, line):
+    """Status, stdout and stderr of a command."""
+    done = client.cli(*line.split())
+    return done["status"], done["stdout"], " ".join(done["stderr"].split())
+
+
+def downloads(hub, name):
+    return [request.partition("/resolve/")[2] for request in hub.requests if request.startswith(f"GET /{name}/")]
 
 
 def test_on_the_hub_the_repository_beside_it_is_used(hub, client, dense, tmp_path):
     hub.add("meta/m", contents(write(tmp_path / "original", dense)))
     hub.add("meta/m-hf", contents(save(dense, tmp_path / "dense")))
-    [(status, out, err)] = client("analyze meta/m --json")
+    status, out, err = run(client, "analyze meta/m --json")
     assert status == 0, err
     assert json.loads(out)["model"] == "meta/m"
     assert "without a config.json: 'meta/m-hf' was loaded in its place" in err
     assert not [request for request in hub.requests if ".pth" in request]
     hub.requests.clear()
-    [(_, again, err)] = client("analyze meta/m --json", HF_HUB_OFFLINE="1")
+    # The same user, later and without a network.
+    (tmp_path / "home").symlink_to(client.log.parent / "home")
+    with HubClient(hub, tmp_path, HF_HUB_OFFLINE="1") as offline:
+        _, again, err = run(offline, "analyze meta/m --json")
     assert json.loads(again)["blocks"] == json.loads(out)["blocks"], err
     assert hub.requests == []
 
@@ -358,7 +359,7 @@ def test_the_users_own_line(hub, client, dense, tmp_path):
     license = {"README.md": b"---\nlicense: llama2\n---\n", "LICENSE.txt": b"terms", "USE_POLICY.md": b"policy"}
     hub.add("meta/Llama-2", contents(write(tmp_path / "original", dense)) | license)
     hub.add("meta/Llama-2-hf", contents(save(dense, tmp_path / "dense")))
-    [(status, _, err)] = client("prune meta/Llama-2 --push --method magnitude --evaluation none")
+    status, _, err = run(client, "prune meta/Llama-2 --push --method magnitude --evaluation none")
     assert status == 0, err
     assert "'meta/Llama-2-hf' was loaded in its place" in err
     pushed = hub.files("ada/Llama-2-farms-magnitude-50")
@@ -369,22 +370,19 @@ def test_the_users_own_line(hub, client, dense, tmp_path):
 
 
 def test_on_the_hub_without_one_consent_is_asked_for_and_weights_are_converted(hub, client, dense, tmp_path):
-    hub.add("meta/m", contents(write(tmp_path / "original", dense, shards=2)))
-    [(status, _, err)] = client("analyze meta/m")
+    hub.add("meta/alone", contents(write(tmp_path / "original", dense, shards=2)))
+    status, _, err = run(client, "analyze meta/alone")
     assert status == 1
-    assert "got pickled ones (consolidated.00.pth) in Meta's own layout in 'meta/m'" in err
-    assert ", and there is no 'meta/m-hf' on the Hub" in err
+    assert "got pickled ones (consolidated.00.pth) in Meta's own layout in 'meta/alone'" in err
+    assert ", and there is no 'meta/alone-hf' on the Hub" in err
     assert "Hint: Convert them with --allow-pickle" in err
-    assert downloads(hub) == []
-    expected, found, again = client(
-        f"analyze {save(dense, tmp_path / 'dense')} --json",
-        "analyze meta/m --allow-pickle --json",
-        "analyze meta/m --allow-pickle --json",
-    )
+    assert downloads(hub, "meta/alone") == []
+    expected = run(client, f"analyze {save(dense, tmp_path / 'dense')} --json")
+    found, again = (run(client, "analyze meta/alone --allow-pickle --json") for _ in range(2))
     assert found[0] == 0, found
     assert "it was converted" in found[2]
     assert json.loads(found[1])["blocks"] == json.loads(again[1])["blocks"] == json.loads(expected[1])["blocks"]
-    assert sorted(path.partition("/")[2] for path in downloads(hub)) == SOURCES
+    assert sorted(path.partition("/")[2] for path in downloads(hub, "meta/alone")) == SOURCES
 
 
 def save(model, folder):
@@ -393,21 +391,21 @@ def save(model, folder):
 
 
 def test_a_gated_repository_beside_it_is_named_with_its_page(hub, client, dense, tmp_path):
-    hub.add("meta/m", contents(write(tmp_path / "original", dense)))
-    hub.add("meta/m-hf", contents(save(dense, tmp_path / "dense")), gated=True)
-    refused, converted_ = client("analyze meta/m", "analyze meta/m --allow-pickle")
+    hub.add("meta/closed", contents(write(tmp_path / "original", dense)))
+    hub.add("meta/closed-hf", contents(save(dense, tmp_path / "dense")), gated=True)
+    refused, converted_ = run(client, "analyze meta/closed"), run(client, "analyze meta/closed --allow-pickle")
     assert refused[0] == 1
-    assert f"was not granted: ask for it at {hub.endpoint}/meta/m-hf" in refused[2]
+    assert f"was not granted: ask for it at {hub.endpoint}/meta/closed-hf" in refused[2]
     assert converted_[0] == 0, converted_
 
 
 def test_a_revision_is_of_the_original_and_not_of_the_repository_beside_it(hub, client, dense, tmp_path):
-    hub.add("meta/m", contents(write(tmp_path / "original", dense)))
-    hub.add("meta/m-hf", contents(save(dense, tmp_path / "dense")))
-    named = f"analyze meta/m --revision {hub.repos['meta/m'].sha}"
-    refused, converted_ = client(named, f"{named} --allow-pickle")
+    hub.add("meta/old", contents(write(tmp_path / "original", dense)))
+    hub.add("meta/old-hf", contents(save(dense, tmp_path / "dense")))
+    named = f"analyze meta/old --revision {hub.repos['meta/old'].sha}"
+    refused, converted_ = run(client, named), run(client, f"{named} --allow-pickle")
     assert refused[0] == 1
-    assert "in Meta's own layout in 'meta/m'." in refused[2]
+    assert "in Meta's own layout in 'meta/old'." in refused[2]
     assert converted_[0] == 0, converted_
 
 
@@ -415,26 +413,24 @@ def test_both_layouts_in_one_repository(hub, client, dense, tmp_path):
     """As meta-llama/Meta-Llama-3-8B has them: nothing of the second is fetched, and nothing is said."""
     files = contents(save(dense, tmp_path / "dense"))
     files |= {f"original/{name}": data for name, data in contents(write(tmp_path / "original", dense)).items()}
-    hub.add("meta/m", files)
-    [(status, _, err)] = client("analyze meta/m -q")
-    # torchao, where it is installed, speaks of its own extensions when transformers imports it.
-    said = [line for line in err.splitlines() if "torchao" not in line and "_pytree.py" not in line]
-    assert (status, said) == (0, [])
+    hub.add("meta/both", files)
+    status, _, err = run(client, "analyze meta/both -q")
+    assert (status, err) == (0, "")
     assert not [request for request in hub.requests if "original" in request]
 
 
-def test_a_dead_endpoint_is_named_at_once(client):
-    [(status, _, err)] = client("analyze meta/m", HF_ENDPOINT="http://127.0.0.1:9")
+def test_a_dead_endpoint_is_named_at_once(without_a_hub):
+    status, _, err = run(without_a_hub, "analyze meta/m")
     assert status == 1
     assert "the Hub at http://127.0.0.1:9 could not be reached" in err
-    assert "Check the network and HF_ENDPOINT, then run the same command again." in " ".join(err.split())
+    assert "Check the network and HF_ENDPOINT, then run the same command again." in err
 
 
-def test_a_mistyped_folder_is_not_blamed_on_the_network_alone(client, tmp_path):
-    (tmp_path / "out").mkdir()
-    [(status, _, err)] = client("analyze out/nope", HF_ENDPOINT="http://127.0.0.1:9")
+def test_a_mistyped_folder_is_not_blamed_on_the_network_alone(without_a_hub):
+    (without_a_hub.log.parent / "out").mkdir()
+    status, _, err = run(without_a_hub, "analyze out/nope")
     assert status == 1
-    assert "Check the network and HF_ENDPOINT, and the path if 'out/nope' should be a folder" in " ".join(err.split())
+    assert "Check the network and HF_ENDPOINT, and the path if 'out/nope' should be a folder" in err
 
 
 def test_a_converted_checkpoint_is_one_of_transformers(dense, tmp_path):

@@ -1,5 +1,6 @@
 """Tasks of lm-eval against answers that are scored here by hand, one at a time."""
 
+import functools
 import logging
 import math
 import os
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_farms.demo import demo_model
 from hf_farms.errors import DataError, HfFarmsError, HfFarmsWarning, ModelError
 from hf_farms.loading.opening import load_model
-from hf_farms.metrics import quiet
+from hf_farms.metrics import quiet, tasks
 from hf_farms.metrics.task_scores import TaskScore, compare_tasks, merge_tasks
 from hf_farms.metrics.tasks import TaskSuite
 from hf_farms.reports import TaskRecord
@@ -42,6 +43,26 @@ def demo():
 @pytest.fixture(scope="module")
 def random_model():
     return tiny("llama", vocab_size=2048, max_position_embeddings=256)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_resamples():
+    """An error without a formula is the same function of ten times fewer resamples."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "BOOTSTRAPS", 100)
+        yield
+
+
+@pytest.fixture(scope="module")
+def own_tasks():
+    """The list of lm-eval's own tasks, ten thousand files that take seconds, is read once."""
+    from lm_eval import tasks as own
+
+    manager = own.TaskManager
+    once = functools.cache(manager)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(own, "TaskManager", lambda **o: manager(**o) if "include_defaults" in o else once(**o))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +121,7 @@ def test_choices_equal_the_slow_twin(which, request, tokenizer, folder):
     assert acc.record.num_fewshot == 0
 
 
-def test_groups_and_all_kinds_equal_what_lm_eval_says_itself(demo, tokenizer, folder):
+def test_groups_and_all_kinds_equal_what_lm_eval_says_itself(demo, tokenizer, folder, own_tasks):
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -112,7 +133,7 @@ def test_groups_and_all_kinds_equal_what_lm_eval_says_itself(demo, tokenizer, fo
             HFLM(pretrained=demo, tokenizer=tokenizer, batch_size=8),
             tasks=names,
             task_manager=TaskManager(include_path=str(folder), include_defaults=False),
-            bootstrap_iters=1000,
+            bootstrap_iters=tasks.BOOTSTRAPS,
         )
     assert {s.record.task for s in scores} == set(names)
     for score in scores:
@@ -250,8 +271,7 @@ def test_bad_arguments_are_refused(options, message):
         TaskSuite(["farms_after"], **options)
 
 
-def test_an_unknown_task_gets_a_proposal(folder):
-    # The one test that reads the list of lm-eval's own tasks.
+def test_an_unknown_task_gets_a_proposal(folder, own_tasks):
     with pytest.raises(ValueError, match=r"names that lm-eval knows, got 'farms_aftr'\. Did you mean 'farms_after'"):
         TaskSuite(["farms_after", "farms_aftr"], include_path=folder)
 

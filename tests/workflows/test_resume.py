@@ -6,84 +6,20 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
+from forked import Commands
 from models import tiny
-from processes import LIMIT, MOMENTS
 
 from hf_farms.demo import demo_model
-
-# Imports once; every line is a command that runs in a fork and kills itself there at a moment.
-SERVER = """
-import json, os, sys
-from moment import Moment
-import transformers
-from transformers.models.llama import modeling_llama
-import hf_farms_cli.app, hf_farms.workflows.prune
-
-for line in sys.stdin:
-    job = json.loads(line)
-    if (pid := os.fork()) == 0:
-        code = 1
-        try:
-            os.chdir(job["folder"])
-            log = os.open("log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            sys.argv = ["hf-farms", *job["arguments"]]
-            moment = Moment(**job["moment"])
-            hf_farms_cli.app.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        finally:
-            print("changes:", moment.changes)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
-
-
-class Commands:
-    """Commands of `hf-farms`, one after another."""
-
-    def __init__(self):
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(MOMENTS)}
-        self._server = subprocess.Popen(
-            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-
-    def run(self, folder, *arguments, **moment):
-        """Exit status (minus the signal) and what was printed, the number of changes last.
-
-        Args:
-            folder: where it runs.
-            arguments: of the command.
-            moment: when it is killed, as `at` has it.
-        """
-        moment |= {"signal": signal.SIGKILL} if moment else {}
-        job = {"folder": str(folder), "arguments": [str(a) for a in arguments], "moment": moment}
-        self._server.stdin.write(json.dumps(job) + "\n")
-        self._server.stdin.flush()
-        code = int(self._server.stdout.readline())
-        return code, " ".join((folder / "log").read_text().split())
-
-    def close(self):
-        self._server.stdin.close()
-        self._server.wait(LIMIT)
-        self._server.stdout.close()
 
 
 @pytest.fixture(scope="module")
 def commands():
     if not hasattr(os, "fork"):
         pytest.skip("needs fork")
-    found = Commands()
-    yield found
-    found.close()
+    with Commands() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +72,7 @@ def check_kills(commands, model, folder, options, number, seed):
         code, shown = commands.run(place, *arguments)
         assert code == 0, shown
         assert hashes(place / "out") == expected, (moment, found)
-        assert sorted(path.name for path in place.iterdir()) == ["log", "out"]
+        assert sorted(path.name for path in place.iterdir()) == ["out"]
     return found
 
 
