@@ -24,7 +24,8 @@ class LoadOptions:
         device: such as "cpu", "cuda" or "cuda:1". None is a GPU if available, else the CPU. Set it where several
             GPUs are shared.
         stream: leave the blocks on disk and load one at a time: memory of one block, for a slower run. None streams
-            where the model would take more than half of the free memory. Results are the same to the bit.
+            where the model would take more than half of the free memory. What a block computes is the same to the bit;
+            but by default only a model in memory writes text for a recovery (`CalibrationConfig.num_continuations`).
         allow_pickle: read pickled weights if the model has no safetensors, and convert those in Meta's own layout. No
             code in them is run. Set it for old checkpoints from a source that you trust.
         revision: branch, tag or commit of a model on the Hub. None is its main branch; name a commit to make a result

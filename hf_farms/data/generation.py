@@ -51,7 +51,7 @@ def require_writer(model: nn.Module, config: CalibrationConfig, *, length: int) 
         DataError: the model does not generate text, or its context is one token.
     """
     option = "self-calibration" if config.source == "self" else "`num_continuations`"
-    hint = "Give a text instead." if config.source == "self" else "Leave it at 0, and give more text."
+    hint = "Give a text instead." if config.source == "self" else "Set it to 0, and give more text."
     if not can_write(model, length=2):
         raise DataError(f"{option} must have a model that generates text, got {type(model).__name__}.", hint=hint)
     if length < 2:
@@ -145,7 +145,7 @@ def rows_at_once(model: nn.Module, length: int) -> int:
     config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     layers, width, heads, shared, size = (
-        getattr(config, name, None)
+        _number(config, name)
         for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
     )
     # Channels of keys: as many as of queries, where heads do not share them.
@@ -153,3 +153,12 @@ def rows_at_once(model: nn.Module, length: int) -> int:
     cache = 2 * (layers or 0) * channels * next(model.parameters()).element_size()
     tokens = min(TOKENS_PER_BATCH, CACHE_BYTES // max(1, int(cache)))
     return max(1, tokens // length)
+
+
+def _number(config: Any, name: str) -> int | None:
+    """Return a number of a config; None where it has none, or another one for each layer."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:
+        # AmbiguousGlobalPerLayerAttributeError of transformers, for instance in Gemma 4.
+        return None

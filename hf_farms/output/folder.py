@@ -168,10 +168,13 @@ class OutputFolder:
         self._fingerprint = fingerprint
         return self.partial
 
-    def begun_with(self, name: str) -> object | None:
-        """Return a setting of the unfinished work, by its dotted name; None if no work is unfinished."""
-        previous = self._previous()
-        return None if previous is None else (absent_values(Recipe) | previous).get(name)
+    def was_begun_with(self, settings: Mapping[str, object]) -> bool:
+        """Return whether unfinished work has these settings, by dotted name; a time limit may be another one."""
+        if (previous := self._previous()) is None:
+            return False
+        previous = absent_values(Recipe) | previous
+        current = json.loads(json.dumps(settings)).items()
+        return all(previous.get(name) == value for name, value in current if name not in CHANGEABLE)
 
     def _previous(self) -> dict[str, object] | None:
         """Return the fingerprint of the unfinished work; None if no work is unfinished."""

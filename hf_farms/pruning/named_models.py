@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from hf_farms.config import CalibrationConfig, PruneConfig, SelectionConfig
 from hf_farms.pruning.calibration_pass import Batch
-from hf_farms.registries import RECOVERIES
 
 __all__ = ["load_named"]
 
@@ -21,7 +19,6 @@ def load_named(
     """Load a model by name, and the default calibration and selection sequences where none are given."""
     # Not at the top: a model in memory needs none of it.
     from hf_farms.data.calibration import calibration_sequences
-    from hf_farms.data.generation import can_write
     from hf_farms.data.selection import selection_sequences
     from hf_farms.loading.opening import load_model
 
@@ -30,11 +27,7 @@ def load_named(
     loaded = load_model(name, tokenizer=calibrates or selects, head=config.searches or config.trains)
     notes = loaded.notes
     if calibrates:
-        text = CalibrationConfig()
-        if not loaded.absent and can_write(loaded.model, text.sequence_length):
-            count = RECOVERIES[config.recover].default_continuations(text.num_sequences)
-            text = replace(text, num_continuations=count)
-        calibration, more = calibration_sequences(text, model=loaded.model, tokenizer=loaded.tokenizer)
+        calibration, more = calibration_sequences(CalibrationConfig(), model=loaded.model, tokenizer=loaded.tokenizer)
         notes = (*notes, *more)
     if selects:
         selection, more = selection_sequences(SelectionConfig(), model=loaded.model, tokenizer=loaded.tokenizer)

@@ -88,7 +88,7 @@ def prune(
         config: method, sparsity, pattern, allocation.
         calibration: token ids `(b, n)` or `(n,)`, or mappings of model inputs, each of any length; required by Wanda,
             SparseGPT and recovery. Tokens masked by an `attention_mask` are not counted. None: for a model loaded by
-            name, the sequences of `CalibrationConfig()`, with the continuations that it writes for a recovery.
+            name, the sequences of `CalibrationConfig()`, without text that it writes.
         spectra: spectra of this model, measured with `config.measurement()`; None to measure them now.
         scores: scores of this model's blocks before pruning, for an allocation that needs activations: one for each
             block, or as `score_blocks` returns them; for one that searches, the sparsities of an earlier search. None

@@ -97,8 +97,10 @@ def block_config(config: PruneConfig, count: int) -> PruneConfig:
         count: calibration sequences.
     """
     first = RECOVERIES[config.recover].first
-    blocks = config if first is None else replace(config, recover=first, recover_passes=None, recover_rate=None)
-    return replace(blocks, recover_passes=blocks.passes_over(fitted_by_blocks(count, config)))
+    if first is None:
+        return replace(config, recover_passes=config.passes_over(count))
+    # Neither recipe nor report has these passes, so that they must not depend on anything else.
+    return replace(config, recover=first, recover_passes=RECOVERIES[first].passes, recover_rate=None)
 
 
 def fitted_by_blocks(count: int, config: PruneConfig) -> int:

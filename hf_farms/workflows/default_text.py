@@ -24,8 +24,8 @@ STREAMED = (
 def decide_text(plan: PrunePlan, loaded: LoadedModel) -> tuple[PrunePlan, tuple[str, ...]]:
     """Return the plan with a number in place of a default `num_continuations`, and notes.
 
-    The model writes text if it is in memory, has its head and generates text. Work that was begun is continued with the
-    number that it was begun with: whether a model fits into memory may change, and so may defaults.
+    The model writes text if it is in memory, has its head and generates text. Unfinished work of the same settings is
+    continued as it was begun: whether a model fits into memory may change.
 
     Args:
         plan: of a prune.
@@ -33,15 +33,18 @@ def decide_text(plan: PrunePlan, loaded: LoadedModel) -> tuple[PrunePlan, tuple[
     """
     if plan.recipe.is_decided:
         return plan, ()
+    written, read = (plan.recipe.decided(writes=writes) for writes in (True, False))
 
     def decide() -> tuple[bool, bool]:
         model, length = loaded.source.model, plan.recipe.calibration.sequence_length
         able = not loaded.absent and can_write(model, min(length, context_limit(model) or length))
-        begun = plan.output.begun_with("calibration.num_continuations")
-        writes = able and loaded.source.in_memory if begun is None else bool(begun)
-        return writes, able and not writes
+        streamed = not loaded.source.in_memory
+        for recipe in (written, read):
+            if plan.output.was_begun_with(recipe.flat()):
+                return recipe is written, able and streamed
+        return able and not streamed, able and streamed
 
     # On several processes, free memory may differ.
     writes, streamed = from_first_rank(decide, plan.output.ranks)
-    recipe = plan.recipe.decided(writes=writes)
-    return replace(plan, recipe=recipe), (STREAMED,) if streamed and not loaded.source.in_memory else ()
+    recipe = written if writes else read
+    return replace(plan, recipe=recipe), (STREAMED,) if streamed and not writes else ()

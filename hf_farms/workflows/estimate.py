@@ -157,7 +157,7 @@ def _recovery(config: PruneConfig, work: Work, forward: float, speed: Speed) -> 
     if entry.needs != "activations":
         return 0.0, 0.0
     fitted = fitted_by_blocks(work.sequences, config)
-    passes = block_config(config, work.sequences).passes_over(fitted)
+    passes = block_config(config, work.sequences).passes_over(work.sequences)
     blocks = _block_passes(passes) * work.calibration * fitted / work.sequences * forward
     if entry.first is None:
         return blocks, 0.0
@@ -174,15 +174,15 @@ def _block_passes(passes: int) -> float:
 def _search(config: PruneConfig, work: Work, speed: Speed) -> float:
     """Return the seconds of a search: codes of all weights, plans, the sensitivity table, and pruned finalists.
 
-    One process does all of it.
+    One process does all of it, on the passages of a text without continuations.
     """
-    forward, tokens = work.blocks * speed.block, float(work.calibration)
+    forward, tokens = work.blocks * speed.block, float(work.calibration - work.written or work.calibration)
     codes = check = _pruning(config, tokens, work, speed) + work.weights * speed.weight
     finalists, checked = FINALISTS, CHECKED
     if RECOVERIES[config.recover].needs == "activations":
         # Two plans between the best and uniform, of which one takes the place of a finalist.
         finalists, checked = finalists + 2, checked + 1
-        tokens *= min(1.0, CHECK_SEQUENCES / work.sequences)
+        tokens *= min(1.0, CHECK_SEQUENCES * work.calibration / work.sequences / tokens)
         check = _pruning(config, tokens, work, speed) + work.weights * speed.weight
         check += _block_passes(1) * tokens * forward
     screened = PLANS * PLAN_TOKENS + finalists * FINALIST_TOKENS

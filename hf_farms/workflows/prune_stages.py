@@ -76,7 +76,7 @@ class PruneStages:
         self._plan, self._notes = decide_text(plan, self._loaded)
         self._recipe = recipe = self._plan.recipe
         self._text = EvaluationText(recipe.evaluation, self._loaded) if recipe.evaluation.source is not None else None
-        self._calibration = Calibration(recipe, self._loaded)
+        self._calibration = Calibration(recipe, self._loaded, self._output)
         self._selection = SelectionText(recipe, self._loaded)
         self._selection.check_apart(self._calibration.known)
         self._choice = RecoveredChoice(recipe.prune, self._selection.batches, self._output, progress)

@@ -39,6 +39,10 @@ __all__ = [
 ]
 
 
+# In the state folder of unfinished work: calibration sequences, those that the model wrote included.
+WRITTEN_NAME = "calibration.safetensors"
+
+
 class EvaluationText:
     """The tokenized evaluation text, read before anything expensive.
 
@@ -127,16 +131,17 @@ class Calibration:
     Args:
         recipe: names the text and the method, which may need none.
         loaded: the model and its tokenizer.
+        output: has the text that the model wrote in an earlier run; None: there was none.
     """
 
-    def __init__(self, recipe: Recipe, loaded: LoadedModel) -> None:
+    def __init__(self, recipe: Recipe, loaded: LoadedModel, output: OutputFolder | None = None) -> None:
         self._config, self._loaded = recipe.calibration, loaded
         self._needed = recipe.prune.needs_calibration
         self._read: tuple[list[Tensor], list[str]] = [], []
         if not self._needed:
             return
         # Read a text before the analysis, as it may be too short; write text after it, as the model may have NaN.
-        if self._config.generates:
+        if self._config.generates and not (output is not None and (output.state / WRITTEN_NAME).exists()):
             self._check_writer()
         if self._config.source != "self":
             self._read = passages(self._config, model=loaded.source.model, tokenizer=loaded.tokenizer)
@@ -207,7 +212,7 @@ class Calibration:
         with self._loaded.source.whole():
             # Written by one process: others might sample other tokens.
             return output.load_or_compute(
-                "calibration.safetensors",
+                WRITTEN_NAME,
                 lambda: from_first_rank(lambda: self._sequences(progress), output.ranks),
                 _save_sequences,
                 _load_sequences,

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from models import tiny, tiny_bert
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import LlamaConfig, T5Config, T5ForConditionalGeneration
 
 from hf_farms.config import CalibrationConfig
 from hf_farms.data import generation
@@ -189,6 +189,21 @@ def test_few_sequences_of_a_large_model_are_written_together(monkeypatch):
     assert rows_at_once(model.half(), 512) == 6
     # Without heads in its config.
     assert rows_at_once(torch.nn.Linear(2, 2), 512) == 64
+
+
+def test_configs_with_another_number_for_each_layer_have_an_upper_bound(monkeypatch):
+    class Mixed(LlamaConfig):
+        @property
+        def head_dim(self):
+            raise RuntimeError("'head_dim' is a per-layer attribute")
+
+    model = tiny("llama")
+    config = model.config
+    size = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    monkeypatch.setattr(generation, "CACHE_BYTES", 3 * 512 * size)
+    config.hidden_size *= 2
+    config.__class__ = Mixed
+    assert rows_at_once(model, 512) == 1
 
 
 def test_continuations_need_a_model_that_writes(tokenizer):

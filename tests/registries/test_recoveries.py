@@ -68,5 +68,6 @@ def test_passes_fall_with_the_number_of_sequences_and_continuations_fill_up_to_1
     for name in ("none", "distill"):
         assert RECOVERIES[name].default_passes(1) == RECOVERIES[name].default_passes(1000)
         assert RECOVERIES[name].default_continuations(32) == 0
-    # The first stage of a training, over 32 of 64 sequences, or over a quarter of them.
-    assert [block_config(PruneConfig(recover="distill"), n).recover_passes for n in (20, 64, 192, 800)] == [6, 6, 4, 2]
+    assert {n: block_config(PruneConfig(recover="submodule"), n).recover_passes for n in passes} == passes
+    # The first stage of a training.
+    assert {block_config(PruneConfig(recover="distill"), n).recover_passes for n in passes} == {6}

@@ -1,6 +1,7 @@
 """Continuations that the dense model writes by default for a recovery, and the passes over them."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 
 import hf_farms.demo
 from hf_farms import CalibrationConfig, EvaluationConfig, LoadOptions, PruneConfig, SelectionConfig, prune_checkpoint
-from hf_farms.errors import HfFarmsWarning, NoEffectWarning
+from hf_farms.errors import NoEffectWarning
 from hf_farms.loading.names import ModelRef
 from hf_farms.loading.opening import load_model
 from hf_farms.output.recipe import Recipe
@@ -62,35 +63,48 @@ def test_they_are_written_and_the_recipe_has_their_number(tmp_path):
     assert same(tmp_path / "default", tmp_path / "again")
 
 
-def test_a_streamed_model_writes_none_and_a_run_goes_on_as_it_began(tmp_path):
-    def interrupt(stage, done, total):
-        if stage.startswith("recover") and done == 1:
-            raise KeyboardInterrupt("as Ctrl-C does")
+def interrupt(stage, done, total):
+    if stage.startswith("recover") and done == 1:
+        raise KeyboardInterrupt("as Ctrl-C does")
 
-    options = {**OPTIONS, "config": CONFIG, "calibration": TEXT}
+
+def begin(folder, **options):
     with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"):
-        prune_checkpoint("demo", tmp_path / "out", load=LoadOptions(stream=True), progress=interrupt, **options)
+        prune_checkpoint("demo", folder, progress=interrupt, **{**OPTIONS, **options})
+
+
+def test_a_streamed_model_writes_none_and_a_run_goes_on_as_it_began(tmp_path):
+    options = {"config": CONFIG, "calibration": TEXT}
+    begin(tmp_path / "out", load=LoadOptions(stream=True), **options)
     # Now it fits into memory.
-    report = prune_checkpoint("demo", tmp_path / "out", load=LoadOptions(stream=False), **options)
+    report = prune_checkpoint("demo", tmp_path / "out", load=LoadOptions(stream=False), **options, **OPTIONS)
     assert numbers(tmp_path / "out") == (0, 6)
     assert STREAMED not in report.notes
-    whole = prune_checkpoint("demo", tmp_path / "whole", load=LoadOptions(stream=True), **options)
+    whole = prune_checkpoint("demo", tmp_path / "whole", load=LoadOptions(stream=True), **options, **OPTIONS)
     assert STREAMED in whole.notes
     assert same(tmp_path / "out", tmp_path / "whole")
 
 
 def test_a_run_that_wrote_some_goes_on_with_them_where_it_must_be_streamed(tmp_path):
-    def interrupt(stage, done, total):
-        if stage.startswith("recover") and done == 1:
-            raise KeyboardInterrupt("as Ctrl-C does")
-
-    options = {**OPTIONS, "config": CONFIG, "calibration": TEXT}
-    with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"):
-        prune_checkpoint("demo", tmp_path / "out", progress=interrupt, **options)
-    with pytest.warns(HfFarmsWarning, match="all of them are read for every token"):
-        report = prune_checkpoint("demo", tmp_path / "out", load=LoadOptions(stream=True), **options)
+    options = {"config": CONFIG, "calibration": TEXT}
+    begin(tmp_path / "out", **options)
+    # Without a warning: nothing is written any more.
+    report = prune_checkpoint("demo", tmp_path / "out", load=LoadOptions(stream=True), **options, **OPTIONS)
     assert numbers(tmp_path / "out") == (6, 6)
     assert STREAMED not in report.notes
+
+
+def test_work_of_other_settings_decides_nothing(tmp_path):
+    begin(tmp_path / "out", config=CONFIG, calibration=replace(TEXT, num_continuations=0))
+    begun = Recipe(model="demo", revision=None, dtype="auto", prune=CONFIG, calibration=TEXT, **OPTIONS)
+    loaded = load_model("demo")
+    for recipe, expected in (
+        (begun, 0),
+        (replace(begun, prune=replace(CONFIG, sparsity=0.4)), 6),
+        (replace(begun, calibration=replace(TEXT, seed=1)), 6),
+    ):
+        plan, _ = decide_text(plan_prune(recipe, tmp_path / "out"), loaded)
+        assert plan.recipe.calibration.num_continuations == expected
 
 
 @pytest.mark.filterwarnings("ignore:.* lacks .* of the head")
