@@ -57,7 +57,9 @@ def print_plan(planned: Planned, output_format: Format) -> None:
 def prune_plan(plan: PrunePlan, target: PushPlan | None) -> Planned:
     """Describe a prune, and the push of its result if there is one."""
     recipe, output, size = plan.recipe, plan.output, None
-    if plan.load.stream:
+    # Text that a model in memory has written already stays.
+    written = plan.finished is not None or output.was_begun_with(recipe.decided(writes=True).flat())
+    if plan.load.stream and not written:
         recipe = recipe.decided(writes=False)
     # No Hub request for a finished folder.
     base = plan.finished.base if plan.finished is not None else plan.model.base_model

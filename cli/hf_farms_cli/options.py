@@ -216,9 +216,8 @@ StreamOption = Annotated[
     bool | None,
     typer.Option(
         "--stream/--no-stream",
-        help="Keep the blocks on disk and load one at a time; a block computes the same, but no text is written "
-        "for a recovery by default  [default: --stream if the model "
-        "needs more than half of the free memory]",
+        help="Keep the blocks on disk and load one at a time; a block computes the same  [default: --stream if the "
+        "model needs more than half of the free memory]",
         show_default=False,
         rich_help_panel=MODEL,
     ),

@@ -57,7 +57,7 @@ class CalibrationConfig:
         check_fields(self)
 
     def settled(self) -> CalibrationConfig:
-        """Return the config with 0 in place of a default number of continuations: a recovery decides on another one."""
+        """Return the config with 0 in place of the default number of continuations, for work that writes none."""
         return replace(self, num_continuations=self.num_continuations or 0)
 
     @property

@@ -10,6 +10,7 @@ from hf_farms.pruning.removal_plan import prunable_layers
 from hf_farms.spectra.analysis import analysis_cost, model_rows
 from hf_farms.workflows.estimate import Work, estimate_prune
 from hf_farms.workflows.speed import measure_speed
+from hf_farms.workflows.texts import WRITTEN_NAME
 
 if TYPE_CHECKING:
     from hf_farms.blocks import ModelBlockSource
@@ -25,7 +26,7 @@ FINISHED = {
     "uniform_perplexity.json": "uniform",
     "search.json": "search",
     "scores.json": "scores",
-    "calibration.safetensors": "text",
+    WRITTEN_NAME: "text",
 }
 
 
@@ -59,6 +60,10 @@ def estimated_time(
     except ModelError:
         # Raised again, with what to do, by the stage that needs the blocks one after another; others need no estimate.
         return None
+    finished = frozenset(name for file, name in FINISHED.items() if (output.state / file).exists())
+    if not source.in_memory:
+        # There is no estimate of text that a streamed model writes.
+        finished |= {"text"}
     work = Work(
         blocks=len(source),
         weights=sum(layer.shape[0] * layer.shape[1] for layer in layers),
@@ -68,9 +73,9 @@ def estimated_time(
         baseline=plan.baseline and evaluation is not None and prune.allocation != "uniform",
         processes=output.ranks.count,
         sequences=max(1, calibration.num_sequences),
-        written=calibration.num_written_tokens if source.in_memory else 0,
+        written=calibration.num_written_tokens,
         left=1 - _finished_blocks(output.state / "blocks") / max(1, len(source)),
-        finished=frozenset(name for file, name in FINISHED.items() if (output.state / file).exists()),
+        finished=finished,
     )
     return estimate_prune(prune, work, speed).sentence
 

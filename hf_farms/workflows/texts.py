@@ -141,7 +141,8 @@ class Calibration:
         if not self._needed:
             return
         # Read a text before the analysis, as it may be too short; write text after it, as the model may have NaN.
-        if self._config.generates and not (output is not None and (output.state / WRITTEN_NAME).exists()):
+        begun = output is not None and output.was_begun_with(recipe.flat())
+        if self._config.generates and not (output is not None and begun and (output.state / WRITTEN_NAME).exists()):
             self._check_writer()
         if self._config.source != "self":
             self._read = passages(self._config, model=loaded.source.model, tokenizer=loaded.tokenizer)

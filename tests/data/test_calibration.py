@@ -191,7 +191,7 @@ def test_few_sequences_of_a_large_model_are_written_together(monkeypatch):
     assert rows_at_once(torch.nn.Linear(2, 2), 512) == 64
 
 
-def test_configs_with_another_number_for_each_layer_have_an_upper_bound(monkeypatch):
+def test_configs_with_another_number_for_each_layer_are_measured_by_their_width(monkeypatch):
     class Mixed(LlamaConfig):
         @property
         def head_dim(self):
