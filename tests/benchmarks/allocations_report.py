@@ -127,7 +127,21 @@ def print_tables(folder: Path, others: Sequence[Path] = ()) -> None:
         rows += [row for row in more if (row["name"], row["seed"]) not in known]
     for setting in settings:
         _print_table([row for row in rows if _setting(row) == setting])
-    _print_gaps([row for row in rows if row["recover"] == "none" or _setting(row) in settings], dense)
+    shown = [row for row in rows if row["recover"] == "none" or _setting(row) in settings]
+    _print_text_gains(shown)
+    _print_gaps(shown, dense)
+
+
+def _print_text_gains(rows: Sequence[Row]) -> None:
+    """Print the gain of two passes with continuations over six passes without, for each sparsity and allocation."""
+    shared = ("sparsity", "allocation", "pattern", "method", "refine", "recover", "data")
+    print("\n| sparsity | allocation | 2 passes with continuations minus 6 passes: NLL | KL |\n|---|---|---|---|")
+    for key in dict.fromkeys(tuple(row[name] for name in shared) for row in rows if row["written"]):
+        own = [row for row in rows if tuple(row[name] for name in shared) == key]
+        written = [row for row in own if row["written"] and row["passes"] == 2]
+        read = [row for row in own if not row["written"] and row["passes"] == 6]
+        if found := compared(written, read):
+            print(f"| {key[0]:.0%} | {key[1]} | {found} | {compared(written, read, 'kl')} |")
 
 
 def _setting(row: Row) -> tuple[Any, ...]:

@@ -62,3 +62,24 @@ def test_questions_become_tasks(tmp_path):
         {"question": "Who?", "choices": ["A b.", "C"], "gold": 1},
         {"question": "is it?", "choices": ["true", "false"], "gold": 1},
     ]
+
+
+def test_gains_of_continuations_are_of_the_same_allocation_and_seed(capsys):
+    same = {"pattern": "unstructured", "method": "wanda", "refine": "none", "recover": "submodule", "data": 1}
+
+    def row(allocation, passes, written, seed, nll):
+        recovery = {"allocation": allocation, "passes": passes, "written": written}
+        return {**same, **recovery, "sparsity": 0.5, "seed": seed, "nll": [nll, nll + 1], "kl": [nll / 2] * 2}
+
+    allocations_report._print_text_gains(
+        [
+            row("uniform", 2, 3, 1, 3.0),
+            row("uniform", 6, 0, 1, 3.5),
+            row("uniform", 6, 0, 2, 9.0),
+            row("uniform", 3, 0, 1, 8.0),
+            row("farms", 6, 0, 1, 7.0),
+            row("auto", 2, 3, 1, 3.0),
+        ]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" ± ")[0] for line in lines[3:]] == ["| 50% | uniform | **−0.500"]
