@@ -112,11 +112,11 @@ TIERS: dict[str, list[Cell]] = {
         Cell(sparsity=sparsity, allocation=allocation, recover="distill", written=3)
         for sparsity, allocation in ((0.5, "uniform"), (0.5, "auto"), (0.6, "uniform"), (0.6, "auto recovered"))
     ],
-    "plain-most-data-50": _cells(0.5, ("auto", "uniform"), recover="submodule", data=8),
+    # Eight times the tokens of the default without continuations; all text, or a quarter of it.
+    "most-text-50": _cells(0.5, ("auto",), recover="submodule", passes=2, data=8),
+    "most-written-50": _cells(0.5, ("auto",), recover="submodule", passes=2, data=2, written=3),
     "zero-shot": _cells(0.5, ("uniform",)) + _cells(0.5, ("uniform", "auto"), refine="swaps", recover="submodule"),
     "more-data-50": _cells(0.5, ("auto", "uniform"), refine="swaps", recover="submodule", data=4),
-    "most-data-50": _cells(0.5, ("auto", "uniform"), refine="swaps", recover="submodule", data=8),
-    "most-data-60": _cells(0.6, ("auto", "uniform"), refine="swaps", recover="submodule", data=8),
 }
 
 
