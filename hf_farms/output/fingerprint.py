@@ -16,17 +16,10 @@ __all__ = ["fingerprint", "hash_of_file", "hash_of_tokens"]
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
-def fingerprint(
-    settings: Mapping[str, object],
-    *,
-    weights: Sequence[Path],
-    tokens: Mapping[str, Iterable[Tensor]],
-    device: str,
-) -> dict[str, object]:
-    """Return model, settings, data and versions as one flat mapping.
+def fingerprint(*, weights: Sequence[Path], tokens: Mapping[str, Iterable[Tensor]], device: str) -> dict[str, object]:
+    """Return model, data and versions as one flat mapping: the fingerprint of a run without its settings.
 
     Args:
-        settings: all options of the run.
         weights: the weight files, which are read once in full unless they are in the Hub's cache.
         tokens: purpose -> batches of token ids.
         device: the type of the device, such as "cuda".
@@ -35,7 +28,6 @@ def fingerprint(
         Name -> value; hashes are SHA-256 in hexadecimal.
     """
     return {
-        **settings,
         "device": device,
         **{f"weights.{path.name}": hash_of_file(path) for path in weights},
         **{f"tokens.{name}": hash_of_tokens(ids) for name, ids in tokens.items()},

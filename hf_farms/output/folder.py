@@ -168,13 +168,25 @@ class OutputFolder:
         self._fingerprint = fingerprint
         return self.partial
 
-    def was_begun_with(self, settings: Mapping[str, object]) -> bool:
-        """Return whether unfinished work has these settings, by dotted name; a time limit may be another one."""
+    def was_begun_with(
+        self, settings: Mapping[str, object], data: Callable[[], Mapping[str, object]] | None = None
+    ) -> bool:
+        """Return whether unfinished work has these settings.
+
+        Args:
+            settings: by dotted name; a time limit may be another one.
+            data: returns the rest of the fingerprint; it is compared too where other work is begun again, as
+                `overwrite` says. Else other data are refused by `resume_or_start`.
+        """
         if (previous := self._previous()) is None:
             return False
         previous = absent_values(Recipe) | previous
-        current = json.loads(json.dumps(settings)).items()
-        return all(previous.get(name) == value for name, value in current if name not in CHANGEABLE)
+
+        def same(part: Mapping[str, object]) -> bool:
+            current = json.loads(json.dumps(part)).items()
+            return all(previous.get(name) == value for name, value in current if name not in CHANGEABLE)
+
+        return same(settings) and (data is None or not self._overwrite or same(data()))
 
     def _previous(self) -> dict[str, object] | None:
         """Return the fingerprint of the unfinished work; None if no work is unfinished."""

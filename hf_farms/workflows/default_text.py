@@ -10,7 +10,10 @@ from hf_farms.data.generation import can_write
 from hf_farms.processes import from_first_rank
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hf_farms.loading.opening import LoadedModel
+    from hf_farms.output.recipe import Recipe
     from hf_farms.workflows.prune_plan import PrunePlan
 
 __all__ = ["decide_text"]
@@ -19,9 +22,15 @@ STREAMED = (
     "The dense model wrote no calibration text for the recovery, as its blocks are read from disk: more text often "
     "helps a recovery."
 )
+CONTINUED = (
+    "The dense model wrote no calibration text for the recovery, as this work was begun without: more text often helps "
+    "a recovery. Begun again, the model, now in memory, writes some."
+)
 
 
-def decide_text(plan: PrunePlan, loaded: LoadedModel) -> tuple[PrunePlan, tuple[str, ...]]:
+def decide_text(
+    plan: PrunePlan, loaded: LoadedModel, was_begun: Callable[[Recipe], bool]
+) -> tuple[PrunePlan, tuple[str, ...]]:
     """Return the plan with a number in place of a default `num_continuations`, and notes.
 
     The model writes text if it is in memory, has its head and generates text. Unfinished work of the same settings is
@@ -30,21 +39,21 @@ def decide_text(plan: PrunePlan, loaded: LoadedModel) -> tuple[PrunePlan, tuple[
     Args:
         plan: of a prune.
         loaded: its model.
+        was_begun: whether a recipe is that of unfinished work which is continued; called on the first process.
     """
     if plan.recipe.is_decided:
         return plan, ()
     written, read = (plan.recipe.decided(writes=writes) for writes in (True, False))
 
-    def decide() -> tuple[bool, bool]:
+    def decide() -> tuple[bool, tuple[str, ...]]:
         model, length = loaded.source.model, plan.recipe.calibration.sequence_length
         able = not loaded.absent and can_write(model, min(length, context_limit(model) or length))
-        streamed = not loaded.source.in_memory
-        for recipe in (written, read):
-            if plan.output.was_begun_with(recipe.flat()):
-                return recipe is written, able and streamed
-        return able and not streamed, able and streamed
+        if was_begun(written):
+            return True, ()
+        if was_begun(read):
+            return False, ((CONTINUED if loaded.source.in_memory else STREAMED,) if able else ())
+        return (able, ()) if loaded.source.in_memory else (False, (STREAMED,) if able else ())
 
     # On several processes, free memory may differ.
-    writes, streamed = from_first_rank(decide, plan.output.ranks)
-    recipe = written if writes else read
-    return replace(plan, recipe=recipe), (STREAMED,) if streamed and not writes else ()
+    writes, notes = from_first_rank(decide, plan.output.ranks)
+    return replace(plan, recipe=written if writes else read), notes

@@ -162,7 +162,8 @@ def _recovery(config: PruneConfig, work: Work, forward: float, speed: Speed) -> 
     if entry.first is None:
         return blocks, 0.0
     # The head computes the predictions of the dense model too.
-    trained = config.passes_over(work.sequences) * work.calibration
+    own = (work.sequences - fitted or work.sequences) / work.sequences
+    trained = config.passes_over(work.sequences) * work.calibration * own
     return blocks, trained * TRAINING_PASSES * (forward + 2 * speed.head)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -33,7 +34,14 @@ from hf_farms.workflows.prune_result import TAKEN_NAME, ResultStage, activations
 from hf_farms.workflows.recovered_choice import RecoveredChoice
 from hf_farms.workflows.selection import SelectionText
 from hf_farms.workflows.text_lengths import checked_before_weights, texts_of
-from hf_farms.workflows.texts import Calibration, EvaluationText, perplexity_record, same_text_note
+from hf_farms.workflows.texts import (
+    WRITTEN_NAME,
+    Calibration,
+    EvaluationText,
+    calibration_passages,
+    perplexity_record,
+    same_text_note,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,6 +51,7 @@ if TYPE_CHECKING:
     from hf_farms.allocation.plan import Scores
     from hf_farms.metrics.nll import TextNll
     from hf_farms.output.folder import OutputFolder
+    from hf_farms.output.recipe import Recipe
 
 __all__ = ["PruneStages"]
 
@@ -73,12 +82,16 @@ class PruneStages:
             before_weights=checked_before_weights(texts_of(recipe)),
         )
         check_method(self._loaded.source, recipe.prune)
-        self._plan, self._notes = decide_text(plan, self._loaded)
-        self._recipe = recipe = self._plan.recipe
         self._text = EvaluationText(recipe.evaluation, self._loaded) if recipe.evaluation.source is not None else None
-        self._calibration = Calibration(recipe, self._loaded, self._output)
+        self._passages = calibration_passages(recipe, self._loaded)
         self._selection = SelectionText(recipe, self._loaded)
-        self._selection.check_apart(self._calibration.known)
+        self._selection.check_apart(self._passages[0])
+        self._plan, self._notes = decide_text(plan, self._loaded, self._was_begun)
+        self._recipe = recipe = self._plan.recipe
+        written = from_first_rank(
+            lambda: (self._output.state / WRITTEN_NAME).exists() and self._was_begun(recipe), self._ranks
+        )
+        self._calibration = Calibration(recipe, self._loaded, self._passages, written=written)
         self._choice = RecoveredChoice(recipe.prune, self._selection.batches, self._output, progress)
         self._result = ResultStage(
             recipe,
@@ -117,7 +130,9 @@ class PruneStages:
         dense = text.measure_once(self._loaded, self._progress, "Dense perplexity", output) if text else None
         batches, notes = self._calibration.batches(output, self._progress)
         # Passages are enough to rank plans, and a search over more takes several times as long.
-        search = self._selection.search(self._calibration.known or batches, spectra, output, self._progress)
+        search = self._selection.search(
+            recipe.prune, self._calibration.known or batches, spectra=spectra, output=output, progress=self._progress
+        )
         scores = (
             list(search.sparsities)
             if search is not None
@@ -163,18 +178,20 @@ class PruneStages:
         self._output.finish()
         save_local_paths(self._output.path, self._recipe.places())
 
-    def _begin(self) -> Path:
-        tokens = {"calibration": self._calibration.known, "evaluation": [self._text.ids] if self._text else []}
+    def _was_begun(self, recipe: Recipe) -> bool:
+        return self._output.was_begun_with(recipe.flat(), lambda: self._data)
+
+    @cached_property
+    def _data(self) -> dict[str, object]:
+        """Fingerprint of all but the settings; for the first process alone."""
+        tokens = {"calibration": self._passages[0], "evaluation": [self._text.ids] if self._text else []}
         if self._selection.batches:
             tokens["selection"] = self._selection.batches
-        loaded, flat = self._loaded, self._recipe.flat()
-        device = loaded.source.device.type
-        return from_first_rank(
-            lambda: self._output.resume_or_start(
-                fingerprint(flat, weights=loaded.weights, tokens=tokens, device=device)
-            ),
-            self._ranks,
-        )
+        return fingerprint(weights=self._loaded.weights, tokens=tokens, device=self._loaded.source.device.type)
+
+    def _begin(self) -> Path:
+        flat = self._recipe.flat()
+        return from_first_rank(lambda: self._output.resume_or_start({**flat, **self._data}), self._ranks)
 
     def _estimate(self) -> str | None:
         """Return one line about the time of the stages that are left; None for short work."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from hf_farms.config import PruneConfig
     from hf_farms.loading.opening import LoadedModel
     from hf_farms.output.folder import OutputFolder
     from hf_farms.output.recipe import Recipe
@@ -65,17 +66,24 @@ class SelectionText:
         return sum(parameter.numel() for parameter in self._loaded.source.model.parameters())
 
     def search(
-        self, batches: Sequence[Tensor], spectra: SpectralReport, output: OutputFolder, progress: Progress
+        self,
+        config: PruneConfig,
+        batches: Sequence[Tensor],
+        *,
+        spectra: SpectralReport,
+        output: OutputFolder,
+        progress: Progress,
     ) -> SearchRecord | None:
         """Search the allocation, or load the record of an earlier run; None for an allocation that searches nothing.
 
         Args:
+            config: that of the recipe, with the numbers of all defaults.
             batches: calibration data.
             spectra: of the dense model.
             output: keeps the plans that were tried, so that an interrupted search continues.
             progress: called with every step.
         """
-        if not self._recipe.prune.searches:
+        if not config.searches:
             return None
         source = self._loaded.source
         folder = output.state / "search"
@@ -83,7 +91,7 @@ class SelectionText:
         def compute() -> SearchRecord:
             return search_sparsities(
                 source,
-                self._recipe.prune,
+                config,
                 batches,
                 self.batches,
                 spectra=spectra,

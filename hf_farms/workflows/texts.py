@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from hf_farms.output.recipe import Recipe
 
 __all__ = [
+    "WRITTEN_NAME",
     "Calibration",
     "EvaluationText",
+    "calibration_passages",
     "evaluation_tokens",
     "load_nll",
     "perplexity_record",
@@ -125,27 +127,32 @@ def load_nll(path: Path) -> TextNll:
     return TextNll(tuple(fields["windows"]), fields["context_length"], fields["num_tokens"])
 
 
+Sequences = tuple[list[Tensor], list[str]]
+
+
+def calibration_passages(recipe: Recipe, loaded: LoadedModel) -> Sequences:
+    """Return the passages of the calibration text and notes on them; none where the recipe needs no text."""
+    if not recipe.prune.needs_calibration or recipe.calibration.source == "self":
+        return [], []
+    return passages(recipe.calibration, model=loaded.source.model, tokenizer=loaded.tokenizer)
+
+
 class Calibration:
-    """The calibration sequences: read from a text at once, or written by the model when they are needed.
+    """The calibration sequences: passages of a text, and those that the model writes when they are needed.
 
     Args:
         recipe: names the text and the method, which may need none.
         loaded: the model and its tokenizer.
-        output: has the text that the model wrote in an earlier run; None: there was none.
+        read: of `calibration_passages`; read before the analysis, as a text may be too short. Text is written after it,
+            as the model may have NaN.
+        written: whether the model wrote its text in an earlier run that is continued.
     """
 
-    def __init__(self, recipe: Recipe, loaded: LoadedModel, output: OutputFolder | None = None) -> None:
-        self._config, self._loaded = recipe.calibration, loaded
+    def __init__(self, recipe: Recipe, loaded: LoadedModel, read: Sequences, *, written: bool = False) -> None:
+        self._config, self._loaded, self._read = recipe.calibration, loaded, read
         self._needed = recipe.prune.needs_calibration
-        self._read: tuple[list[Tensor], list[str]] = [], []
-        if not self._needed:
-            return
-        # Read a text before the analysis, as it may be too short; write text after it, as the model may have NaN.
-        begun = output is not None and output.was_begun_with(recipe.flat())
-        if self._config.generates and not (output is not None and begun and (output.state / WRITTEN_NAME).exists()):
+        if self._needed and self._config.generates and not written:
             self._check_writer()
-        if self._config.source != "self":
-            self._read = passages(self._config, model=loaded.source.model, tokenizer=loaded.tokenizer)
 
     def _check_writer(self) -> None:
         source = self._loaded.source
@@ -163,7 +170,7 @@ class Calibration:
                 stacklevel=3,
             )
 
-    def _sequences(self, progress: Progress) -> tuple[list[Tensor], list[str]]:
+    def _sequences(self, progress: Progress) -> Sequences:
         model, tick = self._loaded.source.model, one_stage(progress, "Writing calibration text")
         if self._config.source != "self":
             return continued(self._read, self._config, model=model, progress=tick)
@@ -201,7 +208,7 @@ class Calibration:
         length = self._config.sequence_length
         return min(length, context_limit(self._loaded.source.model) or length)
 
-    def batches(self, output: OutputFolder, progress: Progress) -> tuple[list[Tensor], list[str]]:
+    def batches(self, output: OutputFolder, progress: Progress) -> Sequences:
         """Return the sequences and notes on them; the model writes only once.
 
         Args:
@@ -220,12 +227,12 @@ class Calibration:
             )
 
 
-def _save_sequences(sequences: tuple[list[Tensor], list[str]], path: Path) -> None:
+def _save_sequences(sequences: Sequences, path: Path) -> None:
     batches, notes = sequences
     save_file({f"{i:06d}": ids for i, ids in enumerate(batches)}, path, metadata={"notes": json.dumps(notes)})
 
 
-def _load_sequences(path: Path) -> tuple[list[Tensor], list[str]]:
+def _load_sequences(path: Path) -> Sequences:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:

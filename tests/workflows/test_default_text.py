@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 
 import hf_farms.demo
 from hf_farms import CalibrationConfig, EvaluationConfig, LoadOptions, PruneConfig, SelectionConfig, prune_checkpoint
-from hf_farms.errors import NoEffectWarning
+from hf_farms.errors import NoEffectWarning, OutputError
 from hf_farms.loading.names import ModelRef
 from hf_farms.loading.opening import load_model
 from hf_farms.output.recipe import Recipe
 from hf_farms.reports import SearchRecord
 from hf_farms.workflows import selection
-from hf_farms.workflows.default_text import STREAMED, decide_text
+from hf_farms.workflows.default_text import CONTINUED, STREAMED, decide_text
 from hf_farms.workflows.prune_plan import plan_prune
 
 CONFIG = PruneConfig(allocation="uniform", method="magnitude", recover="submodule")
@@ -63,6 +63,14 @@ def test_they_are_written_and_the_recipe_has_their_number(tmp_path):
     assert same(tmp_path / "default", tmp_path / "again")
 
 
+@pytest.mark.filterwarnings("ignore:calibration should have at least 64:hf_farms.errors.HfFarmsWarning")
+def test_a_training_of_the_whole_model_gets_them_too(tmp_path):
+    config = replace(CONFIG, recover="distill")
+    report = prune_checkpoint("demo", tmp_path / "out", config=config, calibration=TEXT, **OPTIONS)
+    assert numbers(tmp_path / "out") == (6, 2)
+    assert report.distillation.steps == 2 * 8
+
+
 def interrupt(stage, done, total):
     if stage.startswith("recover") and done == 1:
         raise KeyboardInterrupt("as Ctrl-C does")
@@ -79,9 +87,11 @@ def test_a_streamed_model_writes_none_and_a_run_goes_on_as_it_began(tmp_path):
     # Now it fits into memory.
     report = prune_checkpoint("demo", tmp_path / "out", load=LoadOptions(stream=False), **options, **OPTIONS)
     assert numbers(tmp_path / "out") == (0, 6)
+    assert CONTINUED in report.notes
     assert STREAMED not in report.notes
     whole = prune_checkpoint("demo", tmp_path / "whole", load=LoadOptions(stream=True), **options, **OPTIONS)
     assert STREAMED in whole.notes
+    assert CONTINUED not in whole.notes
     assert same(tmp_path / "out", tmp_path / "whole")
 
 
@@ -94,6 +104,29 @@ def test_a_run_that_wrote_some_goes_on_with_them_where_it_must_be_streamed(tmp_p
     assert STREAMED not in report.notes
 
 
+def test_work_on_another_text_is_begun_again_with_continuations(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text((Path(hf_farms.demo.__file__).parent / "text" / "calibration.txt").read_text())
+    options = {"config": CONFIG, "calibration": replace(TEXT, source=str(text))}
+    begin(tmp_path / "out", load=LoadOptions(stream=True), **options)
+    text.write_text(text.read_text()[1000:])
+    # The difference that is named is the only one.
+    with pytest.raises(OutputError, match=r"which was begun otherwise \(tokens.calibration: [^;]*\)"):
+        prune_checkpoint("demo", tmp_path / "out", load=LoadOptions(stream=False), **options, **OPTIONS)
+    load = LoadOptions(stream=False)
+    report = prune_checkpoint("demo", tmp_path / "out", load=load, overwrite=True, **options, **OPTIONS)
+    assert numbers(tmp_path / "out") == (6, 6)
+    assert CONTINUED not in report.notes
+
+
+def test_unfinished_work_on_the_same_text_is_continued_where_it_may_be_replaced(tmp_path):
+    options = {"config": CONFIG, "calibration": TEXT}
+    begin(tmp_path / "out", load=LoadOptions(stream=True), **options)
+    load = LoadOptions(stream=False)
+    prune_checkpoint("demo", tmp_path / "out", load=load, overwrite=True, **options, **OPTIONS)
+    assert numbers(tmp_path / "out") == (0, 6)
+
+
 def test_work_of_other_settings_decides_nothing(tmp_path):
     begin(tmp_path / "out", config=CONFIG, calibration=replace(TEXT, num_continuations=0))
     begun = Recipe(model="demo", revision=None, dtype="auto", prune=CONFIG, calibration=TEXT, **OPTIONS)
@@ -103,7 +136,8 @@ def test_work_of_other_settings_decides_nothing(tmp_path):
         (replace(begun, prune=replace(CONFIG, sparsity=0.4)), 6),
         (replace(begun, calibration=replace(TEXT, seed=1)), 6),
     ):
-        plan, _ = decide_text(plan_prune(recipe, tmp_path / "out"), loaded)
+        plan = plan_prune(recipe, tmp_path / "out")
+        plan, _ = decide_text(plan, loaded, lambda recipe, output=plan.output: output.was_begun_with(recipe.flat()))
         assert plan.recipe.calibration.num_continuations == expected
 
 
@@ -118,7 +152,7 @@ def test_a_model_without_its_head_writes_none(tmp_path, headless):
         model=str(tmp_path / "model"), revision=None, dtype="auto", prune=CONFIG, calibration=TEXT, **OPTIONS
     )
     loaded = load_model(ModelRef.parse(recipe.model, None), head=False)
-    plan, notes = decide_text(plan_prune(recipe, tmp_path / "out"), loaded)
+    plan, notes = decide_text(plan_prune(recipe, tmp_path / "out"), loaded, lambda _: False)
     assert notes == ()
     assert plan.recipe.calibration.num_continuations == (0 if headless else 6)
 

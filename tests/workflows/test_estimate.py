@@ -16,7 +16,7 @@ from hf_farms.workflows import estimate, prune_estimate
 from hf_farms.workflows.estimate import Speed, Work, estimate_prune
 from hf_farms.workflows.prune import run_prune
 from hf_farms.workflows.prune_plan import plan_prune
-from hf_farms.workflows.texts import Calibration, EvaluationText
+from hf_farms.workflows.texts import Calibration, EvaluationText, calibration_passages
 
 # A token takes 1 ms in each of 10 blocks and 2 ms in the head, 10**9 multiply-adds of a spectrum a second.
 SPEED = Speed(block=1e-3, head=2e-3, weight=1e-7, multiply_add=1e-9)
@@ -70,6 +70,9 @@ def test_recoveries_and_searches_add_their_passes():
     assert seconds(config)["pruning"] == pytest.approx(plain["pruning"] + 2 * 10 * forward)
     trained = seconds(PruneConfig(recover="distill", recover_passes=2))
     assert trained["distillation"] == pytest.approx(2 * 2 * 3 * 10_000 * 14e-3)
+    # A quarter of 128 sequences is that of the blocks.
+    trained = seconds(PruneConfig(recover="distill", recover_passes=2), replace(WORK, sequences=128))
+    assert trained["distillation"] == pytest.approx(0.75 * 2 * 2 * 3 * 10_000 * 14e-3)
     assert seconds(PruneConfig(allocation="auto", minutes=2))["search"] == 120
     assert seconds(PruneConfig(allocation="auto"))["search"] > 120
     assert seconds(PruneConfig(refine="swaps"))["pruning"] > plain["pruning"]
@@ -153,8 +156,9 @@ def line(plan, monkeypatch, stream=False):
     """The line of a plan whose model is slow."""
     monkeypatch.setattr(prune_estimate, "measure_speed", lambda *_: replace(SPEED, block=0.05))
     model = load_model(plan.model, stream=stream)
+    calibration = Calibration(plan.recipe, model, calibration_passages(plan.recipe, model))
     return prune_estimate.estimated_time(
-        plan, model.source, calibration=Calibration(plan.recipe, model), evaluation=EvaluationText(EVALUATION, model)
+        plan, model.source, calibration=calibration, evaluation=EvaluationText(EVALUATION, model)
     )
 
 
