@@ -27,9 +27,9 @@ class CalibrationConfig:
         sequence_length: tokens in each, lowered to the context length of the model. Longer sequences cost time and
             memory in proportion.
         num_continuations: sequences beside them that the dense model writes, each from a few tokens of a passage on.
-            None: in `prune_checkpoint` with the recovery "submodule" three of each, up to 128 sequences in all, if the
-            model is in memory and generates text; else 0. Writing takes minutes on a CPU: set it to 0 where that
-            counts, and give more text of the kind that the model will be used on where you have it.
+            None: in `prune_checkpoint` with a recovery three of each, up to 128 sequences in all, if the model is in
+            memory and generates text; else 0. Writing takes minutes on a CPU: set it to 0 where that counts, and give
+            more text of the kind that the model will be used on where you have it.
         seed: of the choice of passages, or of the sampling. Change it to see how much the choice of data matters.
     """
 

@@ -46,8 +46,8 @@ over seeds and windows, minus those of the same seed and window of another row, 
 19. With continuations at 60%, the plan a quarter of the way minus uniform is between -0.005 and 0.015 (halfway: 0.021).
 20. With continuations `farms` minus uniform is between -0.02 and 0.01 at 60%, and between -0.005 and 0.01 at 50%; the
     plan of `auto` three quarters of the way at 50% is between -0.015 and 0.
-21. With eight times the tokens and two passes at 50% `auto` closes 41 to 45% of the gap where three quarters of them are
-    continuations, and 36 to 40% where all are passages: the aim of half is missed.
+21. With eight times the tokens and two passes at 50%, `auto` closes 41 to 45% of the gap where three quarters of them
+    are continuations, and 36 to 40% where all are passages: the aim of half is missed.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def test_continuations_and_passes_of_a_recovery_are_open_until_the_model_is_know
         ("submodule", CalibrationConfig(num_continuations=0), 6),
         ("submodule", CalibrationConfig(num_continuations=32), 3),
         ("submodule", CalibrationConfig(source="self"), 6),
-        ("distill", CalibrationConfig(), 2),
+        ("distill", CalibrationConfig(num_sequences=128), 2),
         ("none", CalibrationConfig(), 3),
     ],
 )

@@ -64,10 +64,11 @@ def test_passes_fall_with_the_number_of_sequences_and_continuations_fill_up_to_1
     assert {count: PruneConfig(recover="submodule").passes_over(count) for count in passes} == passes
     assert PruneConfig(recover="submodule", recover_passes=4).passes_over(1000) == 4
     continuations = {1: 3, 4: 12, 32: 96, 33: 95, 100: 28, 128: 0, 200: 0}
-    assert {n: RECOVERIES["submodule"].default_continuations(n) for n in continuations} == continuations
+    for name in ("submodule", "distill"):
+        assert {n: RECOVERIES[name].default_continuations(n) for n in continuations} == continuations
+    assert RECOVERIES["none"].default_continuations(32) == 0
     for name in ("none", "distill"):
         assert RECOVERIES[name].default_passes(1) == RECOVERIES[name].default_passes(1000)
-        assert RECOVERIES[name].default_continuations(32) == 0
     assert {n: block_config(PruneConfig(recover="submodule"), n).recover_passes for n in passes} == passes
     # The first stage of a training.
     assert {block_config(PruneConfig(recover="distill"), n).recover_passes for n in passes} == {6}
