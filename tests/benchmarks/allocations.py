@@ -48,6 +48,7 @@ over seeds and windows, minus those of the same seed and window of another row, 
     plan of `auto` three quarters of the way at 50% is between -0.015 and 0.
 21. With eight times the tokens and two passes at 50%, `auto` closes 41 to 45% of the gap where three quarters of them
     are continuations, and 36 to 40% where all are passages: the aim of half is missed.
+22. At 30% `farms` minus its reversed and its shuffled scores is between -0.003 and 0.003, within two errors.
 """
 
 from __future__ import annotations

@@ -83,6 +83,7 @@ TIERS: dict[str, list[Cell]] = {
     ],
     "N:8": _cells(0.5, ("uniform", *WIDE, "farms", "ramp", "auto"), pattern="N:8"),
     "placebos": [cell for sparsity in (0.5, 0.6) for cell in _cells(sparsity, ("first", "reversed", "shuffled"))],
+    "placebos-30": _cells(0.3, ("reversed", "shuffled")),
     "plain-recovery": _cells(0.5, AFTER, recover="submodule"),
     "plain-recovery-60": _cells(0.6, ("uniform", "auto"), recover="submodule"),
     # As `auto` compares plans before a recovery.
