@@ -216,16 +216,17 @@ class PruneConfig:
     @property
     def needs_calibration(self) -> bool:
         """Whether the method, the refinement, the allocation or the recovery measures activations."""
-        return (
-            self.measures_inputs
-            or ALLOCATIONS[self.allocation].needs_activations
-            or RECOVERIES[self.recover].needs == "activations"
-        )
+        return self.measures_inputs or ALLOCATIONS[self.allocation].needs_activations or self.recovers
 
     @property
     def measures_inputs(self) -> bool:
         """Whether the inputs of the layers are measured while they are pruned."""
         return "activations" in (METHODS[self.method].needs, REFINEMENTS[self.refine].needs)
+
+    @property
+    def recovers(self) -> bool:
+        """Whether the kept weights are fitted on calibration data after pruning."""
+        return RECOVERIES[self.recover].needs == "activations"
 
     @property
     def trains(self) -> bool:
@@ -235,7 +236,7 @@ class PruneConfig:
     @property
     def needs_selection(self) -> bool:
         """Whether the allocation is chosen, or the recovery accepted, on a selection text."""
-        return self.searches or RECOVERIES[self.recover].needs == "activations"
+        return self.searches or self.recovers
 
     @property
     def searches(self) -> bool:

@@ -23,7 +23,6 @@ from hf_farms.pruning.patterns import Removal
 from hf_farms.pruning.recovery import block_config, block_recovery, fitted_by_blocks, recovery_stage, train_whole
 from hf_farms.pruning.removal_plan import block_targets, prunable_layers
 from hf_farms.pruning.sharing import alone, commit, finished_blocks, receive_blocks
-from hf_farms.registries import RECOVERIES
 from hf_farms.reports import BlockSparsity, DistillationRecord, LayerSparsity, json_converter
 
 __all__ = ["WITHOUT_INPUTS", "prune_blocks"]
@@ -70,7 +69,7 @@ def prune_blocks(
         blocks, dense = loop.run(), loop.dense.hidden
         return blocks, train_whole(source, config, sequences, dense, checkpoints=checkpoints, progress=progress)
 
-    if ranks.count == 1 or RECOVERIES[config.recover].needs == "nothing":
+    if ranks.count == 1 or not config.recovers:
         return work(ranks)
     # Before any work: the others must be able to read what the first one will have finished.
     finished_blocks(source, ranks)
@@ -109,7 +108,7 @@ class _Loop:
         everything, self._num_batches = [*batches, *acceptance], len(batches)
         hidden = HiddenStates(folder_of_rank(folder, ranks))
         self._data = CalibrationPass(source, everything, hidden, progress, ranks=ranks)
-        recovers = RECOVERIES[config.recover].needs == "activations"
+        recovers = config.recovers
         hidden = HiddenStates(folder and folder / "dense")
         self.dense = CalibrationPass(source, everything if recovers else [], hidden, progress)
         if batches:

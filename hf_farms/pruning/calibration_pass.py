@@ -16,7 +16,7 @@ from hf_farms.processes import ONE_PROCESS, Ranks, WorkingRanks, assign_to_ranks
 from hf_farms.progress import Progress
 from hf_farms.pruning.hidden_states import HiddenStates
 from hf_farms.pruning.measuring import Run
-from hf_farms.registries import ALLOCATIONS, METHODS, RECOVERIES
+from hf_farms.registries import ALLOCATIONS, METHODS
 
 __all__ = ["Batch", "CalibrationPass", "calibration_batches", "warn_of_idle_ranks"]
 
@@ -112,7 +112,7 @@ def calibration_batches(
             ("method", METHODS[config.method].needs == "activations", config.method, "magnitude"),
             ("refine", config.measures_inputs, config.refine, "none"),
             ("allocation", ALLOCATIONS[config.allocation].needs_activations, config.allocation, "farms"),
-            ("recover", RECOVERIES[config.recover].needs == "activations", config.recover, "none"),
+            ("recover", config.recovers, config.recover, "none"),
         )
         option, _, name, other = next(choice for choice in choices if choice[1])
         raise DataError(

@@ -33,7 +33,7 @@ from hf_farms.pruning.removal_plan import check_layers, ineffective_note, plan_r
 from hf_farms.pruning.reporting import make_report, sparse_note, ties_note, unmeasured_note
 from hf_farms.pruning.scoring import score_blocks
 from hf_farms.pruning.searching import search_sparsities
-from hf_farms.registries import ALLOCATIONS, RECOVERIES
+from hf_farms.registries import ALLOCATIONS
 from hf_farms.reports import PruneReport, SearchRecord, SpectralReport
 from hf_farms.spectra.analysis import analyze
 
@@ -133,7 +133,7 @@ def prune(
     check_recovery(source, config)
     check_folders(activations, checkpoints)
     batches = calibration_batches(calibration, source, config) if config.needs_calibration else []
-    recovers = RECOVERIES[config.recover].needs == "activations"
+    recovers = config.recovers
     if recovers:
         batches = single_sequences(batches)
     if selection is not None and config.needs_selection:

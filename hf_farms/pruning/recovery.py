@@ -128,7 +128,7 @@ def recovery_stage(source: BlockSource, config: PruneConfig, hidden_bytes: int, 
         hidden_bytes: size of the hidden states of calibration and acceptance sequences.
         count: calibration sequences.
     """
-    if RECOVERIES[config.recover].needs == "nothing":
+    if not config.recovers:
         return None
     sizes = [
         sum(math.prod(layer.shape) for layer in prunable_layers(source.metadata(i).layers)) for i in range(len(source))

@@ -22,7 +22,6 @@ from hf_farms.pruning.calibration_pass import Batch
 from hf_farms.registries import METHODS
 from hf_farms.reports import SearchRecord, SpectralReport
 from hf_farms.search.budget import Budget
-from hf_farms.search.checking import recovers
 from hf_farms.search.levels import code_method, size_text
 from hf_farms.search.moves import Moves
 from hf_farms.search.recording import make_record, search_key
@@ -127,7 +126,7 @@ def _search(
         )
     if config.refine != "none":
         search.notes.append(f"The search used masks as they are before refinement by {config.refine!r}.")
-    if recovers(config):
+    if config.recovers:
         search.notes.append("The search measured plans without recovery.")
     progress(f"levels ({size_text(search.grid)})", 0, len(source))
     return search

@@ -18,10 +18,9 @@ from hf_farms.pruning.calibration_pass import Batch
 from hf_farms.pruning.pruner import prune
 from hf_farms.pruning.recovery import block_config, single_sequences
 from hf_farms.pruning.removal_plan import prunable_layers
-from hf_farms.registries import RECOVERIES
 from hf_farms.search.tokens import evenly
 
-__all__ = ["CHECK_SEQUENCES", "can_check", "check_config", "pruned_loss", "rank_correlation", "recovers"]
+__all__ = ["CHECK_SEQUENCES", "can_check", "check_config", "pruned_loss", "rank_correlation"]
 
 # Passes of the recovery of a plan that is compared with others, and sequences at most. With the defaults of a recovery
 # the check would take several times as long as the search.
@@ -33,14 +32,9 @@ def can_check(source: ModelBlockSource) -> bool:
     return source.in_memory and source.results is None
 
 
-def recovers(config: PruneConfig) -> bool:
-    """Return whether the kept weights are fitted after pruning."""
-    return RECOVERIES[config.recover].needs == "activations"
-
-
 def check_config(config: PruneConfig) -> PruneConfig:
     """Return the config that prunes finalists: one pass of a recovery of blocks, and no training of the whole model."""
-    return replace(block_config(config, CHECK_SEQUENCES), recover_passes=CHECK_PASSES) if recovers(config) else config
+    return replace(block_config(config, CHECK_SEQUENCES), recover_passes=CHECK_PASSES) if config.recovers else config
 
 
 def pruned_loss(
@@ -69,7 +63,7 @@ def pruned_loss(
         with _restored(source), warnings.catch_warnings(), given_fields(()):
             # The final prune warns of the same things.
             warnings.simplefilter("ignore")
-            if recovers(config):
+            if config.recovers:
                 calibration = evenly(single_sequences(cast(Batches, calibration)), CHECK_SEQUENCES)
             prune(source, check_config(config), calibration=calibration or None, scores=sparsities)
             pruned = [final_hidden(source, batch) for batch in batches]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from hf_farms.search.checking import CHECK_SEQUENCES, can_check, pruned_loss, recovers
+from hf_farms.search.checking import CHECK_SEQUENCES, can_check, pruned_loss
 from hf_farms.search.starts import Candidate, between
 from hf_farms.search.tokens import spaced
 from hf_farms.search.trials import Stage, Trial
@@ -37,7 +37,7 @@ class FinalCheck:
 
     def __init__(self, search: Search, finalists: Sequence[Trial]) -> None:
         self._search, self._finalists = search, finalists
-        self._recovers = recovers(search.config)
+        self._recovers = search.config.recovers
         self._stage: Stage = "recovered" if self._recovers else "pruned"
 
     def run(self) -> None:

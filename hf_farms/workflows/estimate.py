@@ -132,7 +132,7 @@ def estimate_prune(config: PruneConfig, work: Work, speed: Speed) -> PruneEstima
         parts.append(("text written by the model", 1, WRITING_PASSES * work.written * (forward + speed.head)))
     allocation = ALLOCATIONS[config.allocation]
     comparison = 0.0
-    if config.searches and work.baseline and RECOVERIES[config.recover].needs == "activations":
+    if config.searches and work.baseline and config.recovers:
         comparison = (1 + uniform) * FINALIST_TOKENS * (forward + speed.head) * shared
         parts.append(("comparison with uniform sparsity", 1, comparison))
     if config.searches and "search" not in work.finished:
@@ -154,7 +154,7 @@ def _pruning(config: PruneConfig, tokens: float, work: Work, speed: Speed) -> fl
 def _recovery(config: PruneConfig, work: Work, forward: float, speed: Speed) -> tuple[float, float]:
     """Return the seconds of the recovery of all blocks, and of the training of the whole model."""
     entry = RECOVERIES[config.recover]
-    if entry.needs != "activations":
+    if not config.recovers:
         return 0.0, 0.0
     fitted = fitted_by_blocks(work.sequences, config)
     passes = block_config(config, work.sequences).passes_over(work.sequences)
@@ -180,7 +180,7 @@ def _search(config: PruneConfig, work: Work, speed: Speed) -> float:
     forward, tokens = work.blocks * speed.block, float(work.calibration - work.written or work.calibration)
     codes = check = _pruning(config, tokens, work, speed) + work.weights * speed.weight
     finalists, checked = FINALISTS, CHECKED
-    if RECOVERIES[config.recover].needs == "activations":
+    if config.recovers:
         # Two plans between the best and uniform, of which one takes the place of a finalist.
         finalists, checked = finalists + 2, checked + 1
         tokens *= min(1.0, CHECK_SEQUENCES * work.calibration / work.sequences / tokens)

@@ -17,7 +17,6 @@ from hf_farms.processes import from_first_rank
 from hf_farms.progress import Progress, one_stage
 from hf_farms.pruning.pruner import prune
 from hf_farms.pruning.sharing import commit
-from hf_farms.registries import RECOVERIES
 from hf_farms.reports import PruneReport, SpectralReport, json_converter
 from hf_farms.spectra.analysis import analyze
 from hf_farms.workflows.prune_files import GENERATION
@@ -144,7 +143,7 @@ class ResultStage:
         pruned = output.state / "pruned"
         first = block_writer(loaded, pruned, records=pruned / "records") if config.trains else writer
         unfinished = any(first.record(index) is None for index in range(len(source)))
-        recovers = RECOVERIES[config.recover].needs == "activations"
+        recovers = config.recovers
         source.attach(first, keep_dense=recovers and (unfinished or config.trains))
         report = prune(
             source,

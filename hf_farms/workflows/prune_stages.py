@@ -22,7 +22,7 @@ from hf_farms.pruning.checks import check_method
 from hf_farms.pruning.recovery import training_disk_bytes
 from hf_farms.pruning.removal_plan import plan_removals, plan_targets
 from hf_farms.pruning.scoring import score_blocks
-from hf_farms.registries import ALLOCATIONS, RECOVERIES
+from hf_farms.registries import ALLOCATIONS
 from hf_farms.reports import PruneReport, SpectralReport
 from hf_farms.spectra.analysis import analyze
 from hf_farms.workflows.baseline import uniform_nll
@@ -215,7 +215,7 @@ class PruneStages:
             weights *= 2
         if not isinstance(source, StreamedBlockSource) and not self._plan.baseline:
             return weights
-        recovers = RECOVERIES[self._recipe.prune.recover].needs == "activations"
+        recovers = self._recipe.prune.recovers
         tokens = self._calibration.num_tokens + (ACCEPTANCE_TOKENS if recovers else 0)
         size = tokens * int(getattr(source.config, "hidden_size", 0))
         itemsize = self._loaded.model.dtype.itemsize

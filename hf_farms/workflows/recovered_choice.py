@@ -23,7 +23,6 @@ from hf_farms.metrics.nll import TextNll, text_nll
 from hf_farms.output.checkpoint import CheckpointWriter
 from hf_farms.processes import from_first_rank
 from hf_farms.progress import Progress, one_stage
-from hf_farms.registries import RECOVERIES
 from hf_farms.workflows.estimate import FINALIST_TOKENS
 from hf_farms.workflows.texts import load_nll, save_nll
 
@@ -96,7 +95,7 @@ class RecoveredChoice:
     def __init__(
         self, config: PruneConfig, selection: Sequence[Tensor], output: OutputFolder, progress: Progress
     ) -> None:
-        self._needed = config.searches and RECOVERIES[config.recover].needs == "activations"
+        self._needed = config.searches and config.recovers
         self.can_take_uniform = self._needed and not config.trains
         self._selection, self._output, self._progress = selection, output, progress
         self.folder = output.state / "uniform"
