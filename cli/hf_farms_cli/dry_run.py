@@ -13,6 +13,7 @@ from hf_farms_cli.results import readable_size
 
 if TYPE_CHECKING:
     from hf_farms.hub import PublishableFolder, PushPlan
+    from hf_farms.output.recipe import Recipe
     from hf_farms.workflows.prune_plan import PrunePlan
     from hf_farms_cli.options import Format
 
@@ -56,11 +57,7 @@ def print_plan(planned: Planned, output_format: Format) -> None:
 
 def prune_plan(plan: PrunePlan, target: PushPlan | None) -> Planned:
     """Describe a prune, and the push of its result if there is one."""
-    recipe, output, size = plan.recipe, plan.output, None
-    # Text that a model in memory has written already stays.
-    written = plan.finished is not None or output.was_begun_with(recipe.decided(writes=True).flat())
-    if plan.load.stream and not written:
-        recipe = recipe.decided(writes=False)
+    recipe, output, size = _expected_recipe(plan), plan.output, None
     # No Hub request for a finished folder.
     base = plan.finished.base if plan.finished is not None else plan.model.base_model
     if plan.finished is None:
@@ -94,6 +91,21 @@ def prune_plan(plan: PrunePlan, target: PushPlan | None) -> Planned:
     lines += [f"push: {_destination(target)}", *_unchecked(target)]
     values["push"] = _destination_values(target) if target is not None else None
     return Planned(lines, values, [str(output.path), *([target.repo_id] if target is not None else [])])
+
+
+def _expected_recipe(plan: PrunePlan) -> Recipe:
+    """Return the recipe with the numbers that finished or unfinished work has; else some depend on the model."""
+    recipe = plan.recipe
+    text = plan.finished.calibration if plan.finished is not None else None
+    for candidate in (recipe.decided(writes=True), recipe.decided(writes=False)):
+        if text is not None and text.config is not None:
+            same = text.config.num_continuations == candidate.calibration.num_continuations
+        else:
+            # Texts and weights, which decide too where work may be begun again, are not read here.
+            same = plan.output.was_begun_with(candidate.flat(), dict)
+        if same:
+            return candidate
+    return recipe.decided(writes=False) if plan.load.stream else recipe
 
 
 def _destination(plan: PushPlan | None) -> str:

@@ -191,8 +191,8 @@ def prune_command(
         int | None,
         calibrating(
             help="Number of sequences beside them that the dense model writes, as continuations  [default: for a "
-            "recovery three of each, up to 128 sequences in all; 0 without a recovery, and if the model is streamed or "
-            "cannot generate text]"
+            "recovery three of each, up to 128 sequences in all; 0 without a recovery, with `--calibration self`, and "
+            "if the model is streamed or cannot generate text]"
         ),
     ] = TEXT.num_continuations,
     seed: Annotated[int, calibrating(help="Seed of the calibration sequences.")] = TEXT.seed,

@@ -181,12 +181,10 @@ class OutputFolder:
         if (previous := self._previous()) is None:
             return False
         previous = absent_values(Recipe) | previous
-
-        def same(part: Mapping[str, object]) -> bool:
-            current = json.loads(json.dumps(part)).items()
-            return all(previous.get(name) == value for name, value in current if name not in CHANGEABLE)
-
-        return same(settings) and (data is None or not self._overwrite or same(data()))
+        current = json.loads(json.dumps(settings)).items()
+        if any(previous.get(name) != value for name, value in current if name not in CHANGEABLE):
+            return False
+        return data is None or not self._overwrite or not self._differences({**settings, **data()})
 
     def _previous(self) -> dict[str, object] | None:
         """Return the fingerprint of the unfinished work; None if no work is unfinished."""

@@ -27,8 +27,8 @@ def repeated_sequences_note(count: int, config: PruneConfig) -> str | None:
         return None
     return (
         f"calibration should have at least {2 * BLOCK_SEQUENCES} sequences for `recover={config.recover!r}`, got "
-        f"{count}: the training repeats those that the blocks were fitted to, and gains little. Give 128 or more "
-        "(`calibration.num_sequences=128`)."
+        f"{count}: the training repeats those that the blocks were fitted to, and gains little. Give more "
+        "(`calibration.num_sequences`)."
     )
 
 

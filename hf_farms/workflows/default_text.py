@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hf_farms.data.calibration import context_limit
 from hf_farms.data.generation import can_write
 from hf_farms.processes import from_first_rank
+from hf_farms.workflows.texts import WRITTEN_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,7 @@ STREAMED = (
 )
 CONTINUED = (
     "The dense model wrote no calibration text for the recovery, as this work was begun without: more text often helps "
-    "a recovery. Begun again, the model, now in memory, writes some."
+    "a recovery. A new run writes some."
 )
 
 
@@ -48,7 +49,8 @@ def decide_text(
     def decide() -> tuple[bool, tuple[str, ...]]:
         model, length = loaded.source.model, plan.recipe.calibration.sequence_length
         able = not loaded.absent and can_write(model, min(length, context_limit(model) or length))
-        if was_begun(written):
+        # Text that is not written yet would take a streamed model too long.
+        if was_begun(written) and (loaded.source.in_memory or (plan.output.state / WRITTEN_NAME).exists()):
             return True, ()
         if was_begun(read):
             return False, ((CONTINUED if loaded.source.in_memory else STREAMED,) if able else ())

@@ -286,7 +286,7 @@ def test_fingerprints_tell_weights_and_data_apart(tmp_path):
     assert hash_of_file(one) != hash_of_file(other)
     assert hash_of_tokens([ids[None]]) == hash_of_tokens([ids[None].int()])
     assert len({hash_of_tokens(t) for t in ([ids[None]], [ids.view(2, 3)], [ids[None] + 1], [], [ids, ids])}) == 5
-    found = fingerprint({"x": 1}, weights=[one], tokens={"calibration": [ids]}, device="cpu")
+    found = fingerprint(weights=[one], tokens={"calibration": [ids]}, device="cpu")
     assert found["weights.a.safetensors"] == hash_of_file(one)
     assert found["versions.torch"] == torch.__version__.partition("+")[0]
     assert json.loads(json.dumps(found)) == found
@@ -299,7 +299,7 @@ def test_any_build_of_a_release_goes_on_with_the_work_of_another(tmp_path, monke
     output.resume_or_start(begun)
     output.load_or_compute("stage", lambda: "done", lambda result, path: path.write_text(result), Path.read_text)
     monkeypatch.setattr(base, "version", lambda name: build if name == "torch" else version(name))
-    found = fingerprint({}, weights=[], tokens={}, device="cpu")
+    found = fingerprint(weights=[], tokens={}, device="cpu")
     output.resume_or_start({name: found[name] for name in begun})
     assert (output.state / "stage").exists()
     with pytest.raises(OutputError, match=r"versions\.torch: '2\.14\.0', previously '2\.13\.0'"):

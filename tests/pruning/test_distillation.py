@@ -306,7 +306,5 @@ def test_blocks_are_fitted_to_the_first_sequences_and_the_whole_model_to_the_oth
 def test_a_training_that_repeats_what_blocks_were_fitted_to_is_said():
     model = tiny("llama", num_hidden_layers=1)
     ids = torch.randint(0, 100, (63, 12), generator=torch.Generator().manual_seed(0))
-    with pytest.warns(
-        HfFarmsWarning, match=r"at least 64 sequences for `recover='distill'`, got 63: .* Give 128 or more"
-    ):
+    with pytest.warns(HfFarmsWarning, match=r"at least 64 sequences for `recover='distill'`, got 63: .* Give more "):
         prune(model, PruneConfig(**UNIFORM, recover="distill", recover_passes=1), calibration=[ids])

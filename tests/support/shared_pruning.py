@@ -52,7 +52,7 @@ def distilled_settings():
     return {
         "load": LoadOptions(dtype="float32"),
         "config": PruneConfig(allocation="uniform", recover="distill", recover_passes=1),
-        "calibration": CalibrationConfig(num_sequences=3, sequence_length=64),
+        "calibration": CalibrationConfig(num_sequences=3, sequence_length=64, num_continuations=0),
         "evaluation": EvaluationConfig(source=None),
     }
 

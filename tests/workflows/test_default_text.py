@@ -1,19 +1,23 @@
 """Continuations that the dense model writes by default for a recovery, and the passes over them."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hf_farms_cli.app import app
 from models import tiny
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import hf_farms.demo
 from hf_farms import CalibrationConfig, EvaluationConfig, LoadOptions, PruneConfig, SelectionConfig, prune_checkpoint
-from hf_farms.errors import NoEffectWarning, OutputError
+from hf_farms.errors import HfFarmsWarning, NoEffectWarning, OutputError
 from hf_farms.loading.names import ModelRef
 from hf_farms.loading.opening import load_model
+from hf_farms.output import fingerprint
 from hf_farms.output.recipe import Recipe
 from hf_farms.reports import SearchRecord
 from hf_farms.workflows import selection
@@ -127,6 +131,76 @@ def test_unfinished_work_on_the_same_text_is_continued_where_it_may_be_replaced(
     assert numbers(tmp_path / "out") == (0, 6)
 
 
+def test_text_that_was_begun_and_not_written_is_not_written_by_a_streamed_model(tmp_path):
+    def stop(stage, done, total):
+        if stage.startswith("Writing"):
+            raise KeyboardInterrupt("as Ctrl-C does")
+
+    options = {"config": replace(CONFIG, allocation="farms"), "calibration": TEXT}
+    with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"):
+        prune_checkpoint("demo", tmp_path / "out", progress=stop, **options, **OPTIONS)
+    load = LoadOptions(stream=True)
+    with pytest.raises(OutputError, match=r"begun otherwise \(calibration.num_continuations: 0, previously 6\)"):
+        prune_checkpoint("demo", tmp_path / "out", load=load, **options, **OPTIONS)
+    prune_checkpoint("demo", tmp_path / "out", load=load, overwrite=True, **options, **OPTIONS)
+    assert numbers(tmp_path / "out") == (0, 6)
+
+
+def test_text_written_for_other_work_does_not_count(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text((Path(hf_farms.demo.__file__).parent / "text" / "calibration.txt").read_text())
+    options = {"config": CONFIG, "calibration": replace(TEXT, source=str(text), num_continuations=1)}
+    begin(tmp_path / "out", **options)
+    text.write_text(text.read_text()[1000:])
+    load = LoadOptions(stream=True)
+    with pytest.warns(HfFarmsWarning, match="the model writes calibration text while its blocks are on disk"):
+        prune_checkpoint("demo", tmp_path / "out", load=load, overwrite=True, **options, **OPTIONS)
+
+
+def test_work_with_more_in_its_fingerprint_is_not_that_which_is_continued(tmp_path):
+    options = {"config": CONFIG, "calibration": TEXT}
+    begin(tmp_path / "out", load=LoadOptions(stream=True), **options)
+    (file,) = (tmp_path / "out.partial").rglob("fingerprint.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"weights.gone.safetensors": "0"}))
+    load = LoadOptions(stream=False)
+    prune_checkpoint("demo", tmp_path / "out", load=load, overwrite=True, **options, **OPTIONS)
+    assert numbers(tmp_path / "out") == (6, 6)
+
+
+def test_weights_are_read_once_for_the_fingerprint(tmp_path, monkeypatch):
+    options = {"config": CONFIG, "calibration": TEXT}
+    begin(tmp_path / "out", **options)
+    read = []
+    real = fingerprint.hash_of_file
+    monkeypatch.setattr(fingerprint, "hash_of_file", lambda path: read.append(path.name) or real(path))
+    prune_checkpoint("demo", tmp_path / "out", overwrite=True, **options, **OPTIONS)
+    assert read == ["model.safetensors"]
+
+
+def test_a_dry_run_shows_the_numbers_of_work_that_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["prune", "demo", "--allocation", "uniform", "--method", "magnitude", "--recover", "submodule"]
+    command += ["--calibration-samples", "2", "--calibration-length", "32", "--evaluation", "none", "-o", "out"]
+    command += ["--select-length", "128"]
+
+    def shown(*options):
+        done = CliRunner(env={"COLUMNS": "300"}).invoke(app, [*command, *options, "--dry-run"])
+        assert done.exit_code == 0, done.output
+        (line,) = (line for line in done.stdout.splitlines() if "num_continuations" in line)
+        return line.partition("num_continuations: ")[2]
+
+    unknown = "6 (where the model is streamed, or cannot generate text: 0)"
+    assert [shown(), shown("--stream")] == [unknown, "0"]
+    begin(tmp_path / "out", config=CONFIG, calibration=TEXT, load=LoadOptions(stream=True))
+    # The texts, which decide where it may be begun again, are not read.
+    assert [shown(), shown("--stream"), shown("--overwrite")] == ["0", "0", unknown]
+    prune_checkpoint("demo", tmp_path / "out", config=CONFIG, calibration=TEXT, **OPTIONS)
+    assert [shown(), shown("--stream")] == ["0", "0"]
+    shutil.rmtree(tmp_path / "out")
+    begin(tmp_path / "out", config=CONFIG, calibration=TEXT)
+    assert [shown(), shown("--stream")] == ["6", "6"]
+
+
 def test_work_of_other_settings_decides_nothing(tmp_path):
     begin(tmp_path / "out", config=CONFIG, calibration=replace(TEXT, num_continuations=0))
     begun = Recipe(model="demo", revision=None, dtype="auto", prune=CONFIG, calibration=TEXT, **OPTIONS)
@@ -142,8 +216,9 @@ def test_work_of_other_settings_decides_nothing(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.* lacks .* of the head")
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("headless", [False, True])
-def test_a_model_without_its_head_writes_none(tmp_path, headless):
+def test_a_model_without_its_head_writes_none(tmp_path, headless, stream):
     model = tiny("llama", vocab_size=2048, tie_word_embeddings=False)
     (model.model if headless else model).save_pretrained(tmp_path / "model")
     for path in Path(hf_farms.demo.__file__).parent.glob("model/tokenizer*"):
@@ -151,10 +226,12 @@ def test_a_model_without_its_head_writes_none(tmp_path, headless):
     recipe = Recipe(
         model=str(tmp_path / "model"), revision=None, dtype="auto", prune=CONFIG, calibration=TEXT, **OPTIONS
     )
-    loaded = load_model(ModelRef.parse(recipe.model, None), head=False)
+    loaded = load_model(ModelRef.parse(recipe.model, None), head=False, stream=stream)
     plan, notes = decide_text(plan_prune(recipe, tmp_path / "out"), loaded, lambda _: False)
-    assert notes == ()
-    assert plan.recipe.calibration.num_continuations == (0 if headless else 6)
+    assert notes == ((STREAMED,) if stream and not headless else ())
+    assert plan.recipe.calibration.num_continuations == (0 if headless or stream else 6)
+    _, notes = decide_text(plan_prune(recipe, tmp_path / "out"), loaded, lambda recipe: recipe == plan.recipe)
+    assert notes == ((STREAMED,) if stream and not headless else ())
 
 
 def test_a_search_uses_the_passages_alone(tmp_path, monkeypatch):

@@ -19,13 +19,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:calibration should have at least
 CONFIG = PruneConfig(allocation="uniform", recover="distill", recover_passes=2, recover_rate=0.002)
 OPTIONS = {
     "config": CONFIG,
-    "calibration": CalibrationConfig(num_sequences=3, sequence_length=128),
+    "calibration": CalibrationConfig(num_sequences=3, sequence_length=128, num_continuations=0),
     "evaluation": EvaluationConfig(source=None),
     "selection": SelectionConfig(sequence_length=64),
 }
 COMMAND = (
     *("--allocation", "uniform", "--recover", "distill", "--recover-passes", "2"),
     *("--recover-rate", "0.002", "--calibration-samples", "3", "--calibration-length", "128"),
+    *("--calibration-continuations", "0"),
     *("--evaluation", "none", "--select-length", "64"),
 )
 
