@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -114,8 +113,7 @@ def generate(
         report(before * (length - prompts.shape[1]) + len(ids) * new, len(prompts) * (length - prompts.shape[1]))
         return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
-    devices = [device] if device.type == "cuda" else []
-    with _fast_attention(model, device), torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         try:
             # generate() takes unset values, such as the EOS token, from the model's own config.
@@ -140,24 +138,6 @@ def generate(
             generator.generation_config = saved_config
             model.train(was_training)
     return torch.cat(parts).cpu()
-
-
-@contextmanager
-def _fast_attention(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Use attention that is fast on this device for the keys and values of many tokens and the query of one.
-
-    On a CPU, `scaled_dot_product_attention` takes several times as long for them as two products of matrices do.
-    """
-    config: Any = getattr(model, "config", None)
-    if device.type != "cpu" or getattr(config, "_attn_implementation", None) != "sdpa" or config.sub_configs:
-        yield
-        return
-    generator: Any = model
-    generator.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        generator.set_attn_implementation("sdpa")
 
 
 def rows_at_once(model: nn.Module, length: int) -> int:
