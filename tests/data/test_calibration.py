@@ -122,8 +122,8 @@ def test_text_needs_a_tokenizer():
 
 
 def test_self_calibration_is_written_by_the_model(tokenizer):
-    state = torch.get_rng_state()
     model = tiny("llama", vocab_size=2048).train()
+    state = torch.get_rng_state()
     before = model.generation_config
     got, _ = sequences(tokenizer, model=model, source="self", num_sequences=5, sequence_length=33)
     assert got.shape == (5, 33)
