@@ -111,6 +111,9 @@ def results(tmp_path_factory):
     return results_of(SCRIPT, tmp_path_factory.mktemp("rates"))
 
 
+# ZeRO-3 sums gradients in another order, and Adam divides them: 4e-6 on a CPU of AMD, below 1e-6 on one of Intel. Factors
+# that are not applied make more than 1e-3.
+ROUNDING = 5e-5
 WAYS = ["zero-1", "zero-1-groups", "zero-2", "zero-2-groups", "zero-3", "zero-3-groups"]
 # The optimizer on the CPU, and parameters that are kept in parts from the start.
 FORMS = ["offload-2", "offload-3", "loaded-3", "loaded-3-groups"]
@@ -120,7 +123,7 @@ FORMS = ["offload-2", "offload-3", "loaded-3", "loaded-3-groups"]
 def test_two_processes_equal_those_of_ddp(results, way):
     for result in results:
         distance = _distance(result[way]["weights"], result["ddp"]["weights"])
-        assert distance < 1e-6 if "3" in way else distance == 0
+        assert distance < ROUNDING if "3" in way else distance == 0
         assert result[way]["memory"]["factors"] == pytest.approx(result["ddp"]["memory"]["factors"], rel=1e-5)
         assert max(result[way]["memory"]["factors"].values()) > 1.3
 
@@ -137,7 +140,7 @@ def test_factors_that_are_measured_on_gathered_weights(results):
 def test_factors_by_patterns(results, stage):
     for result in results:
         trained, expected = (result[f"patterns-{name}"]["weights"] for name in (stage, "ddp"))
-        assert _distance(trained, expected) < (1e-6 if stage == 3 else 1e-12)
+        assert _distance(trained, expected) < (ROUNDING if stage == 3 else 1e-12)
         assert _distance(expected, result["ddp"]["weights"]) > 1e-3
 
 
