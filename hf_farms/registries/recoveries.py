@@ -124,8 +124,8 @@ RECOVERIES: Registry[RecoveryEntry] = Registry(
             # 32 sequences), 0.409 before. On 97 other sequences of 512 tokens: two passes 0.361 at a rate of 0.001; at
             # 0.003 it rose. On the 32 that the blocks were fitted to it rose at 0.001 too (0.417 after two passes).
             passes=2,
-            # Of 128 sequences the first 32, which are passages, are those of the blocks, the others of the training: better
-            # than without, and worse than `submodule` on all of them (BENCHMARKS.md).
+            # Of 128 sequences the first 32, which are passages, are those of the blocks, the others of the training:
+            # better than without, and worse than `submodule` on all of them (BENCHMARKS.md).
             continuations=3,
             rate=0.001,
             citation=DISTILLATION,

@@ -111,8 +111,8 @@ def results(tmp_path_factory):
     return results_of(SCRIPT, tmp_path_factory.mktemp("rates"))
 
 
-# ZeRO-3 sums gradients in another order, and Adam divides them: 4e-6 on a CPU of AMD, below 1e-6 on one of Intel. Factors
-# that are not applied make more than 1e-3.
+# ZeRO-3 sums gradients in another order, and Adam divides them: 4e-6 on a CPU of AMD, below 1e-6 on one of Intel.
+# Factors that are not applied make more than 1e-3.
 ROUNDING = 5e-5
 WAYS = ["zero-1", "zero-1-groups", "zero-2", "zero-2-groups", "zero-3", "zero-3-groups"]
 # The optimizer on the CPU, and parameters that are kept in parts from the start.
