@@ -49,6 +49,9 @@ over seeds and windows, minus those of the same seed and window of another row, 
 21. With eight times the tokens and two passes at 50%, `auto` closes 41 to 45% of the gap where three quarters of them
     are continuations, and 36 to 40% where all are passages: the aim of half is missed.
 22. At 30% `farms` minus its reversed and its shuffled scores is between -0.003 and 0.003, within two errors.
+23. `distill` from blocks that were fitted to all of the text (at 50%, uniform sparsity, 32 sequences and three
+    continuations of each), and trained on all of it: on the selection text the KL falls by 2 to 8%, and minus
+    `submodule` the NLL of the test text is between -0.03 and 0.
 """
 
 from __future__ import annotations
