@@ -29,6 +29,10 @@ def schema_of(report: type) -> dict[str, Any]:
             part["additionalProperties"] = False
             # The rest of a docstring is for readers of Python.
             part["description"] = part["description"].splitlines()[0]
+            for field in part["properties"].values():
+                # As an argument None stands for a name, which the report holds.
+                if field.get("type") == "string" and "default" in field and field["default"] is None:
+                    del field["default"]
     schema["properties"]["schema_version"] = {"const": SCHEMA_VERSION}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 

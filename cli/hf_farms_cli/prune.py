@@ -100,13 +100,13 @@ def prune_command(
         ),
     ] = PRUNE.pattern,
     allocation: Annotated[
-        str,
+        str | None,
         pruning(
             help=f"How sparsity is distributed across blocks: {', '.join(ALLOCATIONS)}. Or the mean of several: "
-            "`ramp+farms`, with weights `ramp:0.7+farms:0.3`.",
+            "`ramp+farms`, with weights `ramp:0.7+farms:0.3`  [default: farms; with --recover uniform]",
             autocompletion=complete(ALLOCATIONS),
         ),
-    ] = PRUNE.allocation,
+    ] = None,
     granularity: Annotated[
         str,
         pruning(

@@ -48,7 +48,7 @@ class AnalyzeArguments:
 class PruneArguments:
     """Arguments of `prune_checkpoint` beside its configs, and two that decide about them."""
 
-    allocation: str = PruneConfig.allocation
+    allocation: str = PruneConfig().allocation
     evaluates: bool = True
     baseline: bool = True
 

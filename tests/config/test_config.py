@@ -2,7 +2,17 @@ import dataclasses
 
 import pytest
 
-from hf_farms.config import METHODS, CalibrationConfig, EvaluationConfig, FarmsConfig, PruneConfig, default_output_name
+from hf_farms.config import (
+    METHODS,
+    RECOVERIES,
+    CalibrationConfig,
+    EvaluationConfig,
+    FarmsConfig,
+    PruneConfig,
+    default_output_name,
+)
+from hf_farms.config.effects import warn_unused
+from hf_farms.errors import NoEffectWarning
 
 
 @pytest.mark.parametrize(
@@ -115,3 +125,27 @@ def test_patterns_are_read(config, group):
 
 def test_only_magnitude_needs_no_calibration():
     assert [m for m in METHODS if not PruneConfig(method=m).needs_calibration] == ["magnitude"]
+
+
+def test_uniform_sparsity_is_the_default_where_a_recovery_follows():
+    assert {name: PruneConfig(recover=name).allocation for name in RECOVERIES} == {
+        "none": "farms",
+        "submodule": "uniform",
+        "distill": "uniform",
+    }
+    assert PruneConfig(recover="submodule", allocation="farms").allocation == "farms"
+    assert PruneConfig(allocation="uniform").allocation == "uniform"
+    # A copy keeps the name, whatever it changes; None is the default again.
+    copy = dataclasses.replace(PruneConfig(), recover="submodule")
+    assert copy.allocation == "farms"
+    assert dataclasses.replace(copy, allocation=None).allocation == "uniform"
+    # Nothing chosen needs a pattern of one N then.
+    assert PruneConfig(recover="submodule", pattern="2:4").allocation == "uniform"
+
+
+def test_options_of_an_allocation_that_a_recovery_does_not_have_are_said():
+    with pytest.warns(NoEffectWarning, match=r"`spread` has no effect: it applies to allocation 'farms', .* or 'dlp'"):
+        warn_unused(PruneConfig(recover="submodule", spread=0.2))
+    # Warnings are errors here.
+    warn_unused(PruneConfig(recover="submodule"))
+    warn_unused(PruneConfig(recover="submodule", allocation="farms", spread=0.2))

@@ -34,6 +34,12 @@ def choice(*names):
     return f"one of {', '.join(names)}", ["best", "", None, 3, True, [names[0]], ARRAY], list(names)
 
 
+def choice_or_default(*names):
+    """The same, where None becomes one of the names."""
+    constraint, wrong, right = choice(*names)
+    return constraint, [value for value in wrong if value is not None], right
+
+
 FIELDS = {
     (FarmsConfig, "window_rows"): (
         "'auto', None or a positive integer",
@@ -49,7 +55,9 @@ FIELDS = {
     (PruneConfig, "sparsity"): FRACTION,
     (PruneConfig, "method"): choice("magnitude", "wanda", "ria", "sparsegpt"),
     (PruneConfig, "pattern"): ("'unstructured', 'N:M'", ["2:4:8", "", None, 24, ["2:4"], "0:4", "a:b"], ["N:8"]),
-    (PruneConfig, "allocation"): choice("uniform", "farms", "alpha", "ramp", "owl", "dlp", "sensitivity", "auto"),
+    (PruneConfig, "allocation"): choice_or_default(
+        *("uniform", "farms", "alpha", "ramp", "owl", "dlp", "sensitivity", "auto")
+    ),
     (PruneConfig, "spread"): (f"None, or {FRACTION[0]}", [1, -0.1, NAN, "0.5", True, [0.1]], [0, 0.5, None]),
     (PruneConfig, "granularity"): choice("block", "layer"),
     (PruneConfig, "shrink"): SWITCH,
