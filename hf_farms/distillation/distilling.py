@@ -21,7 +21,7 @@ from hf_farms.distillation.training import TrainingSettings, train
 from hf_farms.errors import ModelError
 from hf_farms.metrics.divergence import count_tokens, divergences, final_hidden
 from hf_farms.progress import Progress
-from hf_farms.pruning.recovery import fitted_by_blocks, passes_text
+from hf_farms.pruning.recovery import passes_text
 from hf_farms.pruning.submodule_calls import fit_dtype
 from hf_farms.pruning.training_folder import TrainingFolder
 from hf_farms.reports import DistillationRecord
@@ -56,8 +56,7 @@ def distill(
     Args:
         source: the pruned model in memory.
         config: passes, learning rate and trained weights.
-        calibration: model inputs by name, one sequence each; from 64 on, those that the blocks were not fitted to are
-            trained.
+        calibration: model inputs by name, one sequence each.
         acceptance: sequences of another text that accept the result; empty: some of the calibration are held out.
         dense: hidden states of the dense model behind its last block, for each of both.
         folder: for checkpoints of the Trainer; the same training continues from the last one. None writes none.
@@ -69,8 +68,7 @@ def distill(
     """
     assert isinstance(source, ModelBlockSource), "streamed models were refused"
     batches = [*calibration, *acceptance]
-    first = fitted_by_blocks(len(calibration), config)
-    fitted, held_out = split_sequences(len(calibration), len(acceptance), first=first)
+    fitted, held_out = split_sequences(len(calibration), len(acceptance))
     trained = KeptWeights(source) if config.recover_budget is None else SelectedChannels(source, config.recover_budget)
     if folder is not None:
         TrainingFolder(folder, config, batches).mark(pruned_weights(source))
@@ -107,15 +105,14 @@ def distill(
     )
 
 
-def split_sequences(count: int, acceptance: int = 0, *, first: int | None = None) -> tuple[list[int], list[int]]:
+def split_sequences(count: int, acceptance: int = 0) -> tuple[list[int], list[int]]:
     """Return the numbers of the sequences that are fitted, and of those that accept the result.
 
     Args:
         count: calibration sequences; if nothing else accepts, some of them are held out, and a single one is both.
         acceptance: sequences behind them that accept.
-        first: number of calibration sequences that the blocks were fitted to; they are left out unless they are all.
     """
-    own = list(range(0 if first is None else first % count, count))
+    own = list(range(count))
     if acceptance:
         return own, list(range(count, count + acceptance))
     held_out = own[HELD_OUT - 1 :: HELD_OUT] or own[-1:]

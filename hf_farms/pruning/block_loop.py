@@ -20,7 +20,7 @@ from hf_farms.pruning.hidden_states import HiddenStates
 from hf_farms.pruning.measuring import LayerStatistic, Run, measure, measurement_passes
 from hf_farms.pruning.methods import PruningMethod, pruning_method
 from hf_farms.pruning.patterns import Removal
-from hf_farms.pruning.recovery import block_config, block_recovery, fitted_by_blocks, recovery_stage, train_whole
+from hf_farms.pruning.recovery import block_config, block_recovery, recovery_stage, train_whole
 from hf_farms.pruning.removal_plan import block_targets, prunable_layers
 from hf_farms.pruning.sharing import alone, commit, finished_blocks, receive_blocks
 from hf_farms.reports import BlockSparsity, DistillationRecord, LayerSparsity, json_converter
@@ -146,16 +146,14 @@ class _Loop:
         recovery, runs = block_recovery(block, self._config, self._folder), self._data.runs(block, index)
         # Without recovery there are no acceptance sequences, and several processes share the runs.
         measured, acceptance = runs[: self._num_batches], runs[self._num_batches :]
-        fitted = fitted_by_blocks(len(measured), self._config)
         if len(self.dense.hidden):
             with recovery.dense_run():
-                self.dense.advance(block, index, [*range(fitted), *range(len(measured), len(runs))])
-            self.dense.advance(block, index, range(fitted, len(measured)))
+                self.dense.advance(block, index)
         pruned = _prune_block(block, self._whole[index], removals[index], self._config, measured, self._ranks)
         if self._by_layer:
             pruned = _with_targets(pruned, block, targets[index])
         config = block_config(self._config, len(measured))
-        return replace(pruned, recovery=recovery.fit(measured[:fitted], config, acceptance))
+        return replace(pruned, recovery=recovery.fit(measured, config, acceptance))
 
 
 def _prune_block(

@@ -67,9 +67,9 @@ class CalibrationPass:
         """Return a run of this block for each batch of this rank."""
         return [(partial(self._run, block, index, batch), mask) for batch, mask in enumerate(self.token_masks)]
 
-    def advance(self, block: Block, index: int, batches: Iterable[int] | None = None) -> None:
-        """Replace the hidden states by the outputs of this block; None: of all batches of this rank."""
-        for batch in range(len(self._arguments)) if batches is None else batches:
+    def advance(self, block: Block, index: int) -> None:
+        """Replace the hidden states by the outputs of this block."""
+        for batch in range(len(self._arguments)):
             self.hidden[batch] = self._run(block, index, batch)
 
     def _run(self, block: Block, index: int, batch: int) -> Tensor:

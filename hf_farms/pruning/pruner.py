@@ -28,7 +28,7 @@ from hf_farms.pruning.checks import check_folders, check_method, check_recovery
 from hf_farms.pruning.limits import limit_of
 from hf_farms.pruning.named_models import load_named
 from hf_farms.pruning.recovery import check_checkpoints, single_sequences
-from hf_farms.pruning.recovery_notes import few_sequences_note, repeated_sequences_note, training_note
+from hf_farms.pruning.recovery_notes import few_sequences_note, few_sequences_to_train_note, training_note
 from hf_farms.pruning.removal_plan import check_layers, ineffective_note, plan_removals, plan_targets, role_sizes
 from hf_farms.pruning.reporting import make_report, sparse_note, ties_note, unmeasured_note
 from hf_farms.pruning.scoring import score_blocks
@@ -145,8 +145,8 @@ def prune(
     check_checkpoints(checkpoints, config, [*batches, *acceptance])
     if batches and any(source.finished(index) is None for index in range(len(source))):
         check_method(source, config, batches[0])
-    if (repeated := repeated_sequences_note(len(batches), config)) is not None:
-        warnings.warn(repeated, HfFarmsWarning, stacklevel=2)
+    if (few := few_sequences_to_train_note(len(batches), config)) is not None:
+        warnings.warn(few, HfFarmsWarning, stacklevel=2)
     if config.sparsity == 0:
         warnings.warn("sparsity is 0: nothing will be removed.", NoEffectWarning, stacklevel=2)
     tick = progress or (lambda stage, done, total: None)

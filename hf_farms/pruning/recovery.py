@@ -28,18 +28,12 @@ __all__ = [
     "block_config",
     "block_recovery",
     "check_checkpoints",
-    "fitted_by_blocks",
     "passes_text",
     "recovery_stage",
     "single_sequences",
     "train_whole",
     "training_disk_bytes",
 ]
-
-
-# A training of the whole model has sequences of its own if there are twice as many as these, on which the blocks are
-# fitted, or a quarter of all: a second fit to the same sequences learns them by heart.
-BLOCK_SEQUENCES = 32
 
 
 class BlockRecovery(Protocol):
@@ -100,17 +94,7 @@ def block_config(config: PruneConfig, count: int) -> PruneConfig:
     if first is None:
         return replace(config, recover_passes=config.passes_over(count))
     # Neither recipe nor report has these passes, so that they must not depend on anything else.
-    return replace(config, recover=first, recover_passes=RECOVERIES[first].passes, recover_rate=None)
-
-
-def fitted_by_blocks(count: int, config: PruneConfig) -> int:
-    """Return the number of sequences, the first ones, that the recovery of single blocks is fitted to.
-
-    Args:
-        count: calibration sequences.
-        config: names the recovery; for one that trains the whole model, the others are left to that.
-    """
-    return max(BLOCK_SEQUENCES, count // 4) if config.trains and count >= 2 * BLOCK_SEQUENCES else count
+    return replace(config, recover=first, recover_passes=RECOVERIES[first].default_passes(count), recover_rate=None)
 
 
 def block_recovery(block: Block, config: PruneConfig, folder: Path | None = None) -> BlockRecovery:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hf_farms.config import PruneConfig
-from hf_farms.pruning.recovery import BLOCK_SEQUENCES, fitted_by_blocks
 from hf_farms.reports import AcceptanceRecord, BlockSparsity, DistillationRecord, acceptance_text
 
-__all__ = ["few_sequences_note", "recovery_notes", "repeated_sequences_note", "training_note"]
+__all__ = ["few_sequences_note", "few_sequences_to_train_note", "recovery_notes", "training_note"]
+
+# A training of the whole model learns fewer sequences by heart, to which its blocks were fitted before.
+TRAINED_SEQUENCES = 64
 
 
 def few_sequences_note(batches: Sequence[object]) -> str | None:
@@ -21,12 +23,12 @@ def few_sequences_note(batches: Sequence[object]) -> str | None:
     )
 
 
-def repeated_sequences_note(count: int, config: PruneConfig) -> str | None:
-    """Describe calibration data that leaves a training of the whole model none of its own; None for any other."""
-    if not config.trains or fitted_by_blocks(count, config) < count:
+def few_sequences_to_train_note(count: int, config: PruneConfig) -> str | None:
+    """Describe calibration data that a training of the whole model learns by heart; None for any other."""
+    if not config.trains or count >= TRAINED_SEQUENCES:
         return None
     return (
-        f"calibration should have at least {2 * BLOCK_SEQUENCES} sequences for `recover={config.recover!r}`, got "
+        f"calibration should have at least {TRAINED_SEQUENCES} sequences for `recover={config.recover!r}`, got "
         f"{count}: the training repeats those that the blocks were fitted to, and gains little. Give more "
         "(`calibration.num_sequences`)."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_farms.pruning.recovery import block_config, fitted_by_blocks
+from hf_farms.pruning.recovery import block_config
 from hf_farms.registries import ALLOCATIONS, METHODS, RECOVERIES, REFINEMENTS
 
 if TYPE_CHECKING:
@@ -156,14 +156,12 @@ def _recovery(config: PruneConfig, work: Work, forward: float, speed: Speed) -> 
     entry = RECOVERIES[config.recover]
     if not config.recovers:
         return 0.0, 0.0
-    fitted = fitted_by_blocks(work.sequences, config)
     passes = block_config(config, work.sequences).passes_over(work.sequences)
-    blocks = _block_passes(passes) * work.calibration * fitted / work.sequences * forward
+    blocks = _block_passes(passes) * work.calibration * forward
     if entry.first is None:
         return blocks, 0.0
     # The head computes the predictions of the dense model too.
-    own = (work.sequences - fitted or work.sequences) / work.sequences
-    trained = config.passes_over(work.sequences) * work.calibration * own
+    trained = config.passes_over(work.sequences) * work.calibration
     return blocks, trained * TRAINING_PASSES * (forward + 2 * speed.head)
 
 

@@ -19,7 +19,6 @@ from hf_farms.distillation.distilling import HELD_OUT, split_sequences
 from hf_farms.distillation.trained_weights import pruned_weights
 from hf_farms.errors import HfFarmsWarning, ModelError, OutputError
 from hf_farms.loading.opening import load_model
-from hf_farms.pruning.recovery import fitted_by_blocks
 from hf_farms.pruning.removal_plan import prunable_layers
 
 # Few sequences are fast.
@@ -273,19 +272,8 @@ def test_every_eighth_sequence_is_held_out_where_no_text_accepts():
     assert split_sequences(9, 2) == ([*range(9)], [9, 10])
 
 
-def test_sequences_that_blocks_were_fitted_to_are_left_out_unless_they_are_all():
-    assert split_sequences(20, 2, first=4) == ([*range(4, 20)], [20, 21])
-    assert split_sequences(20, first=4) == ([*range(4, 11), *range(12, 19)], [11, 19])
-    assert split_sequences(20, 2, first=20) == split_sequences(20, 2)
-
-
-def test_the_training_has_sequences_of_its_own():
-    assert [fitted_by_blocks(count, DISTILL) for count in (1, 63, 64, 128, 200)] == [1, 63, 32, 32, 50]
-    assert fitted_by_blocks(200, BLOCKS) == 200
-
-
 @pytest.mark.filterwarnings("error")
-def test_blocks_are_fitted_to_the_first_sequences_and_the_whole_model_to_the_others():
+def test_blocks_and_the_whole_model_are_fitted_to_all_sequences():
     ids = torch.randint(0, 100, (66, 12), generator=torch.Generator().manual_seed(0))
     other = torch.randint(0, 100, (4, 30), generator=torch.Generator().manual_seed(1))
     model, blocks, found = tiny("llama", num_hidden_layers=2), tiny("llama", num_hidden_layers=2), []
@@ -296,11 +284,11 @@ def test_blocks_are_fitted_to_the_first_sequences_and_the_whole_model_to_the_oth
 
     config = PruneConfig(**UNIFORM, recover="distill", recover_passes=1)
     report = prune(model, config, calibration=[ids], selection=[other], progress=progress).report
-    expected = prune(blocks, BLOCKS, calibration=[ids[:32]], selection=[other]).report
-    # Also the inputs of the second block, of which more sequences were measured.
+    # With as many passes as by default over so many sequences.
+    expected = prune(blocks, BLOCKS, calibration=[ids], selection=[other]).report
     assert same(*found, blocks)
     assert [block.recovery for block in report.blocks] == [block.recovery for block in expected.blocks]
-    assert report.distillation.steps == 34
+    assert report.distillation.steps == 66
 
 
 def test_a_training_that_repeats_what_blocks_were_fitted_to_is_said():
