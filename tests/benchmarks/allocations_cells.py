@@ -108,7 +108,7 @@ TIERS: dict[str, list[Cell]] = {
         *_cells(0.6, ("auto recovered", "auto half"), recover="submodule", passes=2, written=3),
         *_cells(0.5, ("auto recovered",), recover="submodule", passes=2, written=3),
     ],
-    # The blocks are fitted to the sequences, the whole model to the continuations.
+    # Blocks and whole model are fitted to the sequences and their continuations.
     "distilled-written": [
         Cell(sparsity=sparsity, allocation=allocation, recover="distill", written=3)
         for sparsity, allocation in ((0.5, "uniform"), (0.5, "auto"), (0.6, "uniform"), (0.6, "auto recovered"))
