@@ -103,7 +103,7 @@ def prune_command(
         str | None,
         pruning(
             help=f"How sparsity is distributed across blocks: {', '.join(ALLOCATIONS)}. Or the mean of several: "
-            "`ramp+farms`, with weights `ramp:0.7+farms:0.3`  [default: farms; with --recover uniform]",
+            "`ramp+farms`, with weights `ramp:0.7+farms:0.3`  [default: farms, or uniform with --recover]",
             autocompletion=complete(ALLOCATIONS),
         ),
     ] = None,

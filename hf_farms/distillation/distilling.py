@@ -112,11 +112,10 @@ def split_sequences(count: int, acceptance: int = 0) -> tuple[list[int], list[in
         count: calibration sequences; if nothing else accepts, some of them are held out, and a single one is both.
         acceptance: sequences behind them that accept.
     """
-    own = list(range(count))
     if acceptance:
-        return own, list(range(count, count + acceptance))
-    held_out = own[HELD_OUT - 1 :: HELD_OUT] or own[-1:]
-    return [index for index in own if index not in held_out] or held_out, held_out
+        return list(range(count)), list(range(count, count + acceptance))
+    held_out = list(range(HELD_OUT - 1, count, HELD_OUT)) or [count - 1]
+    return [index for index in range(count) if index not in held_out] or held_out, held_out
 
 
 def _divergence(

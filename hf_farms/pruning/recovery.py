@@ -93,7 +93,7 @@ def block_config(config: PruneConfig, count: int) -> PruneConfig:
     first = RECOVERIES[config.recover].first
     if first is None:
         return replace(config, recover_passes=config.passes_over(count))
-    # Neither recipe nor report has these passes, so that they must not depend on anything else.
+    # Neither recipe nor report has these passes, so that they must depend on nothing but the number of sequences.
     return replace(config, recover=first, recover_passes=RECOVERIES[first].default_passes(count), recover_rate=None)
 
 

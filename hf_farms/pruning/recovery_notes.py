@@ -29,8 +29,7 @@ def few_sequences_to_train_note(count: int, config: PruneConfig) -> str | None:
         return None
     return (
         f"calibration should have at least {TRAINED_SEQUENCES} sequences for `recover={config.recover!r}`, got "
-        f"{count}: the training repeats those that the blocks were fitted to, and gains little. Give more "
-        "(`calibration.num_sequences`)."
+        f"{count}: the training learns so few by heart, and gains little. Give more (`calibration.num_sequences`)."
     )
 
 

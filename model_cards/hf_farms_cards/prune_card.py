@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from markupsafe import Markup
 
-from hf_farms.config import default_output_name
+from hf_farms.config import PruneConfig, default_output_name
 from hf_farms.registries import ALLOCATIONS, FITS, METHODS, RECOVERIES, REFINEMENTS, RecoveryEntry
 from hf_farms.registries.allocations import AllocationEntry
 from hf_farms.reports import (
@@ -133,7 +133,8 @@ def _call(report: PruneReport) -> str:
     batches += ", selection=other_batches" if report.config.needs_selection else ""
     # Reports hold the numbers of defaults, which a call leaves out.
     sequences = report.calibration.num_sequences if report.calibration else 1
-    call = as_call(report.config.unsettled(sequences))
+    allocation = PruneConfig(recover=report.config.recover).allocation
+    call = as_call(report.config.unsettled(sequences), allocation=allocation)
     return f"from hf_farms import PruneConfig, prune\n\nprune(model, {call}{batches})"
 
 

@@ -224,11 +224,16 @@ def quick_start(name: str, task: Task, checkpoint: Checkpoint, *, pruned: bool) 
     )
 
 
-def as_call(config: Any) -> str:
-    """Format a config as a Python call, without fields that have their default."""
+def as_call(config: Any, **defaults: Any) -> str:
+    """Format a config as a Python call, without fields that have their default.
+
+    Args:
+        config: a dataclass.
+        defaults: of fields whose default depends on other fields.
+    """
     default = type(config)()
     values = {f.name: getattr(config, f.name) for f in fields(config)}
-    changed = {key: value for key, value in values.items() if value != getattr(default, key)}
+    changed = {key: value for key, value in values.items() if value != defaults.get(key, getattr(default, key))}
     return f"{type(config).__name__}({', '.join(f'{key}={_literal(value)}' for key, value in changed.items())})"
 
 

@@ -94,7 +94,7 @@ TIERS: dict[str, list[Cell]] = {
     "passes-50": _cells(0.5, ("auto recovered", "auto", "uniform"), recover="submodule", passes=6),
     "passes-60": _cells(0.6, ("auto recovered", "auto", "auto half", "uniform"), recover="submodule", passes=6),
     "quarter-60": _cells(0.6, ("auto quarter", "farms"), recover="submodule", passes=6),
-    # The default allocation, where a recovery follows.
+    # The default allocation without a recovery, before one.
     "farms-recovered": [Cell(sparsity=s, allocation="farms", recover="submodule", passes=6) for s in (0.5, 0.6)],
     "farms-written": [
         Cell(sparsity=s, allocation="farms", recover="submodule", passes=2, written=3) for s in (0.6, 0.5)

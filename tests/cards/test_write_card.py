@@ -140,6 +140,23 @@ def test_python_alone_gets_a_card_too():
     assert "prune(model, PruneConfig(), calibration=batches)" in render_card(report)
 
 
+@pytest.mark.parametrize(
+    ("recover", "allocation", "call"),
+    [
+        ("none", "farms", "PruneConfig()"),
+        ("none", "uniform", 'PruneConfig(allocation="uniform")'),
+        ("submodule", "farms", 'PruneConfig(allocation="farms", recover="submodule")'),
+        ("submodule", "uniform", 'PruneConfig(recover="submodule")'),
+    ],
+)
+def test_the_call_leaves_out_the_allocation_that_is_its_default(recover, allocation, call):
+    report = demo()
+    config = replace(report.config, recover=recover, recover_passes=None, recover_rate=None, allocation=allocation)
+    # As reports hold it.
+    config = config.settled(report.calibration.num_sequences)
+    assert f"prune(model, {call}, " in render_card(replace(report, config=config, command=None))
+
+
 def test_links_in_a_folder_are_neither_read_nor_written_through(folder, tmp_path):
     private = tmp_path / "private"
     private.mkdir()

@@ -291,7 +291,7 @@ def test_blocks_and_the_whole_model_are_fitted_to_all_sequences():
     assert report.distillation.steps == 66
 
 
-def test_a_training_that_repeats_what_blocks_were_fitted_to_is_said():
+def test_a_training_on_few_sequences_is_said():
     model = tiny("llama", num_hidden_layers=1)
     ids = torch.randint(0, 100, (63, 12), generator=torch.Generator().manual_seed(0))
     with pytest.warns(HfFarmsWarning, match=r"at least 64 sequences for `recover='distill'`, got 63: .* Give more "):

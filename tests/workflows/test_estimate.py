@@ -70,9 +70,10 @@ def test_recoveries_and_searches_add_their_passes():
     assert seconds(config)["pruning"] == pytest.approx(plain["pruning"] + 2 * 10 * forward)
     trained = seconds(PruneConfig(recover="distill", recover_passes=2))
     assert trained["distillation"] == pytest.approx(2 * 2 * 3 * 10_000 * 14e-3)
-    # A quarter of 128 sequences is that of the blocks.
-    trained = seconds(PruneConfig(recover="distill", recover_passes=2), replace(WORK, sequences=128))
-    assert trained["distillation"] == pytest.approx(0.75 * 2 * 2 * 3 * 10_000 * 14e-3)
+    more = seconds(PruneConfig(recover="distill", recover_passes=2), replace(WORK, sequences=128))
+    assert more["distillation"] == trained["distillation"]
+    # Its blocks are fitted in 6 passes over 32 sequences, and in 2 over 128.
+    assert trained["pruning"] - more["pruning"] == pytest.approx(2 * 4 * 3 * forward)
     assert seconds(PruneConfig(allocation="auto", minutes=2))["search"] == 120
     assert seconds(PruneConfig(allocation="auto"))["search"] > 120
     assert seconds(PruneConfig(refine="swaps"))["pruning"] > plain["pruning"]
@@ -113,7 +114,7 @@ def test_a_recovered_plan_is_compared_with_the_baseline_on_the_tokens_of_finalis
     assert seconds(config, replace(WORK, finished=frozenset({"uniform"})))[name] == pytest.approx(one)
     for other, work in (
         (PruneConfig(allocation="auto"), WORK),
-        (PruneConfig(recover="submodule"), WORK),
+        (PruneConfig(allocation="farms", recover="submodule"), WORK),
         (config, replace(WORK, baseline=False)),
     ):
         assert name not in seconds(other, work)
