@@ -447,7 +447,13 @@ def test_license_files_of_a_local_model_are_carried(llama, tmp_path):
 
 def test_help_shows_the_defaults_of_the_configs():
     shown = " ".join(run("prune", "--help").stdout.split())
-    for words in ("--push", "[default: 0.5]", "[default: wanda]", "[default: farms]", "Examples:"):
+    for words in (
+        "--push",
+        "[default: 0.5]",
+        "[default: wanda]",
+        "[default: farms, or uniform with --recover]",
+        "Examples:",
+    ):
         assert words in shown
 
 

@@ -48,8 +48,8 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_they_are_written_and_the_recipe_has_their_number(tmp_path):
-    report = prune_checkpoint("demo", tmp_path / "default", config=CONFIG, calibration=TEXT, **OPTIONS)
+def test_they_are_written_and_the_recipe_has_their_number(short_demo, tmp_path):
+    report = prune_checkpoint(short_demo, tmp_path / "default", config=CONFIG, calibration=TEXT, **OPTIONS)
     assert numbers(tmp_path / "default") == (6, 6)
     assert report.calibration.num_sequences == 8
     assert report.calibration.config.num_continuations == 6
@@ -61,16 +61,16 @@ def test_they_are_written_and_the_recipe_has_their_number(tmp_path):
     )
     # The same default is the same run, whatever the model turned out to do.
     with pytest.warns(NoEffectWarning, match="finished already: nothing was pruned"):
-        prune_checkpoint("demo", tmp_path / "default", config=CONFIG, calibration=TEXT, **OPTIONS)
+        prune_checkpoint(short_demo, tmp_path / "default", config=CONFIG, calibration=TEXT, **OPTIONS)
     recipe = Recipe.load(tmp_path / "default" / "recipe.yaml")
-    prune_checkpoint("demo", tmp_path / "again", config=recipe.prune, calibration=recipe.calibration, **OPTIONS)
+    prune_checkpoint(short_demo, tmp_path / "again", config=recipe.prune, calibration=recipe.calibration, **OPTIONS)
     assert same(tmp_path / "default", tmp_path / "again")
 
 
 @pytest.mark.filterwarnings("ignore:calibration should have at least 64:hf_farms.errors.HfFarmsWarning")
-def test_a_training_of_the_whole_model_gets_them_too(tmp_path):
+def test_a_training_of_the_whole_model_gets_them_too(short_demo, tmp_path):
     config = replace(CONFIG, recover="distill")
-    report = prune_checkpoint("demo", tmp_path / "out", config=config, calibration=TEXT, **OPTIONS)
+    report = prune_checkpoint(short_demo, tmp_path / "out", config=config, calibration=TEXT, **OPTIONS)
     assert numbers(tmp_path / "out") == (6, 2)
     assert report.distillation.steps == 2 * 8
 
@@ -80,106 +80,106 @@ def interrupt(stage, done, total):
         raise KeyboardInterrupt("as Ctrl-C does")
 
 
-def begin(folder, **options):
+def begin(model, folder, **options):
     with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"):
-        prune_checkpoint("demo", folder, progress=interrupt, **{**OPTIONS, **options})
+        prune_checkpoint(model, folder, progress=interrupt, **{**OPTIONS, **options})
 
 
-def test_a_streamed_model_writes_none_and_a_run_goes_on_as_it_began(tmp_path):
+def test_a_streamed_model_writes_none_and_a_run_goes_on_as_it_began(short_demo, tmp_path):
     options = {"config": CONFIG, "calibration": TEXT}
-    begin(tmp_path / "out", load=LoadOptions(stream=True), **options)
+    begin(short_demo, tmp_path / "out", load=LoadOptions(stream=True), **options)
     # Now it fits into memory.
-    report = prune_checkpoint("demo", tmp_path / "out", load=LoadOptions(stream=False), **options, **OPTIONS)
+    report = prune_checkpoint(short_demo, tmp_path / "out", load=LoadOptions(stream=False), **options, **OPTIONS)
     assert numbers(tmp_path / "out") == (0, 6)
     assert CONTINUED in report.notes
     assert STREAMED not in report.notes
-    whole = prune_checkpoint("demo", tmp_path / "whole", load=LoadOptions(stream=True), **options, **OPTIONS)
+    whole = prune_checkpoint(short_demo, tmp_path / "whole", load=LoadOptions(stream=True), **options, **OPTIONS)
     assert STREAMED in whole.notes
     assert CONTINUED not in whole.notes
     assert same(tmp_path / "out", tmp_path / "whole")
 
 
-def test_a_run_that_wrote_some_goes_on_with_them_where_it_must_be_streamed(tmp_path):
+def test_a_run_that_wrote_some_goes_on_with_them_where_it_must_be_streamed(short_demo, tmp_path):
     options = {"config": CONFIG, "calibration": TEXT}
-    begin(tmp_path / "out", **options)
+    begin(short_demo, tmp_path / "out", **options)
     # Without a warning: nothing is written any more.
-    report = prune_checkpoint("demo", tmp_path / "out", load=LoadOptions(stream=True), **options, **OPTIONS)
+    report = prune_checkpoint(short_demo, tmp_path / "out", load=LoadOptions(stream=True), **options, **OPTIONS)
     assert numbers(tmp_path / "out") == (6, 6)
     assert STREAMED not in report.notes
 
 
-def test_work_on_another_text_is_begun_again_with_continuations(tmp_path):
+def test_work_on_another_text_is_begun_again_with_continuations(short_demo, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text((Path(hf_farms.demo.__file__).parent / "text" / "calibration.txt").read_text())
     options = {"config": CONFIG, "calibration": replace(TEXT, source=str(text))}
-    begin(tmp_path / "out", load=LoadOptions(stream=True), **options)
+    begin(short_demo, tmp_path / "out", load=LoadOptions(stream=True), **options)
     text.write_text(text.read_text()[1000:])
     # The difference that is named is the only one.
     with pytest.raises(OutputError, match=r"which was begun otherwise \(tokens.calibration: [^;]*\)"):
-        prune_checkpoint("demo", tmp_path / "out", load=LoadOptions(stream=False), **options, **OPTIONS)
+        prune_checkpoint(short_demo, tmp_path / "out", load=LoadOptions(stream=False), **options, **OPTIONS)
     load = LoadOptions(stream=False)
-    report = prune_checkpoint("demo", tmp_path / "out", load=load, overwrite=True, **options, **OPTIONS)
+    report = prune_checkpoint(short_demo, tmp_path / "out", load=load, overwrite=True, **options, **OPTIONS)
     assert numbers(tmp_path / "out") == (6, 6)
     assert CONTINUED not in report.notes
 
 
-def test_unfinished_work_on_the_same_text_is_continued_where_it_may_be_replaced(tmp_path):
+def test_unfinished_work_on_the_same_text_is_continued_where_it_may_be_replaced(short_demo, tmp_path):
     options = {"config": CONFIG, "calibration": TEXT}
-    begin(tmp_path / "out", load=LoadOptions(stream=True), **options)
+    begin(short_demo, tmp_path / "out", load=LoadOptions(stream=True), **options)
     load = LoadOptions(stream=False)
-    prune_checkpoint("demo", tmp_path / "out", load=load, overwrite=True, **options, **OPTIONS)
+    prune_checkpoint(short_demo, tmp_path / "out", load=load, overwrite=True, **options, **OPTIONS)
     assert numbers(tmp_path / "out") == (0, 6)
 
 
-def test_text_that_was_begun_and_not_written_is_not_written_by_a_streamed_model(tmp_path):
+def test_text_that_was_begun_and_not_written_is_not_written_by_a_streamed_model(short_demo, tmp_path):
     def stop(stage, done, total):
         if stage.startswith("Writing"):
             raise KeyboardInterrupt("as Ctrl-C does")
 
     options = {"config": replace(CONFIG, allocation="farms"), "calibration": TEXT}
     with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"):
-        prune_checkpoint("demo", tmp_path / "out", progress=stop, **options, **OPTIONS)
+        prune_checkpoint(short_demo, tmp_path / "out", progress=stop, **options, **OPTIONS)
     load = LoadOptions(stream=True)
     with pytest.raises(OutputError, match=r"begun otherwise \(calibration.num_continuations: 0, previously 6\)"):
-        prune_checkpoint("demo", tmp_path / "out", load=load, **options, **OPTIONS)
-    prune_checkpoint("demo", tmp_path / "out", load=load, overwrite=True, **options, **OPTIONS)
+        prune_checkpoint(short_demo, tmp_path / "out", load=load, **options, **OPTIONS)
+    prune_checkpoint(short_demo, tmp_path / "out", load=load, overwrite=True, **options, **OPTIONS)
     assert numbers(tmp_path / "out") == (0, 6)
 
 
-def test_text_written_for_other_work_does_not_count(tmp_path):
+def test_text_written_for_other_work_does_not_count(short_demo, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text((Path(hf_farms.demo.__file__).parent / "text" / "calibration.txt").read_text())
     options = {"config": CONFIG, "calibration": replace(TEXT, source=str(text), num_continuations=1)}
-    begin(tmp_path / "out", **options)
+    begin(short_demo, tmp_path / "out", **options)
     text.write_text(text.read_text()[1000:])
     load = LoadOptions(stream=True)
     with pytest.warns(HfFarmsWarning, match="the model writes calibration text while its blocks are on disk"):
-        prune_checkpoint("demo", tmp_path / "out", load=load, overwrite=True, **options, **OPTIONS)
+        prune_checkpoint(short_demo, tmp_path / "out", load=load, overwrite=True, **options, **OPTIONS)
 
 
-def test_work_with_more_in_its_fingerprint_is_not_that_which_is_continued(tmp_path):
+def test_work_with_more_in_its_fingerprint_is_not_that_which_is_continued(short_demo, tmp_path):
     options = {"config": CONFIG, "calibration": TEXT}
-    begin(tmp_path / "out", load=LoadOptions(stream=True), **options)
+    begin(short_demo, tmp_path / "out", load=LoadOptions(stream=True), **options)
     (file,) = (tmp_path / "out.partial").rglob("fingerprint.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"weights.gone.safetensors": "0"}))
     load = LoadOptions(stream=False)
-    prune_checkpoint("demo", tmp_path / "out", load=load, overwrite=True, **options, **OPTIONS)
+    prune_checkpoint(short_demo, tmp_path / "out", load=load, overwrite=True, **options, **OPTIONS)
     assert numbers(tmp_path / "out") == (6, 6)
 
 
-def test_weights_are_read_once_for_the_fingerprint(tmp_path, monkeypatch):
+def test_weights_are_read_once_for_the_fingerprint(short_demo, tmp_path, monkeypatch):
     options = {"config": CONFIG, "calibration": TEXT}
-    begin(tmp_path / "out", **options)
+    begin(short_demo, tmp_path / "out", **options)
     read = []
     real = fingerprint.hash_of_file
     monkeypatch.setattr(fingerprint, "hash_of_file", lambda path: read.append(path.name) or real(path))
-    prune_checkpoint("demo", tmp_path / "out", overwrite=True, **options, **OPTIONS)
+    prune_checkpoint(short_demo, tmp_path / "out", overwrite=True, **options, **OPTIONS)
     assert read == ["model.safetensors"]
 
 
-def test_a_dry_run_shows_the_numbers_of_work_that_goes_on(tmp_path, monkeypatch):
+def test_a_dry_run_shows_the_numbers_of_work_that_goes_on(short_demo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    command = ["prune", "demo", "--allocation", "uniform", "--method", "magnitude", "--recover", "submodule"]
+    command = ["prune", short_demo, "--method", "magnitude", "--recover", "submodule"]
     command += ["--calibration-samples", "2", "--calibration-length", "32", "--evaluation", "none", "-o", "out"]
     command += ["--select-length", "128"]
 
@@ -191,20 +191,20 @@ def test_a_dry_run_shows_the_numbers_of_work_that_goes_on(tmp_path, monkeypatch)
 
     unknown = "6 (where the model is streamed, or cannot generate text: 0)"
     assert [shown(), shown("--stream")] == [unknown, "0"]
-    begin(tmp_path / "out", config=CONFIG, calibration=TEXT, load=LoadOptions(stream=True))
+    begin(short_demo, tmp_path / "out", config=CONFIG, calibration=TEXT, load=LoadOptions(stream=True))
     # The texts, which decide where it may be begun again, are not read.
     assert [shown(), shown("--stream"), shown("--overwrite")] == ["0", "0", unknown]
-    prune_checkpoint("demo", tmp_path / "out", config=CONFIG, calibration=TEXT, **OPTIONS)
+    prune_checkpoint(short_demo, tmp_path / "out", config=CONFIG, calibration=TEXT, **OPTIONS)
     assert [shown(), shown("--stream")] == ["0", "0"]
     shutil.rmtree(tmp_path / "out")
-    begin(tmp_path / "out", config=CONFIG, calibration=TEXT)
+    begin(short_demo, tmp_path / "out", config=CONFIG, calibration=TEXT)
     assert [shown(), shown("--stream")] == ["6", "6"]
 
 
-def test_work_of_other_settings_decides_nothing(tmp_path):
-    begin(tmp_path / "out", config=CONFIG, calibration=replace(TEXT, num_continuations=0))
-    begun = Recipe(model="demo", revision=None, dtype="auto", prune=CONFIG, calibration=TEXT, **OPTIONS)
-    loaded = load_model("demo")
+def test_work_of_other_settings_decides_nothing(short_demo, tmp_path):
+    begin(short_demo, tmp_path / "out", config=CONFIG, calibration=replace(TEXT, num_continuations=0))
+    begun = Recipe(model=short_demo, revision=None, dtype="auto", prune=CONFIG, calibration=TEXT, **OPTIONS)
+    loaded = load_model(short_demo)
     for recipe, expected in (
         (begun, 0),
         (replace(begun, prune=replace(CONFIG, sparsity=0.4)), 6),
@@ -234,15 +234,15 @@ def test_a_model_without_its_head_writes_none(tmp_path, headless, stream):
     assert notes == ((STREAMED,) if stream and not headless else ())
 
 
-def test_a_search_uses_the_passages_alone(tmp_path, monkeypatch):
+def test_a_search_uses_the_passages_alone(short_demo, tmp_path, monkeypatch):
     seen = []
 
     def search(source, config, calibration, *_, **__):
         seen.append(torch.cat(list(calibration)).shape)
-        return SearchRecord(winner="uniform", sparsities=(0.5,) * 8)
+        return SearchRecord(winner="uniform", sparsities=(0.5,) * 2)
 
     monkeypatch.setattr(selection, "search_sparsities", search)
     config = PruneConfig(allocation="auto", recover="submodule", recover_passes=1)
-    report = prune_checkpoint("demo", tmp_path / "out", config=config, calibration=TEXT, **OPTIONS)
+    report = prune_checkpoint(short_demo, tmp_path / "out", config=config, calibration=TEXT, **OPTIONS)
     assert seen == [(2, 32)]
     assert report.calibration.num_sequences == 8

@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 from hf_farms import CalibrationConfig, EvaluationConfig, LoadOptions, PruneConfig, SelectionConfig, prune_checkpoint
 from hf_farms.data import selection
 from hf_farms.errors import ModelError, OutputError
-from hf_farms.loading.opening import load_model
 from hf_farms.reports import PruneReport
 
 # Few sequences are fast.
@@ -37,14 +36,8 @@ def few(monkeypatch):
 
 
 @pytest.fixture
-def model(tmp_path):
-    """The first two blocks of the demo, in a folder."""
-    loaded = load_model("demo")
-    loaded.model.model.layers = loaded.model.model.layers[:2]
-    loaded.model.config.num_hidden_layers = 2
-    loaded.model.save_pretrained(tmp_path / "model")
-    loaded.tokenizer.save_pretrained(tmp_path / "model")
-    return str(tmp_path / "model")
+def model(short_demo):
+    return short_demo
 
 
 def weights(folder):
