@@ -84,9 +84,10 @@ class PruneConfig:
             compares all allocations, mixtures of them and changes of the best on a selection text, which takes many
             times as long. After a recovery by submodule, `prune_checkpoint` compares the plan of both with its uniform
             baseline, and the better one is the result; `prune` of a model in memory keeps the plan.
-            "uniform" measures nothing and is the baseline. None is "uniform" where a recovery follows, as on SmolLM2 no
-            other was better then, and "farms" elsewhere; the config and its copies hold the name. A sum such as
-            "ramp+farms" is the mean of several, "ramp:0.7+farms:0.3" one with weights: try it where two of them help.
+            "uniform" measures nothing and is the baseline. The default is "farms", and "uniform" where a recovery
+            follows: on SmolLM2 no other was better then, with text that the model writes. The config and its copies
+            hold the name. A sum such as "ramp+farms" is the mean of several, "ramp:0.7+farms:0.3" one with weights: try
+            it where two of them help.
         spread: how far block sparsities may lie apart. None is the default of the allocation, and in a mixture that of
             each part. "farms", "alpha" and "ramp" (0.1): within (1 - spread) / (1 + spread) of each other, whatever the
             total is. "owl" (0.16) and "dlp" (0.3): the difference between the highest and the lowest, as published,
@@ -139,7 +140,7 @@ class PruneConfig:
     sparsity: float = 0.5
     method: Method = "wanda"
     pattern: str = UNSTRUCTURED
-    # Only an argument is None.
+    # None, which is no value of a config, becomes one of two names.
     allocation: Allocation = None  # type: ignore[assignment]
     spread: float | None = None
     shrink: bool = True
