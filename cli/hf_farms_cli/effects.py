@@ -32,13 +32,13 @@ RULES = (
         kind=AnalyzeOptions,
         fields=("layers",),
         applies=lambda options, _: options.shown in ("human", "agent"),
-        condition=lambda: "it applies to tables, not to --json and --quiet.",
+        condition=lambda _: "it applies to tables, not to --json and --quiet.",
     ),
     Rule(
         kind=CardOptions,
         fields=("yes",),
         applies=lambda options, _: options.output != "-",
-        condition=lambda: "it applies to a card that is written into a file.",
+        condition=lambda _: "it applies to a card that is written into a file.",
     ),
 )
 

@@ -40,13 +40,13 @@ class Rule:
         kind: class of the config, or of the arguments.
         fields: names; "spectra.fit" is a field of a config inside.
         applies: whether the fields have an effect, for a config and the input.
-        condition: end of the sentence "`field` has no effect: ...".
+        condition: end of the sentence "`field` has no effect: ..." for a config.
     """
 
     kind: type
     fields: tuple[str, ...]
     applies: Callable[[Any, Inputs], bool]
-    condition: Callable[[], str]
+    condition: Callable[[Any], str]
 
 
 def _by_choice(kind: type, fields: tuple[str, ...], choice: str, registry: Registry[Any]) -> list[Rule]:
@@ -59,8 +59,20 @@ def _by_option(kind: type, field: str, choice: str, registry: Registry[Any]) -> 
         kind=kind,
         fields=(field,),
         applies=lambda config, _: field in registry[getattr(config, choice)].options,
-        condition=lambda: f"it applies to {_names(choice, registry, lambda entry: field in entry.options)}.",
+        condition=_choices(choice, registry, lambda entry: field in entry.options),
     )
+
+
+def _choices(choice: str, registry: Registry[Any], fits: Callable[[Any], bool]) -> Callable[[Any], str]:
+    """Return the condition that `choice` is one of the entries that fit."""
+
+    def condition(config: Any) -> str:
+        text = f"it applies to {_names(choice, registry, fits)}."
+        # Most users who read this have not chosen it.
+        is_default = choice == "allocation" and config.allocation == "uniform" and config.recovers
+        return f"{text} With recover {config.recover!r} the default is 'uniform'." if is_default else text
+
+    return condition
 
 
 def _names(choice: str, registry: Registry[Any], fits: Callable[[Any], bool]) -> str:
@@ -69,12 +81,14 @@ def _names(choice: str, registry: Registry[Any], fits: Callable[[Any], bool]) ->
     return f"{choice} {' or '.join([', '.join(names[:-1]), names[-1]] if len(names) > 1 else names)}"
 
 
-def _rule(kind: type, *fields: str, when: Callable[[Any, Inputs], bool], condition: str | Callable[[], str]) -> Rule:
+def _rule(
+    kind: type, *fields: str, when: Callable[[Any, Inputs], bool], condition: str | Callable[[Any], str]
+) -> Rule:
     return Rule(
         kind=kind,
         fields=fields,
         applies=when,
-        condition=condition if callable(condition) else lambda: f"it applies to {condition}.",
+        condition=condition if callable(condition) else lambda _: f"it applies to {condition}.",
     )
 
 
@@ -87,7 +101,7 @@ def _reads_spectra(entry: AllocationEntry) -> bool:
     return entry.needs_spectra or "spectra" in entry.options
 
 
-def _calibrating() -> str:
+def _calibrating(_: Any) -> str:
     registries: list[Registry[Any]] = [METHODS, REFINEMENTS, ALLOCATIONS, RECOVERIES]
     names = [
         _names(registry.option, registry, _measures_activations)
@@ -138,20 +152,20 @@ RULES: tuple[Rule, ...] = (
         "max_sparsity",
         # Under a pattern such as N:8 each block is rounded to whole groups, below the limit.
         when=lambda c, _: not ALLOCATIONS[c.allocation].even or c.group is not None,
-        condition=lambda: f"it applies to {_names('allocation', ALLOCATIONS, lambda e: not e.even)}.",
+        condition=_choices("allocation", ALLOCATIONS, lambda e: not e.even),
     ),
     _rule(
         PruneConfig,
         "spectra",
         when=lambda c, _: _reads_spectra(ALLOCATIONS[c.allocation]),
-        condition=lambda: f"it applies to {_names('allocation', ALLOCATIONS, _reads_spectra)}.",
+        condition=_choices("allocation", ALLOCATIONS, _reads_spectra),
     ),
     _rule(
         PruneConfig,
         "spectra.window_rows",
         *(f"spectra.{field}" for field in WINDOWS),
         when=lambda c, _: ALLOCATIONS[c.allocation].needs != "matrix",
-        condition=lambda: f"it applies to {_names('allocation', ALLOCATIONS, lambda e: e.needs == 'windows')}.",
+        condition=_choices("allocation", ALLOCATIONS, lambda e: e.needs == "windows"),
     ),
     *_by_choice(S2FTConfig, ("keep", "seed"), "strategy", STRATEGIES),
     _rule(
@@ -189,7 +203,7 @@ RULES: tuple[Rule, ...] = (
         SelectionConfig,
         *SelectionConfig.__dataclass_fields__,
         when=lambda _, inputs: inputs.selects,
-        condition=lambda: (
+        condition=lambda _: (
             f"it applies to {_names('allocation', ALLOCATIONS, lambda e: e.needs == 'losses')} and "
             f"{_names('recover', RECOVERIES, _measures_activations)}."
         ),

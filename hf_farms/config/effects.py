@@ -59,7 +59,7 @@ def unused_fields(config: object, inputs: Inputs | None = None, *, rules: Collec
     unused: dict[str, str] = {}
     for rule in rules:
         if isinstance(config, rule.kind) and not rule.applies(config, inputs):
-            unused |= {field: rule.condition() for field in rule.fields if field not in unused}
+            unused |= {field: rule.condition(config) for field in rule.fields if field not in unused}
     for name in NESTED:
         if name not in unused and (inner := getattr(config, name, None)) is not None:
             inside = unused_fields(inner, inputs, rules=rules)

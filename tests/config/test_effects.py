@@ -277,3 +277,12 @@ def test_given_fields_count_with_their_default_too_and_nothing_else_does():
 def test_a_prefix_names_the_argument():
     with pytest.warns(NoEffectWarning, match=r"^`text\.column` has no effect: it applies to tables and datasets\."):
         warn_unused(EvaluationConfig(), Inputs(text="built-in"), prefix="text.", given={"column"})
+
+
+def test_the_reason_says_that_uniform_sparsity_is_the_default_of_a_recovery():
+    default = "With recover 'submodule' the default is 'uniform'."
+    reasons = unused_fields(PruneConfig(recover="submodule", spread=0.1, max_sparsity=0.7))
+    fields_of_allocations = {"granularity", "spread", "shrink", "ends", "minutes", "max_sparsity", "spectra"}
+    assert {field for field, reason in reasons.items() if reason.endswith(default)} == fields_of_allocations
+    for config in (PruneConfig(allocation="uniform"), PruneConfig(allocation="farms", recover="submodule")):
+        assert not any("default" in reason for reason in unused_fields(config).values())
