@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from shared_pruning import BAD_PLAN
 from transformers import AutoModelForCausalLM
 
 from hf_farms import CalibrationConfig, EvaluationConfig, LoadOptions, PruneConfig, SelectionConfig, prune_checkpoint
@@ -28,8 +27,8 @@ OPTIONS = {
     "evaluation": EvaluationConfig(max_windows=2),
     "selection": SelectionConfig(sequence_length=256),
 }
-# Better than uniform sparsity of the demo model, as BAD_PLAN is worse.
-GOOD = (0.4, 0.6) * 4
+# Better and worse than uniform sparsity for the first two blocks of the demo.
+GOOD, BAD = (0.3, 0.7), (0.7, 0.3)
 BEGIN = "With the whole recovery, the NLL of "
 
 
@@ -47,9 +46,9 @@ def notes(report):
     return [note for note in report.notes if note.startswith(BEGIN)]
 
 
-def measured(folder):
+def measured(folder, short_demo):
     """The NLL of the first four sequences, measured on the finished model."""
-    model = load_model(ModelRef.parse("demo", None))
+    model = load_model(ModelRef.parse(short_demo, None))
     batches, _ = selection_sequences(OPTIONS["selection"], model=model.model, tokenizer=model.tokenizer)
     rows = torch.cat([row["input_ids"] for row in split_selection(batches).acceptance])[:4]
     pruned = AutoModelForCausalLM.from_pretrained(folder)
@@ -66,16 +65,16 @@ def same(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_better_plan_is_the_result_and_a_run_that_was_killed_knows_the_baseline(tmp_path):
+def test_a_better_plan_is_the_result_and_a_run_that_was_killed_knows_the_baseline(tmp_path, short_demo):
     def interrupt(stage, done, total):
         if stage == "Measuring spectra again":
             raise KeyboardInterrupt("as Ctrl-C does")
 
     with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"):
-        prune_checkpoint("demo", tmp_path / "auto", config=CONFIG, progress=interrupt, **OPTIONS)
-    report = prune_checkpoint("demo", tmp_path / "auto", config=CONFIG, **OPTIONS)
-    prune_checkpoint("demo", tmp_path / "uniform", config=replace(CONFIG, allocation="uniform"), **OPTIONS)
-    expected = Comparison(measured(tmp_path / "auto"), measured(tmp_path / "uniform"))
+        prune_checkpoint(short_demo, tmp_path / "auto", config=CONFIG, progress=interrupt, **OPTIONS)
+    report = prune_checkpoint(short_demo, tmp_path / "auto", config=CONFIG, **OPTIONS)
+    prune_checkpoint(short_demo, tmp_path / "uniform", config=replace(CONFIG, allocation="uniform"), **OPTIONS)
+    expected = Comparison(measured(tmp_path / "auto", short_demo), measured(tmp_path / "uniform", short_demo))
     assert not expected.uniform_is_better
     assert expected.sentence().startswith(
         f"{BEGIN}1,020 tokens of the selection text, which the search did not see, is "
@@ -88,9 +87,9 @@ def test_a_better_plan_is_the_result_and_a_run_that_was_killed_knows_the_baselin
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_uniform_sparsity_is_the_result_where_it_is_better_also_if_the_run_is_killed_in_between(
-    tmp_path, monkeypatch, found, stream
+    tmp_path, monkeypatch, found, stream, short_demo
 ):
-    found["sparsities"] = BAD_PLAN
+    found["sparsities"] = BAD
     rename, moved = Path.replace, []
 
     def killed(path, target):
@@ -104,10 +103,10 @@ def test_uniform_sparsity_is_the_result_where_it_is_better_also_if_the_run_is_ki
     monkeypatch.setattr(Path, "replace", killed)
     options = {**OPTIONS, "config": CONFIG, "load": LoadOptions(stream=stream)}
     with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"):
-        prune_checkpoint("demo", tmp_path / "auto", **options)
-    report = prune_checkpoint("demo", tmp_path / "auto", **options)
+        prune_checkpoint(short_demo, tmp_path / "auto", **options)
+    report = prune_checkpoint(short_demo, tmp_path / "auto", **options)
     uniform = prune_checkpoint(
-        "demo", tmp_path / "uniform", **{**options, "config": replace(CONFIG, allocation="uniform")}
+        short_demo, tmp_path / "uniform", **{**options, "config": replace(CONFIG, allocation="uniform")}
     )
     assert same(weights(tmp_path / "auto"), weights(tmp_path / "uniform"))
     assert report.blocks == uniform.blocks
@@ -126,46 +125,46 @@ def test_uniform_sparsity_is_the_result_where_it_is_better_also_if_the_run_is_ki
     assert not [path for path in (tmp_path / "auto").rglob("*") if "uniform" in path.name]
 
 
-def test_blocks_that_an_earlier_version_deleted_are_advised(tmp_path, monkeypatch, found):
-    found["sparsities"] = BAD_PLAN
+def test_blocks_that_an_earlier_version_deleted_are_advised(tmp_path, monkeypatch, found, short_demo):
+    found["sparsities"] = BAD
     monkeypatch.setattr(recovered_choice.RecoveredChoice, "keeps_uniform", lambda *_: False)
-    report = prune_checkpoint("demo", tmp_path / "auto", config=CONFIG, **OPTIONS)
+    report = prune_checkpoint(short_demo, tmp_path / "auto", config=CONFIG, **OPTIONS)
     assert len(notes(report)) == 1
     assert report.search.taken is None
-    assert [block.target for block in report.blocks] == pytest.approx(BAD_PLAN)
+    assert [block.target for block in report.blocks] == pytest.approx(BAD)
 
 
-def test_training_leaves_no_blocks_to_take(tmp_path, found):
-    found["sparsities"] = BAD_PLAN
+def test_training_leaves_no_blocks_to_take(tmp_path, found, short_demo):
+    found["sparsities"] = BAD
     config = replace(CONFIG, recover="distill")
     with pytest.warns(HfFarmsWarning):
-        report = prune_checkpoint("demo", tmp_path / "auto", config=config, **OPTIONS)
+        report = prune_checkpoint(short_demo, tmp_path / "auto", config=config, **OPTIONS)
     # Four sequences are too few for advice.
     (note,) = notes(report)
     assert re.search(r"with uniform sparsity \(\+[0-9.]+ ± [0-9.]+\)\.$", note)
     assert report.search.taken is None
 
 
-def test_a_run_that_goes_on_without_a_baseline_knows_that_of_before(tmp_path, found):
-    found["sparsities"] = BAD_PLAN
+def test_a_run_that_goes_on_without_a_baseline_knows_that_of_before(tmp_path, found, short_demo):
+    found["sparsities"] = BAD
 
     def interrupt(stage, done, total):
         if stage == "Merging shards":
             raise KeyboardInterrupt("as Ctrl-C does")
 
     with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"):
-        prune_checkpoint("demo", tmp_path / "auto", config=CONFIG, progress=interrupt, **OPTIONS)
+        prune_checkpoint(short_demo, tmp_path / "auto", config=CONFIG, progress=interrupt, **OPTIONS)
     (tmp_path / "auto.partial" / STATE / "report.json").unlink()
-    report = prune_checkpoint("demo", tmp_path / "auto", config=CONFIG, baseline=False, **OPTIONS)
+    report = prune_checkpoint(short_demo, tmp_path / "auto", config=CONFIG, baseline=False, **OPTIONS)
     assert report.search.taken == "uniform"
     assert report.perplexity.pruned is not None
     assert report.perplexity.uniform is None
 
 
-def test_uniform_sparsity_is_the_result_where_the_plan_has_no_finite_perplexity(tmp_path, monkeypatch):
+def test_uniform_sparsity_is_the_result_where_the_plan_has_no_finite_perplexity(tmp_path, monkeypatch, short_demo):
     monkeypatch.setattr(prune_result.ResultStage, "_nll", lambda stage: (None, "The model is broken."))
     # No warning: the result has a perplexity.
-    report = prune_checkpoint("demo", tmp_path / "auto", config=CONFIG, **OPTIONS)
+    report = prune_checkpoint(short_demo, tmp_path / "auto", config=CONFIG, **OPTIONS)
     reason = "With the plan of the search the perplexity is not finite: the result has uniform sparsity."
     assert reason in report.notes
     assert "The perplexity of the pruned model is not finite." not in report.notes
@@ -173,7 +172,7 @@ def test_uniform_sparsity_is_the_result_where_the_plan_has_no_finite_perplexity(
     assert {block.target for block in report.blocks} == {0.5}
 
 
-def test_the_disk_must_have_space_for_both(tmp_path, monkeypatch):
+def test_the_disk_must_have_space_for_both(tmp_path, monkeypatch, short_demo):
     needed = []
     monkeypatch.setattr("hf_farms.output.folder.OutputFolder._check_space", lambda folder, size: needed.append(size))
 
@@ -183,17 +182,17 @@ def test_the_disk_must_have_space_for_both(tmp_path, monkeypatch):
     for allocation in ("auto", "farms"):
         with pytest.raises(KeyboardInterrupt, match="nothing else is of interest"):
             prune_checkpoint(
-                "demo", tmp_path / "a", config=replace(CONFIG, allocation=allocation), progress=stop, **OPTIONS
+                short_demo, tmp_path / "a", config=replace(CONFIG, allocation=allocation), progress=stop, **OPTIONS
             )
-    model = load_model(ModelRef.parse("demo", None)).model
+    model = load_model(ModelRef.parse(short_demo, None)).model
     assert needed[1] - needed[3] == sum(parameter.nbytes for parameter in model.parameters())
 
 
-def test_nothing_is_compared_without_a_baseline_or_a_recovery(tmp_path):
-    alone = prune_checkpoint("demo", tmp_path / "alone", config=CONFIG, baseline=False, **OPTIONS)
+def test_nothing_is_compared_without_a_baseline_or_a_recovery(tmp_path, short_demo):
+    alone = prune_checkpoint(short_demo, tmp_path / "alone", config=CONFIG, baseline=False, **OPTIONS)
     assert NOT_COMPARED in alone.notes
     plain = replace(CONFIG, recover="none", recover_passes=None)
-    assert notes(alone) == notes(prune_checkpoint("demo", tmp_path / "plain", config=plain, **OPTIONS)) == []
+    assert notes(alone) == notes(prune_checkpoint(short_demo, tmp_path / "plain", config=plain, **OPTIONS)) == []
 
 
 def nll(*windows):
@@ -222,7 +221,7 @@ def test_the_sentence_tells_what_is_better_and_what_is_taken():
     assert Comparison(nll(3.1, 3.3, 3.51), nll(3.0, 3.2, 3.4)).sentence().endswith("(+0.103 ± 0.003).")
 
 
-def test_a_comparison_that_fails_keeps_the_baseline(tmp_path, monkeypatch):
+def test_a_comparison_that_fails_keeps_the_baseline(tmp_path, monkeypatch, short_demo):
     def fails(*_, **__):
         raise ModelError("the model predicts NaN.")
 
@@ -230,6 +229,6 @@ def test_a_comparison_that_fails_keeps_the_baseline(tmp_path, monkeypatch):
     with pytest.warns(
         HfFarmsWarning, match="^The result is not compared with uniform sparsity: the model predicts NaN"
     ):
-        report = prune_checkpoint("demo", tmp_path / "auto", config=CONFIG, **OPTIONS)
+        report = prune_checkpoint(short_demo, tmp_path / "auto", config=CONFIG, **OPTIONS)
     assert report.perplexity.uniform is not None
     assert notes(report) == []
