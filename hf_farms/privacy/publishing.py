@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -222,12 +223,18 @@ def published(value: Any, name: str = "") -> Any:
         value: data of JSON or YAML; not modified.
         name: the field of the value.
     """
-    if isinstance(value, str):
-        return published_path(value) if name in NAME_FIELDS else published_text(value)
-    if isinstance(value, Mapping):
-        keys = [published_text(key) if isinstance(key, str) else key for key in value]
-        return dict(zip(keys, (published(item, str(key)) for key, item in value.items()), strict=True))
-    if isinstance(value, Iterable) and not isinstance(value, bytes):
-        items = [published(item, name) for item in value]
-        return tuple(items) if isinstance(value, tuple) else items
-    return value
+    # Reports repeat few strings, most of them keys, thousands of times.
+    path, text = cache(published_path), cache(published_text)
+
+    def cleaned(value: Any, name: str) -> Any:
+        if isinstance(value, str):
+            return path(value) if name in NAME_FIELDS else text(value)
+        if isinstance(value, Mapping):
+            keys = [text(key) if isinstance(key, str) else key for key in value]
+            return dict(zip(keys, (cleaned(item, str(key)) for key, item in value.items()), strict=True))
+        if isinstance(value, Iterable) and not isinstance(value, bytes):
+            items = [cleaned(item, name) for item in value]
+            return tuple(items) if isinstance(value, tuple) else items
+        return value
+
+    return cleaned(value, name)
