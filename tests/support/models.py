@@ -1,10 +1,12 @@
-"""Tiny random models of real architectures, and what some versions of torch and transformers do not have."""
+"""Tiny random models of real architectures, a short demo, and what some versions of torch and transformers lack."""
 
 from dataclasses import fields
 
 import pytest
 import torch
 import transformers
+
+from hf_farms.loading.opening import load_model
 
 NEEDS_MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no torch.optim.Muon")
 NEEDS_COMPILE = pytest.mark.skipif(
@@ -53,3 +55,13 @@ def tiny_opt(seed=0):
 def tiny_bert(seed=0):
     torch.manual_seed(seed)
     return transformers.BertForMaskedLM(transformers.BertConfig(**SIZES)).eval()
+
+
+def save_short_demo(folder, num_blocks):
+    """Write the first blocks of the demo model with its tokenizer into a folder, and return its path."""
+    loaded = load_model("demo")
+    loaded.model.model.layers = loaded.model.model.layers[:num_blocks]
+    loaded.model.config.num_hidden_layers = num_blocks
+    for part in (loaded.model, loaded.tokenizer):
+        part.save_pretrained(folder)
+    return str(folder)

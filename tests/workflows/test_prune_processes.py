@@ -4,6 +4,7 @@ import json
 
 import pytest
 from launch import run_script
+from models import save_short_demo
 from safetensors.torch import load_file
 from shared_pruning import demo_settings, distilled_settings, searched_settings
 
@@ -24,7 +25,7 @@ from hf_farms.reports import SearchRecord
 from hf_farms.workflows import prune_plan, selection
 from hf_farms_cli.__main__ import main
 calibration.TOKENS_PER_BATCH = {TOKENS_PER_BATCH}
-folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+folder, model, rank = Path(sys.argv[1]), sys.argv[2], int(os.environ["RANK"])
 measure, outcomes = block_loop.measure, []
 
 def attempt(name, fail=None, block=0, settings=demo_settings, **options):
@@ -36,7 +37,7 @@ def attempt(name, fail=None, block=0, settings=demo_settings, **options):
         return measure(*args, **kwargs)
     block_loop.measure = broken
     try:
-        prune_checkpoint("demo", folder / name, **(settings() | options))
+        prune_checkpoint(model, folder / name, **(settings() | options))
         outcomes.append(None)
     except Exception as error:
         outcomes.append([type(error).__name__, str(error)])
@@ -53,11 +54,11 @@ attempt("streamed", load=stream, baseline=False)
 attempt("in memory")
 attempt("distilled", settings=distilled_settings)
 selection.search_sparsities = lambda *args, **options: SearchRecord(winner="bad", sparsities=BAD_PLAN)
-prune_checkpoint("demo", folder / "searched", **searched_settings())
+prune_checkpoint(model, folder / "searched", **searched_settings())
 def by_rank():
     return demo_settings() | dict(evaluation=EvaluationConfig(context_length=64 + rank, max_windows=5))
 try:
-    analyze_checkpoint("demo", FarmsConfig(aspect_ratio=1.0 + rank))
+    analyze_checkpoint(model, FarmsConfig(aspect_ratio=1.0 + rank))
 except ValueError as error:
     outcomes.append(str(error))
 
@@ -68,7 +69,7 @@ def broken_plan(*args, **options):
         raise DataError("text must exist, got none.")
     return plan(*args, **options)
 prune_plan.plan_prune = broken_plan
-sys.argv = ["hf-farms", "prune", "demo", "--output", str(folder / "unplanned"), "--no-baseline"]
+sys.argv = ["hf-farms", "prune", model, "--output", str(folder / "unplanned"), "--no-baseline"]
 try:
     main()
 except SystemExit as end:
@@ -79,18 +80,23 @@ attempt("lost", lambda: os._exit(0), 2, baseline=False)
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def model(tmp_path_factory):
+    return save_short_demo(tmp_path_factory.mktemp("short") / "demo", 4)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, model):
     folder = tmp_path_factory.mktemp("two")
-    (folder / "printed").write_text(run_script(SCRIPT, folder).stderr)
+    (folder / "printed").write_text(run_script(SCRIPT, folder, model).stderr)
     return folder
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone(tmp_path_factory, model):
     folder = tmp_path_factory.mktemp("alone") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration, "TOKENS_PER_BATCH", TOKENS_PER_BATCH)
-        prune_checkpoint("demo", folder, **demo_settings())
+        prune_checkpoint(model, folder, **demo_settings())
     return folder
 
 
@@ -131,17 +137,17 @@ def test_two_processes_write_what_one_writes(two, alone, name):
         assert report.perplexity.uniform == pytest.approx(other.perplexity.uniform, rel=1e-3)
 
 
-def test_an_error_of_one_process_stops_both_and_leaves_unfinished_work(two, alone, monkeypatch):
+def test_an_error_of_one_process_stops_both_and_leaves_unfinished_work(two, alone, model, monkeypatch):
     assert outcomes(two, 1)[0] == ["MemoryError", "no room"]
     assert outcomes(two, 0)[0] == ["HfFarmsError", "process 1 of 2 failed: MemoryError('no room')"]
     blocks = sorted(path.name for path in (two / "other.partial").glob("*.safetensors"))
-    assert blocks == ["model-00001-of-00009.safetensors", "model-00002-of-00009.safetensors"]
+    assert blocks == ["model-00001-of-00005.safetensors", "model-00002-of-00005.safetensors"]
     # Two processes went on with it, and one does.
     assert outcomes(two, 0)[1:3] == outcomes(two, 1)[1:3] == [None, None]
     monkeypatch.setattr(calibration, "TOKENS_PER_BATCH", TOKENS_PER_BATCH)
     seen = []
     prune_checkpoint(
-        "demo",
+        model,
         two / "other",
         **demo_settings() | {"load": LoadOptions(stream=True, dtype="float32")},
         baseline=False,
@@ -152,8 +158,8 @@ def test_an_error_of_one_process_stops_both_and_leaves_unfinished_work(two, alon
 
 
 @pytest.mark.filterwarnings("ignore::hf_farms.errors.HfFarmsWarning")
-def test_the_first_process_trains_and_the_others_get_its_weights(two, tmp_path):
-    report = prune_checkpoint("demo", tmp_path / "distilled", **distilled_settings())
+def test_the_first_process_trains_and_the_others_get_its_weights(two, model, tmp_path):
+    report = prune_checkpoint(model, tmp_path / "distilled", **distilled_settings())
     assert report.distillation.accepted
     assert outcomes(two, 0)[3] is outcomes(two, 1)[3] is None
     assert_alike(two / "distilled", tmp_path / "distilled")
@@ -167,8 +173,8 @@ def test_the_first_process_trains_and_the_others_get_its_weights(two, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::hf_farms.errors.HfFarmsWarning")
-def test_both_take_uniform_sparsity_where_the_plan_of_a_search_is_worse(two, tmp_path):
-    uniform = prune_checkpoint("demo", tmp_path / "uniform", **searched_settings("uniform"))
+def test_both_take_uniform_sparsity_where_the_plan_of_a_search_is_worse(two, model, tmp_path):
+    uniform = prune_checkpoint(model, tmp_path / "uniform", **searched_settings("uniform"))
     assert_alike(two / "searched", tmp_path / "uniform")
     report = PruneReport.load(two / "searched" / "hf_farms_report.json")
     assert report.search.taken == "uniform"
