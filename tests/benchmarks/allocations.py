@@ -55,6 +55,8 @@ over seeds and windows, minus those of the same seed and window of another row, 
 24. `distill` on continuations at 50%, two seeds: `auto` minus uniform is between -0.015 and 0.005; minus `submodule` of
     the same allocation, seed and text each is between -0.04 and -0.02; the row that was made in two steps is repeated
     to within 0.003.
+25. On the demo with uniform sparsity and continuations, `distill` minus `submodule`: NLL between -0.004 and 0 at 50%,
+    and between -0.01 and 0 at 60%; the KL falls by 4 to 15% at both.
 """
 
 from __future__ import annotations
