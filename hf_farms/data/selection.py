@@ -29,8 +29,8 @@ __all__ = [
 MAX_TOKENS = 18_432
 # Tokens of the second half on which each fit of a recovery is measured.
 ACCEPTANCE_TOKENS = 4_096
-# A selection sequence is in the calibration data if this share of its pieces is.
-OVERLAP, PIECE = 0.5, 32
+# A sequence of another text is in the selection text if this share of its pieces of so many tokens is.
+OVERLAP, PIECE = 0.5, 16
 
 
 class Selection(NamedTuple):
@@ -158,25 +158,29 @@ def acceptance_sequences(
     return [halves.acceptance[index] for index in chosen]
 
 
-def check_selection_apart(selection: Selection, calibration: Sequence[Mapping[str, Tensor]]) -> None:
-    """Refuse selection data that the calibration data holds.
+def check_selection_apart(
+    selection: Selection, other: Sequence[Mapping[str, Tensor]], *, text: str = "calibration"
+) -> None:
+    """Refuse selection data that holds sequences of another text, wherever they begin.
 
     Args:
         selection: of `split_selection`.
-        calibration: model inputs by name.
+        other: model inputs by name.
+        text: what the other text is used for.
 
     Raises:
-        DataError: a sequence of the selection is calibration text.
+        DataError: at least half of a sequence is in both, or of as many tokens of a longer one.
     """
-    rows = [row for batch in calibration for row in _unmasked_rows(batch)]
+    rows = [row for batch in (*selection.search, *selection.acceptance) for row in _unmasked_rows(batch)]
     seen = {hash(tuple(row[i : i + PIECE])) for row in rows for i in range(len(row) - PIECE + 1)}
-    whole = {tuple(row) for row in rows}
-    for batch in (*selection.search, *selection.acceptance):
-        ids = next(iter(_unmasked_rows(batch)), [])
+    whole, length = {tuple(row) for row in rows}, max(map(len, rows), default=0)
+    # A selection sequence that lies across two parts of a longer sequence has half of its tokens in one of them.
+    parts = (row[i : i + length] for batch in other for row in _unmasked_rows(batch) for i in range(0, len(row), length))
+    for ids in parts if length else ():
         pieces = [hash(tuple(ids[i : i + PIECE])) in seen for i in range(0, len(ids) - PIECE + 1, PIECE)]
-        if (ids and tuple(ids) in whole) or (pieces and sum(pieces) > OVERLAP * len(pieces)):
+        if tuple(ids) in whole or (pieces and sum(pieces) >= OVERLAP * len(pieces)):
             raise DataError(
-                "selection text must not be the calibration text, got a sequence that is in both.",
+                f"selection text must not be the {text} text, got a sequence that is in both.",
                 hint="Give another text with `selection`.",
             )
 

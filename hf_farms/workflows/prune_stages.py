@@ -85,7 +85,8 @@ class PruneStages:
         self._text = EvaluationText(recipe.evaluation, self._loaded) if recipe.evaluation.source is not None else None
         self._passages = calibration_passages(recipe, self._loaded)
         self._selection = SelectionText(recipe, self._loaded)
-        self._selection.check_apart(self._passages[0])
+        evaluated = self._text.ids[: self._text.num_tokens] if self._text is not None else None
+        self._selection.check_apart(self._passages[0], evaluated)
         self._plan, self._notes = decide_text(plan, self._loaded, self._was_begun)
         self._recipe = recipe = self._plan.recipe
         written = from_first_rank(

@@ -49,14 +49,21 @@ class SelectionText:
                 recipe.selection, model=loaded.source.model, tokenizer=loaded.tokenizer
             )
 
-    def check_apart(self, calibration: Sequence[Tensor]) -> None:
-        """Refuse calibration text in the selection text before anything is measured.
+    def check_apart(self, calibration: Sequence[Tensor], evaluation: Tensor | None) -> None:
+        """Refuse calibration or evaluation text in the selection text before anything is measured.
+
+        Args:
+            calibration: token ids, `(b, n)` each.
+            evaluation: token ids that are measured, `(n,)`; None without such a text.
 
         Raises:
             DataError: a sequence is in both.
         """
         if self.batches:
-            check_selection_apart(split_selection(self.batches), [{"input_ids": ids} for ids in calibration])
+            selection = split_selection(self.batches)
+            check_selection_apart(selection, [{"input_ids": ids} for ids in calibration])
+            if evaluation is not None:
+                check_selection_apart(selection, [{"input_ids": evaluation[None]}], text="evaluation")
 
     @property
     def bytes_needed(self) -> int:

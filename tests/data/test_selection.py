@@ -97,6 +97,30 @@ def test_calibration_text_in_other_windows_is_found():
         check_selection_apart(shifted, calibration)
 
 
+@pytest.mark.parametrize(
+    ("start", "length", "is_apart"),
+    [
+        (20, 20, False),  # a part of one sequence of 64
+        (70, 50, False),
+        (100, 64, False),  # half of one, half of the next
+        (3, 300, False),
+        (224, 64, False),  # half of the last
+        (225, 64, True),
+        (256, 300, True),
+        (0, 15, True),  # too short to tell
+    ],
+)
+def test_text_inside_of_the_selection_is_found_whatever_its_length(start, length, is_apart):
+    text = torch.randint(0, 1000, (600,), generator=torch.Generator().manual_seed(0))
+    selection = split_selection(list(text[:256].view(4, 64)))
+    other = [{"input_ids": text[start : start + length][None]}]
+    if is_apart:
+        check_selection_apart(selection, other)
+        return
+    with pytest.raises(DataError, match=r"selection text must not be the evaluation text, got a sequence"):
+        check_selection_apart(selection, other, text="evaluation")
+
+
 def test_padding_is_not_taken_for_common_text():
     text = torch.randint(1, 1000, (5, 40), generator=torch.Generator().manual_seed(0))
     ids = torch.cat([text, torch.zeros(5, 216, dtype=torch.long)], dim=1)

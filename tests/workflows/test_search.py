@@ -99,22 +99,27 @@ def test_a_selection_text_is_checked_before_anything_is_loaded(tmp_path):
         )
 
 
-def test_a_selection_text_that_holds_calibration_passages_is_refused_before_anything_is_measured(tmp_path):
-    (tmp_path / "fit.txt").write_text(passage := read_text("speeches")[:3000], encoding="utf-8")
+@pytest.mark.parametrize("name", ["calibration", "evaluation"])
+def test_a_selection_text_that_holds_another_text_is_refused_before_anything_is_measured(tmp_path, name):
+    other = str(tmp_path / "other.txt")
+    (tmp_path / "other.txt").write_text(passage := read_text("speeches")[:3000], encoding="utf-8")
     (tmp_path / "select.txt").write_text(f"Title\n{passage}", encoding="utf-8")
-    out, stages = tmp_path / "out", []
-    with pytest.raises(DataError, match="must not be the calibration text, got a sequence that is in both"):
+    texts = {
+        "calibration": CalibrationConfig(num_sequences=2, sequence_length=200),
+        "evaluation": EvaluationConfig(split="test", context_length=200),
+    }
+    stages = []
+    with pytest.raises(DataError, match=f"must not be the {name} text, got a sequence that is in both"):
         prune_checkpoint(
             "demo",
-            out,
+            tmp_path / "out",
             config=PruneConfig(recover="submodule"),
-            calibration=CalibrationConfig(source=str(tmp_path / "fit.txt"), num_sequences=2, sequence_length=200),
-            evaluation=NONE,
+            **texts | {name: replace(texts[name], source=other)},
             selection=SelectionConfig(source=str(tmp_path / "select.txt"), sequence_length=64),
             progress=lambda stage, *_: stages.append(stage),
         )
     assert not stages
-    assert {path.name for path in tmp_path.iterdir()} == {"fit.txt", "select.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"other.txt", "select.txt"}
 
 
 def test_a_recipe_names_a_selection_text_only_where_one_is_used(tmp_path):
