@@ -13,7 +13,7 @@ from hf_farms.config import PruneConfig
 from hf_farms.registries import ALLOCATIONS
 from hf_farms.reports import SpectralReport
 
-__all__ = ["limit_note", "spread_note"]
+__all__ = ["dense_note", "limit_note", "spread_note"]
 
 # Sparsities that differ by less are equal up to rounding.
 ROUNDING = 1e-9
@@ -63,7 +63,13 @@ def _role_note(report: SpectralReport, config: PruneConfig, before: str) -> str 
 
 
 def limit_note(
-    names: Sequence[str], sparsities: Sequence[float], unlimited: Sequence[float], config: PruneConfig, *, unit: str
+    names: Sequence[str],
+    sparsities: Sequence[float],
+    unlimited: Sequence[float],
+    order: Sequence[float],
+    config: PruneConfig,
+    *,
+    unit: str,
 ) -> str | None:
     """Return a sentence on blocks that `max_sparsity` binds; None where it binds none.
 
@@ -71,6 +77,7 @@ def limit_note(
         names: of the blocks, or of roles in them.
         sparsities: planned for them.
         unlimited: planned with `max_sparsity=1`.
+        order: which of those that would get 1 is first: the one with the highest number.
         config: the limit, and the total sparsity.
         unit: the plural noun of what the names are.
     """
@@ -78,8 +85,9 @@ def limit_note(
     binding = [index for index, wish in enumerate(unlimited) if wish > max(limit, sparsities[index]) + ROUNDING]
     if not binding:
         return None
-    first = max(binding, key=lambda index: unlimited[index])
-    block = f"{names[first]}, which would get {unlimited[first]:.4g}"
+    first = max(binding, key=lambda index: (round(unlimited[index], 9), order[index]))
+    wish = "1 or more" if unlimited[first] > 1 - ROUNDING else f"{unlimited[first]:.4g}"
+    block = f"{names[first]}, which would get {wish}"
     if config.sparsity >= limit:
         return (
             f"`max_sparsity={limit:g}` leaves no room above the total sparsity of {config.sparsity:g}: it binds first "
@@ -87,5 +95,23 @@ def limit_note(
         )
     return (
         f"`max_sparsity={limit:g}` binds in {len(binding)} of {len(names)} {unit}, first in {block}: the difference is "
-        "removed from the others."
+        "removed from the others. A smaller `spread` avoids this."
+    )
+
+
+def dense_note(names: Sequence[str], sparsities: Sequence[float], config: PruneConfig, *, unit: str) -> str | None:
+    """Return a sentence on blocks that stay dense because the spread would take them below 0; None without any.
+
+    Args:
+        names: of the blocks, or of roles in them.
+        sparsities: planned for them.
+        config: the total sparsity.
+        unit: the plural noun of what the names are.
+    """
+    dense = [name for name, sparsity in zip(names, sparsities, strict=True) if sparsity <= 0]
+    if not dense or config.sparsity == 0:
+        return None
+    return (
+        f"The spread leaves {len(dense)} of {len(names)} {unit} dense, such as {dense[0]}, as no sparsity is below 0: "
+        f"sparsities differ by at most {max(sparsities):.4g}. A smaller `spread` avoids this."
     )

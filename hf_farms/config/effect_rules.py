@@ -81,9 +81,7 @@ def _names(choice: str, registry: Registry[Any], fits: Callable[[Any], bool]) ->
     return f"{choice} {' or '.join([', '.join(names[:-1]), names[-1]] if len(names) > 1 else names)}"
 
 
-def _rule(
-    kind: type, *fields: str, when: Callable[[Any, Inputs], bool], condition: str | Callable[[Any], str]
-) -> Rule:
+def _rule(kind: type, *fields: str, when: Callable[[Any, Inputs], bool], condition: str | Callable[[Any], str]) -> Rule:
     return Rule(
         kind=kind,
         fields=fields,

@@ -175,7 +175,9 @@ def check_selection_apart(
     seen = {hash(tuple(row[i : i + PIECE])) for row in rows for i in range(len(row) - PIECE + 1)}
     whole, length = {tuple(row) for row in rows}, max(map(len, rows), default=0)
     # A selection sequence that lies across two parts of a longer sequence has half of its tokens in one of them.
-    parts = (row[i : i + length] for batch in other for row in _unmasked_rows(batch) for i in range(0, len(row), length))
+    parts = (
+        row[i : i + length] for batch in other for row in _unmasked_rows(batch) for i in range(0, len(row), length)
+    )
     for ids in parts if length else ():
         pieces = [hash(tuple(ids[i : i + PIECE])) in seen for i in range(0, len(ids) - PIECE + 1, PIECE)]
         if tuple(ids) in whole or (pieces and sum(pieces) >= OVERLAP * len(pieces)):

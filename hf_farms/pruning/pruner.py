@@ -25,7 +25,7 @@ from hf_farms.progress import Progress
 from hf_farms.pruning.block_loop import prune_blocks
 from hf_farms.pruning.calibration_pass import Batch, calibration_batches
 from hf_farms.pruning.checks import check_folders, check_method, check_recovery
-from hf_farms.pruning.limits import limit_of
+from hf_farms.pruning.limits import dense_of, limit_of
 from hf_farms.pruning.named_models import load_named
 from hf_farms.pruning.recovery import check_checkpoints, single_sequences
 from hf_farms.pruning.recovery_notes import few_sequences_note, few_sequences_to_train_note, training_note
@@ -206,7 +206,8 @@ def prune(
             warnings.warn(note, HfFarmsWarning, stacklevel=2)
     report = make_report(source, config, blocks, spectra, batches, removals, acceptance=acceptance)
     left = training_note(trained, report.acceptance)
-    found = (note for note in (limit, few, left, ties_note(report)) if note is not None)
+    dense = dense_of(source, config, targets)
+    found = (note for note in (limit, dense, few, left, ties_note(report)) if note is not None)
     searched = search.notes if search else ()
     report = replace(report, search=search, distillation=trained, notes=(*report.notes, *found, *notes, *searched))
     return PruneResult(report, model if isinstance(model, nn.Module) else None)
