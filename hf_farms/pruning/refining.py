@@ -28,15 +28,13 @@ class RefinedInputs(NamedTuple):
     Attributes:
         own: prepared statistic of the method; None where it needs none.
         products: `(n, n)` float32, mean of X^T X, damped.
+        damping: of the method's Hessian, in units of its mean diagonal; where it has none, the share of each diagonal
+            entry that was added to the products.
     """
 
     own: Any
     products: Tensor
-
-    @property
-    def damping(self) -> float | None:
-        """Damping of the method's Hessian; None where it has none."""
-        return getattr(self.own, "damping", None)
+    damping: float
 
 
 class _WithProducts:
@@ -96,8 +94,9 @@ class _WithProducts:
         own = self._own if self.kind is not InputProducts else self._products
         prepared = own.prepared(name, **options) if own is not None else None
         products = self._products.mean()
-        products.diagonal().mul_(1 + DAMPING * len(products) / max(1, self.num_tokens))
-        return RefinedInputs(prepared, products)
+        damping = DAMPING * len(products) / max(1, self.num_tokens)
+        products.diagonal().mul_(1 + damping)
+        return RefinedInputs(prepared, products, getattr(prepared, "damping", damping))
 
 
 def with_products(kind: type[Statistic] | None) -> type[Statistic]:

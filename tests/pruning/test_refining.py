@@ -80,7 +80,7 @@ def test_the_own_statistic_is_the_same_and_products_are_damped():
     expected = inputs.T @ inputs / 100
     expected.diagonal().mul_(1 + DAMPING * 16 / 100)
     assert torch.allclose(prepared.products, expected, rtol=1e-4, atol=1e-4)
-    assert prepared.damping is None
+    assert prepared.damping == pytest.approx(DAMPING * 16 / 100)
     shared = measured(InputProducts, inputs, damping=0.2)
     assert shared.damping == 0.2
     assert torch.allclose(shared.products, expected, rtol=1e-4, atol=1e-4)
@@ -133,6 +133,14 @@ def test_rows_at_the_limit_of_rounds_are_counted_and_noted(many, monkeypatch):
     )
     plain = prune(tiny("llama"), PruneConfig(allocation="uniform"), calibration=many).report
     assert all(x.unfinished_rows is None for block in plain.blocks for x in block.layers)
+
+
+def test_fewer_tokens_than_inputs_is_a_warning_and_a_note(llama):
+    few = [torch.randint(0, 100, (1, 20), generator=torch.Generator().manual_seed(2))]
+    with pytest.warns(HfFarmsWarning, match=r"got 20 tokens for 48 inputs in model\.layers\.0\.mlp\.down_proj"):
+        report = prune(llama, PruneConfig(refine="swaps", allocation="uniform"), calibration=few).report
+    assert any("21 of 21 Hessians had fewer tokens than inputs" in note for note in report.notes)
+    assert report.blocks[0].layers[6].damping == pytest.approx(DAMPING * 48 / 20)
 
 
 def test_magnitude_with_swaps_needs_calibration(llama):
