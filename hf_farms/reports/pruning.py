@@ -36,8 +36,8 @@ class LayerSparsity:
         num_zeros: zeros among them.
         num_tokens: calibration tokens that it was multiplied with; None where the method needs none. An expert that
             got none was pruned by magnitude.
-        damping: of the Hessian, in units of its mean diagonal, or of the products of `refine`, in units of each diagonal
-            entry; None where there are none.
+        damping: of the Hessian, in units of its mean diagonal, or of the products of `refine`, in units of each
+            diagonal entry; None where there are none.
         num_zeros_before: zeros already present before pruning; None if not counted.
         target: planned sparsity; None: all layers of a block have that of the block.
         error_reduction: share by which `refine` reduced the squared output error on the calibration data; None if it

@@ -59,8 +59,9 @@ def search_auto(source: BlockSource, config: PruneConfig, **options: Unpack[Sear
 
     Without `config.minutes` the work is fixed and so is the result: about 60 plans on 2,048 tokens, a table that costs
     as much as 5 L / 4 of them for L blocks, 5 plans on 16,384 tokens, and 3 prunes; with a recovery, two more plans and
-    one more prune, and one pass of the recovery over at most 32 sequences in each prune. With it, the search stops
-    after the pass that is running when the time is over.
+    one more prune, and one pass of the recovery over at most 32 sequences in each prune. With it,
+    moves end where finalists, and checks of the best plan and of uniform sparsity, need the time left; no check begins
+    that does not fit; and the search stops after the pass that is running when the time is over.
 
     Args:
         source: the dense model.
@@ -135,7 +136,7 @@ def _search(
 def _finished(search: Search) -> SearchRecord:
     best = search.trials.best
     assert best is not None
-    complete = not search.budget.over()
+    complete = not (search.is_cut or search.budget.over())
     if not complete:
         search.notes.append(
             f"The time limit (`minutes`) ended the search before it was complete: the best of the {len(search.trials)} "

@@ -47,6 +47,10 @@ class Budget:
         """Return the seconds left."""
         return self._seconds - (self._clock() - self._start)
 
+    def has(self, seconds: float) -> bool:
+        """Return whether time is left, and at least so much."""
+        return self.left() >= seconds and not self.over()
+
     def over(self) -> bool:
         """Return whether no time is left."""
         return self.left() <= 0

@@ -4,23 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from hf_farms.search.checking import CHECK_SEQUENCES, can_check, pruned_loss
+from hf_farms.metrics.divergence import Batches
+from hf_farms.pruning.costs import pruning_passes, recovery_passes
+from hf_farms.pruning.recovery import single_sequences
+from hf_farms.search.checking import CHECK_PASSES, CHECK_SEQUENCES, can_check, pruned_loss
 from hf_farms.search.starts import Candidate, between
-from hf_farms.search.tokens import spaced
+from hf_farms.search.tokens import evenly, spaced, token_count
 from hf_farms.search.trials import Stage, Trial
 
 if TYPE_CHECKING:
     from hf_farms.search.steps import Search
 
-__all__ = ["FinalCheck"]
+__all__ = ["FinalCheck", "check_seconds"]
 
 # Plans that are pruned, uniform among them; with a recovery there is one more.
 CHECKED = 3
 CHECK_TOKENS = 8192
 # Losses that a plan has before it is pruned.
 EARLIER: tuple[Stage, ...] = ("screened", "refined")
+
+
+def check_seconds(search: Search) -> float:
+    """Return about how long a plan takes to be pruned, recovered and measured, by the time of those screened so far."""
+    data, passes = cast(Batches, search.calibration), pruning_passes(search.config)
+    if search.config.recovers:
+        data = evenly(single_sequences(data), CHECK_SEQUENCES)
+        passes += recovery_passes(CHECK_PASSES)
+    tokens = passes * token_count(data) + 2 * token_count(spaced(search.refine, CHECK_TOKENS))
+    return tokens / token_count(search.screen) * search.budget.seconds_per_plan
 
 
 class FinalCheck:
@@ -38,6 +51,8 @@ class FinalCheck:
     def __init__(self, search: Search, finalists: Sequence[Trial]) -> None:
         self._search, self._finalists = search, finalists
         self._recovers = search.config.recovers
+        # Of a check; from the first one on it is known.
+        self._seconds = check_seconds(search)
         self._stage: Stage = "recovered" if self._recovers else "pruned"
 
     def run(self) -> None:
@@ -64,12 +79,15 @@ class FinalCheck:
         """Prune plans while there is time; return how many are done, those before included."""
         search = self._search
         for candidate in candidates:
-            if search.budget.over():
+            if not search.budget.has(self._seconds):
+                search.is_cut = True
                 search.notes.append(
                     "The time limit (`minutes`) ended the search before all finalists were pruned block by block."
                 )
                 return done
+            before = search.budget.used()
             self._prune(candidate)
+            self._seconds = search.budget.used() - before
             done += 1
             search.show(self._stage, done, total)
         if not candidates:

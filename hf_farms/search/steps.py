@@ -16,8 +16,9 @@ from hf_farms.progress import Progress, no_progress
 from hf_farms.pruning.calibration_pass import Batch
 from hf_farms.reports import SpectralReport
 from hf_farms.search.budget import Budget
+from hf_farms.search.checking import can_check
 from hf_farms.search.evaluation import plan_losses
-from hf_farms.search.final_check import FinalCheck
+from hf_farms.search.final_check import FinalCheck, check_seconds
 from hf_farms.search.grid import Grid, Plan
 from hf_farms.search.levels import LevelCodes, build_codes, code_method
 from hf_farms.search.sensitivity import SensitivityTable, measure_sensitivity
@@ -54,6 +55,7 @@ class Search:
         progress: called with every step.
         spectra: spectra of the model, if they were measured.
         notes: what a reader must know.
+        is_cut: whether something was left out for lack of time.
     """
 
     source: ModelBlockSource
@@ -66,6 +68,7 @@ class Search:
     progress: Progress = no_progress
     spectra: SpectralReport | None = None
     notes: list[str] = field(default_factory=list)
+    is_cut: bool = False
 
     def __post_init__(self) -> None:
         # Plans of this run in its order: a continued search takes the same steps, with losses from the file.
@@ -73,6 +76,7 @@ class Search:
         self.grid = Grid.of(self.source, self.config)
         self.screen, self.refine = split_by_tokens(self.selection, SCREEN_TOKENS, REFINE_TOKENS)
         self._codes: LevelCodes | None = None
+        self._seconds_of_checks: float | None = None
 
     @property
     def codes(self) -> LevelCodes:
@@ -111,6 +115,7 @@ class Search:
         measured: list[Trial] = []
         for start in range(0, len(candidates), STARTS_AT_ONCE):
             if self.budget.over() and self.trials.best is not None:
+                self.is_cut = True
                 break
             tried = self.trials.measure(candidates[start : start + STARTS_AT_ONCE], stage, self.losses(stage))
             self._visited |= {trial.plan: trial for trial in tried}
@@ -169,7 +174,10 @@ class Search:
         """
         helped: list[Plan] = []
         done = 0
-        while done < MOVES and not self._must_finish():
+        while done < MOVES:
+            if self._must_finish():
+                self.is_cut = True
+                return
             base = self._screened()[0]
             moves = proposals(base.plan, min(MOVES_AT_ONCE, MOVES - done), helped)
             named = [(f"move {done + number}: {name}", plan) for number, (name, plan) in enumerate(moves, 1)]
@@ -180,9 +188,14 @@ class Search:
             done += len(named)
 
     def _must_finish(self) -> bool:
-        """Whether the time left is needed for the finalists."""
-        cost = (FINALISTS + 1) * len(self.refine) / len(self.screen) * self.budget.seconds_per_plan
-        return self.budget.over() or (self.budget.limited and self.budget.left() < cost)
+        """Whether the time left is needed for the finalists, and to check the best plan and uniform if that fits."""
+        if not self.budget.limited:
+            return False
+        finalists = (FINALISTS + 1) * len(self.refine) / len(self.screen) * self.budget.seconds_per_plan
+        if self._seconds_of_checks is None:
+            checks = 2 * check_seconds(self) if can_check(self.source) else 0.0
+            self._seconds_of_checks = checks if self.budget.has(finalists + checks) else 0.0
+        return not self.budget.has(finalists + self._seconds_of_checks)
 
     def finalists(self) -> list[Trial]:
         """Measure the best plans, the best start and uniform on the other tokens; return them, the best first."""

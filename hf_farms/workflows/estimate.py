@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hf_farms.pruning.costs import TRAINING_PASSES, pruning_passes, recovery_passes
 from hf_farms.pruning.recovery import block_config
-from hf_farms.registries import ALLOCATIONS, METHODS, RECOVERIES, REFINEMENTS
+from hf_farms.registries import ALLOCATIONS, RECOVERIES
 
 if TYPE_CHECKING:
     from hf_farms.config import PruneConfig
@@ -15,8 +16,6 @@ __all__ = ["PruneEstimate", "Speed", "Work", "estimate_prune"]
 
 # Shorter work is not announced.
 SECONDS_AT_LEAST = 60.0
-# Forward passes of a step of training: forward, backward and optimizer.
-TRAINING_PASSES = 3.0
 # Plans of a search that are screened, tokens of each, of the finalists and of the table; pruned finalists.
 PLANS, PLAN_TOKENS, FINALISTS, FINALIST_TOKENS, TABLE_TOKENS, CHECKED = 54, 2048, 5, 16_384, 1024, 3
 # Sequences that pruned finalists are recovered on, in one pass.
@@ -145,10 +144,7 @@ def estimate_prune(config: PruneConfig, work: Work, speed: Speed) -> PruneEstima
 
 
 def _pruning(config: PruneConfig, tokens: float, work: Work, speed: Speed) -> float:
-    """Return the seconds of passes of the calibration data, and of what method and refinement take as long as."""
-    method = METHODS[config.method]
-    passes = 2.0 * (method.needs == "activations") + method.passes + REFINEMENTS[config.refine].passes
-    return passes * tokens * work.blocks * speed.block
+    return pruning_passes(config) * tokens * work.blocks * speed.block
 
 
 def _recovery(config: PruneConfig, work: Work, forward: float, speed: Speed) -> tuple[float, float]:
@@ -157,17 +153,12 @@ def _recovery(config: PruneConfig, work: Work, forward: float, speed: Speed) -> 
     if not config.recovers:
         return 0.0, 0.0
     passes = block_config(config, work.sequences).passes_over(work.sequences)
-    blocks = _block_passes(passes) * work.calibration * forward
+    blocks = recovery_passes(passes) * work.calibration * forward
     if entry.first is None:
         return blocks, 0.0
     # The head computes the predictions of the dense model too.
     trained = config.passes_over(work.sequences) * work.calibration
     return blocks, trained * TRAINING_PASSES * (forward + 2 * speed.head)
-
-
-def _block_passes(passes: int) -> float:
-    """Return the forward passes of a recovery by blocks: of the dense model, to record inputs and targets, the fit."""
-    return 1 + 3 + TRAINING_PASSES * passes
 
 
 def _search(config: PruneConfig, work: Work, speed: Speed) -> float:
@@ -183,7 +174,7 @@ def _search(config: PruneConfig, work: Work, speed: Speed) -> float:
         finalists, checked = finalists + 2, checked + 1
         tokens *= min(1.0, CHECK_SEQUENCES * work.calibration / work.sequences / tokens)
         check = _pruning(config, tokens, work, speed) + work.weights * speed.weight
-        check += _block_passes(1) * tokens * forward
+        check += recovery_passes(1) * tokens * forward
     screened = PLANS * PLAN_TOKENS + finalists * FINALIST_TOKENS
     heads = 5 * work.blocks * TABLE_TOKENS
     passes = screened * (forward + 2 * speed.head) + heads * (forward / 2 + 2 * speed.head)

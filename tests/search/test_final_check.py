@@ -44,7 +44,7 @@ def test_the_best_finalist_uniform_and_the_second_are_pruned_while_there_is_time
     monkeypatch.setattr(final_check, "pruned_loss", pruned_loss)
     monkeypatch.setattr(final_check, "CHECK_TOKENS", 60)
     plans = [("uniform", (100, 100, 100)), ("one", (90, 100, 110)), ("two", (95, 100, 105)), ("three", (97, 100, 103))]
-    for minutes, count in ((None, 3), (1.5, 2)):
+    for minutes, count in ((None, 3), (2.5, 2)):
         search = state.begin(minutes)
         search.measure(plans, "screened")
         pruned.clear()
@@ -87,9 +87,12 @@ def test_a_plan_beside_the_best_of_three_comes_last_where_the_model_is_recovered
 
 
 def test_the_best_and_uniform_come_first_when_there_is_little_time(recovered):
-    for minutes, checked in ((2.5, {"one", "uniform", "half of one"}), (1.5, {"one", "uniform"}), (0.5, {"one"})):
+    for minutes, checked in ((3.5, {"one", "uniform", "half of one"}), (2.5, {"one", "uniform"}), (1.5, {"one"})):
         search = recovered(lambda _: 1.0, (UNIFORM, ONE), minutes)
         assert {*names(search)} == checked
+        assert search.is_cut
+        # No check begins that does not fit.
+        assert search.budget.left() >= 0
         assert {trial.name for trial in search.trials.ranked()} == {"one", "uniform"} | checked
         assert search.notes[0].startswith("The time limit (`minutes`) ended the search")
         verb = "was" if len(checked) == 1 else "were"

@@ -100,6 +100,20 @@ def test_moves_end_when_the_finalists_need_the_time_left(state):
     assert not unlimited._must_finish()
 
 
+def test_moves_end_when_two_checks_need_the_time_left(state, monkeypatch):
+    monkeypatch.setattr(steps, "check_seconds", lambda search: 10 * search.budget.seconds_per_plan)
+    for minutes, left in ((1, 35), (0.5, 15)):
+        # The finalists take 15 seconds, and two checks 20; of half a minute nothing is kept for them.
+        search = state.begin(minutes)
+        search.measure([("uniform", (100, 100, 100))], "screened")
+        assert not search._must_finish()
+        state.seconds += search.budget.left() - left
+        assert not search._must_finish()
+        state.seconds += 1
+        search.try_moves(lambda plan, count, helped: pytest.fail("no time is left"))
+        assert search.is_cut
+
+
 def test_finalists_are_the_best_plans_the_best_start_and_uniform(state):
     search = state.begin()
     starts = [("uniform", (100, 100, 100)), ("farms", (96, 100, 104)), ("ramp", (98, 100, 102))]
