@@ -129,7 +129,7 @@ def _search(
         search.notes.append(f"The search used masks as they are before refinement by {config.refine!r}.")
     if config.recovers:
         search.notes.append("The search measured plans without recovery.")
-    progress(f"levels ({size_text(search.grid)})", 0, len(source))
+    progress(f"levels ({size_text(search.grid, folder)})", 0, len(source))
     return search
 
 

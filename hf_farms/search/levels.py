@@ -42,10 +42,10 @@ def code_method(method: str) -> str:
     return PROXY if METHODS[method].adjusts else method
 
 
-def size_text(grid: Grid) -> str:
-    """Return the memory or disk space of all codes, such as "6.5 GB"."""
-    size = sum(grid.sizes)
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+def size_text(grid: Grid, folder: Path | None) -> str:
+    """Return the space of all codes, such as "6.5 GB on disk"."""
+    size, where = sum(grid.sizes), "in memory" if folder is None else "on disk"
+    return f"{size / 1e9:.1f} GB {where}" if size >= 1e9 else f"{size / 1e6:.1f} MB {where}"
 
 
 class LevelCodes:
@@ -111,7 +111,7 @@ def build_codes(
             codes.append([by_name[layer.name] for layer in layers])
             if functions.statistic and index < len(source) - 1:
                 data.advance(block, index)
-            progress(f"levels ({size_text(grid)})", index + 1, len(source))
+            progress(f"levels ({size_text(grid, folder)})", index + 1, len(source))
     return codes
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hf_farms.blocks import StreamedBlockSource
 from hf_farms.data.selection import check_selection_apart, selection_sequences, split_selection
+from hf_farms.data.texts import BUILT_IN
 from hf_farms.files.atomic_writes import write_text
 from hf_farms.pruning.searching import search_sparsities
 from hf_farms.reports import SearchRecord, json_converter
@@ -30,6 +31,10 @@ __all__ = ["TRIALS_NAME", "SelectionText"]
 
 # In the state folder of unfinished work.
 TRIALS_NAME = "trials.json"
+OTHER_KIND = (
+    "The selection text is `speeches`, the text inside the package, and the calibration text another one: where they "
+    "differ in kind or language, give `selection` text like that which the model will be used on."
+)
 
 
 class SelectionText:
@@ -48,6 +53,8 @@ class SelectionText:
             self.batches, self.notes = selection_sequences(
                 recipe.selection, model=loaded.source.model, tokenizer=loaded.tokenizer
             )
+            if recipe.selection.source == BUILT_IN and recipe.calibration.source != BUILT_IN:
+                self.notes.append(OTHER_KIND)
 
     def check_apart(self, calibration: Sequence[Tensor], evaluation: Tensor | None) -> None:
         """Refuse calibration or evaluation text in the selection text before anything is measured.

@@ -49,7 +49,7 @@ def test_codes_use_dense_activations_and_may_lie_in_files(model, source, calibra
         folder=tmp_path / "codes",
         progress=lambda stage, done, total: stages.append((stage, done, total)),
     )
-    assert stages[-1] == ("levels (0.0 MB)", 3, 3)
+    assert stages[-1] == ("levels (0.0 MB on disk)", 3, 3)
     for index in range(3):
         assert all(torch.equal(one, other) for one, other in zip(kept[index], mapped[index], strict=True))
     assert (tmp_path / "codes" / "0.codes").stat().st_size == grid.sizes[0]

@@ -12,6 +12,7 @@ from hf_farms.output.recipe import Recipe
 from hf_farms.reports import PruneReport
 from hf_farms.search import final_check, steps
 from hf_farms.workflows.prune_plan import plan_prune
+from hf_farms.workflows.selection import OTHER_KIND
 
 CONFIG = PruneConfig(allocation="auto")
 CALIBRATION = CalibrationConfig(num_sequences=2, sequence_length=64)
@@ -122,6 +123,18 @@ def test_a_selection_text_that_holds_another_text_is_refused_before_anything_is_
     assert {path.name for path in tmp_path.iterdir()} == {"other.txt", "select.txt"}
 
 
+def test_a_default_selection_text_beside_a_calibration_text_of_the_user_is_noted(tmp_path, short_demo):
+    (tmp_path / "fit.txt").write_text(read_text("speeches")[:3000], encoding="utf-8")
+    report = prune_checkpoint(
+        short_demo,
+        tmp_path / "out",
+        config=PruneConfig(method="magnitude", recover="submodule", recover_passes=1),
+        calibration=replace(CALIBRATION, source=str(tmp_path / "fit.txt"), num_continuations=0),
+        evaluation=NONE,
+    )
+    assert OTHER_KIND in report.notes
+
+
 def test_a_recipe_names_a_selection_text_only_where_one_is_used(tmp_path):
     plain = recipe(prune=PruneConfig())
     plain.save(tmp_path / "recipe.yaml")
@@ -148,6 +161,7 @@ def test_a_recovery_is_accepted_on_the_selection_text(tmp_path, short_demo):
     )
     assert report.acceptance.config == selection
     assert report.acceptance.num_tokens == 4096
+    assert OTHER_KIND not in report.notes
     assert PruneReport.load(tmp_path / "out/hf_farms_report.json") == report.published()
     assert Recipe.load(tmp_path / "out/recipe.yaml").selection == selection
     card = (tmp_path / "out/README.md").read_text()
