@@ -25,15 +25,16 @@ SAMPLES = int(os.environ.get("SAMPLES", "32"))
 report = prune_checkpoint(
     MODEL,
     FOLDER,
-    config=PruneConfig(sparsity=0.5, allocation="farms", recover="submodule"),
+    config=PruneConfig(sparsity=0.5, recover="submodule"),
     calibration=CalibrationConfig(num_sequences=SAMPLES, sequence_length=256),
     evaluation=EvaluationConfig(max_windows=SAMPLES, context_length=256),
 )
 print(f"zeros in the pruned layers: {report.sparsity:.1%}")
 scores = report.perplexity
-print(f"perplexity: {scores.dense:.2f} dense, {scores.pruned:.2f} pruned, {scores.uniform:.2f} with uniform sparsity")
+print(f"perplexity: {scores.dense:.2f} dense, {scores.pruned:.2f} pruned")
 for block in report.blocks:
-    print(f"{block.name}: {block.sparsity:.1%}")
+    for part in block.recovery:
+        print(f"{part.name}: error {part.error_before:.3f} before the recovery, {part.error:.3f} after")
 
 # %% [markdown]
 # Evaluate: the numbers are added to the report and to the card in the folder. `tasks=["hellaswag"]` runs tasks of

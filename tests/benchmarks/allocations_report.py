@@ -180,7 +180,10 @@ def _print_table(rows: Sequence[Row]) -> None:
 PAIRS = (
     ("auto", "tuned ramp"),
     ("auto", "random"),
+    ("auto", "wide ramp"),
     ("auto", "sensitivity"),
+    ("sensitivity", "tuned ramp"),
+    ("reversed", "tuned ramp"),
     ("auto recovered", "farms"),
     ("auto recovered", "auto half"),
     ("farms", "sorted"),
