@@ -39,7 +39,13 @@ def check_pattern(pattern: object, *, sparsity: float, allocation: str) -> None:
     if kept is None:
         most = (size - 1) / size
         check(size > 1, "pattern", "groups of at least 2 weights", pattern)
-        check(sparsity <= most, "sparsity", f"at most {most:.4g} for pattern {pattern!r}", sparsity)
+        check(
+            sparsity <= most,
+            "sparsity",
+            f"at most {most:.4g} for pattern {pattern!r}",
+            sparsity,
+            "Lower it, use larger groups, or say `pattern='unstructured'`.",
+        )
         return
     check(kept < size, "pattern", "N:M with N below M", pattern, "N of every M weights stay.")
     right = (size - kept) / size

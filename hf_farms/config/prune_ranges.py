@@ -17,7 +17,11 @@ RANGES = {
     "spread": Range(
         lambda value: value is None or (is_number(value) and 0 <= value < 1), "None, or at least 0 and below 1"
     ),
-    "damping": Range(lambda value: is_number(value) and 0 < value < math.inf, "a positive number"),
+    "damping": Range(
+        lambda value: is_number(value) and 0 < value < math.inf,
+        "a positive number",
+        "Use 0.01, or 0.1 for little calibration data.",
+    ),
     "block_size": Range(is_count, "a positive integer"),
     "max_sparsity": Range(lambda value: is_number(value) and 0 < value <= 1, "above 0 and at most 1"),
     "recover_passes": Range(lambda value: value is None or is_count(value), "None or a positive integer"),

@@ -51,7 +51,12 @@ from hf_farms.errors import NoEffectWarning
         ),
         (
             lambda: PruneConfig(pattern="N:8", sparsity=0.9),
-            r"sparsity must be at most 0.875 for pattern 'N:8', got 0.9",
+            r"sparsity must be at most 0.875 for pattern 'N:8', got 0.9. "
+            r"Lower it, use larger groups, or say `pattern='unstructured'`\.",
+        ),
+        (
+            lambda: PruneConfig(damping=0),
+            r"damping must be a positive number, got 0\. Use 0\.01, or 0\.1 for little calibration data\.",
         ),
         (
             lambda: PruneConfig(pattern="2:4"),
