@@ -106,7 +106,8 @@ def _calibrating(_: Any) -> str:
         for registry in registries
         if any(_measures_activations(entry) for entry in registry.values())
     ]
-    return f"it applies to {' and '.join([', '.join(names[:-1]), names[-1]])}, which need calibration text."
+    # Any of them is enough: "to" before each, so that they do not read as one condition.
+    return f"it applies to {', to '.join(names[:-1])} and to {names[-1]}, which need calibration text."
 
 
 def _text_rules(kind: type) -> list[Rule]:
@@ -202,7 +203,7 @@ RULES: tuple[Rule, ...] = (
         *SelectionConfig.__dataclass_fields__,
         when=lambda _, inputs: inputs.selects,
         condition=lambda _: (
-            f"it applies to {_names('allocation', ALLOCATIONS, lambda e: e.needs == 'losses')} and "
+            f"it applies to {_names('allocation', ALLOCATIONS, lambda e: e.needs == 'losses')} and to "
             f"{_names('recover', RECOVERIES, _measures_activations)}."
         ),
     ),

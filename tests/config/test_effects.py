@@ -235,6 +235,20 @@ def test_a_search_gives_each_block_one_sparsity(allocation):
     assert message == "`granularity` has no effect: it applies to allocation 'farms', 'alpha', 'owl' or 'dlp'."
 
 
+def test_choices_of_which_one_is_enough_are_not_joined_by_and_alone():
+    # "Allocation 'auto' and recover 'submodule'" reads as if both were needed.
+    (message,) = warnings_of(CalibrationConfig(seed=1), NO_CALIBRATION)
+    assert message == (
+        "`seed` has no effect: it applies to method 'wanda', 'ria' or 'sparsegpt', to refine 'swaps', to allocation "
+        "'owl' or 'dlp' and to recover 'submodule' or 'distill', which need calibration text."
+    )
+    (message,) = warnings_of(SelectionConfig(sequence_length=64), Inputs(selects=False))
+    assert message == (
+        "`sequence_length` has no effect: it applies to allocation 'sensitivity' or 'auto' and to recover 'submodule' "
+        "or 'distill'."
+    )
+
+
 def test_every_rule_has_a_case():
     cases = {(type(case[0]), name.removeprefix(f"{type(case[0]).__name__}.")) for name, case in CASES.items()}
     # Only a command line can ask for the default.

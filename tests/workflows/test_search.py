@@ -92,7 +92,7 @@ def test_a_selection_text_is_checked_before_anything_is_loaded(tmp_path):
     recovering = PruneConfig(recover="submodule")
     with pytest.raises(DataError, match="selection text must not be the calibration text"):
         plan_prune(replace(same, prune=recovering), tmp_path / "out")
-    sentence = "it applies to allocation 'sensitivity' or 'auto' and recover 'submodule'"
+    sentence = "it applies to allocation 'sensitivity' or 'auto' and to recover 'submodule'"
     with pytest.warns(NoEffectWarning, match=f"`selection.source` has no effect: {sentence}"):
         plan_prune(
             recipe(prune=PruneConfig(), selection=SelectionConfig(source=str(text))),
