@@ -155,7 +155,10 @@ def prune_command(
     ] = PRUNE.recover,
     recover_passes: Annotated[
         int | None,
-        pruning(help=f"Passes of the recovery over the calibration data  [default: {PASSES}]"),
+        pruning(
+            help="Passes of the recovery over the calibration data; with `distill` of its training, before which "
+            f"blocks are fitted with the default of `submodule`  [default: {PASSES}]"
+        ),
     ] = PRUNE.recover_passes,
     recover_rate: Annotated[
         float | None,

@@ -123,7 +123,8 @@ class PruneConfig:
             left.
         recover_passes: passes of the fit over the calibration data; None is the default of the recovery, 2 for the
             training of "distill", and for "submodule" 6 over up to 32 sequences, with more of them fewer, to 2 over 96
-            or more. Time grows in proportion: lower it where that counts. With more of the data rather than more
+            or more. With "distill" it counts for the training only: blocks are fitted before with the default of
+            "submodule". Time grows in proportion: lower it where that counts. With more of the data rather than more
             passes, less of it is learned by heart.
         recover_rate: largest learning rate of the fit, as a fraction of the root mean square of each matrix; None is
             the default of the recovery, 0.01 for "submodule" and 0.0003 for "distill". Lower it if the report says that

@@ -457,6 +457,16 @@ def test_help_shows_the_defaults_of_the_configs():
         assert words in shown
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "with `distill` of its training, before which blocks are fitted with the default of `submodule`",
+    ],
+)
+def test_help_says_what_an_option_applies_to_and_costs(words):
+    assert words in " ".join(run("prune", "--help").stdout.split())
+
+
 def test_help_has_a_section_for_each_kind_of_option():
     shown = run("prune", "--help").stdout
     titles = re.findall(r"^(\w+):$", shown, re.MULTILINE)
