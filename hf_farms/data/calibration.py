@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hf_farms.config import CalibrationConfig
 from hf_farms.data.generation import first_token, generate, require_writer
-from hf_farms.data.texts import Tokenizer, read_text, tokenize
+from hf_farms.data.texts import Tokenizer, named_text, read_text, tokenize
 from hf_farms.errors import DataError
 
 __all__ = ["calibration_sequences", "context_limit", "continued", "passages"]
@@ -143,7 +143,8 @@ def _passages(config: CalibrationConfig, tokenizer: Tokenizer | None, length: in
             "calibration on text must have a tokenizer, got a model without one. Use "
             "`CalibrationConfig(source='self')`."
         )
-    text = read_text(config.source, column=config.column, subset=config.subset, split=config.split)
+    with named_text("calibration"):
+        text = read_text(config.source, column=config.column, subset=config.subset, split=config.split)
     ids = tokenize(tokenizer, text)
     available = len(ids) // length
     if available == 0:

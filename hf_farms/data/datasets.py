@@ -45,7 +45,7 @@ def check_dataset(source: str | None, *, token: str | None = None) -> None:
         cause = error.__cause__
         if isinstance(cause, hub.GatedRepoError):
             raise DataError(
-                f"{source!r} is gated, and access was not granted to this token.",
+                f"dataset {source!r} is gated, and access was not granted to this token.",
                 hint=f"Accept its conditions at {constants.ENDPOINT}/datasets/{source}, then run `hf auth login`.",
             ) from cause
         if isinstance(cause, hub.RepositoryNotFoundError | hub.HFValidationError):

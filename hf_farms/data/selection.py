@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hf_farms.config import SelectionConfig
 from hf_farms.data.batches import named_batches
 from hf_farms.data.calibration import context_limit
-from hf_farms.data.texts import BUILT_IN, Tokenizer, read_text, tokenize
+from hf_farms.data.texts import BUILT_IN, Tokenizer, named_text, read_text, tokenize
 from hf_farms.errors import DataError
 
 __all__ = [
@@ -67,7 +67,8 @@ def selection_sequences(
             "and no recovery, or pass `selection` to `prune`."
         )
     split = "select" if config.source == BUILT_IN else config.split
-    text = read_text(config.source, column=config.column, subset=config.subset, split=split)
+    with named_text("selection"):
+        text = read_text(config.source, column=config.column, subset=config.subset, split=split)
     ids = tokenize(tokenizer, text)
     length = min(config.sequence_length, context_limit(model) or config.sequence_length)
     count = len(ids) // length

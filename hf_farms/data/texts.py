@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +17,7 @@ from hf_farms.errors import DataError, HubError
 from hf_farms.hub.errors import cache_error, known_error
 from hf_farms.hub.request_retries import retried_requests
 
-__all__ = ["BUILT_IN", "Tokenizer", "check_source", "check_text", "read_text", "text_kind", "tokenize"]
+__all__ = ["BUILT_IN", "Tokenizer", "check_source", "check_text", "named_text", "read_text", "text_kind", "tokenize"]
 
 # The name of the built-in text.
 BUILT_IN = "speeches"
@@ -91,6 +93,20 @@ def check_text(source: str, *, column: str = "text") -> None:
     check_source(source)
     if source != BUILT_IN and _is_local(source):
         read_text(source, column=column)
+
+
+@contextmanager
+def named_text(name: str) -> Iterator[None]:
+    """Say in errors which text is wrong: "text must be ..." becomes "calibration text must be ...".
+
+    Args:
+        name: "calibration", "evaluation" or "selection".
+    """
+    try:
+        yield
+    except DataError as error:
+        error.args = (f"{name} {error}",)
+        raise
 
 
 def text_kind(source: str | None) -> TextKind | None:

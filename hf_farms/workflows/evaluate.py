@@ -183,9 +183,10 @@ def _check_places(
         check_output_file(output, {**reads, "the dense model": dense}, writes=[EvaluationReport])
     target.check_writable()
     if text is not None and source is not None:
-        from hf_farms.data.texts import check_text
+        from hf_farms.data.texts import check_text, named_text
 
-        check_text(source, column=text.column)
+        with named_text("evaluation"):
+            check_text(source, column=text.column)
 
 
 def _check_load(load: LoadOptions) -> None:

@@ -14,7 +14,7 @@ from hf_farms.config.effects import given_fields, warn_unused
 from hf_farms.config.rounding import warn_rounded_away
 from hf_farms.data.datasets import check_dataset
 from hf_farms.data.selection_source import check_selection_source
-from hf_farms.data.texts import check_source, check_text, text_kind
+from hf_farms.data.texts import check_source, check_text, named_text, text_kind
 from hf_farms.errors import HfFarmsWarning, OutputError
 from hf_farms.files.paths import is_inside
 from hf_farms.hub.folders import check_folder
@@ -155,15 +155,20 @@ def default_folder(recipe: Recipe, recipe_file: Path | None = None) -> Path:
 
 def _check_texts(recipe: Recipe) -> None:
     """Read local texts as far as needed to refuse one without text."""
-    for config, needed in ((recipe.calibration, recipe.prune.needs_calibration), (recipe.evaluation, True)):
+    for name, config, needed in (
+        ("calibration", recipe.calibration, recipe.prune.needs_calibration),
+        ("evaluation", recipe.evaluation, True),
+    ):
         if config.source is None or config.source == "self":
             continue
-        if needed:
-            check_text(config.source, column=config.column)
-        else:
-            check_source(config.source)
+        with named_text(name):
+            if needed:
+                check_text(config.source, column=config.column)
+            else:
+                check_source(config.source)
     if (selection := recipe.selection) is not None and recipe.prune.needs_selection:
-        check_text(selection.source, column=selection.column)
+        with named_text("selection"):
+            check_text(selection.source, column=selection.column)
         check_selection_source(
             selection,
             calibration=recipe.calibration if recipe.prune.needs_calibration else None,
@@ -177,8 +182,9 @@ def _check_model(plan: PrunePlan) -> None:
     # The list of files shows Meta's own layout, which needs another repository or consent.
     find_replacement(plan.model, allow_pickle=plan.load.allow_pickle)
     _ = plan.model.base_model  # access to a gated model
-    for source in plan.recipe.texts():
-        check_dataset(source)
+    for name, source in zip(("calibration", "evaluation", "selection"), plan.recipe.texts(), strict=True):
+        with named_text(name):
+            check_dataset(source)
     plan.output.check_space(plan.model.weights_size or 0)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hf_farms.blocks import StreamedBlockSource
 from hf_farms.data.calibration import calibration_sequences, context_limit, continued, passages
 from hf_farms.data.generation import first_token, require_writer
-from hf_farms.data.texts import BUILT_IN, Tokenizer, read_text, tokenize
+from hf_farms.data.texts import BUILT_IN, Tokenizer, named_text, read_text, tokenize
 from hf_farms.errors import DataError, HfFarmsWarning
 from hf_farms.metrics.nll import TextNll, require_causal, text_nll
 from hf_farms.processes import ONE_PROCESS, WorkingRanks, from_first_rank
@@ -105,7 +105,8 @@ def evaluation_tokens(config: EvaluationConfig, *, model: nn.Module, tokenizer: 
         DataError: the text is missing, or shorter than a window.
     """
     assert config.source is not None
-    text = read_text(config.source, column=config.column, subset=config.subset, split=config.split)
+    with named_text("evaluation"):
+        text = read_text(config.source, column=config.column, subset=config.subset, split=config.split)
     ids = torch.tensor(tokenize(tokenizer, text))
     length = min(config.context_length, context_limit(model) or config.context_length)
     if len(ids) < length:

@@ -201,8 +201,16 @@ def prepare_bert(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prune", "demo", "--calibration", "none.txt"], "text must be an existing file, got 'none.txt'"),
-        (["prune", "demo", "--evaluation", "none.txt"], "text must be an existing file, got 'none.txt'"),
+        (["prune", "demo", "--calibration", "none.txt"], "calibration text must be an existing file, got 'none.txt'"),
+        (
+            ["prune", "demo", "--method", "magnitude", "--calibration", "none.txt"],
+            "calibration text must be an existing file, got 'none.txt'",
+        ),
+        (["prune", "demo", "--evaluation", "none.txt"], "evaluation text must be an existing file, got 'none.txt'"),
+        (
+            ["prune", "demo", "--recover", "submodule", "--select-on", "none.txt"],
+            "selection text must be an existing file, got 'none.txt'",
+        ),
         (["prune", "./nowhere"], "model must be a hub id or an existing folder, got './nowhere'"),
         (["analyze", "EMPTY"], "model folder must have a config.json"),
         (["prune", "SHORT"], "model must be a folder or a hub id, got the file 'SHORT'"),

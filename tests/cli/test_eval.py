@@ -253,7 +253,7 @@ def test_tasks_without_lm_eval_are_explained_before_anything_is_loaded(monkeypat
     ("arguments", "message"),
     [
         (["--base"], "base must be known from hf_farms_report.json, which 'demo' does not have"),
-        (["--text", "missing.txt"], "text must be an existing file, got 'missing.txt'"),
+        (["--text", "missing.txt"], "--text must be an existing file, got 'missing.txt'"),
         (["--output", "."], "output must be a file, got the folder '.'"),
     ],
 )

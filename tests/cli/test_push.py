@@ -299,7 +299,7 @@ def test_a_gated_model_without_access_names_the_page(client, hub):
 def test_texts_are_looked_for_before_the_repository_is_made(client, hub):
     for option in ("--calibration", "--evaluation"):
         said = refused(client.cli("prune", "demo", "--push", option, "ada/no-such-texts", "-o", "texts"))
-        assert "text must be a file or a dataset on the Hub, got 'ada/no-such-texts'" in said
+        assert f"{option[2:]} text must be a file or a dataset on the Hub, got 'ada/no-such-texts'" in said
     assert not made(hub)
 
 

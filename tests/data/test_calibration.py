@@ -89,10 +89,10 @@ def test_long_sequences_are_cut_to_the_models_context(tokenizer):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "text must not be empty"),
+        ("", "^calibration text must not be empty"),
         ("short", r"calibration text must have at least 64 tokens, got \d in"),
-        (b"\xff\xfe\xfa", "text must be readable as UTF-8"),
-        (None, r"text must be an existing file, got .*text\.txt"),
+        (b"\xff\xfe\xfa", "^calibration text must be readable as UTF-8"),
+        (None, r"^calibration text must be an existing file, got .*text\.txt"),
     ],
 )
 def test_useless_text_is_refused(tokenizer, tmp_path, content, message):
@@ -104,15 +104,15 @@ def test_useless_text_is_refused(tokenizer, tmp_path, content, message):
 
 
 def test_a_folder_and_a_broken_table_are_refused(tokenizer, tmp_path):
-    with pytest.raises(DataError, match="text must be a file or a dataset id, got the folder"):
+    with pytest.raises(DataError, match=r"^calibration text must be a file or a dataset id, got the folder"):
         sequences(tokenizer, source=str(tmp_path))
     (tmp_path / "rows.json").write_text("{not json")
-    with pytest.raises(DataError, match=r"table must be JSON, got an error in line 1 of .*rows\.json"):
+    with pytest.raises(DataError, match=r"^calibration table must be JSON, got an error in line 1 of .*rows\.json"):
         sequences(tokenizer, source=str(tmp_path / "rows.json"))
 
 
 def test_an_unknown_dataset_is_refused(tokenizer):
-    with pytest.raises(DataError, match="text must be a readable file or dataset, got 'nobody/nothing'"):
+    with pytest.raises(DataError, match=r"^calibration text must be a readable file or dataset, got 'nobody/nothing'"):
         sequences(tokenizer, source="nobody/nothing")
 
 

@@ -16,10 +16,13 @@ from hf_farms_cli.app import app
 from pyarrow import ipc, parquet
 from typer.testing import CliRunner
 
-from hf_farms.config import CalibrationConfig, EvaluationConfig, PruneConfig
+from hf_farms import evaluate_checkpoint
+from hf_farms.config import CalibrationConfig, EvaluationConfig, PruneConfig, SelectionConfig
+from hf_farms.data.selection import selection_sequences
 from hf_farms.data.texts import check_source, check_text, read_text
 from hf_farms.errors import DataError
 from hf_farms.output.recipe import Recipe
+from hf_farms.workflows.texts import evaluation_tokens
 
 ROWS = [{"id": i, "text": f"Row {i}, with words."} for i in range(1, 4)]
 TEXT = "\n\n".join(row["text"] for row in ROWS)
@@ -379,6 +382,17 @@ def test_commands_refuse_a_text_before_they_load_a_model(where, name, content, c
     assert done.exit_code == 1
     assert match in " ".join(done.stderr.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_faults_inside_of_a_text_say_which_one_it_is(tmp_path, monkeypatch):
+    write(tmp_path / "a.csv", CSV)
+    with pytest.raises(DataError, match=r"^evaluation column must be one of id, text, got 'body' in"):
+        evaluate_checkpoint("demo", text=EvaluationConfig(source=str(tmp_path / "a.csv"), column="body"))
+    hub(monkeypatch, [])
+    with pytest.raises(DataError, match=r"^evaluation table must have rows, got none in 'ada/texts'"):
+        evaluation_tokens(EvaluationConfig(source="ada/texts"), model=None, tokenizer=None)
+    with pytest.raises(DataError, match=r"^selection table must have rows, got none in 'ada/texts'"):
+        selection_sequences(SelectionConfig(source="ada/texts"), model=None, tokenizer=str.split)
 
 
 def recipe(source, column):

@@ -309,7 +309,7 @@ def test_the_recipe_of_a_result_finds_what_it_names(home, dense):
         shutil.copytree(home / "work" / "out", home.parent / "elsewhere" / "theirs")
         done = client.cli("prune", str(home.parent / "elsewhere" / "theirs" / "recipe.yaml"), "-o", "thrice")
         assert done["status"] == 1
-        assert "Error: text must be an existing file, got 'test.txt'." in done["stderr"]
+        assert "Error: evaluation text must be an existing file, got 'test.txt'." in done["stderr"]
 
 
 @pytest.mark.filterwarnings("ignore:.*pin_memory.*", "ignore:.*lr_scheduler.step.*before.*:UserWarning")
