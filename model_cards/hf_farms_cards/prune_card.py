@@ -165,13 +165,21 @@ def _recover_sentence(report: PruneReport) -> str:
     errors, entry = report.recovery_errors(), RECOVERIES[report.config.recover]
     if errors is None:
         return ""
-    before, after = errors
+    before, after = (f"{error:.3g}" for error in errors)
+    fits = [part.accepted for block in report.blocks for part in block.recovery]
+    text, kept = acceptance_text(report.acceptance), sum(fits)
+    if kept == 0:
+        result = f"None of the {len(fits)} fits lowered the squared error of the outputs on {text}: none was kept."
+    else:
+        change = f"stayed at {after}" if before == after else f"fell from {before} to {after}"
+        result = (
+            f"The squared error of their outputs, relative to the variance of the ideal ones, {change} (median) on "
+            f"{text}."
+        )
+        if kept < len(fits):
+            result += f" Only fits that lowered it were kept, {kept} of {len(fits)}."
     blocks = entry if entry.first is None else RECOVERIES[entry.first]
-    sentence = (
-        f"{blocks.describe(report.config)} The squared error of their outputs, relative to "
-        f"the variance of the ideal ones, fell from {before:.3g} to {after:.3g} (median) on "
-        f"{acceptance_text(report.acceptance)}."
-    )
+    sentence = f"{blocks.describe(report.config)} {result}"
     return sentence if report.distillation is None else f"{sentence} {_distillation_sentence(report, entry)}"
 
 

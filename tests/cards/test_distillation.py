@@ -1,4 +1,4 @@
-"""Sentences on a distillation."""
+"""Sentences on a recovery of blocks, and on a distillation after it."""
 
 from dataclasses import replace
 
@@ -28,6 +28,26 @@ def test_it_stands_behind_the_recovery_of_blocks(report):
     assert "fell from 0.4 to 0.2 (median) on calibration sequences that were held out. Then all" in card
     assert "fell from 0.25 to 0.125 nats per token on these sequences, in 320 steps." in card
     assert card.index("@article{wagner2025recovery") < card.index("@article{hinton2015distilling")
+
+
+@pytest.mark.parametrize(
+    ("kept", "sentence"),
+    [
+        (0, "None of the 3 fits lowered the squared error of the outputs on TEXT: none was kept."),
+        (1, "of the ideal ones, stayed at 0.4 (median) on TEXT. Only fits that lowered it were kept, 1 of 3."),
+        (2, "of the ideal ones, fell from 0.4 to 0.2 (median) on TEXT. Only fits that lowered it were kept, 2 of 3."),
+        (3, "of the ideal ones, fell from 0.4 to 0.2 (median) on TEXT."),
+    ],
+)
+def test_fits_that_were_not_kept_are_said(report, kept, sentence):
+    parts = tuple(RecoveredPart(name="x", error_before=0.4, error=0.2, accepted=index < kept) for index in range(3))
+    blocks = [replace(block, recovery=()) for block in report.blocks]
+    blocks[0] = replace(blocks[0], recovery=parts)
+    config = replace(report.config, recover="submodule")
+    card = text(replace(report, config=config, blocks=tuple(blocks), distillation=None))
+    assert sentence.replace("TEXT", "calibration sequences that were held out") in card
+    assert ("fell from 0.4" in card) == (kept > 1)
+    assert ("Only fits" in card) == (0 < kept < 3)
 
 
 @pytest.mark.parametrize("loss", [0.3, None])
