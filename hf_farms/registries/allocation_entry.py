@@ -33,6 +33,7 @@ class AllocationEntry(Entry):
             parts have their own.
         even: every block gets the same sparsity, which a fixed pattern N:M requires.
         sentence_if_even: Markdown for the card instead of `sentence`, if all blocks got the same sparsity.
+        sentence_if_stopped: the same, if a time limit ended the search; "" for a search without one.
         citation: BibTeX.
     """
 
@@ -42,6 +43,7 @@ class AllocationEntry(Entry):
     spread: float | None = 0.1
     even: bool = False
     sentence_if_even: str = "Every block has the same sparsity."
+    sentence_if_stopped: str = ""
     citation: str = ""
 
     def __post_init__(self) -> None:

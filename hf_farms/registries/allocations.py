@@ -87,8 +87,11 @@ ALLOCATIONS = AllocationRegistry(
             needs="losses",
             function="hf_farms.allocation.sparsity_maps:searched",
             search="hf_farms.search.auto:search_auto",
-            sentence="The sparsities of the blocks were searched: all other allocations, mixtures of them and changes "
-            "of the best were compared by the KL divergence of the pruned to the dense model on a selection text.",
+            sentence="The sparsities of the blocks were searched: other allocations, mixtures of them and changes of "
+            "the best were compared by the KL divergence of the pruned to the dense model on a selection text.",
+            sentence_if_stopped="The sparsities of the blocks were searched, and a time limit ended the search early: "
+            "the plans tried until then were compared by the KL divergence of the pruned to the dense model on a "
+            "selection text.",
             options=("shrink", "ends", "minutes", "spectra"),
         ),
     },

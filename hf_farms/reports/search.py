@@ -85,8 +85,9 @@ class SearchRecord:
             (best.screened, uniform.screened, f"on {self.screen_tokens:,} tokens"),
         )
         this, other, where = next(s for s in stages if s[0] is not None and s[1] is not None)
+        plans = "1 plan" if len(self.trials) == 1 else f"{len(self.trials)} plans"
         text = (
-            f"Best of {len(self.trials)} plans: {self.winner}, KL to the dense model {this:.4g} nats per token {where} "
+            f"Best of {plans}: {self.winner}, KL to the dense model {this:.4g} nats per token {where} "
             f"({other:.4g} with uniform sparsity)."
         )
         if self.rank_correlation is not None:

@@ -139,8 +139,8 @@ def _finished(search: Search) -> SearchRecord:
     complete = not (search.is_cut or search.budget.over())
     if not complete:
         search.notes.append(
-            f"The time limit (`minutes`) ended the search before it was complete: the best of the {len(search.trials)} "
-            "plans so far was taken."
+            "The time limit (`minutes`) ended the search before it was complete: the best plan so far was taken, of "
+            f"{len(search.trials)} tried."
         )
     return make_record(
         search.grid,

@@ -142,7 +142,8 @@ def _allocation_sentence(report: PruneReport, *, even: bool) -> str:
     """Return Markdown on the allocation; the entry's own reason for equal sparsities only where it applies."""
     config, entry = report.config, ALLOCATIONS[report.config.allocation]
     if not even:
-        return entry.describe(config)
+        stopped = report.search is not None and not report.search.complete
+        return entry.sentence_if_stopped if stopped and entry.sentence_if_stopped else entry.describe(config)
     ends = 0 if config.ends == "measured" else 1 if config.ends.startswith("first-") else 2
     others = len(report.blocks) - ends
     could_differ = config.sparsity > 0 and config.spread != 0 and config.group is None and others > 1

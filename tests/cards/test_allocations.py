@@ -67,3 +67,13 @@ def test_the_table_of_plans_says_what_was_done_before_the_choice(stage, end):
     assert f"| plan | KL, screened | KL, refined | KL, {stage} |\n" in card
     assert "| half of ramp | 0.2000 | 0.2000 | 0.0500 |\n" in card
     assert f"and of a few after they were pruned block by block{end}\n" in card
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_search_that_the_time_ended_compared_what_it_had_tried(complete):
+    trials = tuple(SearchTrial(name=name, sparsities=(0.5,), screened=0.2) for name in ("farms", "uniform"))
+    search = SearchRecord(winner="farms", sparsities=(0.5,), trials=trials, screen_tokens=2048, complete=complete)
+    card = render_card(replace(report(allocation="auto"), search=search))
+    assert ("mixtures of them and changes of the best were compared by the KL divergence" in card) == complete
+    early = "a time limit ended the search early: the plans tried until then were compared by the KL divergence"
+    assert (early in card) != complete

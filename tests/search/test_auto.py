@@ -117,7 +117,9 @@ def test_a_search_stops_when_its_minutes_are_over(source, registered, calibratio
     assert record.trial("uniform") is not None
     assert record.refine_tokens == 0
     assert record.winner == min(record.trials, key=lambda trial: trial.screened).name
-    assert record.notes[-1].startswith("The time limit (`minutes`) ended the search before it was complete: the best")
+    assert record.notes[-1].startswith(
+        "The time limit (`minutes`) ended the search before it was complete: the best plan"
+    )
 
 
 def test_sensitivity_is_the_knapsack_of_the_table(source, config, calibration, selection):

@@ -59,6 +59,12 @@ def test_losses_after_a_recovery_are_those_that_count():
     )
 
 
+def test_a_single_plan_is_no_plans():
+    uniform = Trial("uniform", (100, 100), {"screened": 0.25})
+    record = make_record(GRID, None, winner=uniform, trials=[uniform], tokens=(40, 0), complete=False)
+    assert record.sentence.startswith("Best of 1 plan: uniform, KL to the dense model 0.25 nats per token on 40 tokens")
+
+
 def test_nothing_is_refined_where_no_trial_is():
     record = make_record(GRID, None, winner=Trial("sensitivity", (90, 110)), tokens=(40, 60))
     assert (record.trials, record.table, record.table_sparsities) == ((), (), ())
