@@ -16,7 +16,6 @@ from hf_farms.reports import (
     CalibrationRecord,
     PerplexityRecord,
     PruneReport,
-    SearchTrial,
     TaskRecord,
     acceptance_text,
 )
@@ -25,6 +24,7 @@ from hf_farms_cards.licences import license_of
 from hf_farms_cards.markdown import code, link, number, with_error
 from hf_farms_cards.metadata import card_data, hub_id, perplexity_results, short_source, task_results
 from hf_farms_cards.quick_start import Checkpoint, as_call, quick_start
+from hf_farms_cards.search_plans import shown_plans
 from hf_farms_cards.tasks import task_of
 
 if TYPE_CHECKING:
@@ -44,8 +44,6 @@ ENDS = {
     "median": "the first and the last block count with the median alpha of the others",
     "apart": "the first and the last block take no part in this and have the total sparsity as their target",
 }
-# Plans of a search in its table.
-SHOWN_TRIALS = 10
 LOWER_IS_BETTER = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "wer"}
 
 
@@ -93,7 +91,7 @@ def pruned_card(
         if report.calibration and report.calibration.config
         else None,
         "continuations": _continuations(report.calibration),
-        "search": _search_rows(report),
+        "search": shown_plans(report.search) if report.search else [],
         "selected_on": short_source(report.search.selection.source)
         if report.search and report.search.selection
         else None,
@@ -214,15 +212,6 @@ def _ends(report: PruneReport) -> str:
         return ""
     words = f"As alphas of different positions compare badly, {ENDS[config.ends]}."
     return words if entry.needs_spectra else words.replace("alpha", "score")
-
-
-def _search_rows(report: PruneReport) -> list[SearchTrial]:
-    """Return the best plans of a search, and uniform sparsity."""
-    if report.search is None:
-        return []
-    best = list(report.search.trials[:SHOWN_TRIALS])
-    uniform = report.search.trial("uniform")
-    return best if uniform is None or uniform in best else [*best, uniform]
 
 
 def _is_measured(perplexity: PerplexityRecord | None) -> bool:

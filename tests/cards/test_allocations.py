@@ -77,3 +77,54 @@ def test_a_search_that_the_time_ended_compared_what_it_had_tried(complete):
     assert ("mixtures of them and changes of the best were compared by the KL divergence" in card) == complete
     early = "a time limit ended the search early: the plans tried until then were compared by the KL divergence"
     assert (early in card) != complete
+
+
+PLANS = {
+    "move 7: later blocks less": 0.1,
+    "move 5: block 1 more, block 2 less": 0.11,
+    "move 6: later blocks more": 0.12,
+    "move 4: later blocks more": 0.13,
+    "half of sensitivity": 0.2,
+    "sensitivity": 0.21,
+    "mixture of farms, spread 0.2 and owl": 0.22,
+    "mixture of owl and ramp": 0.23,
+    "farms, spread 0.2": 0.3,
+    "farms": 0.31,
+    "farms, ends apart": 0.32,
+    "uniform": 0.4,
+    "owl, spread 0.08": 0.5,
+    "owl": 0.51,
+    "dlp": 0.6,
+}
+
+
+def plans_of(card):
+    table = card.partition("| plan |")[2].partition("\n\n")[0]
+    return [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:]]
+
+
+def test_the_table_of_plans_has_every_kind_of_plan():
+    """With the best plans alone, it may have moves only."""
+    trials = tuple(SearchTrial(name=name, sparsities=(0.5,), screened=loss) for name, loss in PLANS.items())
+    search = SearchRecord(winner=trials[0].name, sparsities=(0.5,), trials=trials, screen_tokens=2048)
+    searched = replace(report(allocation="auto"), search=search)
+    card = render_card(searched)
+    others = [
+        "move 4: later blocks more",
+        "sensitivity",
+        "mixture of owl and ramp",
+        "farms",
+        "farms, ends apart",
+        "owl",
+    ]
+    assert plans_of(card) == [name for name in PLANS if name not in others]
+    assert "(moves). 6 other plans are in [`hf_farms_report.json`](hf_farms_report.json).\n" in card
+
+    # What was pruned for the final check, and the winner, stand there in any case.
+    trials = tuple(replace(trial, pruned=0.1) if trial.name == "owl" else trial for trial in trials)
+    card = render_card(replace(searched, search=replace(search, trials=trials, winner="farms")))
+    assert plans_of(card) == [name for name in PLANS if name not in others or name in ("owl", "farms")]
+    assert "4 other plans are in" in card
+    card = render_card(replace(searched, search=replace(search, trials=trials[:4])))
+    assert "1 other plan is in" in card
+    assert "other plan" not in render_card(replace(searched, search=replace(search, trials=trials[:3])))
