@@ -71,6 +71,7 @@ class Starts:
         self._source, self._config, self._grid = source, config, grid
         self._batches, self._folder, self._progress = batches, folder, progress
         self._reports: list[tuple[FarmsConfig, SpectralReport]] = [(spectra.config, spectra)] if spectra else []
+        self._scores: Scores | None = None
         self.notes: list[str] = []
 
     def plans(self) -> Iterator[Candidate]:
@@ -99,11 +100,7 @@ class Starts:
         # A level is one sparsity for all layers of a block.
         entry, config = ALLOCATIONS[name], replace(self._config, allocation=name, granularity="block")
         spectra = self._spectra(config) if entry.needs_spectra else None
-        scores: Scores | None = None
-        if entry.needs_activations:
-            scores = score_blocks(
-                self._source, config, self._batches, activations=self._folder, progress=self._progress
-            )
+        scores = self._scored(config) if entry.needs_activations else None
 
         def plan(*, spread: float | None = None, ends: Ends = config.ends) -> Plan:
             changed = replace(config, spread=spread, ends=ends)
@@ -114,6 +111,19 @@ class Starts:
             return self._grid.nearest(block_targets(self._source, targets, changed))
 
         return plan
+
+    def _scored(self, config: PruneConfig) -> Scores:
+        """Return the scores for an allocation: those of all allocations take one pass, unless one of them fails."""
+        if self._scores is None:
+            names = [name for name, entry in ALLOCATIONS.items() if entry.needs_activations and not entry.search]
+            try:
+                self._scores = self._score(replace(config, allocation="+".join(names)))
+            except (DataError, ModelError, ValueError):
+                self._scores = {}
+        return self._scores if config.allocation in self._scores else self._score(config)
+
+    def _score(self, config: PruneConfig) -> Scores:
+        return score_blocks(self._source, config, self._batches, activations=self._folder, progress=self._progress)
 
     def _spectra(self, config: PruneConfig) -> SpectralReport:
         measurement = config.measurement()

@@ -51,9 +51,10 @@ def registered(monkeypatch):
         entry = AllocationEntry(needs="nothing", function=f"{__name__}:{name}", sentence="Mine.")
         monkeypatch.setitem(ALLOCATIONS, name, entry)
     module = ModuleType(__name__)
-    module.mine, module.failing = mine, failing
+    module.mine, module.failing, module.unscored = mine, failing, unscored
     monkeypatch.setitem(sys.modules, __name__, module)
-    return SimpleNamespace(spectra=FarmsConfig(window_rows=8, windows_per_dim=2))
+    unscored_path = f"{__name__}:unscored"
+    return SimpleNamespace(spectra=FarmsConfig(window_rows=8, windows_per_dim=2), unscored=unscored_path)
 
 
 def mine(blocks, config):
@@ -63,6 +64,10 @@ def mine(blocks, config):
 
 def failing(blocks, config):
     raise ValueError("it fails")
+
+
+def unscored(layers):
+    raise ValueError("it has no score")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -219,6 +220,32 @@ def test_starts_are_the_plans_that_prune_takes(source, model, calibration, regis
     assert len({plans[name] for name in ("uniform", "farms", "ramp", "ramp, spread 0.2", "dlp")}) == 5
     without = Starts(source, config, grid, batches=[], spectra=None, folder=None, progress=lambda *_: None)
     assert not {"owl", "dlp"} & {name for name, _ in without.plans()}
+
+
+def test_all_scores_take_one_pass_and_one_that_fails_does_not_stop_the_others(
+    source, calibration, registered, monkeypatch
+):
+    monkeypatch.delitem(ALLOCATIONS, "failing")
+    stages = []
+
+    def names():
+        stages.clear()
+        config = PruneConfig(allocation="auto", spectra=registered.spectra)
+        grid = Grid.of(source, config)
+        progress = lambda stage, done, total: stages.append((stage, done))  # noqa: E731
+        starts = Starts(source, config, grid, batches=calibration, spectra=None, folder=None, progress=progress)
+        return {name for name, _ in starts.plans()}, starts.notes
+
+    tried, notes = names()
+    assert {"owl", "dlp"} <= tried
+    assert notes == []
+    assert stages.count(("score", 3)) == 1
+    monkeypatch.setitem(ALLOCATIONS, "dlp", replace(ALLOCATIONS["dlp"], score=registered.unscored))
+    with pytest.warns(match="Allocation 'dlp' was not tried: it has no score"):
+        tried, notes = names()
+    assert "owl" in tried
+    assert "dlp" not in tried
+    assert stages.count(("score", 3)) == 1
 
 
 def test_mixtures_are_means():
