@@ -163,7 +163,10 @@ def prune_command(
     ] = PRUNE.recover_passes,
     recover_rate: Annotated[
         float | None,
-        pruning(help=f"Largest learning rate of the recovery, relative to the size of the weights  [default: {RATES}]"),
+        pruning(
+            help="Largest learning rate of the recovery, with `distill` of its training, relative to the size of the "
+            f"weights  [default: {RATES}]"
+        ),
     ] = PRUNE.recover_rate,
     recover_budget: Annotated[
         float | None,

@@ -127,8 +127,8 @@ class PruneConfig:
             "submodule". Time grows in proportion: lower it where that counts. With more of the data rather than more
             passes, less of it is learned by heart.
         recover_rate: largest learning rate of the fit, as a fraction of the root mean square of each matrix; None is
-            the default of the recovery, 0.01 for "submodule" and 0.0003 for "distill". Lower it if the report says that
-            weights were left as they were.
+            the default of the recovery, 0.01 for "submodule" and 0.0003 for "distill", where it counts for the training
+            only. Lower it if the report says that weights were left as they were.
         recover_budget: fraction of the parameters of the model that "distill" trains, in heads and channels that S2FT
             selects at random. None trains all kept weights of the pruned layers. Set it where their gradients and
             moments do not fit into memory; less is recovered.
