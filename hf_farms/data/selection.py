@@ -29,8 +29,9 @@ __all__ = [
 MAX_TOKENS = 18_432
 # Tokens of the second half on which each fit of a recovery is measured.
 ACCEPTANCE_TOKENS = 4_096
-# A sequence of another text is in the selection text if this share of its pieces of so many tokens is.
-OVERLAP, PIECE = 0.5, 16
+# A sequence is in another text if this share of its pieces of so many tokens is, and at least so many of them, or all:
+# one piece may be a phrase that all texts of a kind have.
+OVERLAP, PIECE, PIECES = 0.5, 16, 3
 
 
 class Selection(NamedTuple):
@@ -162,7 +163,10 @@ def acceptance_sequences(
 def check_selection_apart(
     selection: Selection, other: Sequence[Mapping[str, Tensor]], *, text: str = "calibration"
 ) -> None:
-    """Refuse selection data that holds sequences of another text, wherever they begin.
+    """Refuse selection data that shares sequences with another text, wherever they begin.
+
+    Tokens that several selection sequences have, such as a system prompt or padding, are no evidence. Time and memory
+    grow with the tokens of the selection, and time with those of the other text.
 
     Args:
         selection: of `split_selection`.
@@ -170,22 +174,50 @@ def check_selection_apart(
         text: what the other text is used for.
 
     Raises:
-        DataError: at least half of a sequence is in both, or of as many tokens of a longer one.
+        DataError: about half of a sequence of one is in the other.
     """
     rows = [row for batch in (*selection.search, *selection.acceptance) for row in _unmasked_rows(batch)]
-    seen = {hash(tuple(row[i : i + PIECE])) for row in rows for i in range(len(row) - PIECE + 1)}
-    whole, length = {tuple(row) for row in rows}, max(map(len, rows), default=0)
-    # A selection sequence that lies across two parts of a longer sequence has half of its tokens in one of them.
-    parts = (
-        row[i : i + length] for batch in other for row in _unmasked_rows(batch) for i in range(0, len(row), length)
-    )
-    for ids in parts if length else ():
-        pieces = [hash(tuple(ids[i : i + PIECE])) in seen for i in range(0, len(ids) - PIECE + 1, PIECE)]
-        if tuple(ids) in whole or (pieces and sum(pieces) >= OVERLAP * len(pieces)):
-            raise DataError(
-                f"selection text must not be the {text} text, got a sequence that is in both.",
-                hint="Give another text with `selection`.",
-            )
+    if _share_sequences(rows, (row for batch in other for row in _unmasked_rows(batch))):
+        raise DataError(
+            f"selection text must not be the {text} text, got a sequence that is in both.",
+            hint="Give another text with `selection`.",
+        )
+
+
+def _share_sequences(rows: Sequence[list[int]], others: Iterable[list[int]]) -> bool:
+    places, whole = _places(rows), {tuple(row) for row in rows if row}
+    found_in: list[set[int]] = [set() for _ in rows]
+    for other in others:
+        pieces = _pieces(other)
+        found = [piece for piece in pieces if piece in places]
+        if tuple(other) in whole or _is_enough(len(found), len(pieces)):
+            return True
+        for piece in found:
+            found_in[places[piece]].add(piece)
+    # A row inside of a longer one has at least so many pieces of that one.
+    counts = [max(1, (len(row) - PIECE + 1) // PIECE) for row in rows]
+    return any(_is_enough(len(found), count) for found, count in zip(found_in, counts, strict=True))
+
+
+def _places(rows: Sequence[list[int]]) -> dict[int, int]:
+    """Return hash -> row of all pieces, wherever they begin, that only one row has."""
+    places: dict[int, int] = {}
+    for number, row in enumerate(rows):
+        for start in range(len(row) - PIECE + 1):
+            piece = hash(tuple(row[start : start + PIECE]))
+            places[piece] = number if places.get(piece, number) == number else -1
+    return {piece: number for piece, number in places.items() if number >= 0}
+
+
+def _pieces(row: list[int]) -> list[int]:
+    """Return the hashes of the pieces of a row, side by side, and of its last tokens."""
+    last = len(row) - PIECE
+    starts = [*range(0, last + 1, PIECE), *([last] if last > 0 and last % PIECE else [])]
+    return [hash(tuple(row[start : start + PIECE])) for start in starts]
+
+
+def _is_enough(found: int, pieces: int) -> bool:
+    return pieces > 0 and found >= max(OVERLAP * pieces, min(pieces, PIECES))
 
 
 def _unmasked_rows(batch: Mapping[str, Tensor]) -> list[list[int]]:

@@ -118,7 +118,7 @@ def _search(
     source.check_chain(halves.search[0])
     kept = Trials(trials, key=search_key(source, config, cast(Batches, calibration), halves.search))
     minutes = config.minutes if kept.seconds == 0 or config.minutes is None else config.minutes - kept.seconds / 60
-    budget = Budget(minutes, clock=clock, before=kept.seconds)
+    budget = Budget(minutes, clock=clock, before=kept.seconds, seconds_per_plan=kept.seconds_per_plan)
     search = Search(source, config, calibration, halves.search, folder, kept, budget, progress, spectra)
     if METHODS[config.method].adjusts:
         search.notes.append(
@@ -155,7 +155,7 @@ def _finished(search: Search) -> SearchRecord:
 
 def _keep(search: Search, error: BaseException) -> None:
     """Save what was tried, and name the best plan so far in the error."""
-    search.trials.seconds = search.budget.used()
+    search.keep_times()
     if (best := search.trials.best) is not None:
         search.trials.save()
         error.add_note(f"Best allocation so far: {best.name}, KL {best.loss:.4g} nats per token to the dense model.")

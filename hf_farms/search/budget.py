@@ -19,14 +19,20 @@ class Budget:
         minutes: time from now on; None: no limit.
         clock: seconds.
         before: seconds that earlier runs of this search took.
+        seconds_per_plan: of earlier runs; 0 if unknown.
     """
 
     def __init__(
-        self, minutes: float | None, *, clock: Callable[[], float] = time.monotonic, before: float = 0
+        self,
+        minutes: float | None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        before: float = 0,
+        seconds_per_plan: float = 0,
     ) -> None:
         self._clock, self._start, self._before = clock, clock(), before
         self._seconds = math.inf if minutes is None else 60 * minutes
-        self._measured = [0.0, 0.0]
+        self._measured = [seconds_per_plan, 1.0 if seconds_per_plan else 0.0]
 
     @property
     def limited(self) -> bool:

@@ -79,7 +79,8 @@ class FinalCheck:
         """Prune plans while there is time; return how many are done, those before included."""
         search = self._search
         for candidate in candidates:
-            if not search.budget.has(self._seconds):
+            known = search.trials.has(candidate[1], self._stage)
+            if not known and not search.budget.has(self._seconds):
                 search.is_cut = True
                 search.notes.append(
                     "The time limit (`minutes`) ended the search before all finalists were pruned block by block."
@@ -87,7 +88,8 @@ class FinalCheck:
                 return done
             before = search.budget.used()
             self._prune(candidate)
-            self._seconds = search.budget.used() - before
+            if not known:
+                self._seconds = search.budget.used() - before
             done += 1
             search.show(self._stage, done, total)
         if not candidates:

@@ -140,10 +140,14 @@ class Search:
 
     def show(self, stage: Stage, done: int, total: int) -> None:
         """Tell the progress of a stage, with the best plan so far."""
-        self.trials.seconds = self.budget.used()
+        self.keep_times()
         best = self.trials.best
         named = f": best so far {best.name}, KL {best.loss:.4g}" if best is not None else ""
         self.progress(f"{STAGES[stage]}{named}", done, total)
+
+    def keep_times(self) -> None:
+        """Note the time that was used, and that of a plan, for a run that continues."""
+        self.trials.seconds, self.trials.seconds_per_plan = self.budget.used(), self.budget.seconds_per_plan
 
     def screen_starts(self) -> None:
         """Screen uniform, all registered allocations, the knapsack's plan, and mixtures of the best."""

@@ -51,7 +51,8 @@ class Trials:
     def __init__(self, path: Path | None = None, *, key: str = "") -> None:
         self._path, self._key = path, key
         self.table: SensitivityTable | None = None
-        self.seconds = 0.0
+        # Of the search so far, and of a screened plan; 0 if unknown.
+        self.seconds = self.seconds_per_plan = 0.0
         self._trials: dict[Plan, Trial] = {}
         self._load()
 
@@ -99,14 +100,15 @@ class Trials:
             The trial of each distinct plan.
         """
         named = {plan: name for name, plan in reversed(candidates)}
-        missing = [plan for plan in dict.fromkeys(plan for _, plan in candidates) if not self._has(plan, stage)]
+        missing = [plan for plan in dict.fromkeys(plan for _, plan in candidates) if not self.has(plan, stage)]
         for plan, loss in zip(missing, losses(missing) if missing else [], strict=True):
             self._trials.setdefault(plan, Trial(named[plan], plan)).losses[stage] = loss
         if missing:
             self.save()
         return [self._trials[plan] for plan in dict.fromkeys(plan for _, plan in candidates)]
 
-    def _has(self, plan: Plan, stage: Stage) -> bool:
+    def has(self, plan: Plan, stage: Stage) -> bool:
+        """Return whether a plan has a loss of a stage."""
         return plan in self._trials and stage in self._trials[plan].losses
 
     def save(self) -> None:
@@ -116,6 +118,7 @@ class Trials:
         document = {
             "key": self._key,
             "seconds": self.seconds,
+            "seconds_per_plan": self.seconds_per_plan,
             "best": self.best.name if self.best else None,
             "table": {"levels": self.table.levels, "losses": self.table.losses} if self.table else None,
             "trials": [
@@ -136,9 +139,11 @@ class Trials:
                 raise ValueError(reason)
             table = document["table"]
             trials = [_trial(item) for item in document["trials"]]
-            _check(trials, seconds := float(document["seconds"]))
+            # Files of earlier versions have no time of a plan.
+            seconds, per_plan = float(document["seconds"]), float(document.get("seconds_per_plan", 0))
+            _check(trials, seconds, per_plan)
             self.table = table and SensitivityTable(tuple(table["levels"]), tuple(map(tuple, table["losses"])))
-            self.seconds = seconds
+            self.seconds, self.seconds_per_plan = seconds, per_plan
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise OutputError(
                 f"trials must be a new file, or that of the same search, got {str(self._path)!r}: {reason}.",
@@ -152,12 +157,12 @@ def _trial(item: dict[str, Any]) -> Trial:
     return Trial(str(item["name"]), tuple(map(int, item["plan"])), losses)
 
 
-def _check(trials: list[Trial], seconds: float) -> None:
+def _check(trials: list[Trial], *seconds: float) -> None:
     """Raise ValueError for what no search writes: plans of several models, levels of no grid, NaN, no time."""
     levels = [level for trial in trials for level in trial.plan]
     losses = [loss for trial in trials for loss in trial.losses.values()]
     one_model = len({len(trial.plan) for trial in trials}) <= 1 and all(0 <= level < 255 for level in levels)
-    if not one_model or any(map(math.isnan, losses)) or not 0 <= seconds < math.inf:
+    if not one_model or any(map(math.isnan, losses)) or not all(0 <= s < math.inf for s in seconds):
         raise ValueError
 
 

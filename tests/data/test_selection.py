@@ -97,28 +97,54 @@ def test_calibration_text_in_other_windows_is_found():
         check_selection_apart(shifted, calibration)
 
 
+def is_apart(selection, other):
+    try:
+        check_selection_apart(split_selection(selection), [{"input_ids": ids[None]} for ids in other])
+    except DataError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
-    ("start", "length", "is_apart"),
+    ("start", "length", "apart"),
     [
         (20, 20, False),  # a part of one sequence of 64
         (70, 50, False),
         (100, 64, False),  # half of one, half of the next
         (3, 300, False),
-        (224, 64, False),  # half of the last
-        (225, 64, True),
+        (208, 64, False),  # most of the last
+        (224, 64, True),
         (256, 300, True),
         (0, 15, True),  # too short to tell
     ],
 )
-def test_text_inside_of_the_selection_is_found_whatever_its_length(start, length, is_apart):
+def test_text_inside_of_the_selection_is_found_whatever_its_length(start, length, apart):
     text = torch.randint(0, 1000, (600,), generator=torch.Generator().manual_seed(0))
-    selection = split_selection(list(text[:256].view(4, 64)))
-    other = [{"input_ids": text[start : start + length][None]}]
-    if is_apart:
-        check_selection_apart(selection, other)
-        return
-    with pytest.raises(DataError, match=r"selection text must not be the evaluation text, got a sequence"):
-        check_selection_apart(selection, other, text="evaluation")
+    assert is_apart(list(text[:256].view(4, 64)), [text[start : start + length]]) == apart
+
+
+@pytest.mark.parametrize("length", [32, 48, 80, 120, 250, 512])
+def test_a_selection_sequence_inside_of_a_longer_one_is_found_wherever_it_begins(length):
+    text = torch.randint(0, 1000, (9000,), generator=torch.Generator().manual_seed(0))
+    others = list(text[4 * length + 2000 :][: 3 * length].view(3, length))
+    # Another sequence is longer than both.
+    rows = [*others, text[4000:6000]]
+    assert is_apart(rows, [text[: 4 * length]])
+    for start in range(0, 3 * length, max(1, length // 32)):
+        assert not is_apart([*rows, text[start : start + length]], [text[: 4 * length]]), start
+
+
+def test_a_prompt_that_all_sequences_have_is_not_taken_for_common_text():
+    text = torch.randint(0, 1000, (20, 200), generator=torch.Generator().manual_seed(0))
+    for prompt, length in ((22, 30), (22, 40), (20, 80), (150, 180)):
+        chats = text[:, :length].clone()
+        chats[:, :prompt] = text[0, :prompt]
+        assert is_apart(list(chats[:10]), list(chats[10:]))
+        assert not is_apart(list(chats[:11]), list(chats[10:]))
+    # A phrase at the end of a long sequence that one of the selection has too.
+    rows = text[:10].clone()
+    rows[3, 50:70] = text[15, -20:]
+    assert is_apart(list(rows), list(text[10:]))
 
 
 def test_padding_is_not_taken_for_common_text():
@@ -126,6 +152,7 @@ def test_padding_is_not_taken_for_common_text():
     ids = torch.cat([text, torch.zeros(5, 216, dtype=torch.long)], dim=1)
     padded = [{"input_ids": row[None], "attention_mask": (row != 0).long()[None]} for row in ids]
     check_selection_apart(split_selection(padded[:4]), padded[4:])
+    assert is_apart(list(ids[:4]), [ids[4, :80]])
     with pytest.raises(DataError, match="must not be the calibration text"):
         check_selection_apart(split_selection(padded[:4]), padded[3:])
 

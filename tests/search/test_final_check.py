@@ -3,9 +3,12 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from hf_farms.search import final_check, steps
+from hf_farms.search.budget import Budget
 from hf_farms.search.tokens import token_count
+from hf_farms.search.trials import Trials
 
 UNIFORM, ONE, TWO = ("uniform", (100, 100, 100)), ("one", (90, 100, 110)), ("two", (97, 100, 103))
 
@@ -121,3 +124,38 @@ def test_no_plan_lies_between_where_uniform_is_the_best(recovered, monkeypatch):
     )
     search = recovered(lambda _: 1.0, (UNIFORM, ONE))
     assert {*names(search)} == {trial.name for trial in search.trials.ranked()} == {"uniform", "one"}
+
+
+@pytest.mark.parametrize(("options", "passes"), [({}, 2), ({"method": "magnitude"}, 0), ({"recover": "submodule"}, 9)])
+def test_the_time_of_a_check_is_estimated_from_that_of_a_plan(state, options, passes):
+    search = state.begin()
+    search.config = replace(search.config, **options)
+    search.calibration = [{"input_ids": torch.zeros(40, 10, dtype=torch.long)}]
+    assert final_check.check_seconds(search) == 0
+    search.measure([UNIFORM], "screened")
+    # A plan takes a second for 40 tokens; a recovery takes 32 of the 40 sequences, and all are measured twice.
+    tokens = passes * (320 if "recover" in options else 400) + 2 * token_count(search.refine)
+    assert final_check.check_seconds(search) == pytest.approx(tokens / 40)
+
+
+def test_a_search_that_goes_on_knows_the_time_of_a_plan_and_what_was_checked(state, monkeypatch, tmp_path):
+    def pruned_loss(source, config, sparsities, *, calibration, batches):
+        state.seconds += 60
+        return 1.0
+
+    monkeypatch.setattr(final_check, "pruned_loss", pruned_loss)
+    path = tmp_path / "trials.json"
+    search = state.begin(1.5)
+    search.trials = Trials(path)
+    search.measure([UNIFORM, ONE, TWO], "screened")
+    search.check(search.finalists())
+    assert {trial.name for trial in search.trials.ranked(stage="pruned")} == {"one"}
+    monkeypatch.setattr(final_check, "check_seconds", lambda search: 60 * search.budget.seconds_per_plan)
+    for seconds, checked in ((59, {"one"}), (61, {"one", "uniform"})):
+        again = state.begin(seconds / 60)
+        again.trials = Trials(path)
+        again.budget = Budget(seconds / 60, clock=lambda: state.seconds, seconds_per_plan=again.trials.seconds_per_plan)
+        again.measure([UNIFORM, ONE, TWO], "screened")
+        again.check(again.finalists())
+        # The plan of before takes no time, and tells nothing about the next one.
+        assert {trial.name for trial in again.trials.ranked(stage="pruned")} == checked
