@@ -12,6 +12,7 @@ from hf_farms.blocks import StreamedBlockSource
 from hf_farms.data.selection import check_selection_apart, selection_sequences, split_selection
 from hf_farms.data.texts import BUILT_IN
 from hf_farms.files.atomic_writes import write_text
+from hf_farms.processes import from_first_rank
 from hf_farms.pruning.searching import search_sparsities
 from hf_farms.reports import SearchRecord, json_converter
 
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = ["TRIALS_NAME", "SelectionText"]
 
-# In the state folder of unfinished work.
-TRIALS_NAME = "trials.json"
+# In the state folder of unfinished work: the plans that were tried, and the result of a search.
+TRIALS_NAME, RECORD_NAME = "trials.json", "search.json"
 OTHER_KIND = (
-    "The selection text is `speeches`, the text inside the package, and the calibration text another one: where they "
+    "The selection text is `speeches`, the text inside the package, which is not that of the calibration: where they "
     "differ in kind or language, give `selection` text like that which the model will be used on."
 )
 
@@ -53,7 +54,8 @@ class SelectionText:
             self.batches, self.notes = selection_sequences(
                 recipe.selection, model=loaded.source.model, tokenizer=loaded.tokenizer
             )
-            if recipe.selection.source == BUILT_IN and recipe.calibration.source != BUILT_IN:
+            uses_other = recipe.prune.needs_calibration and recipe.calibration.source != BUILT_IN
+            if recipe.selection.source == BUILT_IN and uses_other:
                 self.notes.append(OTHER_KIND)
 
     def check_apart(self, calibration: Sequence[Tensor], evaluation: Tensor | None) -> None:
@@ -115,10 +117,18 @@ class SelectionText:
                 progress=progress,
             )
 
-        record = output.load_or_compute("search.json", compute, _save, _load)
+        from_first_rank(lambda: _reopen(output), output.ranks)
+        record = output.load_or_compute(RECORD_NAME, compute, _save, _load)
         if output.ranks.index == 0:
             shutil.rmtree(folder, ignore_errors=True)
         return replace(record, selection=self._recipe.selection)
+
+
+def _reopen(output: OutputFolder) -> None:
+    """Forget the result of a search that a time limit ended, unless blocks were pruned by it: it may go on."""
+    path = output.state / RECORD_NAME
+    if path.exists() and not any(output.partial.glob("*.safetensors")) and not _load(path).complete:
+        path.unlink()
 
 
 def _save(record: SearchRecord, path: Path) -> None:

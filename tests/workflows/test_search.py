@@ -100,6 +100,26 @@ def test_a_selection_text_is_checked_before_anything_is_loaded(tmp_path):
         )
 
 
+def test_a_search_that_the_time_ended_goes_on_with_more_time_unless_blocks_were_pruned_by_it(tmp_path, short_demo):
+    options = {"calibration": CALIBRATION, "evaluation": NONE, "selection": SelectionConfig(sequence_length=64)}
+    short, long = replace(CONFIG, minutes=1e-6), replace(CONFIG, minutes=60)
+
+    def interrupted(out, config, blocks):
+        def interrupt(stage, done, total):
+            if stage == "prune" and done == blocks:
+                raise KeyboardInterrupt("as Ctrl-C does")
+
+        with pytest.raises(KeyboardInterrupt, match="as Ctrl-C does"):
+            prune_checkpoint(short_demo, out, config=config, progress=interrupt, **options)
+
+    interrupted(tmp_path / "none", short, 0)
+    assert prune_checkpoint(short_demo, tmp_path / "none", config=long, **options).search.complete
+    interrupted(tmp_path / "one", short, 1)
+    report = prune_checkpoint(short_demo, tmp_path / "one", config=long, **options)
+    assert not report.search.complete
+    assert len(report.search.trials) < 10
+
+
 @pytest.mark.parametrize("name", ["calibration", "evaluation"])
 def test_a_selection_text_that_holds_another_text_is_refused_before_anything_is_measured(tmp_path, name):
     other = str(tmp_path / "other.txt")
