@@ -134,8 +134,8 @@ def prune_command(
     refine: Annotated[
         str,
         pruning(
-            help="`swaps`: swap kept and removed weights of a row while the output error falls, about 5 to 10 times "
-            "as long as a prune.",
+            help="`swaps`: swap kept and removed weights of a row while the output error falls, ten or more times as "
+            "long as a prune.",
             autocompletion=complete(REFINEMENTS),
         ),
     ] = PRUNE.refine,

@@ -93,9 +93,10 @@ def limit_note(
             f"`max_sparsity={limit:g}` leaves no room above the total sparsity of {config.sparsity:g}: it binds first "
             f"in {block}, and no block gets more than the total."
         )
+    advice = " A smaller `spread` avoids this." if "spread" in ALLOCATIONS[config.allocation].options else ""
     return (
         f"`max_sparsity={limit:g}` binds in {len(binding)} of {len(names)} {unit}, first in {block}: the difference is "
-        "removed from the others. A smaller `spread` avoids this."
+        f"removed from the others.{advice}"
     )
 
 

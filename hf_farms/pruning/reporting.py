@@ -12,8 +12,10 @@ from hf_farms.blocks import BlockSource
 from hf_farms.config import PruneConfig
 from hf_farms.pruning.patterns import Removal
 from hf_farms.pruning.recovery_notes import recovery_notes
+from hf_farms.pruning.refining import DAMPING
 from hf_farms.pruning.removal_plan import pattern_note
 from hf_farms.pruning.swaps import MAX_ROUNDS
+from hf_farms.registries import METHODS
 from hf_farms.reports import (
     AcceptanceRecord,
     BlockSparsity,
@@ -56,7 +58,7 @@ def make_report(
     notes = [
         spread_note(spectra, config) if spectra is not None else None,
         pattern_note(removals, [x.num_weights for x in layers], config),
-        *_layer_notes(source, layers, config.damping),
+        *_layer_notes(source, layers, config),
         _unfinished_note(layers),
         *recovery_notes(blocks, accepted_on),
     ]
@@ -100,7 +102,7 @@ def _acceptance(batches: Sequence[Mapping[str, Tensor]]) -> AcceptanceRecord:
     return AcceptanceRecord(num_sequences=len(batches), num_tokens=sum(counts))
 
 
-def _layer_notes(source: BlockSource, layers: list[LayerSparsity], damping: float) -> list[str]:
+def _layer_notes(source: BlockSource, layers: list[LayerSparsity], config: PruneConfig) -> list[str]:
     """Describe layers without inputs, sparse models, experts with few tokens, and damped Hessians."""
     notes = []
     kinds = {layer.name: layer.kind for i in range(len(source)) for layer in source.metadata(i).layers}
@@ -118,14 +120,29 @@ def _layer_notes(source: BlockSource, layers: list[LayerSparsity], damping: floa
         notes.append(
             f"{without} of {len(experts)} expert matrices got no calibration tokens and were pruned by magnitude."
         )
-    damped = [x for x in layers if x.damping is not None and x.damping > damping]
-    if damped:
-        most = max(damped, key=lambda x: x.damping or 0)
-        notes.append(
-            f"{len(damped)} of {len(layers)} Hessians had fewer tokens than inputs, or were singular: up to "
-            f"{most.damping:.3g} of the mean diagonal was added (in {most.name}) instead of {damping:g}."
-        )
+    if few := _damping_note(layers, config):
+        notes.append(few)
     return notes
+
+
+def _damping_note(layers: list[LayerSparsity], config: PruneConfig) -> str | None:
+    """Count the layers whose products needed more damping than with enough tokens; None if there are none."""
+    has_hessian = "damping" in METHODS[config.method].options
+    usual = config.damping if has_hessian else DAMPING
+    damped = [x for x in layers if x.damping is not None and x.damping > usual]
+    if not damped:
+        return None
+    most = max(damped, key=lambda x: x.damping or 0)
+    count, added = f"{len(damped)} of {len(layers)}", f"{most.damping:.3g}"
+    if has_hessian:
+        return (
+            f"{count} Hessians had fewer tokens than inputs, or were singular: up to {added} of the mean diagonal was "
+            f"added (in {most.name}) instead of {usual:g}."
+        )
+    return (
+        f"{count} layers were refined on fewer tokens than inputs: up to {added} of each diagonal entry of their "
+        f"products was added (in {most.name}) instead of {usual:g} or less."
+    )
 
 
 def _unfinished_note(layers: list[LayerSparsity]) -> str | None:

@@ -118,7 +118,8 @@ def test_the_table_of_plans_has_every_kind_of_plan():
         "owl",
     ]
     assert plans_of(card) == [name for name in PLANS if name not in others]
-    assert "(moves). 6 other plans are in [`hf_farms_report.json`](hf_farms_report.json).\n" in card
+    end = "which are changes of a plan. 6 other plans are in [`hf_farms_report.json`](hf_farms_report.json).\n"
+    assert f"The table has the best plan of each kind, and the best few moves, {end}" in card
 
     # What was pruned for the final check, and the winner, stand there in any case.
     trials = tuple(replace(trial, pruned=0.1) if trial.name == "owl" else trial for trial in trials)
