@@ -150,7 +150,7 @@ def prune_command(
         pruning(
             help="Adjust the kept weights after pruning, zeros fixed: `none`; `submodule`: fit attention and MLP of "
             "each block to the dense outputs, about 30 times as long as a prune; `distill`: then train all of "
-            "them to predict as the dense model does, almost twice that, in the memory of full fine-tuning.",
+            "them to predict as the dense model does, about twice that, in the memory of full fine-tuning.",
             autocompletion=complete(RECOVERIES),
         ),
     ] = PRUNE.recover,

@@ -105,7 +105,11 @@ def read_rows(folder: Path) -> list[Row]:
     path = folder / "rows.jsonl"
     text = path.read_bytes() if path.exists() else gzip.decompress(path.with_suffix(".jsonl.gz").read_bytes())
     # The first rows, of three passes and no continuations, do not name them.
-    return [{"passes": 3, "written": 0, **json.loads(line)} for line in text.splitlines()]
+    rows: list[Row] = [{"passes": 3, "written": 0, **json.loads(line)} for line in text.splitlines()]
+    # The recovery of an earlier version.
+    return [
+        row | {"allocation": f"{row['allocation']} split"} if row["name"].endswith("split") else row for row in rows
+    ]
 
 
 def print_tables(folder: Path, others: Sequence[Path] = ()) -> None:
@@ -129,6 +133,7 @@ def print_tables(folder: Path, others: Sequence[Path] = ()) -> None:
         _print_table([row for row in rows if _setting(row) == setting])
     shown = [row for row in rows if row["recover"] == "none" or _setting(row) in settings]
     _print_text_gains(shown)
+    _print_training_gains(rows)
     _print_gaps(shown, dense)
 
 
@@ -142,6 +147,21 @@ def _print_text_gains(rows: Sequence[Row]) -> None:
         read = [row for row in own if not row["written"] and row["passes"] == 6]
         if found := compared(written, read):
             print(f"| {key[0]:.0%} | {key[1]} | {found} | {compared(written, read, 'kl')} |")
+
+
+def _print_training_gains(rows: Sequence[Row]) -> None:
+    """Print the gain of `distill` over `submodule`, both with continuations, for each sparsity and allocation."""
+    shared = ("sparsity", "allocation", "pattern", "method", "refine", "data", "written")
+    print("\n| sparsity | allocation | distill minus submodule, seeds | NLL | KL |\n|---|---|---|---|---|")
+    trained = [row for row in rows if row["recover"] == "distill" and row["written"]]
+    for key in dict.fromkeys(tuple(row[name] for name in shared) for row in trained):
+        own = [row for row in rows if tuple(row[name] for name in shared) == key]
+        distilled = [row for row in own if row["recover"] == "distill"]
+        fitted = [row for row in own if row["recover"] == "submodule" and row["passes"] == 2]
+        if found := compared(distilled, fitted):
+            seeds = sorted({row["seed"] for row in distilled} & {row["seed"] for row in fitted})
+            cells = (f"{key[0]:.0%}", key[1], ", ".join(map(str, seeds)), found, compared(distilled, fitted, "kl"))
+            print(f"| {' | '.join(map(str, cells))} |")
 
 
 def _setting(row: Row) -> tuple[Any, ...]:
