@@ -471,7 +471,7 @@ def test_help_shows_the_defaults_of_the_configs():
         "with `distill` of its training, before which blocks are fitted with the default of `submodule`",
         "dense outputs, about 30 times as long as a prune; `distill`: then train all of them to predict as the dense "
         "model does, about twice that, in the memory of full fine-tuning.",
-        "while the output error falls, about 5 to 10 times as long as a prune.",
+        "while the output error falls, ten or more times as long as a prune.",
         "takes the best so far; without one it takes about 20 times as long as a prune.",
     ],
 )
