@@ -30,7 +30,8 @@ class Difference(NamedTuple):
     quantile: float
 
     def __str__(self) -> str:
-        text = f"{self.mean:+.3f} ± {self.error:.3f}".replace("-", "−")
+        digits = 4 if 0 < self.error < 0.001 else 3
+        text = f"{self.mean:+.{digits}f} ± {self.error:.{digits}f}".replace("-", "−")
         return f"**{text}**" if abs(self.mean) > self.quantile * self.error else text
 
 

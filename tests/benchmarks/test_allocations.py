@@ -32,6 +32,7 @@ def test_one_seed_has_the_error_of_windows():
     assert found.error == pytest.approx(values.std(ddof=1) / 40**0.5)
     assert str(allocations_report.Difference(-0.5, 0.1, 2.0)) == "**−0.500 ± 0.100**"
     assert str(allocations_report.Difference(0.1, 0.1, 2.0)) == "+0.100 ± 0.100"
+    assert str(allocations_report.Difference(-0.002, 0.0004, 2.0)) == "**−0.0020 ± 0.0004**"
 
 
 def test_rows_are_compared_at_common_seeds():
