@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 from hf_farms.reports import SearchRecord, SearchTrial
@@ -27,4 +28,4 @@ def shown_plans(search: SearchRecord) -> list[SearchTrial]:
 
 def _kind(plan: str) -> str:
     """Return the allocation of a plan such as "farms, spread 0.2"; "mixture" or "move" of other plans."""
-    return plan.removeprefix("half of ").split()[0].rstrip(",")
+    return re.sub(r"^(half|a quarter|three quarters) of ", "", plan).split()[0].rstrip(",")

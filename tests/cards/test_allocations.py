@@ -86,6 +86,7 @@ PLANS = {
     "move 4: later blocks more": 0.13,
     "half of sensitivity": 0.2,
     "sensitivity": 0.21,
+    "a quarter of sensitivity": 0.215,
     "mixture of farms, spread 0.2 and owl": 0.22,
     "mixture of owl and ramp": 0.23,
     "farms, spread 0.2": 0.3,
@@ -112,20 +113,21 @@ def test_the_table_of_plans_has_every_kind_of_plan():
     others = [
         "move 4: later blocks more",
         "sensitivity",
+        "a quarter of sensitivity",
         "mixture of owl and ramp",
         "farms",
         "farms, ends apart",
         "owl",
     ]
     assert plans_of(card) == [name for name in PLANS if name not in others]
-    end = "which are changes of a plan. 6 other plans are in [`hf_farms_report.json`](hf_farms_report.json).\n"
+    end = "which are changes of a plan. 7 other plans are in [`hf_farms_report.json`](hf_farms_report.json).\n"
     assert f"The table has the best plan of each kind, and the best few moves, {end}" in card
 
     # What was pruned for the final check, and the winner, stand there in any case.
     trials = tuple(replace(trial, pruned=0.1) if trial.name == "owl" else trial for trial in trials)
     card = render_card(replace(searched, search=replace(search, trials=trials, winner="farms")))
     assert plans_of(card) == [name for name in PLANS if name not in others or name in ("owl", "farms")]
-    assert "4 other plans are in" in card
+    assert "5 other plans are in" in card
     card = render_card(replace(searched, search=replace(search, trials=trials[:4])))
     assert "1 other plan is in" in card
     assert "other plan" not in render_card(replace(searched, search=replace(search, trials=trials[:3])))
