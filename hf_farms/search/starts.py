@@ -76,6 +76,7 @@ class Starts:
 
     def plans(self) -> Iterator[Candidate]:
         """Yield a name and a plan for every allocation, strength and choice of ends that can be planned."""
+        self._note_untried()
         for name, entry in ALLOCATIONS.items():
             if entry.search or (entry.needs_activations and not self._batches):
                 continue
@@ -94,6 +95,14 @@ class Starts:
                 # One allocation that fails on this model must not end the search.
                 self.notes.append(f"Allocation {name!r} was not tried: {error}")
                 warnings.warn(self.notes[-1], HfFarmsWarning, stacklevel=2)
+
+    def _note_untried(self) -> None:
+        names = [repr(name) for name, entry in ALLOCATIONS.items() if entry.needs_activations and not self._batches]
+        if names:
+            self.notes.append(
+                f"Allocations that need calibration data were not tried, as method {self._config.method!r} takes none: "
+                f"{', '.join(names)}."
+            )
 
     def _planner(self, name: str) -> _Planner:
         """Measure for an allocation; return its plan as a function of the spread and the ends."""

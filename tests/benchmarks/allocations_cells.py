@@ -96,6 +96,7 @@ TIERS: dict[str, list[Cell]] = {
     "quarter-60": _cells(0.6, ("auto quarter", "farms"), recover="submodule", passes=6),
     # The default allocation without a recovery, before one.
     "farms-recovered": [Cell(sparsity=s, allocation="farms", recover="submodule", passes=6) for s in (0.5, 0.6)],
+    "ramp-recovered": [Cell(sparsity=s, allocation="tuned ramp", recover="submodule", passes=6) for s in (0.5, 0.6)],
     "farms-written": [
         Cell(sparsity=s, allocation="farms", recover="submodule", passes=2, written=3) for s in (0.6, 0.5)
     ],
