@@ -61,6 +61,8 @@ over seeds and windows, minus those of the same seed and window of another row, 
     and -0.02, above two errors, with 41 to 44% of the gap closed; `auto` minus uniform stays within -0.02 and 0.
 27. The tuned ramp with six passes minus uniform sparsity, five seeds: between 0 and 0.04 at 50%, between 0.03 and 0.12
     and above two errors at 60% (2 seeds of an earlier version with swaps had 0.030 and 0.088).
+28. On the demo at 50% `auto` minus uniform sparsity is between -0.03 and -0.005, above two errors, after six passes,
+    after two with continuations, and after `distill`; before a recovery it gains at least as much as `sensitivity`.
 """
 
 from __future__ import annotations
