@@ -92,7 +92,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--sparsities", type=float, nargs="*", default=[0.5, 0.6, 0.3], help="of the choices")
     parser.add_argument("--tiers", nargs="+", choices=sorted(allocations_cells.TIERS), help="default: all, in order")
-    parser.add_argument("--others", type=Path, nargs="+", default=[], help="of a report: folders with more rows")
     parser.add_argument("--save", type=Path, help="also write each measured model into this folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     options = parser.parse_args()
@@ -106,7 +105,7 @@ def main() -> None:
     options = parse_arguments()
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.action == "report":
-        allocations_report.print_tables(options.folder, options.others)
+        allocations_report.print_tables(options.folder)
         return
     torch.set_grad_enabled(False)
     action = allocations_choice.choose if options.action == "choose" else allocations_cells.measure

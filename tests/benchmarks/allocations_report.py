@@ -1,219 +1,233 @@
-"""Tables of allocations.py: means over calibration seeds and windows, and errors of both."""
+"""Tables of allocations.py, as BENCHMARKS.md has them."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import t as student
+from allocations_statistics import closed_gap, compared
 
-Floats = NDArray[np.float64]
 Row = Mapping[str, Any]
+# Of a line of a table.
+Cells = tuple[Any, ...]
 
-# What the rows of a table have in common.
-TABLE = ("sparsity", "pattern", "method", "refine", "recover", "data", "passes", "written")
-# The row of a table that others are compared with.
+# What two rows that are compared have in common.
+SETTING = ("sparsity", "pattern", "method", "refine", "recover", "data", "passes", "written")
+# The allocation that others are compared with.
 BASE = "uniform"
-
-
-class Difference(NamedTuple):
-    """A mean difference with its standard error, and the quantile of t that a significant one exceeds."""
-
-    mean: float
-    error: float
-    quantile: float
-
-    def __str__(self) -> str:
-        digits = 4 if 0 < self.error < 0.001 else 3
-        text = f"{self.mean:+.{digits}f} ± {self.error:.{digits}f}".replace("-", "−")
-        return f"**{text}**" if abs(self.mean) > self.quantile * self.error else text
-
-
-def crossed(values: Floats) -> Difference:
-    """Mean of `(seeds, windows)` where both are drawn at random, by analysis of variance.
-
-    The variance of the mean is (MS of seeds + MS of windows - MS of the rest) / (seeds x windows), with the degrees of
-    freedom of Satterthwaite. One seed: windows only.
-    """
-    seeds, windows = values.shape
-    mean = float(values.mean())
-    rows, columns = values.mean(1, keepdims=True) - mean, values.mean(0, keepdims=True) - mean
-    by_window = seeds * float(np.square(columns).sum()) / (windows - 1)
-    if seeds == 1:
-        return Difference(mean, math.sqrt(by_window / windows), float(student.ppf(0.975, windows - 1)))
-    by_seed = windows * float(np.square(rows).sum()) / (seeds - 1)
-    rest = float(np.square(values - mean - rows - columns).sum()) / ((seeds - 1) * (windows - 1))
-    # The estimate may fall below that of windows or of seeds alone, which bound it.
-    variance = max(by_seed + by_window - rest, by_seed, by_window)
-    if variance == 0:
-        return Difference(mean, 0.0, 0.0)
-    spread = by_seed**2 / (seeds - 1) + by_window**2 / (windows - 1) + rest**2 / ((seeds - 1) * (windows - 1))
-    freedom = max(1.0, variance**2 / spread)
-    return Difference(mean, math.sqrt(variance / (seeds * windows)), float(student.ppf(0.975, freedom)))
-
-
-def compared(rows: Iterable[Row], base: Iterable[Row], key: str = "nll") -> Difference | None:
-    """Difference of rows to those of the same seed; None without a common seed."""
-    one, other = ({row["seed"]: row[key] for row in part} for part in (rows, base))
-    seeds = sorted(set(one) & set(other))
-    if not seeds:
-        return None
-    return crossed(np.array([one[seed] for seed in seeds]) - np.array([other[seed] for seed in seeds]))
-
-
-def closed_gap(rows: Iterable[Row], base: Iterable[Row], dense: Row) -> tuple[float, float] | None:
-    """Share of the NLL gap between base and dense that rows close, and its error over seeds and windows.
-
-    Args:
-        rows: of one arm.
-        base: of another arm; rows of the same seed are compared.
-        dense: of the dense model.
-    """
-    one, other = ({row["seed"]: np.array(row["nll"]) for row in part} for part in (rows, base))
-    seeds = sorted(set(one) & set(other))
-    if not seeds:
-        return None
-    gap = np.array([other[seed] for seed in seeds]) - np.array(dense["nll"])
-    closed = np.array([other[seed] - one[seed] for seed in seeds])
-    share = float(closed.mean() / gap.mean())
-    # The ratio of two means, to first order.
-    return share, crossed((closed - share * gap) / gap.mean()).error
-
-
-def _print_gaps(rows: Sequence[Row], dense: Row) -> None:
-    print("\n| recovered | of the gap of | closed |\n|---|---|---|")
-    for setting in dict.fromkeys((_setting(row), row["allocation"]) for row in rows if row["recover"] != "none"):
-        own = [row for row in rows if (_setting(row), row["allocation"]) == setting]
-        for name in ("auto", "farms"):
-            base = [row for row in rows if row["allocation"] == name and _is_plain_sparsegpt(row, own[0])]
-            if found := closed_gap(own, base, dense):
-                print(f"| {_title(own[0])}, {setting[1]} | sparsegpt, {name} | {found[0]:.0%} ± {found[1]:.0%} |")
-
-
-def _is_plain_sparsegpt(row: Row, other: Row) -> bool:
-    same = all(row[name] == other[name] for name in ("sparsity", "pattern"))
-    return same and (row["method"], row["refine"], row["recover"]) == ("sparsegpt", "none", "none")
+# Recoveries close the gap between this allocation, pruned by SparseGPT, and the dense model.
+REFERENCE = "auto"
+NAMES = {
+    "first": "first block of `farms`, others alike",
+    "sorted": "`farms`, sorted by depth",
+    "reversed": "`farms`, reversed",
+    "shuffled": "`farms`, shuffled",
+    "wide farms": "`farms`, spread 0.3",
+    "wide ramp": "`ramp`, spread 0.3",
+    "auto recovered": "`auto`, plans recovered before the choice",
+    "auto half": "halfway from `uniform` to `auto`",
+    "auto quarter": "a quarter of the way from `uniform` to `auto`",
+    "uniform split": "`uniform`, blocks fitted to the passages alone",
+}
+METHODS = {"wanda": "Wanda", "sparsegpt": "SparseGPT", "magnitude": "magnitude"}
+# Compared beside uniform, where a setting has both.
+PAIRS = (
+    ("auto", "tuned ramp"),
+    ("auto", "wide ramp"),
+    ("auto", "sensitivity"),
+    ("auto", "random"),
+    ("sensitivity", "tuned ramp"),
+    ("farms", "tuned ramp"),
+    ("farms", "sorted"),
+    ("farms", "shuffled"),
+    ("farms", "reversed"),
+    ("farms", "first"),
+    ("reversed", "tuned ramp"),
+    ("tuned owl", "owl"),
+    ("tuned dlp", "dlp"),
+    ("auto recovered", "farms"),
+    ("auto recovered", "auto half"),
+)
 
 
 def read_rows(folder: Path) -> list[Row]:
     """Read the rows of a folder, compressed or not."""
     path = folder / "rows.jsonl"
     text = path.read_bytes() if path.exists() else gzip.decompress(path.with_suffix(".jsonl.gz").read_bytes())
-    # The first rows, of three passes and no continuations, do not name them.
-    rows: list[Row] = [{"passes": 3, "written": 0, **json.loads(line)} for line in text.splitlines()]
-    # The recovery of an earlier version.
-    return [
-        row | {"allocation": f"{row['allocation']} split"} if row["name"].endswith("split") else row for row in rows
-    ]
+    return [json.loads(line) for line in text.splitlines()]
 
 
-def print_tables(folder: Path, others: Sequence[Path] = ()) -> None:
-    """Print one table for each setting, and comparisons of two allocations.
-
-    Args:
-        folder: its settings have tables.
-        others: folders with more rows of these settings, and of those whose gaps are closed; of a name and seed the
-            first counts.
-    """
-    rows = read_rows(folder)
-    dense = next(row for row in rows if row["name"] == "dense")
-    rows = [row for row in rows if row["name"] != "dense"]
-    print(f"Dense: perplexity {math.exp(np.mean(dense['nll'])):.2f}, {len(dense['nll'])} windows.")
-    settings = dict.fromkeys(_setting(row) for row in rows)
-    for other in others:
-        known = {(row["name"], row["seed"]) for row in rows}
-        more = [row for row in read_rows(other) if row["name"] != "dense"]
-        rows += [row for row in more if (row["name"], row["seed"]) not in known]
-    for setting in settings:
-        _print_table([row for row in rows if _setting(row) == setting])
-    shown = [row for row in rows if row["recover"] == "none" or _setting(row) in settings]
-    _print_text_gains(shown)
-    _print_training_gains(rows)
-    _print_gaps(shown, dense)
+def print_tables(folder: Path) -> None:
+    """Print the tables of a folder."""
+    dense, *rows = sorted(read_rows(folder), key=lambda row: row["name"] != "dense")
+    rows = sorted(one_device(rows), key=lambda row: row["sparsity"])
+    print(f"Dense: perplexity {perplexity([dense])}, {len(dense['nll'])} windows.")
+    for table in (plain(rows), masks(rows), recoveries(rows, dense), pairs(rows), gains(rows)):
+        heading, *lines = table
+        if lines:
+            used = [any(line[column] != "" for line in lines) for column in range(len(heading))]
+            print("", _line(heading, used), "|" + "---|" * sum(used), *(_line(line, used) for line in lines), sep="\n")
 
 
-def _print_text_gains(rows: Sequence[Row]) -> None:
-    """Print the gain of two passes with continuations over six passes without, for each sparsity and allocation."""
-    shared = ("sparsity", "allocation", "pattern", "method", "refine", "recover", "data")
-    print("\n| sparsity | allocation | 2 passes with continuations minus 6 passes: NLL | KL |\n|---|---|---|---|")
-    for key in dict.fromkeys(tuple(row[name] for name in shared) for row in rows if row["written"]):
-        own = [row for row in rows if tuple(row[name] for name in shared) == key]
-        written = [row for row in own if row["written"] and row["passes"] == 2]
-        read = [row for row in own if not row["written"] and row["passes"] == 6]
-        if found := compared(written, read):
-            print(f"| {key[0]:.0%} | {key[1]} | {found} | {compared(written, read, 'kl')} |")
+def one_device(rows: Iterable[Row]) -> list[Row]:
+    """Return one row for each name and seed: that of the device with most rows of the setting."""
+    rows = list(rows)
+    counts = Counter((setting(row), row["device"]) for row in rows)
+    ordered = sorted(rows, key=lambda row: (-counts[setting(row), row["device"]], row["device"]))
+    kept: dict[tuple[Any, ...], Row] = {}
+    for row in ordered:
+        kept.setdefault((setting(row), row["allocation"], row["seed"]), row)
+    return list(kept.values())
 
 
-def _print_training_gains(rows: Sequence[Row]) -> None:
-    """Print the gain of `distill` over `submodule`, both with continuations, for each sparsity and allocation."""
-    shared = ("sparsity", "allocation", "pattern", "method", "refine", "data", "written")
-    print("\n| sparsity | allocation | distill minus submodule, seeds | NLL | KL |\n|---|---|---|---|---|")
-    trained = [row for row in rows if row["recover"] == "distill" and row["written"]]
-    for key in dict.fromkeys(tuple(row[name] for name in shared) for row in trained):
-        own = [row for row in rows if tuple(row[name] for name in shared) == key]
-        distilled = [row for row in own if row["recover"] == "distill"]
-        fitted = [row for row in own if row["recover"] == "submodule" and row["passes"] == 2]
-        if found := compared(distilled, fitted):
-            seeds = sorted({row["seed"] for row in distilled} & {row["seed"] for row in fitted})
-            cells = (f"{key[0]:.0%}", key[1], ", ".join(map(str, seeds)), found, compared(distilled, fitted, "kl"))
-            print(f"| {' | '.join(map(str, cells))} |")
+def setting(row: Row) -> tuple[Any, ...]:
+    """Return what a row has in common with those that it is compared with."""
+    return tuple(row[name] for name in SETTING)
 
 
-def _setting(row: Row) -> tuple[Any, ...]:
-    return tuple(row[name] for name in TABLE)
-
-
-def _title(row: Row) -> str:
-    parts = [f"{row['sparsity']:.0%}", row["pattern"] if row["pattern"] != "unstructured" else "", row["method"]]
-    parts += [row["refine"] if row["refine"] != "none" else "", row["recover"] if row["recover"] != "none" else ""]
-    parts += [
-        f"{row['data']} x data" if row["data"] > 1 else "",
-        f"{row['passes']} passes" if row["passes"] != 3 else "",
-        f"{row['written']} continuations each" if row["written"] else "",
-    ]
-    return ", ".join(part for part in parts if part)
-
-
-def _print_table(rows: Sequence[Row]) -> None:
-    print(f"\n{_title(rows[0])}\n")
-    print("| allocation | seeds | perplexity | NLL − uniform | KL | blocks | s |\n|---|---|---|---|---|---|---|")
-    by_name: dict[str, list[Row]] = {}
+def _settings(rows: Iterable[Row], *, recovered: bool) -> Iterator[dict[str, list[Row]]]:
+    """Yield the rows of each setting by allocation; settings and allocations by their NLL, the best first."""
+    by_setting: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
     for row in rows:
-        by_name.setdefault(row["allocation"], []).append(row)
-    for name, own in sorted(by_name.items(), key=lambda item: np.mean([row["nll"] for row in item[1]])):
-        difference = compared(own, by_name.get(BASE, ())) if name != BASE else None
-        blocks = [value for row in own for value in row["blocks"]]
-        cells = [name, str(len(own)), f"{math.exp(np.mean([row['nll'] for row in own])):.2f}", str(difference or "")]
-        cells += [f"{np.mean([row['kl'] for row in own]):.3f}", f"{min(blocks):.3f} to {max(blocks):.3f}"]
-        print("| " + " | ".join([*cells, f"{np.mean([row['seconds'] for row in own]):.0f}"]) + " |")
-    for name, other in PAIRS:
-        if name in by_name and other in by_name and (pair := compared(by_name[name], by_name[other])):
-            print(f"\n{name} minus {other}: {pair}")
+        if (row["recover"] != "none") == recovered:
+            by_setting.setdefault(setting(row), {}).setdefault(row["allocation"], []).append(row)
+    groups = [dict(sorted(group.items(), key=lambda item: _loss(item[1]))) for group in by_setting.values()]
+    yield from sorted(groups, key=lambda group: (_first(group)["sparsity"], _loss(next(iter(group.values())))))
 
 
-# Compared beside uniform, where a table has both.
-PAIRS = (
-    ("auto", "tuned ramp"),
-    ("auto", "random"),
-    ("auto", "wide ramp"),
-    ("auto", "sensitivity"),
-    ("sensitivity", "tuned ramp"),
-    ("reversed", "tuned ramp"),
-    ("auto recovered", "farms"),
-    ("auto recovered", "auto half"),
-    ("farms", "sorted"),
-    ("farms", "shuffled"),
-    ("farms", "reversed"),
-    ("farms", "first"),
-    ("tuned ramp", "ramp"),
-    ("tuned owl", "owl"),
-    ("tuned dlp", "dlp"),
-    ("random", "tuned ramp"),
-    ("farms", "tuned ramp"),
-)
+def _first(group: Mapping[str, Sequence[Row]]) -> Row:
+    return next(iter(group.values()))[0]
+
+
+def _loss(rows: Sequence[Row]) -> float:
+    return float(np.mean([row["nll"] for row in rows]))
+
+
+def plain(rows: Sequence[Row]) -> Iterator[Cells]:
+    """Yield the table of Wanda alone: a line for each allocation, with all sparsities."""
+    rows = [row for row in rows if _is_plain(row, "wanda")]
+    sparsities = sorted({row["sparsity"] for row in rows})
+    parts = {_first(by_name)["sparsity"]: by_name for by_name in _settings(rows, recovered=False)}
+    columns = [name for sparsity in sparsities for name in (f"{sparsity:.0%}", "NLL − uniform", "KL")]
+    yield "allocation", *columns
+    # In the order of those at 50%.
+    for name in dict.fromkeys(name for s in sorted(parts, key=lambda s: s != 0.5) for name in parts[s]):
+        cells: list[Any] = []
+        for sparsity in sparsities:
+            own = parts[sparsity].get(name)
+            _, seeds, *values = _measured(name, own, parts[sparsity]) if own else ("", 5, "", "", "")
+            cells += [f"{values[0]} ({seeds} seeds)" if seeds != 5 else values[0], *values[1:]]
+        yield shown(name), *cells
+
+
+def masks(rows: Sequence[Row]) -> Iterator[Cells]:
+    """Yield the table of other prunes without recovery."""
+    yield "sparsity", "method", "allocation", "seeds", "perplexity", "NLL − uniform", "KL"
+    for by_name in _settings([row for row in rows if not _is_plain(row, "wanda")], recovered=False):
+        for name, own in by_name.items():
+            yield f"{own[0]['sparsity']:.0%}", mask(own[0]), *_measured(name, own, by_name)
+
+
+def recoveries(rows: Sequence[Row], dense: Row) -> Iterator[Cells]:
+    """Yield the table of recoveries; seconds are the fewest of a CPU, as other work ran beside most rows."""
+    yield "sparsity", "recovery", "allocation", "seeds", "perplexity", "NLL − uniform", "KL", "gap closed", "CPU s"
+    for by_name in _settings(rows, recovered=True):
+        for name, own in by_name.items():
+            first = own[0]
+            reference = [row for row in rows if _is_reference(row, first)]
+            gap = closed_gap(own, reference, dense)
+            closed = f"{gap[0]:.0%} ± {gap[1]:.0%}" if gap else ""
+            seconds = [row["seconds"] for row in own if row["device"] == "cpu"]
+            cells = (*_measured(name, own, by_name), closed, f"{min(seconds):,.0f}" if seconds else "")
+            yield f"{first['sparsity']:.0%}", recovery(first), *cells
+
+
+def pairs(rows: Sequence[Row]) -> Iterator[Cells]:
+    """Yield the table of differences of two allocations of one setting."""
+    yield "sparsity", "method", "difference", "seeds", "NLL"
+    for recovered in (False, True):
+        for by_name in _settings(rows, recovered=recovered):
+            for one, other in PAIRS:
+                if one in by_name and other in by_name and (found := compared(by_name[one], by_name[other])):
+                    first = by_name[one][0]
+                    method = recovery(first) if recovered else mask(first)
+                    names = f"{shown(one)} − {shown(other)}"
+                    yield f"{first['sparsity']:.0%}", method, names, _common(by_name[one], by_name[other]), found
+
+
+def gains(rows: Sequence[Row]) -> Iterator[Cells]:
+    """Yield the gains of text and of training: of continuations over passes, and of `distill` over `submodule`."""
+    yield "sparsity", "allocation", "difference", "seeds", "NLL", "KL"
+    written = [row for row in rows if row["recover"] == "submodule" and row["written"] and row["passes"] == 2]
+    read = [row for row in rows if row["recover"] == "submodule" and not row["written"] and row["passes"] == 6]
+    trained = [row for row in rows if row["recover"] == "distill" and row["written"]]
+    shared = ("sparsity", "allocation", "pattern", "method", "refine", "data")
+    yield from _differences("continuations − six passes", written, read, shared)
+    yield from _differences("`distill` − `submodule`", trained, written, (*shared, "written"))
+
+
+def _differences(title: str, ones: Sequence[Row], others: Sequence[Row], shared: Sequence[str]) -> Iterator[Cells]:
+    for key in dict.fromkeys(tuple(row[name] for name in shared) for row in ones):
+        own, base = ([row for row in part if tuple(row[name] for name in shared) == key] for part in (ones, others))
+        if found := compared(own, base):
+            yield f"{key[0]:.0%}", shown(key[1]), title, _common(own, base), found, compared(own, base, "kl")
+
+
+def _measured(name: str, own: Sequence[Row], by_name: Mapping[str, Sequence[Row]]) -> tuple[Any, ...]:
+    """Return the cells that all tables have."""
+    difference = compared(own, by_name.get(BASE, ())) if name != BASE else None
+    return shown(name), len(own), perplexity(own), difference or "", f"{np.mean([row['kl'] for row in own]):.3f}"
+
+
+def _common(own: Iterable[Row], base: Iterable[Row]) -> int:
+    return len({row["seed"] for row in own} & {row["seed"] for row in base})
+
+
+def perplexity(rows: Sequence[Row]) -> str:
+    """Return the perplexity over seeds and windows."""
+    return f"{math.exp(_loss(rows)):.2f}"
+
+
+def shown(allocation: str) -> str:
+    """Return the name of an allocation in a table."""
+    tuned = allocation.removeprefix("tuned ")
+    return NAMES.get(allocation, f"`{tuned}`, tuned" if tuned != allocation else f"`{allocation}`")
+
+
+def mask(row: Row) -> str:
+    """Return the name of the masks of a row."""
+    pattern = f" {row['pattern']}" if row["pattern"] != "unstructured" else ""
+    return f"{METHODS[row['method']]}{pattern}{' + swaps' if row['refine'] != 'none' else ''}"
+
+
+def recovery(row: Row) -> str:
+    """Return the name of the masks and the recovery of a row."""
+    name = f"`{row['recover']}`" if row["refine"] == "none" else f"swaps + `{row['recover']}`"
+    # The default of the training is not that of the fit.
+    passes = "" if row["recover"] == "distill" else f", {row['passes']} pass{'es' if row['passes'] > 1 else ''}"
+    sequences = 32 * row["data"]
+    written = f" and {sequences * row['written']} written" if row["written"] else ""
+    return f"{name}{passes}, {sequences} sequences{written}"
+
+
+def _is_reference(row: Row, recovered: Row) -> bool:
+    same = all(row[name] == recovered[name] for name in ("sparsity", "pattern"))
+    return same and row["allocation"] == REFERENCE and _is_plain(row, "sparsegpt")
+
+
+def _is_plain(row: Row, method: str) -> bool:
+    """Whether a row is of a method alone."""
+    values = (row["method"], row["pattern"], row["refine"], row["recover"])
+    return values == (method, "unstructured", "none", "none")
+
+
+def _line(cells: Sequence[Any], used: Iterable[bool]) -> str:
+    """Return a line of a table, without the columns that are empty in all lines."""
+    return f"| {' | '.join(map(str, compress(cells, used)))} |"

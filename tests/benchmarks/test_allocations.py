@@ -1,6 +1,7 @@
 """The statistics of allocations.py, and the tasks of local_tasks.py."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,10 @@ import pytest
 pytest.importorskip("scipy", reason="needs scipy, which lm-eval brings")
 
 import allocations_report
+import allocations_statistics
 import local_tasks
+
+RESULTS = Path(__file__).parent / "allocations_results"
 
 
 def test_errors_of_seeds_and_windows_cover_the_truth():
@@ -18,7 +22,7 @@ def test_errors_of_seeds_and_windows_cover_the_truth():
     for _ in range(400):
         seeds, windows = generator.normal(0, 0.03, (5, 1)), generator.normal(0, 0.05, (1, 40))
         values = 0.1 + seeds + windows + generator.normal(0, 0.02, (5, 40))
-        found = allocations_report.crossed(values)
+        found = allocations_statistics.crossed(values)
         inside += abs(found.mean - 0.1) <= found.quantile * found.error
         # Windows alone, as if seeds did not matter.
         narrow += abs(found.mean - 0.1) <= 2.02 * values.mean(0).std(ddof=1) / 40**0.5
@@ -28,26 +32,26 @@ def test_errors_of_seeds_and_windows_cover_the_truth():
 
 def test_one_seed_has_the_error_of_windows():
     values = np.random.default_rng(1).normal(0, 1, (1, 40))
-    found = allocations_report.crossed(values)
+    found = allocations_statistics.crossed(values)
     assert found.error == pytest.approx(values.std(ddof=1) / 40**0.5)
-    assert str(allocations_report.Difference(-0.5, 0.1, 2.0)) == "**−0.500 ± 0.100**"
-    assert str(allocations_report.Difference(0.1, 0.1, 2.0)) == "+0.100 ± 0.100"
-    assert str(allocations_report.Difference(-0.002, 0.0004, 2.0)) == "**−0.0020 ± 0.0004**"
+    assert str(allocations_statistics.Difference(-0.5, 0.1, 2.0)) == "**−0.500 ± 0.100**"
+    assert str(allocations_statistics.Difference(0.1, 0.1, 2.0)) == "+0.100 ± 0.100"
+    assert str(allocations_statistics.Difference(-0.002, 0.0004, 2.0)) == "**−0.0020 ± 0.0004**"
 
 
 def test_rows_are_compared_at_common_seeds():
     rows = [{"seed": seed, "nll": [float(seed), 1.0]} for seed in (1, 2)]
     base = [{"seed": seed, "nll": [0.0, 0.0]} for seed in (2, 3)]
-    assert allocations_report.compared(rows, base).mean == 1.5
-    assert allocations_report.compared(rows[:1], base) is None
+    assert allocations_statistics.compared(rows, base).mean == 1.5
+    assert allocations_statistics.compared(rows[:1], base) is None
 
 
 def test_the_share_of_a_gap_is_that_of_the_means():
     dense = {"nll": [1.0, 2.0]}
     base = [{"seed": 1, "nll": [2.0, 4.0]}, {"seed": 2, "nll": [2.0, 4.0]}]
     rows = [{"seed": 1, "nll": [1.5, 3.0]}, {"seed": 2, "nll": [1.5, 3.0]}]
-    assert allocations_report.closed_gap(rows, base, dense) == (0.5, 0.0)
-    assert allocations_report.closed_gap(rows, [], dense) is None
+    assert allocations_statistics.closed_gap(rows, base, dense) == (0.5, 0.0)
+    assert allocations_statistics.closed_gap(rows, [], dense) is None
 
 
 def test_questions_become_tasks(tmp_path):
@@ -65,14 +69,14 @@ def test_questions_become_tasks(tmp_path):
     ]
 
 
-def test_gains_of_continuations_are_of_the_same_allocation_and_seed(capsys):
+def test_gains_of_continuations_are_of_the_same_allocation_and_seed():
     same = {"pattern": "unstructured", "method": "wanda", "refine": "none", "recover": "submodule", "data": 1}
 
     def row(allocation, passes, written, seed, nll):
         recovery = {"allocation": allocation, "passes": passes, "written": written}
         return {**same, **recovery, "sparsity": 0.5, "seed": seed, "nll": [nll, nll + 1], "kl": [nll / 2] * 2}
 
-    allocations_report._print_text_gains(
+    table = allocations_report.gains(
         [
             row("uniform", 2, 3, 1, 3.0),
             row("uniform", 6, 0, 1, 3.5),
@@ -82,5 +86,27 @@ def test_gains_of_continuations_are_of_the_same_allocation_and_seed(capsys):
             row("auto", 2, 3, 1, 3.0),
         ]
     )
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" ± ")[0] for line in lines[3:]] == ["| 50% | uniform | **−0.500"]
+    _, line = table
+    assert line[:4] == ("50%", "`uniform`", "continuations − six passes", 1)
+    assert line[4].mean == -0.5
+
+
+def test_rows_of_a_setting_are_of_the_device_with_most_of_them():
+    names = ("sparsity", "pattern", "method", "refine", "recover", "data", "passes", "written")
+    same = dict.fromkeys(names, 1)
+    rows = [
+        {**same, "allocation": "farms", "seed": seed, "device": device}
+        for device, seed in (("cpu", 1), ("cpu", 2), ("gpu", 2), ("gpu", 3), ("gpu", 4))
+    ]
+    kept = allocations_report.one_device(rows)
+    assert sorted((row["seed"], row["device"]) for row in kept) == [(1, "cpu"), (2, "gpu"), (3, "gpu"), (4, "gpu")]
+
+
+@pytest.mark.parametrize("folder", ["", "selection", "demo"])
+def test_tables_of_the_benchmarks_are_those_of_the_rows(folder, capsys):
+    """BENCHMARKS.md has all lines that `allocations.py report` prints for the rows in the repository."""
+    allocations_report.print_tables(RESULTS / folder)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert len(lines) > 10
+    text = (RESULTS.parents[2] / "BENCHMARKS.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line not in text] == []
