@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import compress
 from pathlib import Path
@@ -20,6 +19,10 @@ Cells = tuple[Any, ...]
 
 # What two rows that are compared have in common.
 SETTING = ("sparsity", "pattern", "method", "refine", "recover", "data", "passes", "written")
+# Of a row without a word of it.
+SEEDS = 5
+# Perplexities are of the first device that has the seed; differences are of one device where both rows have one.
+DEVICES = ("NVIDIA H200", "NVIDIA H100 80GB HBM3", "cpu")
 # The allocation that others are compared with.
 BASE = "uniform"
 # Recoveries close the gap between this allocation, pruned by SparseGPT, and the dense model.
@@ -52,8 +55,19 @@ PAIRS = (
     ("reversed", "tuned ramp"),
     ("tuned owl", "owl"),
     ("tuned dlp", "dlp"),
+    ("auto recovered", "auto"),
     ("auto recovered", "farms"),
     ("auto recovered", "auto half"),
+)
+# Two settings of one allocation: a name of their difference, and the options of both.
+SUBMODULE = {"recover": "submodule", "passes": 2, "written": 3, "data": 1}
+GAINS = (
+    ("swaps − none", {"refine": "swaps", "recover": "none"}, {"refine": "none", "recover": "none"}),
+    ("six − three passes", *({**SUBMODULE, "passes": passes, "written": 0} for passes in (6, 3))),
+    ("continuations − six passes", SUBMODULE, {**SUBMODULE, "passes": 6, "written": 0}),
+    ("continuations − four times the passages", SUBMODULE, {**SUBMODULE, "written": 0, "data": 4}),
+    ("twice − the default passages and continuations", {**SUBMODULE, "data": 2}, SUBMODULE),
+    ("`distill` − `submodule`", {**SUBMODULE, "recover": "distill", "passes": 3}, SUBMODULE),
 )
 
 
@@ -67,24 +81,14 @@ def read_rows(folder: Path) -> list[Row]:
 def print_tables(folder: Path) -> None:
     """Print the tables of a folder."""
     dense, *rows = sorted(read_rows(folder), key=lambda row: row["name"] != "dense")
-    rows = sorted(one_device(rows), key=lambda row: row["sparsity"])
+    # In the order of devices, so that the first row of a seed counts.
+    rows.sort(key=lambda row: (row["sparsity"], DEVICES.index(row["device"])))
     print(f"Dense: perplexity {perplexity([dense])}, {len(dense['nll'])} windows.")
     for table in (plain(rows), masks(rows), recoveries(rows, dense), pairs(rows), gains(rows)):
         heading, *lines = table
         if lines:
             used = [any(line[column] != "" for line in lines) for column in range(len(heading))]
             print("", _line(heading, used), "|" + "---|" * sum(used), *(_line(line, used) for line in lines), sep="\n")
-
-
-def one_device(rows: Iterable[Row]) -> list[Row]:
-    """Return one row for each name and seed: that of the device with most rows of the setting."""
-    rows = list(rows)
-    counts = Counter((setting(row), row["device"]) for row in rows)
-    ordered = sorted(rows, key=lambda row: (-counts[setting(row), row["device"]], row["device"]))
-    kept: dict[tuple[Any, ...], Row] = {}
-    for row in ordered:
-        kept.setdefault((setting(row), row["allocation"], row["seed"]), row)
-    return list(kept.values())
 
 
 def setting(row: Row) -> tuple[Any, ...]:
@@ -98,16 +102,35 @@ def _settings(rows: Iterable[Row], *, recovered: bool) -> Iterator[dict[str, lis
     for row in rows:
         if (row["recover"] != "none") == recovered:
             by_setting.setdefault(setting(row), {}).setdefault(row["allocation"], []).append(row)
-    groups = [dict(sorted(group.items(), key=lambda item: _loss(item[1]))) for group in by_setting.values()]
+    groups = [_ordered(group) for group in by_setting.values()]
     yield from sorted(groups, key=lambda group: (_first(group)["sparsity"], _loss(next(iter(group.values())))))
+
+
+def _ordered(group: Mapping[str, list[Row]]) -> dict[str, list[Row]]:
+    """Return the allocations by their difference to the base, where there is one: they may have other seeds."""
+    base = group.get(BASE, [])
+
+    def key(item: tuple[str, list[Row]]) -> float:
+        found = compared(item[1], base)
+        return found.mean if found else _loss(item[1]) - (_loss(base) if base else 0.0)
+
+    return dict(sorted(group.items(), key=key))
 
 
 def _first(group: Mapping[str, Sequence[Row]]) -> Row:
     return next(iter(group.values()))[0]
 
 
+def _by_seed(rows: Iterable[Row]) -> list[Row]:
+    """Return the first row of each seed."""
+    found: dict[int, Row] = {}
+    for row in rows:
+        found.setdefault(row["seed"], row)
+    return list(found.values())
+
+
 def _loss(rows: Sequence[Row]) -> float:
-    return float(np.mean([row["nll"] for row in rows]))
+    return float(np.mean([row["nll"] for row in _by_seed(rows)]))
 
 
 def plain(rows: Sequence[Row]) -> Iterator[Cells]:
@@ -122,8 +145,8 @@ def plain(rows: Sequence[Row]) -> Iterator[Cells]:
         cells: list[Any] = []
         for sparsity in sparsities:
             own = parts[sparsity].get(name)
-            _, seeds, *values = _measured(name, own, parts[sparsity]) if own else ("", 5, "", "", "")
-            cells += [f"{values[0]} ({seeds} seeds)" if seeds != 5 else values[0], *values[1:]]
+            _, seeds, *values = _measured(name, own, parts[sparsity]) if own else ("", SEEDS, "", "", "")
+            cells += [f"{values[0]} ({seeds} seeds)" if seeds != SEEDS else values[0], *values[1:]]
         yield shown(name), *cells
 
 
@@ -136,17 +159,13 @@ def masks(rows: Sequence[Row]) -> Iterator[Cells]:
 
 
 def recoveries(rows: Sequence[Row], dense: Row) -> Iterator[Cells]:
-    """Yield the table of recoveries; seconds are the fewest of a CPU, as other work ran beside most rows."""
-    yield "sparsity", "recovery", "allocation", "seeds", "perplexity", "NLL − uniform", "KL", "gap closed", "CPU s"
+    """Yield the table of recoveries."""
+    yield "sparsity", "recovery", "allocation", "seeds", "perplexity", "NLL − uniform", "KL", "gap closed"
     for by_name in _settings(rows, recovered=True):
         for name, own in by_name.items():
-            first = own[0]
-            reference = [row for row in rows if _is_reference(row, first)]
-            gap = closed_gap(own, reference, dense)
+            gap = closed_gap(own, [row for row in rows if _is_reference(row, own[0])], dense)
             closed = f"{gap[0]:.0%} ± {gap[1]:.0%}" if gap else ""
-            seconds = [row["seconds"] for row in own if row["device"] == "cpu"]
-            cells = (*_measured(name, own, by_name), closed, f"{min(seconds):,.0f}" if seconds else "")
-            yield f"{first['sparsity']:.0%}", recovery(first), *cells
+            yield f"{own[0]['sparsity']:.0%}", recovery(own[0]), *_measured(name, own, by_name), closed
 
 
 def pairs(rows: Sequence[Row]) -> Iterator[Cells]:
@@ -155,7 +174,9 @@ def pairs(rows: Sequence[Row]) -> Iterator[Cells]:
     for recovered in (False, True):
         for by_name in _settings(rows, recovered=recovered):
             for one, other in PAIRS:
-                if one in by_name and other in by_name and (found := compared(by_name[one], by_name[other])):
+                found = compared(by_name.get(one, []), by_name.get(other, []))
+                # Two allocations may have the same plan.
+                if found and found.error:
                     first = by_name[one][0]
                     method = recovery(first) if recovered else mask(first)
                     names = f"{shown(one)} − {shown(other)}"
@@ -163,27 +184,32 @@ def pairs(rows: Sequence[Row]) -> Iterator[Cells]:
 
 
 def gains(rows: Sequence[Row]) -> Iterator[Cells]:
-    """Yield the gains of text and of training: of continuations over passes, and of `distill` over `submodule`."""
-    yield "sparsity", "allocation", "difference", "seeds", "NLL", "KL"
-    written = [row for row in rows if row["recover"] == "submodule" and row["written"] and row["passes"] == 2]
-    read = [row for row in rows if row["recover"] == "submodule" and not row["written"] and row["passes"] == 6]
-    trained = [row for row in rows if row["recover"] == "distill" and row["written"]]
-    shared = ("sparsity", "allocation", "pattern", "method", "refine", "data")
-    yield from _differences("continuations − six passes", written, read, shared)
-    yield from _differences("`distill` − `submodule`", trained, written, (*shared, "written"))
-
-
-def _differences(title: str, ones: Sequence[Row], others: Sequence[Row], shared: Sequence[str]) -> Iterator[Cells]:
-    for key in dict.fromkeys(tuple(row[name] for name in shared) for row in ones):
-        own, base = ([row for row in part if tuple(row[name] for name in shared) == key] for part in (ones, others))
-        if found := compared(own, base):
-            yield f"{key[0]:.0%}", shown(key[1]), title, _common(own, base), found, compared(own, base, "kl")
+    """Yield the table of differences of two settings of one allocation."""
+    yield "sparsity", "method", "allocation", "difference", "seeds", "NLL", "KL"
+    for title, one, other in GAINS:
+        # The setting of both but for the options that differ.
+        shared = [name for name in (*SETTING, "allocation") if name not in one]
+        parts: list[dict[tuple[Any, ...], list[Row]]] = [{}, {}]
+        for part, options in zip(parts, (one, other), strict=True):
+            for row in rows:
+                if all(row[name] == value for name, value in options.items()):
+                    part.setdefault(tuple(row[name] for name in shared), []).append(row)
+        for key, own in parts[0].items():
+            base = parts[1].get(key, [])
+            if found := compared(own, base):
+                first = own[0]
+                method = METHODS[first["method"]] + (
+                    f" {first['pattern']}" if first["pattern"] != "unstructured" else ""
+                )
+                names = f"{first['sparsity']:.0%}", method, shown(first["allocation"]), title
+                yield *names, _common(own, base), found, compared(own, base, "kl")
 
 
 def _measured(name: str, own: Sequence[Row], by_name: Mapping[str, Sequence[Row]]) -> tuple[Any, ...]:
     """Return the cells that all tables have."""
     difference = compared(own, by_name.get(BASE, ())) if name != BASE else None
-    return shown(name), len(own), perplexity(own), difference or "", f"{np.mean([row['kl'] for row in own]):.3f}"
+    kl = np.mean([row["kl"] for row in _by_seed(own)])
+    return shown(name), len(_by_seed(own)), perplexity(own), difference or "", f"{kl:.3f}"
 
 
 def _common(own: Iterable[Row], base: Iterable[Row]) -> int:
@@ -208,8 +234,9 @@ def mask(row: Row) -> str:
 
 
 def recovery(row: Row) -> str:
-    """Return the name of the masks and the recovery of a row."""
-    name = f"`{row['recover']}`" if row["refine"] == "none" else f"swaps + `{row['recover']}`"
+    """Return the name of the recovery of a row, after that of its masks where they are not those of Wanda alone."""
+    masks = mask(row)
+    name = f"`{row['recover']}`" if masks == "Wanda" else f"{masks} + `{row['recover']}`"
     # The default of the training is not that of the fit.
     passes = "" if row["recover"] == "distill" else f", {row['passes']} pass{'es' if row['passes'] > 1 else ''}"
     sequences = 32 * row["data"]

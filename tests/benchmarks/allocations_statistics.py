@@ -15,16 +15,21 @@ Row = Mapping[str, Any]
 
 
 class Difference(NamedTuple):
-    """A mean difference with its standard error, and the quantile of t that a significant one exceeds."""
+    """A mean difference with its standard error, and the quantile of t that a significant one exceeds.
+
+    `is_mixed`: some of the rows that were compared are of two devices.
+    """
 
     mean: float
     error: float
     quantile: float
+    is_mixed: bool = False
 
     def __str__(self) -> str:
-        digits = 4 if 0 < self.error < 0.001 else 3
+        digits = max(3, math.ceil(-math.log10(self.error))) if self.error else 3
         text = f"{self.mean:+.{digits}f} ± {self.error:.{digits}f}".replace("-", "−")
-        return f"**{text}**" if abs(self.mean) > self.quantile * self.error else text
+        text = f"**{text}**" if abs(self.mean) > self.quantile * self.error else text
+        return f"{text} †" if self.is_mixed else text
 
 
 def crossed(values: Floats) -> Difference:
@@ -51,12 +56,32 @@ def crossed(values: Floats) -> Difference:
 
 
 def compared(rows: Iterable[Row], base: Iterable[Row], key: str = "nll") -> Difference | None:
-    """Difference of rows to those of the same seed; None without a common seed."""
-    one, other = ({row["seed"]: row[key] for row in part} for part in (rows, base))
-    seeds = sorted(set(one) & set(other))
-    if not seeds:
+    """Difference of rows to those of the same seed, and of the same device where there are such; None without any."""
+    pairs = _paired(rows, base)
+    if not pairs:
         return None
-    return crossed(np.array([one[seed] for seed in seeds]) - np.array([other[seed] for seed in seeds]))
+    found = crossed(np.array([row[key] for row, _ in pairs]) - np.array([other[key] for _, other in pairs]))
+    return found._replace(is_mixed=any(row["device"] != other["device"] for row, other in pairs))
+
+
+def _paired(rows: Iterable[Row], base: Iterable[Row]) -> list[tuple[Row, Row]]:
+    """Return the pairs of a common seed in its order."""
+    one, other = _by_seed(rows), _by_seed(base)
+    pairs = []
+    for seed in sorted(set(one) & set(other)):
+        common = [device for device in one[seed] if device in other[seed]]
+        first = (common or [*one[seed]])[0], (common or [*other[seed]])[0]
+        pairs.append((one[seed][first[0]], other[seed][first[1]]))
+    return pairs
+
+
+def _by_seed(rows: Iterable[Row]) -> dict[int, dict[str, Row]]:
+    found: dict[int, dict[str, Row]] = {}
+    for row in rows:
+        if row["device"] in found.setdefault(row["seed"], {}):
+            raise ValueError(f"two rows of seed {row['seed']} on {row['device']}: rows of several settings")
+        found[row["seed"]][row["device"]] = row
+    return found
 
 
 def closed_gap(rows: Iterable[Row], base: Iterable[Row], dense: Row) -> tuple[float, float] | None:
@@ -67,12 +92,11 @@ def closed_gap(rows: Iterable[Row], base: Iterable[Row], dense: Row) -> tuple[fl
         base: of another arm; rows of the same seed are compared.
         dense: of the dense model.
     """
-    one, other = ({row["seed"]: np.array(row["nll"]) for row in part} for part in (rows, base))
-    seeds = sorted(set(one) & set(other))
-    if not seeds:
+    pairs = _paired(rows, base)
+    if not pairs:
         return None
-    gap = np.array([other[seed] for seed in seeds]) - np.array(dense["nll"])
-    closed = np.array([other[seed] - one[seed] for seed in seeds])
+    gap = np.array([other["nll"] for _, other in pairs]) - np.array(dense["nll"])
+    closed = np.array([other["nll"] for _, other in pairs]) - np.array([row["nll"] for row, _ in pairs])
     share = float(closed.mean() / gap.mean())
     # The ratio of two means, to first order.
     return share, crossed((closed - share * gap) / gap.mean()).error

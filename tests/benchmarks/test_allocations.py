@@ -1,4 +1,4 @@
-"""The statistics of allocations.py, and the tasks of local_tasks.py."""
+"""The statistics and tables of allocations.py, and the tasks of local_tasks.py."""
 
 import json
 from pathlib import Path
@@ -39,17 +39,32 @@ def test_one_seed_has_the_error_of_windows():
     assert str(allocations_statistics.Difference(-0.002, 0.0004, 2.0)) == "**−0.0020 ± 0.0004**"
 
 
+def _row(seed, nll, device="cpu"):
+    return {"seed": seed, "nll": nll, "device": device}
+
+
 def test_rows_are_compared_at_common_seeds():
-    rows = [{"seed": seed, "nll": [float(seed), 1.0]} for seed in (1, 2)]
-    base = [{"seed": seed, "nll": [0.0, 0.0]} for seed in (2, 3)]
+    rows = [_row(seed, [float(seed), 1.0]) for seed in (1, 2)]
+    base = [_row(seed, [0.0, 0.0]) for seed in (2, 3)]
     assert allocations_statistics.compared(rows, base).mean == 1.5
     assert allocations_statistics.compared(rows[:1], base) is None
 
 
+def test_rows_are_compared_on_one_device_where_both_have_one():
+    rows = [_row(1, [1.0, 1.0], "gpu"), _row(1, [5.0, 6.0])]
+    found = allocations_statistics.compared(rows, [_row(1, [4.0, 4.0])])
+    assert (found.mean, found.is_mixed) == (1.5, False)
+    found = allocations_statistics.compared(rows[:1], [_row(1, [4.0, 5.0])])
+    assert (found.mean, found.is_mixed) == (-3.5, True)
+    assert str(found).endswith(" †")
+    with pytest.raises(ValueError, match="two rows of seed 1 on cpu: rows of several settings"):
+        allocations_statistics.compared([rows[1], rows[1]], rows)
+
+
 def test_the_share_of_a_gap_is_that_of_the_means():
     dense = {"nll": [1.0, 2.0]}
-    base = [{"seed": 1, "nll": [2.0, 4.0]}, {"seed": 2, "nll": [2.0, 4.0]}]
-    rows = [{"seed": 1, "nll": [1.5, 3.0]}, {"seed": 2, "nll": [1.5, 3.0]}]
+    base = [_row(seed, [2.0, 4.0]) for seed in (1, 2)]
+    rows = [_row(seed, [1.5, 3.0]) for seed in (1, 2)]
     assert allocations_statistics.closed_gap(rows, base, dense) == (0.5, 0.0)
     assert allocations_statistics.closed_gap(rows, [], dense) is None
 
@@ -74,39 +89,33 @@ def test_gains_of_continuations_are_of_the_same_allocation_and_seed():
 
     def row(allocation, passes, written, seed, nll):
         recovery = {"allocation": allocation, "passes": passes, "written": written}
-        return {**same, **recovery, "sparsity": 0.5, "seed": seed, "nll": [nll, nll + 1], "kl": [nll / 2] * 2}
+        return {**same, **recovery, "sparsity": 0.5, **_row(seed, [nll, nll + 1]), "kl": [nll / 2] * 2}
 
     table = allocations_report.gains(
         [
             row("uniform", 2, 3, 1, 3.0),
             row("uniform", 6, 0, 1, 3.5),
             row("uniform", 6, 0, 2, 9.0),
-            row("uniform", 3, 0, 1, 8.0),
+            row("uniform", 4, 0, 1, 8.0),
             row("farms", 6, 0, 1, 7.0),
             row("auto", 2, 3, 1, 3.0),
         ]
     )
     _, line = table
-    assert line[:4] == ("50%", "`uniform`", "continuations − six passes", 1)
-    assert line[4].mean == -0.5
+    assert line[:5] == ("50%", "Wanda", "`uniform`", "continuations − six passes", 1)
+    assert line[5].mean == -0.5
 
 
-def test_rows_of_a_setting_are_of_the_device_with_most_of_them():
-    names = ("sparsity", "pattern", "method", "refine", "recover", "data", "passes", "written")
-    same = dict.fromkeys(names, 1)
-    rows = [
-        {**same, "allocation": "farms", "seed": seed, "device": device}
-        for device, seed in (("cpu", 1), ("cpu", 2), ("gpu", 2), ("gpu", 3), ("gpu", 4))
-    ]
-    kept = allocations_report.one_device(rows)
-    assert sorted((row["seed"], row["device"]) for row in kept) == [(1, "cpu"), (2, "gpu"), (3, "gpu"), (4, "gpu")]
-
-
-@pytest.mark.parametrize("folder", ["", "selection", "demo"])
-def test_tables_of_the_benchmarks_are_those_of_the_rows(folder, capsys):
-    """BENCHMARKS.md has all lines that `allocations.py report` prints for the rows in the repository."""
-    allocations_report.print_tables(RESULTS / folder)
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert len(lines) > 10
-    text = (RESULTS.parents[2] / "BENCHMARKS.md").read_text(encoding="utf-8").splitlines()
-    assert [line for line in lines if line not in text] == []
+def test_tables_of_the_benchmarks_are_those_of_the_rows(capsys):
+    """BENCHMARKS.md has the tables that `allocations.py report` prints for these rows, and no others."""
+    text = (RESULTS.parents[2] / "BENCHMARKS.md").read_text(encoding="utf-8")
+    section = text.partition("### Allocations, masks and recovery\n")[2].partition("\n### ")[0]
+    tables = [part for part in section.split("\n\n") if part.startswith("| ")]
+    for folder in (RESULTS, RESULTS / "selection", RESULTS / "demo"):
+        allocations_report.print_tables(folder)
+    printed = [part.strip() for part in capsys.readouterr().out.split("\n\n") if part.startswith("| ")]
+    printed = [part.partition("\nDense:")[0] for part in printed]
+    assert len(printed) > 10
+    assert [table.splitlines()[0] for table in printed if table not in tables] == []
+    others = [table.splitlines()[0].split(" | ")[0] for table in tables if table not in printed]
+    assert others == ["| model", "| sparsity", "| outcome"]
