@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hf_farms.config import PruneConfig
-from hf_farms.reports import AcceptanceRecord, BlockSparsity, DistillationRecord, acceptance_text
+from hf_farms.reports import AcceptanceRecord, BlockSparsity, DistillationRecord, SpectralReport, acceptance_text
+from hf_farms.reports.standing_out import standing_out_of
 
-__all__ = ["few_sequences_note", "few_sequences_to_train_note", "recovery_notes", "training_note"]
+__all__ = [
+    "few_sequences_note",
+    "few_sequences_to_train_note",
+    "less_trained_note",
+    "recovery_notes",
+    "training_note",
+]
 
 # A training of the whole model gained with 128 sequences. Of 32, to which the blocks were fitted too, it learned to
 # predict those alone; nothing between them was tried.
@@ -31,6 +38,24 @@ def few_sequences_to_train_note(count: int, config: PruneConfig) -> str | None:
     return (
         f"calibration should have at least {TRAINED_SEQUENCES} sequences for `recover={config.recover!r}`, got "
         f"{count}: the training learns so few by heart, and gains little. Give more (`calibration.num_sequences`)."
+    )
+
+
+def less_trained_note(spectra: SpectralReport, config: PruneConfig) -> str | None:
+    """Describe blocks that uniform sparsity before a recovery does not do justice to; None without such blocks.
+
+    Args:
+        spectra: of the dense model.
+        config: of the prune.
+    """
+    blocks = standing_out_of(spectra).blocks
+    if not config.recovers or config.allocation != "uniform" or not blocks:
+        return None
+    names = ", ".join(block.name for block in blocks)
+    return (
+        f"{'Blocks' if len(blocks) > 1 else 'Block'} {names} may be less trained than the others, and bear a higher "
+        "sparsity: `allocation='auto'` may give a better model, as it did for the demo model, of which two blocks were "
+        "inserted late."
     )
 
 

@@ -20,6 +20,7 @@ from hf_farms.processes import from_first_rank
 from hf_farms.progress import Progress, one_stage
 from hf_farms.pruning.checks import check_method
 from hf_farms.pruning.recovery import training_disk_bytes
+from hf_farms.pruning.recovery_notes import less_trained_note
 from hf_farms.pruning.removal_plan import plan_removals, plan_targets
 from hf_farms.pruning.scoring import score_blocks
 from hf_farms.registries import ALLOCATIONS
@@ -150,6 +151,7 @@ class PruneStages:
         if self._choice.can_take_uniform and not even and uniform is None and result.note is None:
             result = replace(result, note=NOT_COMPARED)
         texts = (*(text.notes if text else ()), *same_text_note(recipe))
+        less_trained = less_trained_note(spectra, recipe.prune)
         if text and pruned is None:
             texts = (*texts, "The perplexity of the pruned model is not finite.")
         return replace(
@@ -166,6 +168,7 @@ class PruneStages:
                 *(search.notes if search is not None else ()),
                 *((result.note,) if result.note is not None else ()),
                 *texts,
+                *((less_trained,) if less_trained is not None else ()),
                 *spectra.notes,
             ),
         )
