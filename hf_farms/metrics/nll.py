@@ -59,6 +59,12 @@ class TextNll:
         return mean, math.sqrt(variance / len(deltas))
 
 
+def is_causal(model: nn.Module) -> bool:
+    """Return whether a model is a causal language model: not an encoder-decoder, and it generates text."""
+    both = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return not both and bool(getattr(model, "can_generate", lambda: False)())
+
+
 def require_causal(
     model: nn.Module, *, what: str = "perplexity", hint: str | None = "Use `EvaluationConfig(source=None)`."
 ) -> None:
@@ -72,8 +78,7 @@ def require_causal(
     Raises:
         ModelError: the model is an encoder-decoder, or does not generate text.
     """
-    both = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    if both or not getattr(model, "can_generate", lambda: False)():
+    if not is_causal(model):
         raise ModelError(f"{what} must be measured on a causal language model, got {type(model).__name__}.", hint=hint)
 
 

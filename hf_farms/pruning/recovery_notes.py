@@ -19,6 +19,8 @@ __all__ = [
 # A training of the whole model gained with 128 sequences. Of 32, to which the blocks were fitted too, it learned to
 # predict those alone; nothing between them was tried.
 TRAINED_SEQUENCES = 64
+# Blocks that a note names; of more, it names the first.
+SHOWN = 4
 
 
 def few_sequences_note(batches: Sequence[object]) -> str | None:
@@ -41,21 +43,26 @@ def few_sequences_to_train_note(count: int, config: PruneConfig) -> str | None:
     )
 
 
-def less_trained_note(spectra: SpectralReport, config: PruneConfig) -> str | None:
-    """Describe blocks that uniform sparsity before a recovery does not do justice to; None without such blocks.
+def less_trained_note(spectra: SpectralReport, config: PruneConfig, *, can_search: bool) -> str | None:
+    """Describe blocks that may bear more than the uniform sparsity before a recovery; None without such blocks.
 
     Args:
         spectra: of the dense model.
         config: of the prune.
+        can_search: whether allocations can be compared by the predictions of the model.
     """
     blocks = standing_out_of(spectra).blocks
-    if not config.recovers or config.allocation != "uniform" or not blocks:
+    # A pattern such as 2:4 has one sparsity for all blocks.
+    fixed = config.group is not None and config.group[0] is not None
+    if not (config.recovers and config.allocation == "uniform" and can_search and blocks) or fixed:
         return None
-    names = ", ".join(block.name for block in blocks)
+    if len(blocks) <= SHOWN:
+        names = f"{'Blocks' if len(blocks) > 1 else 'Block'} {', '.join(block.name for block in blocks)}"
+    else:
+        names = f"{len(blocks)} blocks, first {blocks[0].name},"
     return (
-        f"{'Blocks' if len(blocks) > 1 else 'Block'} {names} may be less trained than the others, and bear a higher "
-        "sparsity: `allocation='auto'` may give a better model, as it did for the demo model, of which two blocks were "
-        "inserted late."
+        f"{names} may be less trained than the others, and bear a higher sparsity: `allocation='auto'` may give a "
+        "better model, as it did for the demo model, of which two blocks were inserted late."
     )
 
 

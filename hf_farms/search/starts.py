@@ -100,7 +100,7 @@ class Starts:
         names = [repr(name) for name, entry in ALLOCATIONS.items() if entry.needs_activations and not self._batches]
         if names:
             self.notes.append(
-                f"Allocations that need calibration data were not tried, as method {self._config.method!r} takes none: "
+                f"Allocations that need calibration data were not tried, as method {self._config.method!r} uses none: "
                 f"{', '.join(names)}."
             )
 

@@ -13,6 +13,7 @@ from hf_farms.config import PruneConfig
 from hf_farms.data.selection import ACCEPTANCE_TOKENS
 from hf_farms.files.atomic_writes import write_text
 from hf_farms.loading.opening import load_model
+from hf_farms.metrics.nll import is_causal
 from hf_farms.output.fingerprint import fingerprint
 from hf_farms.output.local_paths import save_local_paths
 from hf_farms.output.merging import merge_shards
@@ -151,9 +152,9 @@ class PruneStages:
         if self._choice.can_take_uniform and not even and uniform is None and result.note is None:
             result = replace(result, note=NOT_COMPARED)
         texts = (*(text.notes if text else ()), *same_text_note(recipe))
-        less_trained = less_trained_note(spectra, recipe.prune)
         if text and pruned is None:
             texts = (*texts, "The perplexity of the pruned model is not finite.")
+        less_trained = less_trained_note(spectra, recipe.prune, can_search=is_causal(self._loaded.model))
         return replace(
             report,
             perplexity=perplexity_record(recipe.evaluation, report.dtype, dense=dense, pruned=pruned, uniform=uniform),

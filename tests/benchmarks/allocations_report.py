@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from allocations_names import GAINS, PAIRS, mask, recovery, shown
 from allocations_statistics import closed_gap, compared
 
 Row = Mapping[str, Any]
@@ -27,48 +28,6 @@ DEVICES = ("NVIDIA H200", "NVIDIA H100 80GB HBM3", "cpu")
 BASE = "uniform"
 # Recoveries close the gap between this allocation, pruned by SparseGPT, and the dense model.
 REFERENCE = "auto"
-NAMES = {
-    "first": "first block of `farms`, others alike",
-    "sorted": "`farms`, sorted by depth",
-    "reversed": "`farms`, reversed",
-    "shuffled": "`farms`, shuffled",
-    "wide farms": "`farms`, spread 0.3",
-    "wide ramp": "`ramp`, spread 0.3",
-    "auto recovered": "`auto`, plans recovered before the choice",
-    "auto half": "halfway from `uniform` to `auto`",
-    "auto quarter": "a quarter of the way from `uniform` to `auto`",
-    "uniform split": "`uniform`, blocks fitted to the passages alone",
-}
-METHODS = {"wanda": "Wanda", "sparsegpt": "SparseGPT", "magnitude": "magnitude"}
-# Compared beside uniform, where a setting has both.
-PAIRS = (
-    ("auto", "tuned ramp"),
-    ("auto", "wide ramp"),
-    ("auto", "sensitivity"),
-    ("auto", "random"),
-    ("sensitivity", "tuned ramp"),
-    ("farms", "tuned ramp"),
-    ("farms", "sorted"),
-    ("farms", "shuffled"),
-    ("farms", "reversed"),
-    ("farms", "first"),
-    ("reversed", "tuned ramp"),
-    ("tuned owl", "owl"),
-    ("tuned dlp", "dlp"),
-    ("auto recovered", "auto"),
-    ("auto recovered", "farms"),
-    ("auto recovered", "auto half"),
-)
-# Two settings of one allocation: a name of their difference, and the options of both.
-SUBMODULE = {"recover": "submodule", "passes": 2, "written": 3, "data": 1}
-GAINS = (
-    ("swaps − none", {"refine": "swaps", "recover": "none"}, {"refine": "none", "recover": "none"}),
-    ("six − three passes", *({**SUBMODULE, "passes": passes, "written": 0} for passes in (6, 3))),
-    ("continuations − six passes", SUBMODULE, {**SUBMODULE, "passes": 6, "written": 0}),
-    ("continuations − four times the passages", SUBMODULE, {**SUBMODULE, "written": 0, "data": 4}),
-    ("twice − the default passages and continuations", {**SUBMODULE, "data": 2}, SUBMODULE),
-    ("`distill` − `submodule`", {**SUBMODULE, "recover": "distill", "passes": 3}, SUBMODULE),
-)
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -82,13 +41,18 @@ def print_tables(folder: Path) -> None:
     """Print the tables of a folder."""
     dense, *rows = sorted(read_rows(folder), key=lambda row: row["name"] != "dense")
     # In the order of devices, so that the first row of a seed counts.
-    rows.sort(key=lambda row: (row["sparsity"], DEVICES.index(row["device"])))
+    rows.sort(key=lambda row: (row["sparsity"], _place(row["device"])))
     print(f"Dense: perplexity {perplexity([dense])}, {len(dense['nll'])} windows.")
     for table in (plain(rows), masks(rows), recoveries(rows, dense), pairs(rows), gains(rows)):
         heading, *lines = table
         if lines:
             used = [any(line[column] != "" for line in lines) for column in range(len(heading))]
             print("", _line(heading, used), "|" + "---|" * sum(used), *(_line(line, used) for line in lines), sep="\n")
+
+
+def _place(device: str) -> tuple[int, str]:
+    """Return the place of a device in the order; others come last."""
+    return (DEVICES.index(device) if device in DEVICES else len(DEVICES)), device
 
 
 def setting(row: Row) -> tuple[Any, ...]:
@@ -146,7 +110,7 @@ def plain(rows: Sequence[Row]) -> Iterator[Cells]:
         for sparsity in sparsities:
             own = parts[sparsity].get(name)
             _, seeds, *values = _measured(name, own, parts[sparsity]) if own else ("", SEEDS, "", "", "")
-            cells += [f"{values[0]} ({seeds} seeds)" if seeds != SEEDS else values[0], *values[1:]]
+            cells += [f"{values[0]} ({seeds} seed{'s' * (seeds > 1)})" if seeds != SEEDS else values[0], *values[1:]]
         yield shown(name), *cells
 
 
@@ -164,8 +128,7 @@ def recoveries(rows: Sequence[Row], dense: Row) -> Iterator[Cells]:
     for by_name in _settings(rows, recovered=True):
         for name, own in by_name.items():
             gap = closed_gap(own, [row for row in rows if _is_reference(row, own[0])], dense)
-            closed = f"{gap[0]:.0%} ± {gap[1]:.0%}" if gap else ""
-            yield f"{own[0]['sparsity']:.0%}", recovery(own[0]), *_measured(name, own, by_name), closed
+            yield f"{own[0]['sparsity']:.0%}", recovery(own[0]), *_measured(name, own, by_name), gap or ""
 
 
 def pairs(rows: Sequence[Row]) -> Iterator[Cells]:
@@ -185,7 +148,7 @@ def pairs(rows: Sequence[Row]) -> Iterator[Cells]:
 
 def gains(rows: Sequence[Row]) -> Iterator[Cells]:
     """Yield the table of differences of two settings of one allocation."""
-    yield "sparsity", "method", "allocation", "difference", "seeds", "NLL", "KL"
+    yield "sparsity", "pattern", "allocation", "difference", "seeds", "NLL", "KL"
     for title, one, other in GAINS:
         # The setting of both but for the options that differ.
         shared = [name for name in (*SETTING, "allocation") if name not in one]
@@ -198,10 +161,8 @@ def gains(rows: Sequence[Row]) -> Iterator[Cells]:
             base = parts[1].get(key, [])
             if found := compared(own, base):
                 first = own[0]
-                method = METHODS[first["method"]] + (
-                    f" {first['pattern']}" if first["pattern"] != "unstructured" else ""
-                )
-                names = f"{first['sparsity']:.0%}", method, shown(first["allocation"]), title
+                pattern = "" if first["pattern"] == "unstructured" else first["pattern"]
+                names = f"{first['sparsity']:.0%}", pattern, shown(first["allocation"]), title
                 yield *names, _common(own, base), found, compared(own, base, "kl")
 
 
@@ -219,29 +180,6 @@ def _common(own: Iterable[Row], base: Iterable[Row]) -> int:
 def perplexity(rows: Sequence[Row]) -> str:
     """Return the perplexity over seeds and windows."""
     return f"{math.exp(_loss(rows)):.2f}"
-
-
-def shown(allocation: str) -> str:
-    """Return the name of an allocation in a table."""
-    tuned = allocation.removeprefix("tuned ")
-    return NAMES.get(allocation, f"`{tuned}`, tuned" if tuned != allocation else f"`{allocation}`")
-
-
-def mask(row: Row) -> str:
-    """Return the name of the masks of a row."""
-    pattern = f" {row['pattern']}" if row["pattern"] != "unstructured" else ""
-    return f"{METHODS[row['method']]}{pattern}{' + swaps' if row['refine'] != 'none' else ''}"
-
-
-def recovery(row: Row) -> str:
-    """Return the name of the recovery of a row, after that of its masks where they are not those of Wanda alone."""
-    masks = mask(row)
-    name = f"`{row['recover']}`" if masks == "Wanda" else f"{masks} + `{row['recover']}`"
-    # The default of the training is not that of the fit.
-    passes = "" if row["recover"] == "distill" else f", {row['passes']} pass{'es' if row['passes'] > 1 else ''}"
-    sequences = 32 * row["data"]
-    written = f" and {sequences * row['written']} written" if row["written"] else ""
-    return f"{name}{passes}, {sequences} sequences{written}"
 
 
 def _is_reference(row: Row, recovered: Row) -> bool:

@@ -32,6 +32,18 @@ class Difference(NamedTuple):
         return f"{text} †" if self.is_mixed else text
 
 
+class Share(NamedTuple):
+    """A share with its standard error; `is_mixed` as above."""
+
+    value: float
+    error: float
+    is_mixed: bool = False
+
+    def __str__(self) -> str:
+        text = f"{self.value:.0%} ± {self.error:.0%}"
+        return f"{text} †" if self.is_mixed else text
+
+
 def crossed(values: Floats) -> Difference:
     """Mean of `(seeds, windows)` where both are drawn at random, by analysis of variance.
 
@@ -61,7 +73,11 @@ def compared(rows: Iterable[Row], base: Iterable[Row], key: str = "nll") -> Diff
     if not pairs:
         return None
     found = crossed(np.array([row[key] for row, _ in pairs]) - np.array([other[key] for _, other in pairs]))
-    return found._replace(is_mixed=any(row["device"] != other["device"] for row, other in pairs))
+    return found._replace(is_mixed=_is_mixed(pairs))
+
+
+def _is_mixed(pairs: Iterable[tuple[Row, Row]]) -> bool:
+    return any(row["device"] != other["device"] for row, other in pairs)
 
 
 def _paired(rows: Iterable[Row], base: Iterable[Row]) -> list[tuple[Row, Row]]:
@@ -84,7 +100,7 @@ def _by_seed(rows: Iterable[Row]) -> dict[int, dict[str, Row]]:
     return found
 
 
-def closed_gap(rows: Iterable[Row], base: Iterable[Row], dense: Row) -> tuple[float, float] | None:
+def closed_gap(rows: Iterable[Row], base: Iterable[Row], dense: Row) -> Share | None:
     """Share of the NLL gap between base and dense that rows close, and its error over seeds and windows.
 
     Args:
@@ -99,4 +115,4 @@ def closed_gap(rows: Iterable[Row], base: Iterable[Row], dense: Row) -> tuple[fl
     closed = np.array([other["nll"] for _, other in pairs]) - np.array([row["nll"] for row, _ in pairs])
     share = float(closed.mean() / gap.mean())
     # The ratio of two means, to first order.
-    return share, crossed((closed - share * gap) / gap.mean()).error
+    return Share(share, crossed((closed - share * gap) / gap.mean()).error, _is_mixed(pairs))

@@ -233,7 +233,7 @@ def test_magnitude_needs_no_calibration(model, registered, selection):
     assert report.calibration is None
     assert report.search.trial("uniform") is not None
     assert not [trial for trial in report.search.trials if trial.name.startswith(("owl", "dlp"))]
-    untried = "Allocations that need calibration data were not tried, as method 'magnitude' takes none: 'owl', 'dlp'."
+    untried = "Allocations that need calibration data were not tried, as method 'magnitude' uses none: 'owl', 'dlp'."
     assert untried in report.search.notes
     # Blocks have whole numbers of zeros per group.
     assert all(8 * sparsity == round(8 * sparsity) for sparsity in report.search.best.sparsities)

@@ -246,3 +246,12 @@ def test_a_search_uses_the_passages_alone(short_demo, tmp_path, monkeypatch):
     report = prune_checkpoint(short_demo, tmp_path / "out", config=config, calibration=TEXT, **OPTIONS)
     assert seen == [(2, 32)]
     assert report.calibration.num_sequences == 8
+
+
+def test_blocks_that_look_less_trained_are_named_on_the_card(tmp_path):
+    text = replace(TEXT, num_continuations=0)
+    config = replace(CONFIG, recover_passes=1)
+    report = prune_checkpoint("demo", tmp_path / "out", config=config, calibration=text, **OPTIONS)
+    (note,) = [note for note in report.notes if "may be less trained than the others" in note]
+    assert note.startswith("Blocks model.layers.3, model.layers.5 may be")
+    assert "model.layers.5 may be less trained than the others" in (tmp_path / "out" / "README.md").read_text()
