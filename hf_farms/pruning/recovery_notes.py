@@ -19,8 +19,8 @@ __all__ = [
 # A training of the whole model gained with 128 sequences. Of 32, to which the blocks were fitted too, it learned to
 # predict those alone; nothing between them was tried.
 TRAINED_SEQUENCES = 64
-# Blocks that a note names; of more, it names the first.
-SHOWN = 4
+# A note names up to so many blocks, and of more the first.
+NAMED_BLOCKS = 4
 
 
 def few_sequences_note(batches: Sequence[object]) -> str | None:
@@ -56,7 +56,7 @@ def less_trained_note(spectra: SpectralReport, config: PruneConfig, *, can_searc
     fixed = config.group is not None and config.group[0] is not None
     if not (config.recovers and config.allocation == "uniform" and can_search and blocks) or fixed:
         return None
-    if len(blocks) <= SHOWN:
+    if len(blocks) <= NAMED_BLOCKS:
         names = f"{'Blocks' if len(blocks) > 1 else 'Block'} {', '.join(block.name for block in blocks)}"
     else:
         names = f"{len(blocks)} blocks, first {blocks[0].name},"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-Row = Mapping[str, Any]
+from allocations_statistics import Row
 
 NAMES = {
     "first": "first block of `farms`, others alike",

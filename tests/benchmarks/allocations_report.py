@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 from allocations_names import GAINS, PAIRS, mask, recovery, shown
-from allocations_statistics import closed_gap, compared
+from allocations_statistics import Row, closed_gap, compared
 
-Row = Mapping[str, Any]
 # Of a line of a table.
 Cells = tuple[Any, ...]
 
